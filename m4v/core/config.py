@@ -1,0 +1,74 @@
+"""Base of every frozen configuration model, and errors with near names for what it refuses."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from m4v.core.canonical import digest_json
+from m4v.core.errors import ConfigError
+
+
+class FrozenModel(BaseModel):
+    """Immutable, unknown keys refused, no NaN; `digest()` is its identity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    def canonical(self) -> dict[str, object]:
+        """The JSON form that is hashed, stored with a run and passed to a stage process."""
+        return dict(self.model_dump(mode="json"))
+
+    def digest(self) -> str:
+        return digest_json(self.canonical())
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def parse(model: type[ModelT], data: Mapping[str, object], where: str) -> ModelT:
+    """Validate `data`; raises ConfigError naming the first wrong key, its value and near names."""
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        raise _first_error(model, error, where) from None
+
+
+def _first_error(model: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
+    details = error.errors(include_url=False)
+    first = details[0]
+    path = ".".join(str(part) for part in first["loc"]) or "(root)"
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
+        known = sorted(_fields_at(model, [str(p) for p in first["loc"][:-1]]))
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
+        return ConfigError(f"unknown key {path}{more}", value=first["input"], where=where, next_step=hint)
+    return ConfigError(
+        f"{path}: {first['msg']}{more}",
+        value=None if first["type"] == "missing" else first["input"],
+        where=where,
+        next_step=f"add {path}" if first["type"] == "missing" else f"correct {path}",
+    )
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> set[str]:
+    """Names allowed at `path`, looking through lists, dicts, optionals and unions of models."""
+    models: list[type[BaseModel]] = [model]
+    for part in path:
+        found: list[type[BaseModel]] = []
+        for candidate in models:
+            field = candidate.model_fields.get(part)
+            if field is not None:
+                found.extend(_models_in(field.annotation))
+        models = found or models  # a list index or a union tag keeps the level
+    return {name for m in models for name in m.model_fields}
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for argument in get_args(annotation) for m in _models_in(argument)]

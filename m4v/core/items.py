@@ -1,0 +1,41 @@
+"""Item store: results of expensive per-item work, keyed by source digest below a step's config digest.
+
+When one video is added to ten million, the stage re-runs and every other item hits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from m4v.core.canonical import digest_bytes
+from m4v.core.storage import Storage
+
+_DIGEST_BYTES = 64
+
+
+class ItemStore:
+    """Each item is one file: the sha256 of its payload in hex, then the payload. A damaged item is a miss."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    @staticmethod
+    def _path(key: str) -> str:
+        return f"{key[:2]}/{key}"
+
+    def get(self, key: str) -> bytes | None:
+        if not self._storage.exists(self._path(key)):
+            return None
+        data = self._storage.read_bytes(self._path(key))
+        payload = data[_DIGEST_BYTES:]
+        return payload if digest_bytes(payload).encode() == data[:_DIGEST_BYTES] else None
+
+    def put(self, key: str, payload: bytes) -> None:
+        self._storage.write_bytes(self._path(key), digest_bytes(payload).encode() + payload)
+
+    def get_or_make(self, key: str, make: Callable[[], bytes]) -> bytes:
+        payload = self.get(key)
+        if payload is None:
+            payload = make()
+            self.put(key, payload)
+        return payload
