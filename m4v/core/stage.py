@@ -74,6 +74,7 @@ class StageRequest(FrozenModel):
     items_uri: str
     lock_file: str | None = None
     lock_digest: str | None = None
+    numerics: dict[str, object] | None = None  # what the key promises of device, architecture, world size, …
     locations: dict[str, str] = {}
     attachments: dict[str, str] = {}
     resources: Resources = Resources(ranks=1, threads=1, workers=1)

@@ -7,6 +7,7 @@ object appears only when its upload completes. Credentials and endpoints come fr
 
 from __future__ import annotations
 
+import builtins
 import os
 import shutil
 import uuid
@@ -126,7 +127,7 @@ class Storage:
         for name in sorted(found):
             yield StoredFile(name[len(self._root) :].lstrip("/"), int(found[name]["size"]))
 
-    def directories(self, path: str = "") -> list[str]:
+    def directories(self, path: str = "") -> builtins.list[str]:
         """Names of the direct sub-directories of `path`."""
         if self._fs is None:
             base = Path(self._full(path))
