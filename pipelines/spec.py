@@ -16,6 +16,20 @@ from m4v.core.config import FrozenModel
 from m4v.core.errors import ConfigError
 from m4v.core.stage import Resources
 
+ANY_NAME = "*"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One declared input. `kind` None takes any kind; `many`: a node names it `name.0`, `name.1`, …
+
+    Declared under the name `*`, it admits inputs of any name (the report takes everything by node id).
+    """
+
+    kind: ArtifactKind | None
+    many: bool = False
+    optional: bool = False
+
 
 @dataclass(frozen=True)
 class StageSpec:
@@ -23,9 +37,6 @@ class StageSpec:
 
     - function: `StageContext -> None`; every rank runs it.
     - config_model: a FrozenModel; the node's config is an instance of it.
-    - list_inputs: names of inputs that a node numbers or labels: `source.0`, `source.1`, `checkpoint.57f`.
-    - optional_inputs: names that a node may leave out.
-    - any_inputs: admits inputs of any other name and kind (the report takes everything).
     - numeric: the numerics record (device, world size, …) belongs to the key.
     - distributed: may run with more than one rank (torchrun).
     - weights: `config -> {asset name: sha256}` of third-party models the stage reads.
@@ -39,10 +50,7 @@ class StageSpec:
     version: int
     function: str
     config_model: str
-    inputs: Mapping[str, ArtifactKind] = field(default_factory=dict)
-    list_inputs: tuple[str, ...] = ()
-    optional_inputs: tuple[str, ...] = ()
-    any_inputs: bool = False
+    inputs: Mapping[str, InputSpec] = field(default_factory=dict)
     outputs: Mapping[str, ArtifactKind] = field(default_factory=dict)
     numeric: bool = False
     distributed: bool = False
@@ -50,12 +58,14 @@ class StageSpec:
     probe: str | None = None
     data_files: tuple[str, ...] = ()
 
-    def declared_input(self, name: str) -> str | None:
-        """Declared name behind a node's input name (`source.0` -> `source`), None when there is none."""
-        if name in self.inputs and name not in self.list_inputs:
-            return name
-        base, dot, label = name.partition(".")
-        return base if dot and label and base in self.list_inputs and base in self.inputs else None
+    def input_spec(self, name: str) -> InputSpec | None:
+        """Declaration of a node's input name (`source.0` -> `source`), None when there is none."""
+        if name in self.inputs and not self.inputs[name].many:
+            return self.inputs[name]
+        base, _, label = name.partition(".")
+        if label and base in self.inputs and self.inputs[base].many:
+            return self.inputs[base]
+        return self.inputs.get(ANY_NAME)
 
 
 @dataclass(frozen=True)
@@ -124,8 +134,8 @@ def _check_node(node: StageNode, by_id: Mapping[str, StageNode]) -> None:
     if node.resources.ranks > 1 and not node.spec.distributed:
         raise ConfigError("stage runs on one rank only", value=node.resources.ranks, where=where)
     for name, (source, output) in node.inputs.items():
-        declared = node.spec.declared_input(name)
-        if declared is None and not node.spec.any_inputs:
+        declared = node.spec.input_spec(name)
+        if declared is None:
             raise ConfigError(
                 "stage has no such input", value=name, where=where, next_step=_near(name, node.spec.inputs)
             )
@@ -135,14 +145,14 @@ def _check_node(node: StageNode, by_id: Mapping[str, StageNode]) -> None:
             )
         outputs = by_id[source].spec.outputs
         if output not in outputs:
-            next_step = _near(output, outputs)
-            raise ConfigError(f"node {source} has no such output", value=output, where=where, next_step=next_step)
-        if declared is not None and outputs[output] != node.spec.inputs[declared]:
-            taken = node.spec.inputs[declared]
-            raise ConfigError(f"input {name} takes {taken}, {source} makes {outputs[output]}", where=where)
-    given = {node.spec.declared_input(name) for name in node.inputs}
-    for name in node.spec.inputs:
-        if name not in given and name not in node.spec.optional_inputs:
+            raise ConfigError(
+                f"node {source} has no such output", value=output, where=where, next_step=_near(output, outputs)
+            )
+        if declared.kind is not None and outputs[output] != declared.kind:
+            raise ConfigError(f"input {name} takes {declared.kind}, {source} makes {outputs[output]}", where=where)
+    for name, declared in node.spec.inputs.items():
+        given = any(node.spec.input_spec(i) is declared for i in node.inputs)
+        if not given and not declared.optional and name != ANY_NAME:
             raise ConfigError("input is not connected", value=name, where=where)
 
 
