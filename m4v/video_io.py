@@ -1,0 +1,116 @@
+"""Small H.264 files: the one writer and reader of the clips that stages publish.
+
+Same frames, rate and quality give the same bytes on every run: one encoder thread, no dates, no muxer
+versions, and x264 told not to depend on the kind of processor. Colours are BT.709, limited range, tagged.
+"""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation
+
+from m4v.core.errors import DataIntegrityError, InputError
+from m4v.core.storage import write_atomic
+
+Frames = npt.NDArray[np.uint8]
+
+# Exact integer arithmetic in the colour conversion, so that SIMD paths cannot differ.
+_SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
+_X264 = "threads=1:lookahead-threads=1:cpu-independent=1:colorprim=bt709:transfer=bt709:colormatrix=bt709"
+_BT709 = 1
+_MAX_RATE_DENOMINATOR = 1001  # 24000/1001 and its kin stay exact
+
+
+def rational_fps(fps: float | Fraction) -> Fraction:
+    """Frame rate as the fraction a container stores; raises InputError unless positive and finite."""
+    if not (isinstance(fps, Fraction) or np.isfinite(fps)) or fps <= 0:
+        raise InputError("frame rate is not a positive number", value=fps, where="write_mp4")
+    exact = Fraction(fps)
+    ntsc = Fraction(round(exact * 1001 / 1000) * 1000, 1001)
+    near_ntsc = abs(exact - ntsc) < Fraction(1, 1000) and exact.denominator != 1
+    return ntsc if near_ntsc else exact.limit_denominator(_MAX_RATE_DENOMINATOR)
+
+
+def encode_mp4(frames: Frames, fps: float | Fraction, crf: int = 12, preset: str = "medium") -> bytes:
+    """Bytes of an H.264 (yuv420p) MP4 file. `frames` is uint8 (T, H, W, 3) RGB with even H and W, T >= 1.
+
+    Raises InputError for another shape or type, an odd size, or a frame rate that is not positive.
+    """
+    _check(frames)
+    rate = rational_fps(fps)
+    sink = io.BytesIO()
+    with av.open(sink, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        stream.thread_count = 1
+        # `frame` threading would be refused with one thread; the timescale keeps the rate exact.
+        stream.time_base = stream.codec_context.time_base = 1 / rate
+        stream.options = {
+            "crf": str(crf), "preset": preset, "flags": "+bitexact", "x264-params": _X264,
+        }  # fmt: skip
+        for index, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace=_BT709, dst_color_range=ColorRange.MPEG, interpolation=_SCALER,
+                dst_color_trc=ColorTrc.BT709, dst_color_primaries=ColorPrimaries.BT709, threads=1,
+            )  # fmt: skip
+            frame.pts, frame.time_base = index, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return sink.getvalue()
+
+
+def write_mp4(path: Path, frames: Frames, fps: float | Fraction, crf: int = 12, preset: str = "medium") -> None:
+    """Write `encode_mp4` to `path`; a reader sees the whole file or none. Raises InputError as that does."""
+    write_atomic(path, encode_mp4(frames, fps, crf, preset))
+
+
+def read_mp4(path: Path | BinaryIO) -> tuple[Frames, float]:
+    """All frames, uint8 (T, H, W, 3) RGB, and the frame rate in frames per second.
+
+    Raises InputError when the file is missing, DataIntegrityError when it holds no decodable video.
+    """
+    where = str(path) if isinstance(path, Path) else "stream"
+    if isinstance(path, Path) and not path.is_file():
+        raise InputError("video file does not exist", value=str(path))
+    try:
+        with av.open(str(path) if isinstance(path, Path) else path, "r") as container:
+            if not container.streams.video:
+                raise DataIntegrityError("file has no video stream", where=where)
+            stream = container.streams.video[0]
+            stream.thread_count = 1
+            frames = [_to_rgb(frame) for frame in container.decode(stream)]
+            fps = stream.average_rate
+    except av.FFmpegError as error:
+        raise DataIntegrityError(f"video does not decode: {error.strerror}", where=where) from None
+    if not frames or fps is None:
+        raise DataIntegrityError("video stream holds no frames", where=where)
+    return np.stack(frames), float(fps)
+
+
+def _to_rgb(frame: av.VideoFrame) -> Frames:
+    picture = frame.reformat(format="rgb24", interpolation=_SCALER, dst_color_range=ColorRange.JPEG, threads=1)
+    array: Frames = picture.to_ndarray()
+    return array
+
+
+def _check(frames: Frames) -> None:
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+        found = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
+        raise InputError("frames are not uint8 (T, H, W, 3)", value=found, where="write_mp4")
+    if frames.shape[0] < 1:
+        raise InputError("a video needs at least one frame", value=frames.shape, where="write_mp4")
+    if frames.shape[1] % 2 or frames.shape[2] % 2 or 0 in frames.shape:
+        raise InputError(
+            "yuv420p needs even, positive height and width",
+            value=f"{frames.shape[1]}x{frames.shape[2]}",
+            where="write_mp4",
+            next_step="crop or pad to even sizes",
+        )
