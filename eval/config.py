@@ -1,0 +1,125 @@
+"""Configs of the evaluation stages; torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from eval.prompts import SEED_STRIDE, PromptList
+from m4v.config import SamplerConfig
+from m4v.core.asset_catalog import weights_digests
+from m4v.core.config import FrozenModel
+
+METRICS = (
+    "local.flicker",
+    "local.motion",
+    "local.sharpness",
+    "local.saturation",
+    "local.colour_follow",
+    "local.motion_follow",
+    "conse.alignment",
+)
+CONSE_ASSETS = ("efficientnet-lite2", "minilm", "minilm/tokenizer", "minilm/config")
+PIXEL_MULTIPLE = 64  # three pyramid levels x 2x2 patches x 8x8 pixels a latent
+
+
+class GenerateConfig(FrozenModel):
+    """What is sampled: every prompt x sample index, each video from a seed of its own.
+
+    - frames: 8k + 1, as the causal codec has them; fps is the true rate the model was trained at.
+    - ema: take the averaged weights when the checkpoint has them.
+    - crf: H.264 quality; at most 12 for figures one wants to keep (compression moves flicker).
+    """
+
+    prompts: PromptList
+    samples_per_prompt: int = Field(default=1, ge=1, lt=SEED_STRIDE)
+    base_seed: int = Field(default=0, ge=0)
+    frames: int = Field(ge=1)
+    height: int = Field(ge=PIXEL_MULTIPLE)
+    width: int = Field(ge=PIXEL_MULTIPLE)
+    fps: float = Field(default=24.0, gt=0)
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
+    ema: bool = True
+    crf: int = Field(default=12, ge=0, le=51)
+    keep_latents: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.frames % 8 != 1:
+            near = max(1, (self.frames - 1) // 8 * 8 + 1)
+            raise ValueError(f"frames must be 8k + 1 (the codec is causal): use {near} or {near + 8}")
+        for name, value in (("height", self.height), ("width", self.width)):
+            if value % PIXEL_MULTIPLE:
+                raise ValueError(f"{name} {value} is no multiple of {PIXEL_MULTIPLE}")
+        return self
+
+
+class EvaluateConfig(FrozenModel):
+    """Which metrics are taken. `conse_frames`: frames of a clip, evenly spaced, that ConSE scores."""
+
+    metrics: tuple[str, ...] = METRICS
+    conse_frames: int = Field(default=4, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in self.metrics:
+            if name not in METRICS:
+                raise ValueError(f"no metric is called {name!r}; known: {', '.join(METRICS)}")
+        if len(set(self.metrics)) != len(self.metrics) or not self.metrics:
+            raise ValueError("metrics must be named once each, and at least one")
+        return self
+
+
+class Minimum(FrozenModel):
+    """The mean must be at least `value`."""
+
+    rule: Literal["minimum"]
+    metric: str
+    value: float
+
+
+class Maximum(FrozenModel):
+    """The mean must be at most `value`."""
+
+    rule: Literal["maximum"]
+    metric: str
+    value: float
+
+
+class BetterThanBaseline(FrozenModel):
+    """The mean must be better than the baseline's by at least `by`. With `significant`, the lower end of
+    the paired bootstrap interval over prompts must also reach `by`."""
+
+    rule: Literal["better_than_baseline"]
+    metric: str
+    by: float = Field(default=0.0, ge=0)
+    significant: bool = False
+
+
+class NotWorseThanBaseline(FrozenModel):
+    """The mean may be worse than the baseline's by at most `margin`. With `significant`, it is refused only
+    when the whole interval lies beyond the margin."""
+
+    rule: Literal["not_worse_than_baseline"]
+    metric: str
+    margin: float = Field(default=0.0, ge=0)
+    significant: bool = False
+
+
+GateRule = Annotated[Minimum | Maximum | BetterThanBaseline | NotWorseThanBaseline, Field(discriminator="rule")]
+
+
+class GateConfig(FrozenModel):
+    """All rules must hold. `confidence` is of the two-sided bootstrap interval over prompts."""
+
+    rules: tuple[GateRule, ...] = Field(min_length=1)
+    resamples: int = Field(default=2000, ge=100, le=100_000)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+
+
+def weights_of(config: EvaluateConfig) -> dict[str, str]:
+    """Packaged models the metrics read (asset name to sha256), for the stage key."""
+    if "conse.alignment" not in config.metrics:
+        return {}
+    return weights_digests(CONSE_ASSETS)
