@@ -1,0 +1,101 @@
+"""The quarantine: items that could not be used, each with its own reason, and the rate past which a stage fails.
+
+A bad item never kills a stage. Work on one item raises `ItemError`; an engine turns it into an `ItemFailure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from m4v.core.errors import DataIntegrityError
+
+QUARANTINE = "quarantine.parquet"
+_DETAIL_CHARACTERS = 500
+
+
+class Reason(StrEnum):
+    """Why an item is quarantined. Source adapters add reasons of their own (bad CSV rows, for example)."""
+
+    EMPTY = "empty"  # zero bytes
+    NOT_MEDIA = "not_media"  # text, HTML or anything else that no demuxer knows
+    NO_INDEX = "no_index"  # an MP4 whose moov box is missing
+    NO_VIDEO = "no_video"  # audio only, or cover art only
+    TRUNCATED = "truncated"  # fewer bytes or frames than its own index claims
+    DECODE_ERROR = "decode_error"  # damaged packets
+    SIZE_CHANGE = "size_change"  # the frame size changes in mid-stream
+    UNSUPPORTED = "unsupported"  # decodable, but not into what we need (HDR transfer, odd rotation)
+    TOO_SHORT = "too_short"
+    TOO_LARGE = "too_large"  # more pixels or frames than the limits allow
+    TIMEOUT = "timeout"  # longer than the wall-clock limit; the child was killed
+    WORKER_DIED = "worker_died"  # the child was killed from outside (twice): out of memory, a crash
+    MISSING_FILE = "missing_file"
+    SOURCE_CHANGED = "source_changed"  # bytes are not those that the source listing recorded
+    MISSING_CAPTION = "missing_caption"
+
+
+# Reasons that depend on the machine and the moment: they are never remembered in an item store.
+TRANSIENT_REASONS = frozenset({Reason.TIMEOUT, Reason.WORKER_DIED, Reason.MISSING_FILE})
+
+
+class ItemError(Exception):
+    """This one item cannot be used; `reason` is a `Reason` value, `detail` one line for a person."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.reason, self.detail = str(reason), detail
+        super().__init__(reason, detail)
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+@dataclass(frozen=True)
+class ItemFailure:
+    """What an engine yields in the place of a result."""
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, order=True)
+class QuarantineRow:
+    """One row of `quarantine.parquet`; `step` names where in the stage it fell out."""
+
+    source: str
+    source_id: str
+    path: str
+    reason: str
+    detail: str
+    step: str
+
+
+SCHEMA = pa.schema([(name, pa.string()) for name in QuarantineRow.__dataclass_fields__])
+
+
+def write_quarantine(path: Path, rows: Iterable[QuarantineRow]) -> None:
+    """Write rows sorted; same rows, same bytes."""
+    ordered = [{**vars(row), "detail": row.detail[:_DETAIL_CHARACTERS]} for row in sorted(set(rows))]
+    pq.write_table(pa.Table.from_pylist(ordered, schema=SCHEMA), path, compression="zstd")
+
+
+def read_quarantine(path: Path) -> list[QuarantineRow]:
+    """Raises DataIntegrityError when the columns are not the schema's."""
+    table = pq.read_table(path)
+    if table.schema.names != SCHEMA.names:
+        raise DataIntegrityError("quarantine table has other columns", value=table.schema.names, where=str(path))
+    return [QuarantineRow(**row) for row in table.to_pylist()]
+
+
+def check_rate(quarantined: int, total: int, limit: float, where: str) -> None:
+    """Raise DataIntegrityError when more than `limit` (a share) of `total` items were quarantined."""
+    if total and quarantined / total > limit:
+        raise DataIntegrityError(
+            f"{quarantined} of {total} items were quarantined, more than the limit of {limit:.0%}",
+            where=where,
+            next_step="look at `m4v data quarantine`, repair the source or raise max_quarantine_rate",
+        )
