@@ -1,0 +1,106 @@
+"""What differs between two key records, in words: the reason that a plan gives for running a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from m4v.core.config import FrozenModel
+from pipelines.keys.record import KeyRecord
+
+MAX_SHOWN = 4
+_MISSING = "(absent)"
+SHORT = 12
+
+
+class Change(FrozenModel):
+    """One differing component; `old` or `new` is None where the component is absent on that side."""
+
+    component: str  # stage | config | input | seed | code | lock | weights | numerics | probe
+    field: str
+    old: object = None
+    new: object = None
+
+    def words(self) -> str:
+        match self.component:
+            case "config" | "numerics":
+                return f"{self.component} {self.field}: {_show(self.old)} -> {_show(self.new)}"
+            case "stage":
+                return f"stage version {self.old} -> {self.new}"
+            case "seed":
+                return f"seed {self.old} -> {self.new}"
+            case "lock":
+                return "lock file changed"
+            case "probe":
+                return "files outside the store changed"
+            case _:
+                verb = "added" if self.old is None else "removed" if self.new is None else "changed"
+                return f"{self.component} {self.field} {verb}"
+
+
+def changes(old: KeyRecord, new: KeyRecord) -> list[Change]:
+    """Every differing component, in the order in which a person would ask."""
+    found = list(_mapping("config", flatten(old.config), flatten(new.config)))
+    found += _mapping("input", old.inputs, new.inputs)
+    for component, before, after in (
+        ("seed", old.seed, new.seed),
+        ("probe", old.probe, new.probe),
+        ("stage", old.stage_version, new.stage_version),
+        ("lock", old.lock_digest, new.lock_digest),
+    ):
+        if before != after:
+            found.append(Change(component=component, field="", old=before, new=after))
+    found += _mapping("code", old.code, new.code)
+    found += _mapping("weights", old.weights, new.weights)
+    found += _mapping("numerics", flatten(old.numerics or {}), flatten(new.numerics or {}))
+    return found
+
+
+def summarise(found: list[Change]) -> str:
+    """One line: the first few changes of each component, the rest counted."""
+    parts = []
+    for component in dict.fromkeys(change.component for change in found):
+        group = [change for change in found if change.component == component]
+        if component == "code":
+            files = ", ".join(change.field for change in group[:MAX_SHOWN])
+            parts.append(f"code changed: {files}{_more(group)}")
+        else:
+            parts.append("; ".join(change.words() for change in group[:MAX_SHOWN]) + _more(group))
+    return "; ".join(parts)
+
+
+def flatten(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested mappings and lists as `a.b.0 -> leaf`; empty ones stay as leaves."""
+    flat: dict[str, object] = {}
+    for key, item in value.items():
+        flat |= _flatten_item(f"{prefix}{key}", item)
+    return flat
+
+
+def _flatten_item(path: str, item: object) -> dict[str, object]:
+    if isinstance(item, Mapping) and item:
+        return flatten(item, f"{path}.")
+    if isinstance(item, list | tuple) and item:
+        return flatten({str(i): v for i, v in enumerate(item)}, f"{path}.")
+    return {path: item}
+
+
+def _mapping(component: str, old: Mapping[str, object], new: Mapping[str, object]) -> Iterator[Change]:
+    for field in sorted(old.keys() | new.keys()):
+        before, after = old.get(field, _MISSING), new.get(field, _MISSING)
+        if before != after or type(before) is not type(after):
+            is_value = component in ("config", "numerics")
+            yield Change(
+                component=component,
+                field=field,
+                old=before if field in old or is_value else None,
+                new=after if field in new or is_value else None,
+            )
+
+
+def _more(group: list[Change]) -> str:
+    return f" and {len(group) - MAX_SHOWN} more" if len(group) > MAX_SHOWN else ""
+
+
+def _show(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"

@@ -1,0 +1,99 @@
+"""Identity of one stage execution: the key and the record of everything that went into it (DESIGN, Identity)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from m4v.core.canonical import digest_json
+from m4v.core.config import FrozenModel
+from m4v.core.errors import ConfigError
+from pipelines.environment import Target, file_digest, numerics_record
+from pipelines.keys.code import CODE_ROOT, reachable_files
+from pipelines.spec import StageNode, load_function
+
+
+class KeyRecord(FrozenModel):
+    """All components of a stage key, kept so that a plan can say which one changed, from what to what.
+
+    `inputs` maps input names to artifact ids, `code` file paths to sha256, `weights` asset names to sha256.
+    """
+
+    stage: str
+    stage_version: int
+    config: dict[str, object]
+    inputs: dict[str, str]
+    seed: int
+    code: dict[str, str]
+    lock_digest: str | None = None
+    weights: dict[str, str] = {}
+    numerics: dict[str, object] | None = None
+    probe: str | None = None
+
+    @property
+    def config_digest(self) -> str:
+        return digest_json(self.config)
+
+    @property
+    def code_digest(self) -> str:
+        return digest_json(self.code)
+
+    @property
+    def stage_key(self) -> str:
+        return digest_json(
+            {
+                "stage": self.stage,
+                "version": self.stage_version,
+                "config": self.config_digest,
+                "inputs": self.inputs,
+                "seed": self.seed,
+                "code": self.code_digest,
+                "lock": self.lock_digest,
+                "weights": self.weights,
+                "numerics": self.numerics,
+                "probe": self.probe,
+            }
+        )
+
+    def with_inputs(self, inputs: Mapping[str, str]) -> KeyRecord:
+        """The same record on other inputs."""
+        return self.model_copy(update={"inputs": dict(inputs)})
+
+
+def key_record(
+    node: StageNode, inputs: Mapping[str, str], target: Target, probe: str | None = None, code_root: Path = CODE_ROOT
+) -> KeyRecord:
+    """Record of `node` on input artifacts (input name -> artifact id) for a launcher's target.
+
+    `probe` is the value of `probe_value(node)`: the caller evaluates it, since it may read a whole folder.
+    Raises ConfigError when the function, the lock file or a weights function cannot be found.
+    """
+    spec = node.spec
+    return KeyRecord(
+        stage=spec.name,
+        stage_version=spec.version,
+        config=node.config.canonical(),
+        inputs=dict(inputs),
+        seed=node.seed,
+        code=reachable_files((spec.function, spec.config_model), spec.data_files, code_root),
+        lock_digest=None if target.lock_file is None else file_digest(Path(target.lock_file)),
+        weights=_weights(node),
+        numerics=numerics_record(node.config, node.resources, target).canonical() if spec.numeric else None,
+        probe=probe,
+    )
+
+
+def probe_value(node: StageNode) -> str | None:
+    """What the node's probe says of the mutable things it reads (a source folder); None without a probe."""
+    if node.spec.probe is None:
+        return None
+    value = load_function(node.spec.probe)(node.config, dict(node.locations))
+    if not isinstance(value, str):
+        raise ConfigError("a probe returns a digest", value=value, where=node.spec.probe)
+    return value
+
+
+def _weights(node: StageNode) -> dict[str, str]:
+    if node.spec.weights is None:
+        return {}
+    return {str(name): str(digest) for name, digest in load_function(node.spec.weights)(node.config).items()}
