@@ -1,0 +1,131 @@
+"""Runs stages on this machine: supervisor, then the stage process, then, for several ranks, torchrun.
+
+A local job lives and dies with the process that submitted it; what a killed one left is removed before the
+next attempt of the same stage key starts.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from m4v.core.errors import ExitClass
+from m4v.core.stage import Resources, StageRequest, read_exits
+from m4v.core.storage import write_atomic
+from pipelines.environment import Target, local_target
+from pipelines.keys.code import CODE_ROOT
+from pipelines.launchers.base import DRAIN, LOG, REQUEST, Ending, Job
+from pipelines.launchers.endings import ending_of
+from pipelines.processes import WORK_DIR_VARIABLE, kill_leftovers
+from pipelines.supervise import GRACE_S
+
+CANCEL_S = 15.0
+
+
+class LocalLauncher:
+    """`lock_file` names this machine's lock file; `environment` is added to every stage's."""
+
+    name = "local"
+
+    def __init__(
+        self,
+        lock_file: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self._lock_file, self._environment, self._grace_s = lock_file, dict(environment or {}), grace_s
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._ranks: dict[str, int] = {}
+        self._guard = threading.Lock()
+
+    def target(self, resources: Resources) -> Target:
+        return local_target(resources.device, self._lock_file)
+
+    def submit(self, request: StageRequest) -> Job:
+        work_dir = Path(request.work_dir)
+        name = f"{request.stage_key[:12]}-{request.attempt_id}"
+        with self._guard:
+            if name in self._children:
+                return Job(name, work_dir, str(self._children[name].pid))
+        # The claim on this key is ours, so whatever still runs below its folder is an orphan.
+        kill_leftovers(work_dir.parent)
+        child = self._spawn(request, work_dir)
+        with self._guard:
+            self._children[name] = child
+            self._ranks[name] = request.resources.ranks
+        return Job(name, work_dir, str(child.pid))
+
+    def poll(self, job: Job, wait_s: float) -> Ending | None:
+        try:
+            returncode = self._children[job.name].wait(wait_s)
+        except subprocess.TimeoutExpired:
+            return None
+        if returncode < 0:  # the supervisor itself was killed; its PDEATHSIG took the command along
+            kill_leftovers(job.work_dir)
+            return Ending(ExitClass.INFRASTRUCTURE, f"the supervisor was killed by signal {-returncode}")
+        draining = (job.work_dir / DRAIN).exists()
+        exits = read_exits(job.work_dir)
+        return ending_of(exits, returncode, self._ranks[job.name], draining=draining, log=job.work_dir / LOG)
+
+    def drain(self, job: Job) -> None:
+        write_atomic(job.work_dir / DRAIN, b"")
+
+    def cancel(self, job: Job) -> None:
+        child = self._children[job.name]
+        child.kill()  # PDEATHSIG ends the command; what has left its tree is found by its environment
+        child.wait(CANCEL_S)
+        kill_leftovers(job.work_dir)
+
+    def _spawn(self, request: StageRequest, work_dir: Path) -> subprocess.Popen[bytes]:
+        supervisor = [sys.executable, "-m", "pipelines.supervise", "--grace", str(self._grace_s)]
+        supervisor += ["--work-dir", str(work_dir), "--parent", str(os.getpid()), "--"]
+        stage = ["-m", "pipelines.stage_process", str(work_dir / REQUEST)]
+        command = [
+            *supervisor,
+            *(_torchrun(request.resources.ranks) if request.resources.ranks > 1 else [sys.executable]),
+        ]
+        # Files, never pipes: a reader that goes away must not stop a stage.
+        with (work_dir / LOG).open("ab") as log:
+            return subprocess.Popen(
+                [*command, *stage],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._stage_environment(request, work_dir),
+                start_new_session=True,  # Ctrl-C belongs to the one who waits, who then asks for a drain
+            )
+
+    def _stage_environment(self, request: StageRequest, work_dir: Path) -> dict[str, str]:
+        threads = str(request.resources.threads)
+        path = [str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path),  # the very files that were hashed into the key
+            "PYTHONHASHSEED": "0",
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "false",
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            WORK_DIR_VARIABLE: f"{work_dir}/",
+            **self._environment,
+        }
+
+
+def _torchrun(ranks: int) -> list[str]:
+    """One agent on this node with a fixed gang. A static address needs no name service."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--node-rank", "0"]
+    command += ["--nproc-per-node", str(ranks), "--max-restarts", "0"]
+    return [*command, "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,157 @@
+"""Supervises a command so that nothing of it outlives its parent: `python -m pipelines.supervise -- CMD …`.
+
+torchrun starts every rank in a session of its own, so killing a process group reaches none of them. This
+process is a child subreaper: whatever is orphaned below it becomes its child, and a walk over /proc finds
+it. When the parent dies or SIGTERM comes, the command is drained, waited for and then killed entirely.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from m4v.core.storage import write_atomic
+from pipelines.processes import (
+    Process,
+    become_subreaper,
+    descendants,
+    die_with_parent,
+    identify,
+    record_processes,
+    send,
+)
+
+GRACE_S = 60.0
+CLEANUP_S = 2.0  # for what a finished command leaves running
+KILL_S = 30.0  # a process that survives SIGKILL hangs in the kernel: nobody can wait for it
+TICK_S = 0.2
+RECORD_S = 1.0
+_WAKE = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+
+class Supervisor:
+    """One command and everything below it. `work_dir`, when given, takes `drain` and `pids.json`."""
+
+    def __init__(self, command: Sequence[str], grace_s: float, work_dir: Path | None, parent: int) -> None:
+        self._command, self._grace_s, self._work_dir, self._parent = command, grace_s, work_dir, parent
+        self._child = 0
+        self._status: int | None = None
+        self._recorded: set[Process] = set()
+        self._record_at = 0.0
+
+    def run(self) -> int:
+        """Returns the command's exit code, 128 + n when signal n ended it."""
+        if os.getppid() != self._parent:
+            return 128 + signal.SIGKILL  # the parent died before there was anything to drain
+        become_subreaper()
+        # Blocked signals are read in one place, by sigtimedwait: no handler can race with the loop.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAKE)
+        self._child = self._start(before)
+        stop_at: float | None = None
+        while True:
+            caught = signal.sigtimedwait(_WAKE, TICK_S)
+            self._reap()
+            if self._status is not None:
+                break
+            asked = caught is not None and caught.si_signo != signal.SIGCHLD
+            if stop_at is None and (asked or os.getppid() != self._parent):
+                stop_at = time.monotonic() + self._grace_s
+                self._drain()
+            if stop_at is not None and time.monotonic() >= stop_at:
+                break
+            self._record()
+        if self._status is not None:
+            self._end_all(signal.SIGTERM, CLEANUP_S)
+        self._end_all(signal.SIGKILL, KILL_S)
+        return self._exit_code()
+
+    def _start(self, mask: set[signal.Signals] | set[int]) -> int:
+        def prepare() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            die_with_parent()
+            if os.getppid() != supervisor:
+                os._exit(1)
+
+        supervisor = os.getpid()
+        environment = os.environ | {"M4V_SUPERVISED": "1"}
+        # preexec_fn is safe here: this process has one thread.
+        child = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, env=environment, preexec_fn=prepare)
+        child.returncode = 0  # reaped below, not by Popen
+        return child.pid
+
+    def _drain(self) -> None:
+        """Stages poll for the file; SIGTERM would take data loaders away from under a running step."""
+        if self._work_dir is not None:
+            write_atomic(self._work_dir / "drain", b"")
+            return
+        for process in descendants(os.getpid()):
+            send(process, signal.SIGTERM)
+
+    def _end_all(self, number: int, timeout_s: float) -> None:
+        """Signal everything below until nothing is left or the time is up; forks in between are caught."""
+        deadline = time.monotonic() + timeout_s
+        signalled: set[Process] = set()
+        while (left := descendants(os.getpid())) and time.monotonic() < deadline:
+            for process in set(left) - signalled:
+                send(process, number)
+            signalled.update(left)
+            time.sleep(0.02)
+            self._reap()
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._child:
+                self._status = status
+
+    def _record(self) -> None:
+        now = time.monotonic()
+        if self._work_dir is None or now < self._record_at:
+            return
+        self._record_at = now + RECORD_S
+        own = identify(os.getpid())
+        seen = {*descendants(os.getpid()), *([own] if own else [])}
+        if seen != self._recorded:
+            record_processes(self._work_dir, seen)
+            self._recorded = seen
+
+    def _exit_code(self) -> int:
+        status = self._status
+        if status is None:
+            return 128 + signal.SIGKILL
+        return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def main(arguments: Sequence[str]) -> int:
+    options, separator, command = _split(arguments)
+    parser = argparse.ArgumentParser(prog="pipelines.supervise", description=__doc__.partition("\n")[0])
+    parser.add_argument("--grace", type=float, default=GRACE_S, help="seconds between drain and kill")
+    parser.add_argument("--work-dir", type=Path, help="attempt directory for the drain request and pids.json")
+    parser.add_argument("--parent", type=int, default=os.getppid(), help="pid whose death ends the command")
+    parsed = parser.parse_args(options)
+    if not separator or not command:
+        parser.error("give the command after --")
+    return Supervisor(command, parsed.grace, parsed.work_dir, parsed.parent).run()
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    words = list(arguments)
+    if "--" not in words:
+        return words, False, []
+    place = words.index("--")
+    return words[:place], True, words[place + 1 :]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
