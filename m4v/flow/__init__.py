@@ -1,0 +1,1 @@
+"""Pyramidal flow matching: schedule, latents, packing of training columns, loss, sampler."""

@@ -1,0 +1,119 @@
+"""Attention over [text, image] of each column: joint (dual-stream) and plain (single-stream)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m4v.config import ModelConfig
+from m4v.model.layers import RMSNorm, rotate
+from m4v.model.layout import BatchLayout, frame_mask
+
+
+class AttentionContext(NamedTuple):
+    """What every attention of one forward shares: the layout, rotary tables of [text, image], masks per column."""
+
+    layout: BatchLayout
+    cos: Tensor
+    sin: Tensor
+    masks: list[Tensor | None]
+
+
+def attention_masks(layout: BatchLayout, text_mask: Tensor, causal: bool, dtype: torch.dtype) -> list[Tensor | None]:
+    """Additive masks (b, 1, L, L) per column, or (1, 1, L, L) or None where no text slot is a pad.
+
+    `text_mask` (b, C, slots) bool. Pads see pads only and nothing else sees them.
+    """
+    padded = not bool(text_mask.all())
+    masks: list[Tensor | None] = []
+    for number, column in enumerate(layout.columns):
+        allowed = frame_mask(column, layout.text_slots, causal, str(text_mask.device))
+        if padded:
+            valid = F.pad(text_mask[:, number], (0, column.tokens), value=True)
+            same = valid[:, None, :, None] == valid[:, None, None, :]
+            allowed = same if allowed is None else same & allowed
+        elif allowed is not None:
+            allowed = allowed[None, None]
+        if allowed is None:
+            masks.append(None)
+        else:
+            masks.append(torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, float("-inf")))
+    return masks
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
+    """Attention per column over packed tokens (b, text + image, heads, head size) -> (b, tokens, D)."""
+    layout, slots = context.layout, context.layout.text_slots
+    texts, images = [], []
+    image = layout.text_tokens
+    for number, length in enumerate(layout.lengths):
+        text = slice(number * slots, (number + 1) * slots)
+        rows = slice(image, image + length)
+        mine = [torch.cat([x[:, text], x[:, rows]], dim=1).transpose(1, 2) for x in (q, k, v)]
+        out = F.scaled_dot_product_attention(*mine, attn_mask=context.masks[number])
+        out = out.transpose(1, 2).flatten(2)
+        texts.append(out[:, :slots])
+        images.append(out[:, slots:])
+        image += length
+    return torch.cat([*texts, *images], dim=1)
+
+
+def _heads(x: Tensor, size: int) -> Tensor:
+    return x.unflatten(-1, (-1, size))
+
+
+class JointAttention(nn.Module):
+    """Dual-stream attention: own projections and q/k norms per stream, one attention over both."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, self.size = config.width, config.head_dim
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_add_out = nn.Linear(width, width)
+        self.norm_q, self.norm_k = RMSNorm(self.size), RMSNorm(self.size)
+        self.norm_added_q, self.norm_added_k = RMSNorm(self.size), RMSNorm(self.size)
+
+    def forward(self, image: Tensor, text: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
+        """image (b, tokens, D), text (b, C slots, D), both already modulated -> the same shapes."""
+        size = self.size
+        q = torch.cat(
+            [self.norm_added_q(_heads(self.add_q_proj(text), size)), self.norm_q(_heads(self.to_q(image), size))], 1
+        )
+        k = torch.cat(
+            [self.norm_added_k(_heads(self.add_k_proj(text), size)), self.norm_k(_heads(self.to_k(image), size))], 1
+        )
+        v = torch.cat([_heads(self.add_v_proj(text), size), _heads(self.to_v(image), size)], 1)
+        out = attend(rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin), v, context)
+        split = text.shape[1]
+        return self.to_out[0](out[:, split:]), self.to_add_out(out[:, :split])
+
+
+class SingleAttention(nn.Module):
+    """Single-stream attention; its output projection is part of the block's `proj_out`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, self.size = config.width, config.head_dim
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.norm_q, self.norm_k = RMSNorm(self.size), RMSNorm(self.size)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        q, k = self.norm_q(_heads(self.to_q(x), self.size)), self.norm_k(_heads(self.to_k(x), self.size))
+        v = _heads(self.to_v(x), self.size)
+        return attend(rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin), v, context)
+
+
+def text_rows(x: Tensor, columns: int) -> Tensor:
+    """(b C, ...) rows to (b, C, ...): row i C + c belongs to column c."""
+    return x.unflatten(0, (-1, columns))
+
+
+def valid_text(text_mask: Tensor, columns: Sequence[object]) -> Tensor:
+    """Text mask (b C, slots) of any integer or bool type as bool (b, C, slots)."""
+    return text_rows(text_mask.bool(), len(columns))

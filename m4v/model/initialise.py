@@ -1,0 +1,75 @@
+"""Initial weights: the reference's rules for the base, and what M4V adds; keyed by (seed, parameter name)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from m4v.config import ModelConfig
+from m4v.core.rng import torch_seed
+from m4v.model.mamba import MambaMixer
+from m4v.model.transformer import M4VTransformer
+
+DT_RANGE = (1e-3, 1e-1)  # step sizes that Mamba starts from, log-uniform
+SILU_ONE = 1.2784645427610738  # silu(x) = 1: the gate starts open
+NORMAL_STD = 0.02
+
+
+def build_model(config: ModelConfig, seed: int = 0) -> M4VTransformer:
+    """An initialised float32 model on the CPU. Equal configs and seeds give equal bytes."""
+    with torch.device("meta"):
+        model = M4VTransformer(config)
+    model.to_empty(device="cpu")
+    initialise(model, seed)
+    return model
+
+
+@torch.no_grad()
+def initialise(model: M4VTransformer, seed: int) -> None:
+    """Set every parameter. A parameter's values depend on the seed and its name only."""
+    for name, parameter in model.named_parameters():
+        owner = model.get_submodule(name.rpartition(".")[0])
+        generator = torch.Generator().manual_seed(torch_seed(seed, "init", name))
+        _initialise(owner, name, parameter, generator)
+
+
+def _initialise(owner: nn.Module, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    module, leaf = name.rpartition(".")[0], name.rpartition(".")[2]
+    if isinstance(owner, MambaMixer):
+        _initialise_mamba(owner, leaf, parameter, generator)
+    elif module.endswith(".conv"):
+        bound = owner.weight.shape[1] ** -0.5  # type: ignore[union-attr,operator]
+        parameter.uniform_(-bound, bound, generator=generator)
+    elif not isinstance(owner, nn.Linear):
+        parameter.fill_(0.0 if leaf == "scale" else 1.0)  # temporal scale; RMSNorm weights
+    elif module.endswith("norm.linear") or ".norm1" in module or module in ("norm_out.linear", "proj_out"):
+        parameter.zero_()
+    elif module.endswith(".mamba.to_z"):
+        parameter.fill_(SILU_ONE) if leaf == "bias" else parameter.normal_(0, NORMAL_STD, generator=generator)
+    elif leaf == "bias":
+        parameter.zero_()
+    elif module.startswith("time_text_embed.") or module == "context_embedder":
+        parameter.normal_(0, NORMAL_STD, generator=generator)
+    else:
+        nn.init.xavier_uniform_(parameter, generator=generator)
+
+
+def _initialise_mamba(mixer: MambaMixer, leaf: str, parameter: Tensor, generator: torch.Generator) -> None:
+    if leaf == "A_log":
+        if parameter.dim() == 2:  # mamba1: 1 .. N in every channel
+            parameter.copy_(torch.arange(1, parameter.shape[1] + 1, dtype=torch.float32).log().expand_as(parameter))
+        else:  # ssd: decays between 1 and 16 per head
+            parameter.copy_(parameter.uniform_(1, 16, generator=generator).log())
+    elif leaf == "dt_bias":
+        low, high = math.log(DT_RANGE[0]), math.log(DT_RANGE[1])
+        dt = parameter.uniform_(low, high, generator=generator).exp()
+        parameter.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+    elif leaf == "D":
+        parameter.fill_(1.0)
+    elif leaf == "registers":
+        nn.init.trunc_normal_(parameter, std=NORMAL_STD, generator=generator)
+
+
+__all__ = ["ModelConfig", "build_model", "initialise"]

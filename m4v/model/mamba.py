@@ -1,0 +1,93 @@
+"""The MM-DiM mixer: re-composition around a state-space model shaped like the attention it replaces.
+
+C, B and x come from projections of the size of q, k and v (Mamba-in-Llama; the dual order pairs C with q and B
+with k). Everything that acts per token runs on the packed tokens, so the text is projected once although it
+stands in the sequence twice; the gate z multiplies after the inverse, where both copies are already summed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m4v.config import ModelConfig
+from m4v.model.layers import RMSNorm, rotate
+from m4v.model.recomposition import Recomposition, compose, decompose
+from m4v.model.selective_scan import selective_scan
+from m4v.model.ssd import ssd_chunked
+
+REGISTER_TYPES = 3  # low, mid, high resolution
+
+
+class CausalConv(nn.Module):
+    """Depthwise causal convolution along the sequence."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, width))
+        self.bias = nn.Parameter(torch.empty(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, N, D) -> (b, N, D); tap j of the weight looks j - (width - 1) tokens ahead."""
+        width = self.weight.shape[1]
+        out = F.conv1d(F.pad(x.transpose(1, 2), (width - 1, 0)), self.weight[:, None], self.bias, groups=x.shape[-1])
+        return out.transpose(1, 2)
+
+
+class MambaMixer(nn.Module):
+    """x', the modulated packed tokens, to the mixer output before the block's shared `proj_out`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, self.config = config.width, config
+        self.to_c, self.to_b, self.to_x, self.to_z = (nn.Linear(width, width) for _ in range(4))
+        self.norm_c, self.norm_b = RMSNorm(config.head_dim), RMSNorm(config.head_dim)
+        self.conv = CausalConv(width, config.conv_width)
+        if config.ssm == "ssd":
+            self.to_dt: nn.Module = nn.Linear(width, config.heads, bias=False)
+            self.dt_bias = nn.Parameter(torch.empty(config.heads))
+            self.A_log = nn.Parameter(torch.empty(config.heads))
+            self.D = nn.Parameter(torch.empty(config.heads))
+        else:
+            down, up = nn.Linear(width, config.dt_rank, bias=False), nn.Linear(config.dt_rank, width, bias=False)
+            self.to_dt = nn.Sequential(down, up)
+            self.dt_bias = nn.Parameter(torch.empty(width))
+            self.A_log = nn.Parameter(torch.empty(width, config.ssm_state))
+            self.D = nn.Parameter(torch.empty(width))
+        self.registers = nn.Parameter(torch.empty(REGISTER_TYPES, width)) if config.registers else None
+
+    def forward(self, x: Tensor, types: Tensor, cos: Tensor, sin: Tensor, tables: Recomposition) -> Tensor:
+        """x (b, tokens, D); `types` (frames, 3) one-hot register types; cos, sin over tokens and registers."""
+        packed = x
+        if self.registers is not None:
+            # A matrix product, so every type gets a gradient, zero if unused, whatever the batch holds.
+            rows = types.to(x.dtype) @ self.registers.to(x.dtype)
+            packed = torch.cat([x, rows.expand(x.shape[0], *rows.shape)], dim=1)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        heads = (self.config.heads, self.config.head_dim)
+        c = self.norm_c(self.to_c(packed).unflatten(-1, heads))
+        b = self.norm_b(self.to_b(packed).unflatten(-1, heads))
+        if self.config.rope_on_ssm:
+            c, b = rotate(c, cos, sin), rotate(b, cos, sin)
+        dt = F.softplus(self.to_dt(packed).to(exact) + self.dt_bias.to(exact))
+        values = F.silu(self.conv(compose(self.to_x(packed), tables))) * tables.real
+        y = self._scan(
+            values.to(exact),
+            compose(dt, tables),
+            compose(b.flatten(2), tables).to(exact),
+            compose(c.flatten(2), tables).to(exact),
+            tables,
+        )
+        return decompose(y, tables).to(x.dtype) * F.silu(self.to_z(x))
+
+    def _scan(self, x: Tensor, dt: Tensor, b: Tensor, c: Tensor, tables: Recomposition) -> Tensor:
+        config, a, skip = self.config, -self.A_log.to(x.dtype).exp(), self.D.to(x.dtype)
+        if config.ssm == "ssd":
+            heads = (config.heads, config.head_dim)
+            x, b, c = (u.unflatten(-1, heads) for u in (x, b, c))
+            y = ssd_chunked(x, dt, a, b, c, config.chunk_size, tables.chunk_column)
+            return (y + skip[:, None] * x).flatten(2)
+        groups = (-1, config.ssm_state)
+        b, c = b.unflatten(-1, groups), c.unflatten(-1, groups)
+        return selective_scan(x, dt, a, b, c, config.chunk_size, tables.chunk_column) + skip * x

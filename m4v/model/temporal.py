@@ -1,0 +1,58 @@
+"""The temporal branch (paper §3.3): attention between whole frames at the lowest resolution.
+
+History frames are averaged down to the lowest grid, the noisy frame is cut into pieces of that size; a piece
+is one token of the attention, its places and channels together are the vector that is compared.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m4v.config import ModelConfig
+from m4v.model.layers import RMSNorm
+from m4v.model.layout import BatchLayout, piece_mask, temporal_table
+
+
+class TemporalBranch(nn.Module):
+    """q, k, v per token and no output projection; `scale` starts at zero, so training lets the branch in."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, self.heads = config.width, (config.heads, config.head_dim)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.norm_q, self.norm_k = RMSNorm(config.head_dim), RMSNorm(config.head_dim)
+        self.scale = nn.Parameter(torch.empty(1))
+
+    def forward(self, image: Tensor, layout: BatchLayout) -> Tensor:
+        """Modulated image tokens (b, tokens, D) -> what is added to them, the same shape."""
+        device = str(image.device)
+        table = temporal_table(layout, device)
+        pooled = [_average(image, sources) for sources in table.pools]
+        tokens = torch.cat(pooled, dim=1).index_select(1, table.order)
+        q = self.norm_q(self.to_q(tokens).unflatten(-1, self.heads))
+        k = self.norm_k(self.to_k(tokens).unflatten(-1, self.heads))
+        v = self.to_v(tokens).unflatten(-1, self.heads)
+        outs, begin = [], 0
+        for column, pieces, places in zip(layout.columns, table.pieces, table.places, strict=True):
+            rows = slice(begin, begin + pieces * places)
+            mine = [_by_piece(u[:, rows], pieces) for u in (q, k, v)]
+            # One score sums over a head's channels at all places, hence the scale (spec row 12).
+            out = F.scaled_dot_product_attention(
+                *mine, attn_mask=piece_mask(column, device), scale=(self.heads[1] * places) ** -0.5
+            )
+            outs.append(out.unflatten(-1, (places, -1)).permute(0, 2, 3, 1, 4).flatten(1, 2).flatten(2))
+            begin = rows.stop
+        return torch.cat(outs, dim=1).index_select(1, table.back) * self.scale
+
+
+def _average(image: Tensor, sources: Tensor) -> Tensor:
+    """Mean of the image tokens named by each row of `sources` (tokens, n)."""
+    gathered = image.index_select(1, sources.flatten())
+    return gathered if sources.shape[1] == 1 else gathered.unflatten(1, sources.shape).mean(dim=2)
+
+
+def _by_piece(x: Tensor, pieces: int) -> Tensor:
+    """(b, pieces places, H, head size) -> (b, H, pieces, places head size)."""
+    return x.unflatten(1, (pieces, -1)).permute(0, 3, 1, 2, 4).flatten(-2)
