@@ -1,0 +1,125 @@
+"""Opening untrusted video files: what is refused before a demuxer starts, and typed reasons for what fails.
+
+The file's own claims (frame count, duration, size) are never believed; see `index` for what is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from dataprep.quarantine import ItemError, Reason
+
+_SNIFF_BYTES = 4096
+_TEXT_BYTES = frozenset(range(0x20, 0x7F)) | {0x09, 0x0A, 0x0C, 0x0D} | frozenset(range(0x80, 0x100))
+_ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
+
+
+class Limits(NamedTuple):
+    """Bounds on what one file may make us do; beyond them it is quarantined as `too_large`."""
+
+    max_pixels: int = 8192 * 4352  # of one frame
+    max_frames: int = 2_000_000
+
+
+def check_bytes(path: Path) -> None:
+    """Refuse what cannot be media before any decoder reads it: a missing or empty file, text, HTML."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_SNIFF_BYTES)
+    except FileNotFoundError:
+        raise ItemError(Reason.MISSING_FILE, "listed, but not there") from None
+    except OSError as error:
+        raise ItemError(Reason.MISSING_FILE, f"cannot be read: {error.strerror}") from None
+    if not head:
+        raise ItemError(Reason.EMPTY, "zero bytes")
+    if _is_text(head):
+        raise ItemError(Reason.NOT_MEDIA, f"text, beginning with {head[:40]!r}")
+
+
+def _is_text(head: bytes) -> bool:
+    # Text demuxers (playlists, subtitles, `concat`) could also open other files: they never get to see text.
+    if not _TEXT_BYTES.issuperset(head):
+        return False
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start > len(head) - 4  # a character cut at the end of what was read
+    return True
+
+
+def _boxes(path: Path) -> list[bytes]:
+    """Types of the top-level boxes of an ISO media file, in order; stops at the first that makes no sense."""
+    found: list[bytes] = []
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        offset = 0
+        while offset + 8 <= size and len(found) < 64:
+            stream.seek(offset)
+            header = stream.read(16)
+            length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+            if length == 1 and len(header) == 16:
+                length = int.from_bytes(header[8:16], "big")
+            found.append(kind)
+            if length < 8:
+                break
+            offset += length
+    return found
+
+
+def _open_failure(path: Path, error: Exception) -> ItemError:
+    boxes = _boxes(path)
+    if boxes and boxes[0] in _ISO_BOXES and b"moov" not in boxes:
+        return ItemError(Reason.NO_INDEX, "MP4 without its moov box: the end of the file is missing")
+    return ItemError(Reason.NOT_MEDIA, f"no demuxer reads it: {type(error).__name__}")
+
+
+@contextlib.contextmanager
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its main video stream, single-threaded.
+
+    Raises ItemError: empty, not_media, no_index, no_video, missing_file.
+    """
+    check_bytes(path)
+    try:
+        # `file:` keeps a name like `http:x` or `-i` from meaning anything else.
+        container = av.open(
+            f"file:{path.absolute()}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
+        )
+    except (av.error.FFmpegError, ValueError) as error:
+        raise _open_failure(path, error) from None
+    with container:
+        stream = main_stream(container)
+        stream.thread_type = "NONE"
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def main_stream(container: InputContainer) -> VideoStream:
+    """Default disposition first, then the largest picture, then the first; cover art does not count."""
+    attached = av.stream.Disposition.attached_pic
+    streams = [s for s in container.streams.video if not s.disposition & attached and s.codec_context is not None]
+    if not streams:
+        kinds = ", ".join(sorted({str(s.type) for s in container.streams}))
+        raise ItemError(Reason.NO_VIDEO, f"streams: {kinds or 'none'}")
+    default = av.stream.Disposition.default
+
+    def preference(stream: Any) -> tuple[bool, int, int]:
+        return (not stream.disposition & default, -stream.width * stream.height, stream.index)
+
+    return min(streams, key=preference)
+
+
+@contextlib.contextmanager
+def decoding(what: str) -> Iterator[None]:
+    """Turn decoder and demuxer faults inside the block into `decode_error`."""
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        raise ItemError(Reason.DECODE_ERROR, f"{what}: {error.strerror}") from None

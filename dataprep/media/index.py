@@ -1,0 +1,136 @@
+"""The frame index of a video: presentation times and key frames, read from packets without decoding.
+
+Frame numbers everywhere in the product are places in this order. Time 0 is the first presented frame, so
+edit lists and non-zero starts are honoured, and variable frame rates keep their true times.
+"""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataprep.media.container import Limits, decoding, open_video
+from dataprep.quarantine import ItemError, Reason
+
+_MICROSECONDS = 1_000_000
+
+
+class FrameIndex(NamedTuple):
+    """`pts` int64 (frames,), increasing, in `time_base`; `keys` int64: pts of key frames, increasing.
+
+    `seekable` is False where packets carry no usable times: frames are then found by counting from the start.
+    """
+
+    pts: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    time_base: Fraction
+    end_pts: int  # end of the last frame
+    seekable: bool
+
+    @property
+    def frames(self) -> int:
+        return len(self.pts)
+
+    @property
+    def fps(self) -> Fraction:
+        """Measured mean rate."""
+        if self.frames < 2:
+            return 1 / (self.time_base * max(1, self.end_pts - int(self.pts[0])))
+        return Fraction(self.frames - 1) / (self.time_base * int(self.pts[-1] - self.pts[0]))
+
+    def time(self, frame: int) -> Fraction:
+        """Presentation time in seconds of a frame; of `frames` itself, the end of the video."""
+        pts = self.end_pts if frame == self.frames else int(self.pts[frame])
+        return (pts - int(self.pts[0])) * self.time_base
+
+    def microseconds(self, frame: int) -> int:
+        return round(self.time(frame) * _MICROSECONDS)
+
+    @property
+    def max_gap(self) -> float:
+        """Longest distance of two frames, in units of the median distance: 1.0 for a constant rate."""
+        gaps = np.diff(self.pts)
+        return float(gaps.max() / np.median(gaps)) if len(gaps) else 1.0
+
+
+def frame_index(path: Path, limits: Limits = Limits()) -> FrameIndex:  # noqa: B008 - immutable
+    """The index of a file, remembered for as long as the file does not change.
+
+    Raises ItemError: truncated, too_large, decode_error, too_short (no frame at all) and those of `open_video`.
+    """
+    try:
+        stat = path.stat()
+    except OSError:
+        raise ItemError(Reason.MISSING_FILE, "listed, but not there") from None
+    return _cached(path, stat.st_size, stat.st_mtime_ns, limits)
+
+
+@lru_cache(maxsize=32)
+def _cached(path: Path, size_bytes: int, mtime_ns: int, limits: Limits) -> FrameIndex:
+    return _from_packets(path, limits)
+
+
+def _from_packets(path: Path, limits: Limits) -> FrameIndex:
+    pts: list[int | None] = []
+    keys: list[int | None] = []
+    ends: list[int] = []
+    discarded = 0
+    with open_video(path) as (container, stream), decoding("reading packets"):
+        if stream.width * stream.height > limits.max_pixels:
+            raise ItemError(Reason.TOO_LARGE, f"{stream.width}x{stream.height} pixels")
+        for packet in container.demux(stream):
+            if packet.size == 0:
+                continue
+            if packet.is_discard:  # before an edit list's start: decoded, never shown
+                discarded += 1
+                continue
+            pts.append(packet.pts)
+            if packet.is_keyframe:
+                keys.append(packet.pts)
+            if packet.pts is not None and packet.duration:
+                ends.append(packet.pts + packet.duration)
+            if len(pts) > limits.max_frames:
+                raise ItemError(Reason.TOO_LARGE, f"more than {limits.max_frames} frames")
+        claimed, time_base = stream.frames, Fraction(stream.time_base or Fraction(1, 1000))
+    if claimed > len(pts) + discarded:
+        raise ItemError(Reason.TRUNCATED, f"{len(pts) + discarded} of {claimed} claimed frames are in the file")
+    if not pts:
+        raise ItemError(Reason.TOO_SHORT, "no frame")
+    if None in pts or len(set(pts)) != len(pts):
+        return _from_frames(path, time_base, limits)
+    ordered = np.array(sorted(p for p in pts if p is not None), dtype=np.int64)
+    ordered_keys = np.array(sorted(k for k in keys if k is not None), dtype=np.int64)
+    end = (
+        max([*ends, int(ordered[-1]) + _usual_gap(ordered)]) if len(ordered) > 1 else max([*ends, int(ordered[-1]) + 1])
+    )
+    return FrameIndex(ordered, ordered_keys, time_base, end, seekable=len(ordered_keys) > 0)
+
+
+def _from_frames(path: Path, time_base: Fraction, limits: Limits) -> FrameIndex:
+    """For containers without usable packet times (old AVI): decode once and count."""
+    pts: list[int | None] = []
+    with open_video(path) as (container, stream), decoding("counting frames"):
+        rate = Fraction(stream.average_rate or 25)
+        for frame in container.decode(stream):
+            pts.append(frame.pts)
+            if len(pts) > limits.max_frames:
+                raise ItemError(Reason.TOO_LARGE, f"more than {limits.max_frames} frames")
+    if not pts:
+        raise ItemError(Reason.DECODE_ERROR, "no packet decodes to a frame")
+    known = [p for p in pts if p is not None]
+    if len(known) == len(pts) and all(a < b for a, b in itertools.pairwise(known)):
+        times = np.array(known, dtype=np.int64)
+    else:
+        times, time_base = np.arange(len(pts), dtype=np.int64), 1 / rate
+    end = int(times[-1]) + (_usual_gap(times) if len(times) > 1 else 1)
+    return FrameIndex(times, times[:1], time_base, end, seekable=False)
+
+
+def _usual_gap(pts: NDArray[np.int64]) -> int:
+    return max(1, int(np.median(np.diff(pts))))
