@@ -1,0 +1,35 @@
+"""`m4v deploy`: write deployments to a Prefect server."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.output import print_json, print_rows
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(deploy)
+
+
+def deploy(
+    recipe: str,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override, a.b=c; repeatable.")] = None,
+    cron: Annotated[str | None, typer.Option(help='Schedule of the whole pipeline, UTC, e.g. "0 3 * * 1".')] = None,
+    pool: Annotated[str, typer.Option(help="Process work pool; made when it is not there.")] = "m4v",
+    until: Annotated[str | None, typer.Option(help="Last stage that the pipeline runs.")] = None,
+    run_home: Annotated[
+        str | None, typer.Option(help="Home directory on the worker (default: the worker's $M4V_HOME).")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Deploy RECIPE to the server in PREFECT_API_URL: one deployment for the pipeline, one per stage."""
+    from pipelines.deploy import deploy as write_deployments
+
+    written = write_deployments(recipe, overrides=set_ or (), until=until, cron=cron, pool=pool, home=run_home)
+    if json_:
+        print_json([d.to_json() for d in written])
+        return
+    print_rows(("deployment", "schedule", "id"), [(d.name, d.cron or "-", d.deployment_id) for d in written])
+    print(f"start a worker: prefect worker start --pool {pool}")
