@@ -1,0 +1,190 @@
+"""Attempts: every launch of a stage is recorded before it starts, and its end exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from m4v.core.errors import ExitClass, InputError
+from m4v.core.stage import Progress
+from pipelines.ledger import schema
+from pipelines.ledger.chain import PROJECTIONS, record_event, row_digest
+from pipelines.ledger.claims import checked, is_live
+from pipelines.ledger.database import Database
+from pipelines.ledger.ids import new_id
+from pipelines.ledger.process import host_name, is_dead
+from pipelines.ledger.records import Claim, Status
+from pipelines.ledger.types import plain_json, utc_now
+
+_LOST_MESSAGE = "its process ended without a word"
+
+
+class AttemptOps:
+    """The attempt verbs of a Ledger."""
+
+    _db: Database
+
+    def begin_attempt(
+        self,
+        claim: Claim,
+        *,
+        stage: str,
+        work_dir: str,
+        log_path: str,
+        launcher: str = "local",
+        host: str | None = None,
+        pipeline_run_id: str | None = None,
+        node_id: str | None = None,
+        attempt_id: str | None = None,
+    ) -> str:
+        """Record a launch that is about to happen; raises ClaimLost unless `claim` is live.
+
+        Earlier attempts of the key that never reported an end are closed as lost: holding the claim
+        proves that they are. `attempt_id` (from `new_id`) lets a caller name its work directory first.
+        """
+        with self._db.write() as session:
+            checked(session, claim, lock=True)
+            for open_id in session.scalars(_open_attempts().where(schema.Attempt.stage_key == claim.stage_key)).all():
+                finish(session, open_id, Status.LOST, ExitClass.INFRASTRUCTURE, _LOST_MESSAGE, {}, None)
+            last = select(func.max(schema.Attempt.number)).where(schema.Attempt.stage_key == claim.stage_key)
+            row = schema.Attempt(
+                attempt_id=attempt_id or new_id(),
+                stage_key=claim.stage_key,
+                stage=stage,
+                number=(session.scalar(last) or 0) + 1,
+                fence=claim.fence,
+                launcher=launcher,
+                host=host or host_name(),
+                work_dir=work_dir,
+                log_path=log_path,
+                pipeline_run_id=pipeline_run_id,
+                node_id=node_id,
+                started_at=utc_now(),
+                status=Status.RUNNING,
+                message="",
+                metrics={},
+            )
+            session.add(row)
+            begun = {"row": attempt_digest(row), "stage_key": claim.stage_key, "number": row.number}
+            record_event(session, "attempt.begun", row.attempt_id, begun)
+            return row.attempt_id
+
+    def launched(self, attempt_id: str, *, pid: int | None = None, job: str | None = None) -> None:
+        """Say which process or cluster job the attempt became."""
+        with self._db.write() as session:
+            attempt_of(session, attempt_id)
+            record_event(session, "attempt.launched", attempt_id, {"pid": pid, "job": job})
+
+    def heartbeat(self, attempt_id: str, progress: Progress) -> None:
+        """Show where a running attempt is; ignored once it has ended. Not an event: there are too many."""
+        with self._db.write(chain=False) as session:
+            session.execute(
+                update(schema.Attempt)
+                .where(schema.Attempt.attempt_id == attempt_id, schema.Attempt.status == Status.RUNNING)
+                .values(progress=plain_json(progress.canonical()), heartbeat_at=utc_now())
+            )
+
+    def finish_attempt(
+        self,
+        attempt_id: str,
+        exit_class: int,
+        message: str = "",
+        metrics: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record the end of an attempt that did not commit a run; the first verdict stands."""
+        with self._db.write() as session:
+            if attempt_of(session, attempt_id).status == Status.RUNNING:
+                finish(session, attempt_id, Status.of_exit(exit_class), exit_class, message, metrics or {}, None)
+
+    def reap(self) -> list[str]:
+        """Close attempts and pipeline runs whose process is gone; returns their ids.
+
+        An attempt is gone when the claim it ran under is no longer live, a pipeline run when its process
+        ended on this host.
+        """
+        with self._db.write() as session:
+            now = self._db.now(session)
+            gone: list[str] = []
+            for attempt_id in session.scalars(_open_attempts()).all():
+                attempt = attempt_of(session, attempt_id)
+                claim = session.get(schema.Claim, attempt.stage_key)
+                if claim is None or claim.fence != attempt.fence or not is_live(claim, now):
+                    finish(session, attempt_id, Status.LOST, ExitClass.INFRASTRUCTURE, _LOST_MESSAGE, {}, None)
+                    gone.append(attempt_id)
+            running = select(schema.PipelineRun).where(schema.PipelineRun.status == Status.RUNNING)
+            for run in session.scalars(running).all():
+                if is_dead(run.process):
+                    verdict = {"status": Status.LOST, "exit_class": ExitClass.INFRASTRUCTURE, "message": _LOST_MESSAGE}
+                    record_event(session, "pipeline.finished", run.pipeline_run_id, verdict)
+                    gone.append(run.pipeline_run_id)
+            return gone
+
+    def mean_duration(
+        self,
+        stage: str,
+        *,
+        recipe: str | None = None,
+        node_id: str | None = None,
+        config_digest: str | None = None,
+        last: int = 5,
+    ) -> float | None:
+        """Mean working seconds of the last runs of a stage, all attempts of a run together.
+
+        Narrowed to a recipe, a node or a configuration when given; None when there is no such run.
+        """
+        runs = select(schema.StageRun.stage_key).join(
+            schema.Attempt, schema.Attempt.attempt_id == schema.StageRun.attempt_id
+        )
+        runs = runs.where(schema.StageRun.stage == stage)
+        if config_digest is not None:
+            runs = runs.where(schema.StageRun.config_digest == config_digest)
+        if node_id is not None:
+            runs = runs.where(schema.Attempt.node_id == node_id)
+        if recipe is not None:
+            runs = runs.join(schema.PipelineRun).where(schema.PipelineRun.recipe == recipe)
+        with self._db.read() as session:
+            recent = session.scalars(runs.order_by(schema.StageRun.committed_at.desc()).limit(last)).all()
+            spans = session.execute(
+                select(schema.Attempt.started_at, schema.Attempt.finished_at).where(
+                    schema.Attempt.stage_key.in_(set(recent)), schema.Attempt.status != Status.LOST
+                )
+            ).all()
+        worked = sum((s.finished_at - s.started_at).total_seconds() for s in spans if s.finished_at)
+        return worked / len(recent) if recent else None
+
+
+def attempt_digest(row: schema.Attempt) -> str:
+    return row_digest(row, *PROJECTIONS[schema.Attempt])
+
+
+def _open_attempts() -> Any:
+    return select(schema.Attempt.attempt_id).where(schema.Attempt.status == Status.RUNNING)
+
+
+def attempt_of(session: Session, attempt_id: str) -> schema.Attempt:
+    row = session.get(schema.Attempt, attempt_id)
+    if row is None:
+        raise InputError("ledger has no such attempt", value=attempt_id, next_step="m4v runs list")
+    return row
+
+
+def finish(
+    session: Session,
+    attempt_id: str,
+    status: Status,
+    exit_class: int,
+    message: str,
+    metrics: Mapping[str, Any],
+    run_id: str | None,
+) -> None:
+    payload = {
+        "status": status,
+        "exit_class": int(exit_class),
+        "message": message,
+        "metrics": plain_json(metrics),
+        "run_id": run_id,
+    }
+    record_event(session, "attempt.finished", attempt_id, payload)

@@ -1,0 +1,86 @@
+"""The ledger of record: what ran, from what, to what, and how it ended (DESIGN section 3)."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from types import TracebackType
+
+from m4v.core.errors import InfrastructureError, InputError
+from pipelines.ledger.attempts import AttemptOps
+from pipelines.ledger.claims import ClaimOps
+from pipelines.ledger.database import Database
+from pipelines.ledger.history import HistoryOps
+from pipelines.ledger.ids import new_id
+from pipelines.ledger.lineage import LineageOps
+from pipelines.ledger.migrate import migrate
+from pipelines.ledger.pipeline_runs import PipelineOps
+from pipelines.ledger.queries import QueryOps
+from pipelines.ledger.registry import RegistryOps
+from pipelines.ledger.runs import RunOps
+
+
+class Ledger(ClaimOps, AttemptOps, RunOps, PipelineOps, QueryOps, LineageOps, HistoryOps, RegistryOps):
+    """Open with `Ledger.open(url)`. Every verb is one transaction; threads may share a ledger.
+
+    Database faults raise InfrastructureError.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    @classmethod
+    def open(cls, url: str) -> Ledger:
+        """Open `PATH`, `sqlite:///PATH` or `postgresql://…`, creating and migrating the schema as needed.
+
+        Safe to call from many processes at once. Raises ConfigError for a wrong URL or a newer schema.
+        """
+        database = Database(url)
+        try:
+            migrate(database)
+        except BaseException:
+            database.close()
+            raise
+        return cls(database)
+
+    @property
+    def url(self) -> str:
+        """Where it is, without a password."""
+        return self._db.name
+
+    def backup(self, path: Path) -> Path:
+        """Copy a SQLite ledger while it is in use; the copy is checked, then renamed into place."""
+        if not self._db.is_sqlite:
+            raise InputError("backup copies SQLite ledgers only", value=self.url, next_step="pg_dump --format=custom")
+        temporary = path.with_name(f".{path.name}.{new_id()}.tmp")
+        with self._db.faults():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            source, copy = sqlite3.connect(str(self._db.url.database)), sqlite3.connect(temporary)
+            try:
+                source.backup(copy)
+                copy.execute("PRAGMA journal_mode=DELETE")  # one file, no -wal beside it
+                checked = copy.execute("PRAGMA integrity_check").fetchone()[0]
+            finally:
+                source.close()
+                copy.close()
+            if checked != "ok":
+                temporary.unlink()
+                raise InfrastructureError(
+                    f"backup is damaged: {checked}", where=self.url, next_step="m4v ledger verify"
+                )
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        return path
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

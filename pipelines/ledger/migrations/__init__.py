@@ -1,0 +1,1 @@
+"""Alembic environment of the ledger; `pipelines.ledger.migrate` runs it."""

@@ -1,0 +1,103 @@
+"""Pipeline runs: one per `m4v run` of a recipe, and what became of each of its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from m4v.core.canonical import digest_json
+from m4v.core.errors import InputError
+from pipelines.ledger import schema
+from pipelines.ledger.chain import PROJECTIONS, record_event, row_digest
+from pipelines.ledger.database import Database
+from pipelines.ledger.ids import new_id
+from pipelines.ledger.process import host_name, process_token
+from pipelines.ledger.records import NodeOutcome, Status
+from pipelines.ledger.types import utc_now
+
+
+class PipelineOps:
+    """The pipeline-run verbs of a Ledger."""
+
+    _db: Database
+
+    def begin_pipeline_run(self, recipe: str, resolved: Mapping[str, Any], *, trigger: str = "cli") -> str:
+        """Record the start of a recipe; `resolved` is the whole resolved recipe as JSON."""
+        row = schema.PipelineRun(
+            pipeline_run_id=new_id(),
+            recipe=recipe,
+            recipe_digest=digest_json(dict(resolved)),
+            resolved=dict(resolved),
+            trigger=trigger,
+            host=host_name(),
+            process=process_token(),
+            started_at=utc_now(),
+            status=Status.RUNNING,
+            message="",
+        )
+        with self._db.write() as session:
+            session.add(row)
+            begun = {"row": pipeline_digest(row), "recipe": recipe, "recipe_digest": row.recipe_digest}
+            record_event(session, "pipeline.begun", row.pipeline_run_id, begun)
+            return row.pipeline_run_id
+
+    def record_node(
+        self,
+        pipeline_run_id: str,
+        node_id: str,
+        *,
+        stage: str,
+        how: NodeOutcome | str,
+        reason: str,
+        stage_key: str | None = None,
+        run_id: str | None = None,
+        attempt_id: str | None = None,
+    ) -> None:
+        """Say what became of a node (again: the last word stands). A `hit` also leaves a reuse edge."""
+        outcome = NodeOutcome(how)
+        if outcome in (NodeOutcome.RAN, NodeOutcome.HIT) and run_id is None:
+            raise InputError(f"a node that {outcome} names its run", value=node_id, where=pipeline_run_id)
+        payload: dict[str, Any] = {
+            "node_id": node_id, "stage": stage, "stage_key": stage_key, "run_id": run_id,
+            "attempt_id": attempt_id, "how": outcome, "reason": reason,
+        }  # fmt: skip
+        with self._db.write() as session:
+            _pipeline_run(session, pipeline_run_id)
+            if run_id is not None and session.get(schema.StageRun, run_id) is None:
+                raise InputError("ledger has no such run", value=run_id, where=f"node {node_id}")
+            if outcome is NodeOutcome.HIT and run_id is not None:
+                payload["reuse"] = _add_reuse(session, pipeline_run_id, node_id, run_id, reason)
+            record_event(session, "pipeline.node", pipeline_run_id, payload)
+
+    def finish_pipeline_run(self, pipeline_run_id: str, exit_class: int, message: str = "") -> None:
+        """Record the end of a pipeline run; the first verdict stands."""
+        with self._db.write() as session:
+            if _pipeline_run(session, pipeline_run_id).status == Status.RUNNING:
+                verdict = {"status": Status.of_exit(exit_class), "exit_class": int(exit_class), "message": message}
+                record_event(session, "pipeline.finished", pipeline_run_id, verdict)
+
+
+def pipeline_digest(row: schema.PipelineRun) -> str:
+    return row_digest(row, *PROJECTIONS[schema.PipelineRun])
+
+
+def _pipeline_run(session: Session, pipeline_run_id: str) -> schema.PipelineRun:
+    row = session.get(schema.PipelineRun, pipeline_run_id)
+    if row is None:
+        raise InputError("ledger has no such pipeline run", value=pipeline_run_id, next_step="m4v runs list")
+    return row
+
+
+def _add_reuse(session: Session, pipeline_run_id: str, node_id: str, run_id: str, reason: str) -> dict[str, str]:
+    row = schema.Reuse(
+        reuse_id=new_id(),
+        pipeline_run_id=pipeline_run_id,
+        node_id=node_id,
+        run_id=run_id,
+        reason=reason,
+        recorded_at=utc_now(),
+    )
+    session.add(row)
+    return {"reuse_id": row.reuse_id, "row": row_digest(row)}
