@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from m4v.core.asset_catalog import NESTED, AssetFile, AssetPackage
 from m4v.core.canonical import digest_file
@@ -54,7 +54,7 @@ def download(package: AssetPackage, folder: Path) -> Path:
             )  # fmt: skip
         if digest_file(found) != package.sha256:
             raise _other_bytes(package.file, digest_file(found), package.sha256)
-        os.replace(found, target)
+        found.replace(target)
     return target
 
 
@@ -184,7 +184,7 @@ def _place(spooled: Path, file: AssetFile, root: Path) -> None:
             digest = _copy(source, temporary, limit=file.size_bytes)
         if digest != file.sha256:
             raise _other_bytes(file.path, digest, file.sha256)
-        os.replace(temporary, target)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -199,7 +199,7 @@ def _open_inner(spooled: Path, file: AssetFile) -> Iterator[IO[bytes]]:
             yield stream
     elif not inner:
         with gzip.open(spooled) as unpacked:
-            yield unpacked
+            yield cast(IO[bytes], unpacked)
     else:
         with zipfile.ZipFile(spooled) as outer, outer.open(inner) as stream:
             yield stream

@@ -1,0 +1,7 @@
+"""Config models of the dataprep stages, torch-free; each is defined beside what it configures."""
+
+from __future__ import annotations
+
+from dataprep.sources.config import SourceConfig
+
+__all__ = ["SourceConfig"]

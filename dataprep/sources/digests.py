@@ -1,0 +1,109 @@
+"""Digests of files, remembered between scans by (path, size, times) outside every artifact.
+
+The cache only saves time: a lost or locked one means hashing again, never another result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from m4v.core.canonical import digest_file
+
+DigestMode = Literal["full", "sampled"]
+_SAMPLES, _SAMPLE_BYTES = 16, 64 << 10
+# A file changed just now may change again within one tick of the file system's clock.
+_SETTLED_NS = 2_000_000_000
+_BATCH = 512
+
+
+def cache_file() -> Path:
+    """`digests.sqlite` below `M4V_CACHE`, else below `~/.cache/m4v`."""
+    return Path(os.environ.get("M4V_CACHE") or Path.home() / ".cache" / "m4v") / "digests.sqlite"
+
+
+def sampled_digest(path: Path) -> str:
+    """sha256 of the size and 16 evenly spread blocks of 64 KiB; of all bytes for files up to 1 MiB."""
+    size = path.stat().st_size
+    sha = hashlib.sha256(f"sampled:{size}:".encode())
+    with path.open("rb") as stream:
+        if size <= _SAMPLES * _SAMPLE_BYTES:
+            sha.update(stream.read())
+        else:
+            for i in range(_SAMPLES):
+                stream.seek((size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+                sha.update(stream.read(_SAMPLE_BYTES))
+    return sha.hexdigest()
+
+
+class DigestCache:
+    """Use as a context manager. Two processes may share one file."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = cache_file() if file is None else file
+        self._database: sqlite3.Connection | None = None
+        self._pending: list[tuple[str, str, int, int, int, str]] = []
+        self.hits = self.misses = 0
+
+    def __enter__(self) -> DigestCache:
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(self._file, timeout=10, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS digest (path TEXT, mode TEXT, size INTEGER, mtime_ns INTEGER, "
+                "ctime_ns INTEGER, digest TEXT, PRIMARY KEY (path, mode)) WITHOUT ROWID"
+            )
+        except (sqlite3.Error, OSError):
+            self._database = None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._flush()
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def digest(self, path: Path, status: os.stat_result, mode: DigestMode = "full") -> str:
+        """Digest of a local file whose `stat` the caller has; raises OSError when it cannot be read."""
+        key = (os.fsencode(path.absolute()).decode("utf-8", "backslashreplace"), mode)
+        facts = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if (known := self._lookup(key, facts)) is not None:
+            self.hits += 1
+            return known
+        self.misses += 1
+        value = digest_file(path) if mode == "full" else sampled_digest(path)
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS:
+            self._pending.append((*key, *facts, value))
+            if len(self._pending) >= _BATCH:
+                self._flush()
+        return value
+
+    def _lookup(self, key: tuple[str, str], facts: tuple[int, int, int]) -> str | None:
+        if self._database is None:
+            return None
+        try:
+            row = self._database.execute(
+                "SELECT size, mtime_ns, ctime_ns, digest FROM digest WHERE path = ? AND mode = ?", key
+            ).fetchone()
+        except sqlite3.Error:
+            return None
+        return str(row[3]) if row is not None and tuple(row[:3]) == facts else None
+
+    def _flush(self) -> None:
+        if self._database is not None and self._pending:
+            try:
+                self._database.execute("BEGIN IMMEDIATE")
+                self._database.executemany("INSERT OR REPLACE INTO digest VALUES (?, ?, ?, ?, ?, ?)", self._pending)
+                self._database.execute("COMMIT")
+            except sqlite3.Error:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+        self._pending = []

@@ -1,0 +1,276 @@
+"""The listing of a source collection: files, captions and what was rejected, as rows and as an artifact.
+
+Layout: `listing.parquet`, `captions.parquet`, `rejected.parquet`, `source.json`, and `media/` where the
+collection was generated. Rows stream to disk, so a listing of a million files needs little memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from m4v.core.artifacts import Artifact
+from m4v.core.canonical import canonical_json, digest_json
+from m4v.core.config import FrozenModel
+from m4v.core.errors import DataIntegrityError
+from m4v.core.storage import write_atomic
+
+LISTING, CAPTIONS, REJECTED, SOURCE = "listing.parquet", "captions.parquet", "rejected.parquet", "source.json"
+Media = Literal["video", "image"]
+ROW_GROUP = 8192
+
+FILE_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("media", pa.string()),
+        ("source_id", pa.string()),
+        ("licence", pa.string()),
+        ("first_frame", pa.int64()),  # the part of the file that may be used, inclusive; null = all of it
+        ("last_frame", pa.int64()),
+        ("width", pa.int32()),  # from here on: claims of the collection, never measured
+        ("height", pa.int32()),
+        ("fps", pa.float64()),
+        ("duration_s", pa.float64()),
+        ("extra", pa.string()),
+    ]
+)
+CAPTION_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("first_frame", pa.int64()),
+        ("last_frame", pa.int64()),
+        ("caption", pa.string()),
+        ("origin", pa.string()),
+    ]
+)
+REJECTED_SCHEMA = pa.schema(
+    [("path", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
+)
+
+
+class Caption(NamedTuple):
+    """A caption of frames first..last (inclusive), or of the whole file when both are None."""
+
+    first_frame: int | None
+    last_frame: int | None
+    text: str
+    origin: str
+
+
+class Rejected(NamedTuple):
+    """Something that is not used, and why. `row` counts the records of a table from 1, its header excluded."""
+
+    path: str
+    row: int | None
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """One usable file. `path` is relative to the collection; `extra` are JSON facts of its own kind."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+    media: Media
+    source_id: str
+    licence: str
+    captions: tuple[Caption, ...] = ()
+    first_frame: int | None = None
+    last_frame: int | None = None
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    duration_s: float | None = None
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+class Count(NamedTuple):
+    """Adds to a counter of `source.json`: things looked at and rightly left out (no media, filtered rows)."""
+
+    name: str
+    number: int = 1
+
+
+Entry = ListedFile | Rejected | Count
+
+
+class SourceFacts(FrozenModel):
+    """`source.json`. `media`: whether files lie inside the artifact or at the collection's location;
+    `identity`: what the sha256 column was made of."""
+
+    schema_version: int = 1
+    name: str
+    kind: str
+    licence: str
+    terms: str
+    media: Literal["external", "inside"]
+    identity: Literal["full", "sampled"]
+    counts: dict[str, int]
+
+
+@dataclass
+class SourceListing:
+    """A whole listing in memory, for small collections and tests."""
+
+    files: list[ListedFile] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> SourceListing:
+        listing = cls()
+        for entry in entries:
+            if isinstance(entry, ListedFile):
+                listing.files.append(entry)
+            elif isinstance(entry, Rejected):
+                listing.rejected.append(entry)
+            else:
+                listing.counts[entry.name] += entry.number
+        return listing
+
+    def digest(self) -> str:
+        return entries_digest([*self.files, *self.rejected, *(Count(*c) for c in sorted(self.counts.items()))])
+
+
+def entry_row(entry: Entry) -> dict[str, object]:
+    if isinstance(entry, ListedFile):
+        row: dict[str, object] = {n: getattr(entry, n) for n in FILE_SCHEMA.names if n != "extra"}
+        return row | {"extra": canonical_json(dict(entry.extra)).decode()}
+    return dict(entry._asdict())
+
+
+def entries_digest(entries: Iterable[Entry]) -> str:
+    """Digest of a stream of entries; equal listings, equal digests."""
+    import hashlib
+
+    sha = hashlib.sha256()
+    for entry in entries:
+        row = entry_row(entry)
+        if isinstance(entry, ListedFile):
+            row["captions"] = [list(c) for c in entry.captions]
+        sha.update(digest_json([type(entry).__name__, row]).encode())
+    return sha.hexdigest()
+
+
+class _Table:
+    """A Parquet file written in row groups of a fixed size: same rows, same bytes."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._rows: list[dict[str, object]] = []
+
+    def add(self, row: dict[str, object]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+
+class ListingWriter:
+    """Streams entries into the tables of a source artifact; use as a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        self.counts: Counter[str] = Counter()
+        self._files = _Table(directory / LISTING, FILE_SCHEMA)
+        self._captions = _Table(directory / CAPTIONS, CAPTION_SCHEMA)
+        self._rejected = _Table(directory / REJECTED, REJECTED_SCHEMA)
+
+    def __enter__(self) -> ListingWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for table in (self._files, self._captions, self._rejected):
+            table.close()
+
+    def add(self, entry: Entry) -> None:
+        if isinstance(entry, Count):
+            self.counts[entry.name] += entry.number
+        elif isinstance(entry, Rejected):
+            self._rejected.add(entry_row(entry))
+            self.counts["rejected"] += 1
+            self.counts[f"rejected_{entry.reason}"] += 1
+        else:
+            self._files.add(entry_row(entry))
+            for caption in entry.captions:
+                self._captions.add(
+                    {"path": entry.path, "first_frame": caption.first_frame, "last_frame": caption.last_frame,
+                     "caption": caption.text, "origin": caption.origin}
+                )  # fmt: skip
+            self.counts["files"] += 1
+            self.counts[f"{entry.media}s"] += 1
+            self.counts["captions"] += len(entry.captions)
+            self.counts["size_bytes"] += entry.size_bytes
+
+
+def write_facts(directory: Path, facts: SourceFacts) -> None:
+    write_atomic(directory / SOURCE, json.dumps(facts.canonical(), indent=1, sort_keys=True).encode())
+
+
+class SourceReader:
+    """A published source artifact for reading; the tables are read batch by batch."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.facts = SourceFacts.model_validate_json(artifact.path(SOURCE).read_bytes())
+
+    @property
+    def name(self) -> str:
+        return self.facts.name
+
+    def files(self) -> Iterator[ListedFile]:
+        """Listed files in order, with their captions."""
+        captions = _Grouped(self._rows(CAPTIONS, CAPTION_SCHEMA))
+        for row in self._rows(LISTING, FILE_SCHEMA):
+            path = str(row["path"])
+            own = tuple(
+                Caption(c["first_frame"], c["last_frame"], c["caption"], c["origin"])  # type: ignore[arg-type]
+                for c in captions.take(path)
+            )
+            row["extra"] = json.loads(str(row["extra"]))
+            yield ListedFile(captions=own, **row)  # type: ignore[arg-type]
+
+    def rejected(self) -> Iterator[Rejected]:
+        for row in self._rows(REJECTED, REJECTED_SCHEMA):
+            yield Rejected(**row)  # type: ignore[arg-type]
+
+    def _rows(self, name: str, schema: pa.Schema) -> Iterator[dict[str, object]]:
+        table = pq.ParquetFile(self.artifact.path(name))
+        if table.schema_arrow.names != schema.names:
+            raise DataIntegrityError("source table has other columns", value=table.schema_arrow.names, where=name)
+        for batch in table.iter_batches(batch_size=ROW_GROUP):
+            yield from batch.to_pylist()
+
+
+class _Grouped:
+    """Hands out runs of caption rows by path; both tables stand in the same order."""
+
+    def __init__(self, rows: Iterator[dict[str, object]]) -> None:
+        self._rows = rows
+        self._next: dict[str, object] | None = next(rows, None)
+
+    def take(self, path: str) -> list[dict[str, object]]:
+        taken = []
+        while self._next is not None and self._next["path"] == path:
+            taken.append(self._next)
+            self._next = next(self._rows, None)
+        return taken

@@ -1,0 +1,70 @@
+"""Captions as they are met in the wild made into plain text, and names that are safe to use."""
+
+from __future__ import annotations
+
+import codecs
+import html
+import math
+import re
+import unicodedata
+from typing import NamedTuple
+
+REPLACED = "�"
+MAX_REPLACED_SHARE = 0.1
+_BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_ODD = re.compile(r"[^\x20-\x7e]")
+_SPACES = re.compile(r"\s+")
+
+
+class CleanText(NamedTuple):
+    """`problem` is a rejection reason, None for usable text; `changed` when more than spaces was repaired."""
+
+    text: str
+    problem: str | None
+    changed: bool
+
+
+def decode(data: bytes) -> str:
+    """Text of a file: UTF-8 or, by its mark, UTF-16; bytes that are neither become U+FFFD, never an error."""
+    for mark, encoding in _BOMS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding, errors="replace")
+    return data.decode("utf-8", errors="replace")
+
+
+def clean_caption(raw: str, max_chars: int) -> CleanText:
+    """Unescape HTML, normalise to NFC, drop control, zero-width and bidi characters, collapse spaces, cut.
+
+    Reasons: `missing_caption` (nothing is left), `caption_encoding` (a tenth or more did not decode).
+    """
+    text = html.unescape(raw) if "&" in raw else raw
+    if _ODD.search(text):
+        text = unicodedata.normalize("NFC", _SPACES.sub(" ", text))
+        text = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+    text = _SPACES.sub(" ", text).strip()
+    replaced = text.count(REPLACED)
+    if replaced >= max(1, math.ceil(MAX_REPLACED_SHARE * len(text))):
+        return CleanText(text, "caption_encoding", True)
+    if replaced:
+        text = _SPACES.sub(" ", text.replace(REPLACED, " ")).strip()
+    if len(text) > max_chars:
+        text = text[: max_chars + 1].rsplit(" ", 1)[0][:max_chars].rstrip()
+    return CleanText(text, None if text else "missing_caption", text != _SPACES.sub(" ", raw).strip())
+
+
+def path_problem(path: str) -> str | None:
+    """Why a relative path must not be used, None when it is fine. Dashes, dots, spaces and emoji are fine."""
+    if not path:
+        return "empty name"
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in path):
+        return "control characters or bytes that are not UTF-8"
+    if "\\" in path or path.startswith("/") or re.match(r"^[A-Za-z]:", path):
+        return "not a relative path with forward slashes"
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        return "leaves the collection or has empty parts"
+    return None
+
+
+def printable(name: str) -> str:
+    """A name as it can stand in a table: bytes that are no text are shown as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,1 @@
+"""Stage functions of dataprep: source, curate, encode."""
