@@ -84,13 +84,14 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise DataIntegrityError("checkpoint has no such file", value=path.name, where=str(path.parent))
     try:
-        return load_file(path)
+        state: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
         raise DataIntegrityError(
             f"weights are truncated or not in safetensors format ({error})",
             where=str(path),
             next_step="m4v artifacts verify, or import the weights again",
         ) from None
+    return state
 
 
 def _expected(config: CheckpointConfig) -> dict[str, tuple[int, ...]]:

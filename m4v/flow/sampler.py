@@ -11,7 +11,7 @@ from torch import Tensor
 
 from m4v.config import SamplerConfig
 from m4v.core.rng import generator
-from m4v.flow.latents import denormalise, double, noise_at, pyramid
+from m4v.flow.latents import denormalise, double, noise_at, normalise, pyramid
 from m4v.flow.loss import VelocityModel
 from m4v.flow.packing import history_clips
 from m4v.flow.schedule import PyramidSchedule, block_noise
@@ -89,7 +89,7 @@ def generate(
     condition = _Condition(positive, negative, len(seeds))
     done: list[Tensor] = []
     if first_frame is not None:
-        done.append((_as_first(first_frame)).to(text))
+        done.append(normalise(first_frame[:, :, :1]).to(text))
         _report(on_frame, done)
     while len(done) < frames:
         index = len(done)
@@ -97,12 +97,6 @@ def generate(
         done.append(_frame(model, schedule, config, condition, source, done, start))
         _report(on_frame, done)
     return denormalise(torch.cat(done, dim=2))
-
-
-def _as_first(latent: Tensor) -> Tensor:
-    from m4v.flow.latents import normalise
-
-    return normalise(latent[:, :, :1])
 
 
 def _report(on_frame: Callable[[int, Tensor], None] | None, done: list[Tensor]) -> None:
@@ -133,7 +127,7 @@ class _Condition:
         (out,) = model([clips], timesteps, embedding, mask, pooled, [stage])
         if guidance <= 0:
             return out
-        without, with_text = out.split(self.batch)
+        without, with_text = out[: self.batch], out[self.batch :]
         return without + guidance * (with_text - without)
 
 

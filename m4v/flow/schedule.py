@@ -5,6 +5,7 @@ Stage 0 is the lowest resolution. Within a stage the local sigma r runs from 1 (
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -37,7 +38,9 @@ class PyramidSchedule:
         for low, high in self.timestep_ratios:
             first = float(fed[int(low * n)])
             last = float(fed[int(high * n)]) if high < 1.0 else float(fed[-1])
-            self.timesteps.append(torch.linspace(first, last, n + 1, dtype=torch.float64)[:-1].float())
+            # In float32 throughout: the reference's rounding, which reaches 1e-5 at the smallest timesteps.
+            step = np.float32((np.float32(last) - np.float32(first)) / np.float32(n))
+            self.timesteps.append(torch.from_numpy(np.float32(first) + np.arange(n, dtype=np.float32) * step))
         self.sigmas = [torch.linspace(1.0, 0.0, n + 1, dtype=torch.float64)[:-1] for _ in bounds[:-1]]
 
     @property
@@ -55,7 +58,7 @@ class PyramidSchedule:
         for span in spans[:-1]:
             edges.append(edges[-1] + span / sum(spans))
         edges.append(1.0)
-        return list(zip(edges[:-1], edges[1:], strict=True))
+        return list(itertools.pairwise(edges))
 
     def renoise_factors(self, stage: int) -> tuple[float, float]:
         """(alpha, beta) for entering `stage` > 0: `x = alpha * upsampled + beta * block noise`."""

@@ -53,8 +53,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor
     for number, length in enumerate(layout.lengths):
         text = slice(number * slots, (number + 1) * slots)
         rows = slice(image, image + length)
-        mine = [torch.cat([x[:, text], x[:, rows]], dim=1).transpose(1, 2) for x in (q, k, v)]
-        out = F.scaled_dot_product_attention(*mine, attn_mask=context.masks[number])
+        mine_q, mine_k, mine_v = (torch.cat([x[:, text], x[:, rows]], dim=1).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(mine_q, mine_k, mine_v, attn_mask=context.masks[number])
         out = out.transpose(1, 2).flatten(2)
         texts.append(out[:, :slots])
         images.append(out[:, slots:])
@@ -63,7 +63,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor
 
 
 def _heads(x: Tensor, size: int) -> Tensor:
-    return x.unflatten(-1, (-1, size))
+    return x.reshape(*x.shape[:-1], -1, size)
 
 
 class JointAttention(nn.Module):
@@ -111,7 +111,7 @@ class SingleAttention(nn.Module):
 
 def text_rows(x: Tensor, columns: int) -> Tensor:
     """(b C, ...) rows to (b, C, ...): row i C + c belongs to column c."""
-    return x.unflatten(0, (-1, columns))
+    return x.reshape(-1, columns, *x.shape[1:])
 
 
 def valid_text(text_mask: Tensor, columns: Sequence[object]) -> Tensor:

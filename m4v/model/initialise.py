@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from m4v.config import ModelConfig
 from m4v.core.rng import torch_seed
-from m4v.model.mamba import MambaMixer
+from m4v.model.mamba import CausalConv, MambaMixer
 from m4v.model.transformer import M4VTransformer
 
 DT_RANGE = (1e-3, 1e-1)  # step sizes that Mamba starts from, log-uniform
@@ -39,8 +39,8 @@ def _initialise(owner: nn.Module, name: str, parameter: Tensor, generator: torch
     module, leaf = name.rpartition(".")[0], name.rpartition(".")[2]
     if isinstance(owner, MambaMixer):
         _initialise_mamba(owner, leaf, parameter, generator)
-    elif module.endswith(".conv"):
-        bound = owner.weight.shape[1] ** -0.5  # type: ignore[union-attr,operator]
+    elif isinstance(owner, CausalConv):
+        bound = float(owner.weight.shape[1] ** -0.5)
         parameter.uniform_(-bound, bound, generator=generator)
     elif not isinstance(owner, nn.Linear):
         parameter.fill_(0.0 if leaf == "scale" else 1.0)  # temporal scale; RMSNorm weights
@@ -70,6 +70,3 @@ def _initialise_mamba(mixer: MambaMixer, leaf: str, parameter: Tensor, generator
         parameter.fill_(1.0)
     elif leaf == "registers":
         nn.init.trunc_normal_(parameter, std=NORMAL_STD, generator=generator)
-
-
-__all__ = ["ModelConfig", "build_model", "initialise"]

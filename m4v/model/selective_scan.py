@@ -37,7 +37,8 @@ def selective_scan(
     pad = chunks * chunk - length
 
     def by_chunk(u: Tensor) -> Tensor:
-        return torch.cat([u, u.new_zeros(batch, pad, *u.shape[2:])], dim=1).unflatten(1, (chunks, chunk))
+        padded = torch.cat([u, u.new_zeros(batch, pad, *u.shape[2:])], dim=1) if pad else u
+        return padded.reshape(batch, chunks, chunk, *u.shape[2:])
 
     x, dt, b, c = by_chunk(x), by_chunk(dt), by_chunk(b), by_chunk(c)
     decay = torch.exp(dt[..., None] * a)  # (batch, chunks, chunk, D, N)
@@ -54,7 +55,8 @@ def selective_scan(
         carries.append(carry)
         carry = since_start[:, k, -1] * carry + state[:, k]
     full = torch.stack(states, dim=2) + since_start * torch.stack(carries, dim=1)[:, :, None]
-    return (full * _per_channel(c, channels)).sum(dim=-1).flatten(1, 2)[:, :length]
+    y: Tensor = (full * _per_channel(c, channels)).sum(dim=-1).flatten(1, 2)[:, :length]
+    return y
 
 
 def _per_channel(u: Tensor, channels: int) -> Tensor:

@@ -39,9 +39,9 @@ def ssd_chunked(
         raise ValueError(f"length {length} is not a multiple of the chunk size {chunk}")
 
     def by_chunk(u: Tensor) -> Tensor:  # (batch, L, H, F) -> (batch, chunks, H, chunk, F)
-        return u.unflatten(1, (chunks, chunk)).transpose(2, 3)
+        return u.reshape(batch, chunks, chunk, *u.shape[2:]).transpose(2, 3)
 
-    step = dt.unflatten(1, (chunks, chunk)).transpose(2, 3)  # (batch, chunks, H, chunk)
+    step = by_chunk(dt)  # (batch, chunks, H, chunk)
     total = (step * a[:, None]).cumsum(dim=-1)
     ahead = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).triu(1)
     decay = (total[..., :, None] - total[..., None, :]).masked_fill(ahead, float("-inf")).exp()
@@ -51,7 +51,8 @@ def ssd_chunked(
     states = (keys * to_end).transpose(-1, -2) @ inputs  # (batch, chunks, H, N, P)
     incoming = _pass_states(states, total[..., -1], chunk_column)
     carried = (queries * total.exp()[..., None]) @ incoming
-    return (inside + carried).transpose(2, 3).reshape(batch, length, heads, -1)
+    y: Tensor = (inside + carried).transpose(2, 3).reshape(batch, length, heads, -1)
+    return y
 
 
 def _pass_states(states: Tensor, chunk_decay: Tensor, chunk_column: Tensor | None) -> Tensor:
@@ -64,4 +65,5 @@ def _pass_states(states: Tensor, chunk_decay: Tensor, chunk_column: Tensor | Non
         blocked = blocked | (chunk_column[:, None] != chunk_column[None, :])
     weight = (before[..., :, None] - until[..., None, :]).masked_fill(blocked, float("-inf")).exp()
     passed = weight @ states.transpose(1, 2).flatten(-2)
-    return passed.unflatten(-1, states.shape[-2:]).transpose(1, 2)
+    incoming: Tensor = passed.reshape(*passed.shape[:-1], *states.shape[-2:]).transpose(1, 2)
+    return incoming

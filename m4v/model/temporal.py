@@ -37,10 +37,10 @@ class TemporalBranch(nn.Module):
         outs, begin = [], 0
         for column, pieces, places in zip(layout.columns, table.pieces, table.places, strict=True):
             rows = slice(begin, begin + pieces * places)
-            mine = [_by_piece(u[:, rows], pieces) for u in (q, k, v)]
-            # One score sums over a head's channels at all places, hence the scale (spec row 12).
+            mine_q, mine_k, mine_v = (_by_piece(u[:, rows], pieces) for u in (q, k, v))
+            # One score sums over a head's channels at all places, hence the scale.
             out = F.scaled_dot_product_attention(
-                *mine, attn_mask=piece_mask(column, device), scale=(self.heads[1] * places) ** -0.5
+                mine_q, mine_k, mine_v, attn_mask=piece_mask(column, device), scale=(self.heads[1] * places) ** -0.5
             )
             outs.append(out.unflatten(-1, (places, -1)).permute(0, 2, 3, 1, 4).flatten(1, 2).flatten(2))
             begin = rows.stop
@@ -50,9 +50,11 @@ class TemporalBranch(nn.Module):
 def _average(image: Tensor, sources: Tensor) -> Tensor:
     """Mean of the image tokens named by each row of `sources` (tokens, n)."""
     gathered = image.index_select(1, sources.flatten())
-    return gathered if sources.shape[1] == 1 else gathered.unflatten(1, sources.shape).mean(dim=2)
+    if sources.shape[1] == 1:
+        return gathered
+    return gathered.reshape(image.shape[0], *sources.shape, image.shape[2]).mean(dim=2)
 
 
 def _by_piece(x: Tensor, pieces: int) -> Tensor:
     """(b, pieces places, H, head size) -> (b, H, pieces, places head size)."""
-    return x.unflatten(1, (pieces, -1)).permute(0, 3, 1, 2, 4).flatten(-2)
+    return x.reshape(x.shape[0], pieces, -1, *x.shape[2:]).permute(0, 3, 1, 2, 4).flatten(-2)
