@@ -1,0 +1,157 @@
+"""Config models of the training stages: data order, optimiser, engine, reward. Torch-free.
+
+Units: `frames` are pixel frames (8(t-1)+1), `tokens` are 2x2 latent patches, `steps` are optimiser steps.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from m4v.codec.config import CodecConfig
+from m4v.config import ModelConfig, ScheduleConfig
+from m4v.core.config import FrozenModel
+from m4v.text.config import TextEncoderConfig
+
+FRAMES_PER_LATENT = 8
+PYRAMID_STAGES = 3
+
+
+def latents_of(frames: int) -> int:
+    """Latent frames of `frames` pixel frames under the causal 8x codec: 1/57/121/241 -> 1/8/16/31."""
+    return (frames - 1) // FRAMES_PER_LATENT + 1
+
+
+class InitConfig(FrozenModel):
+    """The untrained model: built from the stage's seed, saved in the checkpoint layout."""
+
+    model: ModelConfig = ModelConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    codec: CodecConfig = CodecConfig()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+
+
+class MixtureEntry(FrozenModel):
+    """A share of the data: samples whose source matches one of the globs. `weight` counts packs, which are
+    equal token budgets, and is met exactly in every period of the template."""
+
+    name: str = Field(min_length=1)
+    sources: tuple[str, ...] = ("*",)
+    weight: int = Field(1, ge=1)
+
+
+class OrderConfig(FrozenModel):
+    """What decides which sample is seen when: a pure function of this, the dataset version and the seed."""
+
+    frames: int = Field(57, ge=1)
+    min_frames: int = Field(9, ge=1)  # shorter clips are left out of a video stage
+    mixture: tuple[MixtureEntry, ...] = (MixtureEntry(name="all"),)
+    columns: tuple[int, ...] = (0, 1, 1, 2)  # pyramid stage of each column of a pack; ratio 1:2:1
+    tokens_per_pack: int = Field(2048, ge=1)
+    packs: int = Field(2, ge=1)  # per optimiser step, over all ranks; world size divides it
+    image_every: int = Field(8, ge=0)  # one image step after so many video steps; 0: no image steps
+
+    @property
+    def latents(self) -> int:
+        return latents_of(self.frames)
+
+    @property
+    def min_latents(self) -> int:
+        return min(latents_of(self.min_frames), self.latents)
+
+    @property
+    def is_image_stage(self) -> bool:
+        return self.frames == 1
+
+    @model_validator(mode="after")
+    def _check(self) -> OrderConfig:
+        for key, frames in (("frames", self.frames), ("min_frames", self.min_frames)):
+            if frames % FRAMES_PER_LATENT != 1:
+                raise ValueError(f"{key} is {frames}; the causal codec needs 8n+1 (1, 57, 121, 241)")
+        if not self.columns or any(not 0 <= c < PYRAMID_STAGES for c in self.columns):
+            raise ValueError(f"columns {self.columns} must name pyramid stages 0 (low) to 2 (high)")
+        names = [e.name for e in self.mixture]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"mixture entries need distinct names, not {names}")
+        return self
+
+
+class OptimizerConfig(FrozenModel):
+    """AdamW; biases and one-dimensional tensors are not decayed (PyramidFlow's recipe)."""
+
+    lr: float = Field(5e-5, gt=0)
+    warmup_steps: int = Field(1000, ge=0)
+    warmup_from: float = Field(1e-6, ge=0)  # linear from here to `lr`, then constant
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step `step` (the first is 0)."""
+        if step >= self.warmup_steps:
+            return self.lr
+        return self.warmup_from + (self.lr - self.warmup_from) * step / self.warmup_steps
+
+
+class EngineConfig(FrozenModel):
+    """How the numbers are computed; all of it is part of the numerics record."""
+
+    zero_stage: int = Field(3, ge=0, le=3)
+    dtype: Literal["fp32", "autocast-bf16"] = "fp32"
+    param_persistence_elements: int = Field(10_000, ge=0)  # ZeRO-3 keeps smaller tensors whole on every rank
+    bucket_elements: int = Field(20_000_000, ge=1)
+    timeout_s: int = Field(600, ge=10)  # collective timeout
+
+
+class TrainConfig(FrozenModel):
+    """One stage of the ladder. `name` keys the data order, so two stages never repeat each other's draws."""
+
+    name: str = Field(min_length=1)
+    steps: int = Field(ge=1)
+    order: OrderConfig = OrderConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    engine: EngineConfig = EngineConfig()
+    start_from: Literal["weights", "ema"] = "weights"
+    ema_decay: float = Field(0.9999, ge=0, lt=1)  # 0: no EMA; ramped as min(decay, (1+n)/(10+n))
+    text_drop: float = Field(0.1, ge=0, le=1)
+    save_every: int = Field(500, ge=1)  # resume state, not artifacts
+    keep_saves: int = Field(2, ge=2)  # the newest may be half-written when a machine dies
+
+
+class ScorerConfig(FrozenModel):
+    """One image-text score of the reward; `kind` names its construction (never a model it is not)."""
+
+    kind: Literal["conse"] = "conse"
+    weight: float = Field(1.0, gt=0)
+
+
+class RewardTermConfig(FrozenModel):
+    """Where and how strongly the reward acts (spec: one-step clean estimate, high pyramid stage, last latents).
+
+    `gradient_window` bounds the stage-local noise ratio r: the estimate's gradient is proportional to r, so it
+    vanishes near 0, and near 1 the estimate is a blur.
+    """
+
+    weight: float = Field(0.1, gt=0)
+    scorers: tuple[ScorerConfig, ...] = (ScorerConfig(),)
+    last_latents: int = Field(8, ge=1)  # a scored frame is the last frame of one of the clip's final latents
+    context_latents: int = Field(1, ge=0)  # decoded before the scored latent, without gradient
+    gradient_window: tuple[float, float] = (0.1, 0.6)
+
+    @model_validator(mode="after")
+    def _check(self) -> RewardTermConfig:
+        low, high = self.gradient_window
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"gradient_window {self.gradient_window} must be 0 <= low < high <= 1")
+        if not self.scorers:
+            raise ValueError("a reward needs at least one scorer")
+        return self
+
+
+class RewardConfig(TrainConfig):
+    """Reward post-training: the flow loss stays on, the reward is added at the high stage."""
+
+    reward: RewardTermConfig = RewardTermConfig()

@@ -1,0 +1,222 @@
+"""The thin engine interface of the trainer, and DeepSpeed (ZeRO 0-3) behind it.
+
+The trainer needs: forward through the sharded module, backward, an optimiser step that returns the gradient
+norm, and the flat fragments of weights and moments that this rank owns. Everything else (data order, learning
+rate, EMA, saves, step counter) stays outside, so another back end has little to provide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import HashStore
+
+from training.config import EngineConfig, OptimizerConfig
+from training.startup import initialise
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A flat range of one parameter that this rank owns: views of the fp32 master and the Adam moments."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int  # of its first element in the flattened parameter
+    master: Tensor
+    moments: tuple[Tensor, Tensor]
+
+
+class Engine(Protocol):
+    rank: int
+    world_size: int
+
+    def __call__(self, *args: object) -> list[Tensor]:
+        """Forward pass of the sharded module: one pack, followed by its `backward`."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of `loss`, summed (not averaged) over ranks and packs of a step."""
+        ...
+
+    def step(self, lr: float) -> float:
+        """Clip, update, clear gradients; returns the global gradient norm before clipping (NaN or infinite
+        when the step could not be taken)."""
+        ...
+
+    def fragments(self) -> list[Fragment]:
+        """What this rank owns, in the same order on every call. Every element of every parameter belongs to
+        exactly one rank."""
+        ...
+
+    def set_adam_step(self, steps: int) -> None:
+        """Number of updates behind the moments (bias correction)."""
+        ...
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two AdamW groups: decayed matrices; biases and one-dimensional tensors without decay."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[parameter.ndim > 1 and not name.endswith("bias")].append(parameter)
+    return [
+        {"params": params, "weight_decay": weight_decay if decayed else 0.0}
+        for decayed, params in groups.items()
+        if params
+    ]
+
+
+def init_process_group(rank: int, world_size: int, timeout_s: int, device: str = "cpu") -> None:
+    """Join the ranks that torchrun started; a lone rank needs no rendezvous."""
+    if distributed.is_initialized():
+        return
+    backend = "nccl" if device == "cuda" else "gloo"
+    timeout = timedelta(seconds=timeout_s)
+    if world_size == 1:
+        distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    distributed.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+
+
+def deepspeed_config(
+    optimizer: OptimizerConfig, engine: EngineConfig, packs_per_rank: int, elements: int
+) -> dict[str, Any]:
+    """Every setting whose default changed under 0.19, or that costs memory or time here, is explicit."""
+    # A bucket is allocated whole, so it never exceeds the model.
+    bucket = max(1, min(engine.bucket_elements, elements))
+    zero: dict[str, Any] = {
+        "stage": engine.zero_stage,
+        "overlap_comm": False,  # no streams to overlap on CPU ranks; and one fixed order of reductions
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "round_robin_gradients": False,
+    }
+    if engine.zero_stage == 3:
+        zero |= {
+            "stage3_param_persistence_threshold": engine.param_persistence_elements,
+            "stage3_prefetch_bucket_size": bucket,
+            "stage3_max_live_parameters": max(bucket, elements),
+            "stage3_max_reuse_distance": max(bucket, elements),
+        }
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": packs_per_rank,
+        "gradient_clipping": optimizer.clip_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "torch_autocast": {"enabled": engine.dtype == "autocast-bf16", "dtype": "bfloat16"},
+        "checkpoint": {"load_universal": False, "tag_validation": "Fail"},
+        "steps_per_print": 1 << 62,
+        "wall_clock_breakdown": False,
+    }
+
+
+class DeepSpeedEngine:
+    """ZeRO stage 0-3 around a model whose weights are already loaded (equal on every rank)."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: OptimizerConfig, engine: EngineConfig, packs_per_rank: int
+    ) -> None:
+        self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        self._stage, self._packs, self._pack = engine.zero_stage, packs_per_rank, 0
+        self._named = list(model.named_parameters())
+        self._shapes = {name: tuple(p.shape) for name, p in self._named}
+        elements = sum(p.numel() for _, p in self._named)
+        self._engine, self._zero, self._adam = initialise(
+            model,
+            parameter_groups(model, optimizer.weight_decay),
+            deepspeed_config(optimizer, engine, packs_per_rank, elements),
+            lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps,
+        )  # fmt: skip
+        self._prime_moments()
+
+    def __call__(self, *args: object) -> list[Tensor]:
+        self._pack += 1
+        self._engine.set_gradient_accumulation_boundary(self._pack == self._packs)
+        predictions: list[Tensor] = self._engine(*args)
+        return predictions
+
+    def backward(self, loss: Tensor) -> None:
+        # DeepSpeed averages over ranks and packs; the caller's loss is already weighted for a plain sum.
+        self._engine.backward(loss * (self.world_size * self._packs))
+
+    def step(self, lr: float) -> float:
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        norm = self._full_gradient_norm() if self._stage == 0 else math.nan
+        self._engine.step()
+        self._pack = 0
+        if self._stage == 0:
+            return norm
+        if self._zero.overflow:
+            return math.inf
+        return float(self._engine.get_global_grad_norm())
+
+    def fragments(self) -> list[Fragment]:
+        return [f for name, p in self._named for f in self._owned(name, p)]
+
+    def set_adam_step(self, steps: int) -> None:
+        for state in self._adam.state.values():
+            state["step"].fill_(steps)
+
+    def _full_gradient_norm(self) -> float:
+        grads = [p.grad for _, p in self._named if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
+
+    def _masters(self) -> list[Tensor]:
+        if self._stage == 3:
+            return list(self._zero.fp32_partitioned_groups_flat)
+        if self._stage > 0:
+            return list(self._zero.single_partition_of_fp32_groups)
+        return [p for _, p in self._named]
+
+    def _prime_moments(self) -> None:
+        """Create the Adam state that torch would create at the first step, so a resumed run can fill it."""
+        for master in self._masters():
+            self._adam.state[master] = {
+                "step": torch.tensor(0.0),
+                **{key: torch.zeros_like(master) for key in MOMENTS},
+            }
+
+    def _owned(self, name: str, p: nn.Parameter) -> Iterator[Fragment]:
+        if self._stage == 3:
+            yield from self._owned_of_zero3(name, p)
+        elif self._stage > 0:
+            yield from self._owned_of_zero12(name, p)
+        elif self._owner_of_whole(name) == self.rank:
+            first, second = (self._adam.state[p][key].view(-1) for key in MOMENTS)
+            yield Fragment(name, self._shapes[name], 0, p.data.view(-1), (first, second))
+
+    def _owner_of_whole(self, name: str) -> int:
+        """ZeRO-0 keeps everything everywhere; ranks save the parameters in turn."""
+        return [n for n, _ in self._named].index(name) % self.world_size
+
+    def _owned_of_zero3(self, name: str, p: Any) -> Iterator[Fragment]:
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        part = int(p.partition_numel())
+        offset, whole = self.rank * part, int(p.ds_numel)
+        count = min(part, whole - offset)
+        if count > 0:  # the last partitions may be padding only
+            master = safe_get_local_fp32_param(p)[:count]
+            first, second = (safe_get_local_optimizer_state(p, key)[:count] for key in MOMENTS)
+            yield Fragment(name, self._shapes[name], offset, master, (first, second))
+
+    def _owned_of_zero12(self, name: str, p: Any) -> Iterator[Fragment]:
+        mapping = p._hp_mapping
+        if mapping is None:
+            return
+        flat = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
+        at = mapping.get_hp_fragment_address()
+        first, second = (self._adam.state[flat][key].narrow(0, at.start, at.numel) for key in MOMENTS)
+        master = flat.detach().narrow(0, at.start, at.numel)
+        yield Fragment(name, self._shapes[name], mapping.lp_fragment_address.start, master, (first, second))

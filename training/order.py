@@ -1,0 +1,279 @@
+"""Closed-form data order: (step, pack, slot) -> (stream, draw) -> sample, and its inverse. Torch-free.
+
+Draw j of a stream with n samples is a keyed permutation of j mod n, keyed by (seed, stage, stream, j div n).
+The cyclic template says which packs a step has. So which step saw a sample costs O(epochs), no replay, and
+neither rank count nor workers enter (DESIGN, Data order and randomness).
+"""
+
+from __future__ import annotations
+
+import bisect
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from m4v.core.errors import ConfigError
+from m4v.core.rng import Permutation
+from training.config import MixtureEntry, OrderConfig
+from training.template import Column, apportion, column_tokens, interleave, period_packs, unit_cycle
+
+Media = Literal["image", "video"]
+
+
+class SampleRow(NamedTuple):
+    """What the order needs of one index row; t, h, w are latent sizes."""
+
+    sample_id: str
+    source: str
+    media: str
+    t: int
+    h: int
+    w: int
+
+
+class Draw(NamedTuple):
+    """One use of a sample: `number` counts the draws of its stream and keys all its randomness."""
+
+    sample_id: str
+    number: int
+
+
+class Place(NamedTuple):
+    """Where a draw is consumed."""
+
+    step: int
+    pack: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Samples of one mixture entry that train at the same latent size. `samples` are sorted ids."""
+
+    entry: str
+    kind: Media  # kind of the steps it serves
+    t: int
+    h: int
+    w: int
+    samples: tuple[str, ...]
+    batch: int  # samples per column
+    cycle: tuple[tuple[Column, ...], ...]  # unit cycle of its packs
+    positions: tuple[int, ...] = ()  # of its packs in the period of their kind
+
+    @property
+    def name(self) -> str:
+        return f"{self.entry}/{self.kind}/{self.t}x{self.h}x{self.w}"
+
+    @property
+    def slots(self) -> int:
+        """Samples of one pack."""
+        return self.batch * len(self.cycle[0])
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One forward pass. Slot i * len(columns) + c is sample i of column c."""
+
+    stream: Stream
+    columns: tuple[Column, ...]
+    draws: tuple[Draw, ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.stream.batch * sum(column_tokens(c, self.stream.h, self.stream.w) for c in self.columns)
+
+
+class DataOrder:
+    """The plan of one stage. Raises ConfigError when the dataset has nothing for it."""
+
+    def __init__(self, rows: Sequence[SampleRow], config: OrderConfig, seed: int, stage: str) -> None:
+        self.config, self.seed, self.stage = config, seed, stage
+        kinds: list[Media] = ["image"] if config.is_image_stage else ["video", "image"]
+        candidates = {kind: _streams(rows, config, kind) for kind in kinds}
+        main: Media = kinds[0]
+        if not candidates[main]:
+            raise ConfigError(
+                f"dataset has no sample for stage {stage!r}",
+                value=f"{config.frames} frames, at least {config.min_frames}, sources {_globs(config.mixture)}",
+                next_step="lower order.min_frames, or curate longer clips",
+            )
+        self.main_kind = main
+        mixes = main == "video" and config.image_every > 0 and bool(candidates.get("image"))
+        self._pattern: tuple[Media, ...] = ("video",) * config.image_every + ("image",) if mixes else (main,)
+        self._period: dict[Media, tuple[Stream, ...]] = {}
+        self._sequence: dict[Media, tuple[int, ...]] = {}
+        for kind in dict.fromkeys(self._pattern):
+            streams, sequence = _allocate(candidates[kind], config)
+            self._period[kind], self._sequence[kind] = streams, sequence
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        return tuple(s for streams in self._period.values() for s in streams)
+
+    def media(self, step: int) -> Media:
+        """Kind of a step: all its packs are images or all are videos, on every rank."""
+        return self._pattern[step % len(self._pattern)]
+
+    def pack(self, step: int, pack: int) -> Pack:
+        if not 0 <= pack < self.config.packs or step < 0:
+            raise IndexError(f"no pack {pack} in step {step}")
+        kind = self.media(step)
+        sequence = self._sequence[kind]
+        cycle, place = divmod(self._step_of_kind(step, kind) * self.config.packs + pack, len(sequence))
+        stream = self._period[kind][sequence[place]]
+        number = cycle * len(stream.positions) + bisect.bisect_left(stream.positions, place)
+        first = number * stream.slots
+        draws = tuple(Draw(self.sample_at(stream, j), j) for j in range(first, first + stream.slots))
+        return Pack(stream, stream.cycle[number % len(stream.cycle)], draws)
+
+    def packs(self, step: int) -> tuple[Pack, ...]:
+        return tuple(self.pack(step, p) for p in range(self.config.packs))
+
+    def rank_packs(self, step: int, rank: int, world_size: int) -> tuple[Pack, ...]:
+        """Packs rank, rank + W, …; raises ConfigError unless W divides the pack count."""
+        check_world_size(self.config, world_size)
+        return tuple(self.pack(step, p) for p in range(rank, self.config.packs, world_size))
+
+    def sample_at(self, stream: Stream, draw: int) -> str:
+        epoch, place = divmod(draw, len(stream.samples))
+        return stream.samples[self._permutation(stream.name, len(stream.samples), epoch)(place)]
+
+    def places_of(self, sample_id: str, cursor: int) -> list[Place]:
+        """Every use of a sample in steps before `cursor`, in order of steps. O(epochs)."""
+        places = [p for stream in self.streams for p in self._places_in(stream, sample_id, cursor)]
+        return sorted(places)
+
+    def counts(self, cursor: int) -> dict[str, int]:
+        """How often each sample was used in steps before `cursor`; unused samples are left out."""
+        counts: dict[str, int] = {}
+        for stream in self.streams:
+            epochs, rest = divmod(self.draws_before(stream, cursor), len(stream.samples))
+            partial = {self.sample_at(stream, epochs * len(stream.samples) + i) for i in range(rest)}
+            for sample in stream.samples if epochs else partial:
+                counts[sample] = counts.get(sample, 0) + epochs + (sample in partial)
+        return counts
+
+    def draws_before(self, stream: Stream, step: int) -> int:
+        """Draws of a stream in steps before `step`."""
+        kind = stream.kind
+        cycle, place = divmod(self._step_of_kind(step, kind) * self.config.packs, len(self._sequence[kind]))
+        return (cycle * len(stream.positions) + bisect.bisect_left(stream.positions, place)) * stream.slots
+
+    def step_samples(self, step: int) -> int:
+        """Samples of a step over all ranks: the constant that weighs its loss."""
+        return sum(len(p.draws) for p in self.packs(step))
+
+    def summary(self) -> dict[str, object]:
+        """Streams with their exact shares, for people."""
+        totals = {kind: len(sequence) for kind, sequence in self._sequence.items()}
+        return {
+            "period_packs": dict(totals),
+            "streams": [
+                {
+                    "name": s.name, "media": s.kind, "latent": [s.t, s.h, s.w], "samples": len(s.samples),
+                    "batch": s.batch, "packs": len(s.positions), "of": totals[s.kind],
+                }
+                for s in self.streams
+            ],
+        }  # fmt: skip
+
+    def _places_in(self, stream: Stream, sample_id: str, cursor: int) -> Iterator[Place]:
+        at = bisect.bisect_left(stream.samples, sample_id)
+        if at == len(stream.samples) or stream.samples[at] != sample_id:
+            return
+        drawn, n = self.draws_before(stream, cursor), len(stream.samples)
+        for epoch in range(-(-drawn // n)):
+            draw = epoch * n + self._permutation(stream.name, n, epoch).inverse(at)
+            if draw < drawn:
+                yield self._place(stream, draw)
+
+    def _place(self, stream: Stream, draw: int) -> Place:
+        number, slot = divmod(draw, stream.slots)
+        cycle, local = divmod(number, len(stream.positions))
+        packs = cycle * len(self._sequence[stream.kind]) + stream.positions[local]
+        step, pack = divmod(packs, self.config.packs)
+        return Place(self._step_from_kind(step, stream.kind), pack, slot)
+
+    def _step_of_kind(self, step: int, kind: Media) -> int:
+        """Number of steps of `kind` before `step`."""
+        cycle, rest = divmod(step, len(self._pattern))
+        return cycle * self._pattern.count(kind) + self._pattern[:rest].count(kind)
+
+    def _step_from_kind(self, number: int, kind: Media) -> int:
+        cycle, rest = divmod(number, self._pattern.count(kind))
+        return cycle * len(self._pattern) + [i for i, k in enumerate(self._pattern) if k == kind][rest]
+
+    @lru_cache(maxsize=1024)  # noqa: B019 - one order per process; the cache saves re-keying every draw
+    def _permutation(self, stream: str, n: int, epoch: int) -> Permutation:
+        return Permutation(n, self.seed, "order", self.stage, stream, epoch)
+
+
+def check_world_size(config: OrderConfig, world_size: int) -> None:
+    if config.packs % world_size:
+        raise ConfigError(
+            f"{world_size} ranks do not divide the packs of a step",
+            value=config.packs,
+            where="order.packs",
+            next_step=f"set order.packs to a multiple of {world_size}",
+        )
+
+
+def _globs(mixture: Sequence[MixtureEntry]) -> list[str]:
+    return [glob for entry in mixture for glob in entry.sources]
+
+
+def _streams(rows: Sequence[SampleRow], config: OrderConfig, kind: Media) -> list[list[Stream]]:
+    """Streams of each mixture entry that has any sample of this kind, sorted by size."""
+    found = []
+    for entry in config.mixture:
+        buckets: dict[tuple[int, int, int], list[str]] = {}
+        for row in rows:
+            if any(fnmatch.fnmatchcase(row.source, glob) for glob in entry.sources):
+                size = _trained_size(row, config, kind)
+                if size is not None:
+                    buckets.setdefault(size, []).append(row.sample_id)
+        streams = [_stream(entry.name, kind, size, ids, config) for size, ids in sorted(buckets.items())]
+        if streams:
+            found.append(streams)
+    return found
+
+
+def _trained_size(row: SampleRow, config: OrderConfig, kind: Media) -> tuple[int, int, int] | None:
+    """Latent size a row trains at, or None. An image stage takes images and first frames of videos, a video
+    stage the prefix of longer videos, its image steps images only."""
+    if config.is_image_stage:
+        return (1, row.h, row.w)
+    if kind == "image":
+        return (1, row.h, row.w) if row.media == "image" else None
+    if row.media != "video" or row.t < config.min_latents:
+        return None
+    return (min(row.t, config.latents), row.h, row.w)
+
+
+def _stream(entry: str, kind: Media, size: tuple[int, int, int], ids: list[str], config: OrderConfig) -> Stream:
+    t, h, w = size
+    cycle = unit_cycle(config.columns, t, h, w)
+    mean = sum(column_tokens(c, h, w) for pack in cycle for c in pack) / t
+    batch = max(1, round(config.tokens_per_pack / mean))
+    return Stream(entry, kind, t, h, w, tuple(sorted(ids)), batch, cycle)
+
+
+def _allocate(entries: list[list[Stream]], config: OrderConfig) -> tuple[tuple[Stream, ...], tuple[int, ...]]:
+    """Streams with their pack positions in the period, and the period as stream numbers."""
+    weight = {e.name: e.weight for e in config.mixture}
+    weights = [weight[streams[0].entry] for streams in entries]
+    total = period_packs(weights, [len(s) for s in entries], config.packs)
+    counts: list[int] = []
+    for share, streams in zip(weights, entries, strict=True):
+        # Inside an entry every clip is seen about equally often: packs follow samples / samples per pack.
+        counts += apportion(total * share // sum(weights), [Fraction(len(s.samples), s.slots) for s in streams])
+    sequence = tuple(interleave(counts))
+    places: list[list[int]] = [[] for _ in counts]
+    for position, number in enumerate(sequence):
+        places[number].append(position)
+    flat = [stream for streams in entries for stream in streams]
+    return tuple(replace(s, positions=tuple(p)) for s, p in zip(flat, places, strict=True)), sequence
+
