@@ -92,7 +92,7 @@ def scene_of(config: SyntheticConfig, index: int, still: bool) -> Scene:
     background = deal([b for b in config.backgrounds if b != colour], index // len(colours), "background", colour)
     shape = deal(config.shapes, index, "shape")
     draw = generator(config.seed, "synthetic", name, index)
-    size, cross, phase = draw.uniform(0.24, 0.34), draw.uniform(-1, 1), draw.uniform(0, 2 * math.pi)
+    size, cross, phase = draw.uniform(0.2, 0.28), draw.uniform(-1, 1), draw.uniform(0, 2 * math.pi)
     return Scene(shape, colour, background, motion, float(size), float(cross), float(phase))
 
 
@@ -134,13 +134,12 @@ def render(scene: Scene, frames: int, height: int, width: int) -> Picture:
     pictures = []
     for time in times:
         picture = canvas(height, width, COLOURS[scene.background])
-        for signed in draw(scene, time, x, y, height, width):
-            paint(picture, signed, COLOURS[scene.colour])
+        paint(picture, draw(scene, time, x, y, height, width), COLOURS[scene.colour])
         pictures.append(to_bytes(picture))
     return np.stack(pictures)
 
 
-def _single(scene: Scene, time: float, x: Plane, y: Plane, height: int, width: int) -> Iterator[Plane]:
+def _single(scene: Scene, time: float, x: Plane, y: Plane, height: int, width: int) -> Plane:
     """One shape that moves. It stays wholly in view, so its colour is there in every frame."""
     radius = scene.size * min(height, width)
     travel_x, travel_y = width / 2 - radius, height / 2 - radius
@@ -159,21 +158,20 @@ def _single(scene: Scene, time: float, x: Plane, y: Plane, height: int, width: i
         share = time if scene.motion == "grows" else 1 - time
         radius = (0.1 + 0.36 * share) * min(height, width)
     centre_x, centre_y = width / 2 + shift[0] * travel_x, height / 2 + shift[1] * travel_y
-    yield distance(scene.shape, x - np.float32(centre_x), y - np.float32(centre_y), radius)
+    return distance(scene.shape, x - np.float32(centre_x), y - np.float32(centre_y), radius)
 
 
-def _pattern(scene: Scene, time: float, x: Plane, y: Plane, height: int, width: int) -> Iterator[Plane]:
-    """A lattice of shapes seen by a moving camera; a pan crosses two columns, a zoom doubles the scale."""
-    pitch = min(height, width) / 2
+def _pattern(scene: Scene, time: float, x: Plane, y: Plane, height: int, width: int) -> Plane:
+    """A lattice of shapes seen by a moving camera; a pan crosses two columns, a zoom doubles the scale.
+
+    The lattice is one shape with its coordinates folded into a cell (shapes fill half a cell at most).
+    """
     scale = 2.0**time if scene.motion == "zoom-in" else 1.0
+    step = np.float32(min(height, width) / 2 * scale)
     pan = {"pan-right": 2 * time, "pan-left": -2 * time}.get(scene.motion or "", 0.0)
-    first_x = pan + scene.cross / 2  # camera position in lattice steps
-    columns, rows = width / (2 * pitch * scale), height / (2 * pitch * scale)
-    for column in range(math.floor(first_x - columns) - 1, math.ceil(first_x + columns) + 2):
-        for row in range(math.floor(-rows) - 1, math.ceil(rows) + 2):
-            centre_x = width / 2 + (column - first_x) * pitch * scale
-            centre_y = height / 2 + row * pitch * scale
-            yield distance(scene.shape, x - np.float32(centre_x), y - np.float32(centre_y), scene.size * pitch * scale)
+    u = (x - np.float32(width / 2)) / step + np.float32(pan + scene.cross / 2)
+    v = (y - np.float32(height / 2)) / step
+    return distance(scene.shape, (u - np.rint(u)) * step, (v - np.rint(v)) * step, scene.size * float(step))
 
 
 class SyntheticAdapter:
