@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dataprep.sources.config import SourceConfig
+from dataprep.sources.config import AdapterConfig, SourceConfig
 
-__all__ = ["SourceConfig"]
+__all__ = ["AdapterConfig", "SourceConfig"]
