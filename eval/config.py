@@ -14,6 +14,7 @@ from m4v.core.config import FrozenModel
 METRICS = (
     "local.flicker",
     "local.motion",
+    "local.motion_direction",
     "local.sharpness",
     "local.saturation",
     "local.colour_follow",
@@ -39,7 +40,7 @@ class GenerateConfig(FrozenModel):
     height: int = Field(ge=PIXEL_MULTIPLE)
     width: int = Field(ge=PIXEL_MULTIPLE)
     fps: float = Field(default=24.0, gt=0)
-    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
+    sampler: SamplerConfig = SamplerConfig.model_validate({})
     ema: bool = True
     crf: int = Field(default=12, ge=0, le=51)
     keep_latents: bool = False

@@ -34,7 +34,7 @@ SHAPES = (
 
 
 class Motion(StrEnum):
-    """What a motion word says about the picture content (a camera pan to the left moves content right)."""
+    """Which way the picture content goes."""
 
     RIGHT = "right"
     LEFT = "left"
@@ -74,12 +74,14 @@ _SHAPE = re.compile(rf"\b({'|'.join(SHAPES)})s?\b")
 
 
 class Facts(FrozenModel):
-    """What a prompt states that can be checked; None where it says nothing."""
+    """What a prompt states that can be checked; None where it says nothing. `motion` is that of the picture
+    content: a camera pan to the left moves it right."""
 
     object_colour: str | None = None
     background_colour: str | None = None
     shape: str | None = None
     motion: Motion | None = None
+    camera: bool = False  # the motion is the camera's: the whole picture moves, not one object
 
     @property
     def empty(self) -> bool:
@@ -97,6 +99,7 @@ def parse_facts(text: str) -> Facts:
         background_colour=_colour(next(g for g in background_match.groups() if g)) if background_match else None,
         shape=shape_match.group(1) if shape_match else None,
         motion=motion,
+        camera=motion is not None and "camera" in lowered,
     )
 
 

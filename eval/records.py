@@ -1,0 +1,164 @@
+"""Files that the evaluation stages hand to each other: `samples.json`, `scores.json`, `gate.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import JsonValue, ValidationError
+
+from eval.vocabulary import Facts
+from m4v.core.artifacts import Artifact
+from m4v.core.config import FrozenModel
+from m4v.core.errors import DataIntegrityError
+from m4v.core.storage import write_atomic
+
+SAMPLES, SCORES, GATE = "samples.json", "scores.json", "gate.json"
+
+
+class SampleVideo(FrozenModel):
+    """One generated video and everything it came from, beside what the whole set shares."""
+
+    file: str
+    prompt: str
+    prompt_index: int
+    sample_index: int
+    seed: int
+    facts: Facts
+    frames: int
+    fps: float
+    height: int
+    width: int
+    sha256: str
+    latent: str | None = None
+
+
+class SampleSet(FrozenModel):
+    """`samples.json`. `videos` are in order of (prompt, sample)."""
+
+    schema_version: int = 1
+    checkpoint: str
+    ema: bool
+    sampler: dict[str, JsonValue]
+    codec: dict[str, JsonValue]
+    text_encoder: dict[str, JsonValue]
+    crf: int
+    prompt_set: str
+    seed_rule: str
+    base_seed: int
+    prompts: int
+    samples_per_prompt: int
+    videos: tuple[SampleVideo, ...]
+
+
+class Identity(FrozenModel):
+    """What a score belongs to. Two results that differ in anything but the checkpoint (and its own codec and
+    text encoder) stand side by side and are never subtracted."""
+
+    checkpoint: str
+    ema: bool
+    sampler: dict[str, JsonValue]
+    codec: dict[str, JsonValue]
+    text_encoder: dict[str, JsonValue]
+    video_codec: str
+    prompt_set: str
+    seed_rule: str
+    base_seed: int
+    samples_per_prompt: int
+    frames: int
+    fps: float
+    height: int
+    width: int
+    metrics: dict[str, int]
+    metric_config: dict[str, JsonValue]
+
+    def differences(self, other: Identity) -> list[str]:
+        """Fields, the checkpoint's own apart, in which two results are not of the same protocol."""
+        own = {"checkpoint", "codec", "text_encoder"}
+        return [n for n in type(self).model_fields if n not in own and getattr(self, n) != getattr(other, n)]
+
+
+class MetricScore(FrozenModel):
+    """`values` stand in the order of `per_video`; None where the metric does not apply."""
+
+    version: int
+    title: str
+    unit: str
+    description: str
+    higher_is_better: bool | None
+    chance: float | None
+    mean: float | None
+    count: int
+    values: tuple[float | None, ...]
+
+
+class VideoScore(FrozenModel):
+    file: str
+    prompt: str
+    prompt_index: int
+    sample_index: int
+    metrics: dict[str, float | None]
+    details: dict[str, dict[str, float | str | None]]
+
+
+class ScoreSet(FrozenModel):
+    """`scores.json`."""
+
+    schema_version: int = 1
+    identity: Identity
+    metrics: dict[str, MetricScore]
+    per_video: tuple[VideoScore, ...]
+
+
+class RuleVerdict(FrozenModel):
+    """One gate rule. `interval` is of the mean difference candidate - baseline, paired over prompts."""
+
+    metric: str
+    rule: str
+    threshold: float
+    value: float | None
+    baseline: float | None
+    difference: float | None
+    interval: tuple[float, float] | None
+    confidence: float | None
+    prompts: int
+    passed: bool
+    reason: str
+
+
+class GateVerdict(FrozenModel):
+    """`gate.json`. The candidate passes when every rule does."""
+
+    schema_version: int = 1
+    passed: bool
+    candidate: str
+    baseline: str | None
+    rules: tuple[RuleVerdict, ...]
+
+
+RecordT = TypeVar("RecordT", bound=FrozenModel)
+
+
+def write_record(path: Path, record: FrozenModel) -> None:
+    """Indented JSON with sorted keys; a NaN cannot be in it, the models refuse one."""
+    text = json.dumps(record.canonical(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text.encode() + b"\n")
+
+
+def read_record(model: type[RecordT], artifact: Artifact, name: str) -> RecordT:
+    """Strict: raises DataIntegrityError for a bare NaN, an unknown field or a missing one."""
+    where = f"{artifact.kind} {artifact.id[:12]}/{name}"
+    try:
+        data = json.loads(artifact.path(name).read_text(), parse_constant=_refuse_constant)
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(p) for p in first["loc"])
+        raise DataIntegrityError(f"{place}: {first['msg']}", where=where) from None
+    except ValueError as error:
+        raise DataIntegrityError(f"record does not parse: {error}", where=where) from None
+
+
+def _refuse_constant(token: str) -> float:
+    raise ValueError(f"{token} is no number")

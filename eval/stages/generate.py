@@ -1,0 +1,236 @@
+"""Stage `generate`: checkpoint -> samples. Every video is one resumable job.
+
+Finished videos lie in the resume state, so a killed stage makes none of them again; `workers` and `threads`
+become that many processes, which cannot change a byte.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from pydantic import JsonValue
+
+from eval.config import GenerateConfig
+from eval.prompts import SEED_RULE, jobs, prompt_set_digest, video_name, video_seed
+from eval.records import SAMPLES, SampleSet, SampleVideo, write_record
+from m4v.config import CheckpointConfig
+from m4v.core.artifacts import Artifact
+from m4v.core.canonical import digest_bytes
+from m4v.core.errors import DataIntegrityError, InfrastructureError
+from m4v.core.items import ItemStore
+from m4v.core.stage import StageContext
+from m4v.core.storage import Storage, write_atomic
+from m4v.video_io import encode_mp4
+
+if TYPE_CHECKING:
+    from eval.sampling import CheckpointSampler
+
+Job = tuple[int, int]
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a sampling process needs; picklable."""
+
+    files: dict[str, str]  # name in the checkpoint -> local path
+    config: GenerateConfig
+    state_uri: str
+    device: str
+
+    def open(self) -> CheckpointSampler:
+        from eval.sampling import CheckpointSampler
+
+        return CheckpointSampler(self._path_of, self.config, self.device)
+
+    def _path_of(self, name: str) -> Path:
+        if name not in self.files:
+            raise DataIntegrityError("checkpoint has no such file", value=name)
+        return Path(self.files[name])
+
+
+def run(context: StageContext) -> None:
+    config = context.config(GenerateConfig)
+    artifact = context.input("checkpoint")
+    all_jobs = jobs(config.prompts, config.samples_per_prompt)
+    state = context.state.child("videos")
+    finished = ItemStore(state)
+    missing = [job for job in all_jobs if finished.get(_key(job)) is None]
+    worker = Worker(
+        files={name: str(artifact.path(name)) for name in artifact.names()},
+        config=config,
+        state_uri=state.uri,
+        device=context.resources.device,
+    )
+    _make_all(context, worker, missing, len(all_jobs))
+    samples = _collect(context.output("samples"), finished, config, artifact, all_jobs)
+    context.summary(
+        "samples",
+        {
+            "videos": len(samples.videos), "prompts": samples.prompts, "checkpoint": artifact.id,
+            "frames": config.frames, "height": config.height, "width": config.width, "fps": config.fps,
+        },
+    )  # fmt: skip
+
+
+def _make_all(context: StageContext, worker: Worker, missing: list[Job], total: int) -> None:
+    resources = context.resources
+    processes = 1 if resources.device != "cpu" else min(max(resources.workers, resources.threads), len(missing))
+    progress = _Progress(context, total, total - len(missing), (worker.config.frames - 1) // 8 + 1)
+    started = time.monotonic()
+    if processes > 1:
+        _make_in_processes(context, worker, missing, processes, progress)
+    elif missing:
+        sampler = worker.open()
+        store = ItemStore(Storage(worker.state_uri))
+        for job in missing:
+            _make(sampler, store, job, progress.frame)
+            progress.video()
+            context.check_drain()
+    seconds = time.monotonic() - started
+    context.metrics({"videos_made": len(missing), "videos_resumed": total - len(missing), "processes": processes})
+    if missing:
+        context.metrics({"seconds_per_video": round(seconds / len(missing), 3)})
+
+
+class _Progress:
+    """Counts videos, in steps of their latent frames where one process makes them."""
+
+    def __init__(self, context: StageContext, total: int, done: int, latent_frames: int) -> None:
+        self._context, self._total, self._done, self._latent_frames = context, total, done, latent_frames
+        context.progress.update(done, total, "videos")
+
+    def frame(self, frames_done: int) -> None:
+        part = min(frames_done / (self._latent_frames + 1), 1.0)
+        self._context.progress.update(self._done + part, self._total, "videos")
+
+    def video(self) -> None:
+        self._done += 1
+        self._context.progress.update(self._done, self._total, "videos")
+
+
+def _make(sampler: CheckpointSampler, store: ItemStore, job: Job, on_frame: Callable[[int], None] | None) -> None:
+    prompt_index, sample_index = job
+    config = sampler.config
+    seed = video_seed(config.base_seed, prompt_index, sample_index)
+    sample = sampler.sample(config.prompts[prompt_index].text, seed, on_frame)
+    if config.keep_latents:
+        stream = io.BytesIO()
+        np.save(stream, sample.latent, allow_pickle=False)
+        store.put(_key(job, "latent"), stream.getvalue())
+    # The video last: a job counts as finished by it.
+    store.put(_key(job), encode_mp4(sample.frames, config.fps, config.crf))
+
+
+# One sampler per worker process, loaded by its first job, so that what is wrong with it is that job's error.
+_WORKER: list[Worker] = []
+_SAMPLER: list[CheckpointSampler] = []
+
+
+def _start_worker(worker: Worker) -> None:
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    _WORKER[:] = [worker]
+
+
+def _end_with_parent() -> None:
+    """A killed stage process must not leave workers behind."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _make_in_worker(job: Job) -> None:
+    worker = _WORKER[0]
+    if not _SAMPLER:
+        _SAMPLER.append(worker.open())
+    _make(_SAMPLER[0], ItemStore(Storage(worker.state_uri)), job, None)
+
+
+def _make_in_processes(
+    context: StageContext, worker: Worker, missing: list[Job], processes: int, progress: _Progress
+) -> None:
+    """At most one job a process is under way, so that a drain waits for no more than these."""
+    waiting: Iterator[Job] = iter(missing)
+    with ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(worker,)
+    ) as pool:
+        running: set[Future[None]] = set()
+        for job in waiting:
+            running.add(pool.submit(_make_in_worker, job))
+            if len(running) == processes:
+                running = _settle(running, progress)
+            if context.drain_requested:
+                break
+        while running:
+            running = _settle(running, progress)
+    context.check_drain()
+
+
+def _settle(running: set[Future[None]], progress: _Progress) -> set[Future[None]]:
+    done, rest = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        try:
+            future.result()
+        except BrokenProcessPool:
+            raise InfrastructureError(
+                "a sampling process was killed", where="generate", next_step="look for a lack of memory, run again"
+            ) from None
+        progress.video()
+    return rest
+
+
+def _collect(
+    output: Path, finished: ItemStore, config: GenerateConfig, artifact: Artifact, all_jobs: list[Job]
+) -> SampleSet:
+    videos = tuple(_publish(output, finished, config, job) for job in all_jobs)
+    checkpoint = CheckpointConfig.model_validate_json(artifact.path(_CONFIG).read_bytes())
+    samples = SampleSet(
+        checkpoint=artifact.id,
+        ema=config.ema and checkpoint.ema,
+        sampler=cast(dict[str, JsonValue], config.sampler.canonical()),
+        codec=checkpoint.codec,
+        text_encoder=checkpoint.text_encoder,
+        crf=config.crf,
+        prompt_set=prompt_set_digest(config.prompts),
+        seed_rule=SEED_RULE,
+        base_seed=config.base_seed,
+        prompts=len(config.prompts),
+        samples_per_prompt=config.samples_per_prompt,
+        videos=videos,
+    )
+    write_record(output / SAMPLES, samples)
+    return samples
+
+
+def _publish(output: Path, finished: ItemStore, config: GenerateConfig, job: Job) -> SampleVideo:
+    data = finished.get(_key(job))
+    if data is None:
+        raise DataIntegrityError("finished video is gone from the resume state", value=video_name(*job))
+    prompt = config.prompts[job[0]]
+    file = video_name(*job)
+    write_atomic(output / file, data)
+    latent = finished.get(_key(job, "latent")) if config.keep_latents else None
+    latent_file = f"latents/{Path(file).stem}.npy" if latent is not None else None
+    if latent is not None and latent_file is not None:
+        write_atomic(output / latent_file, latent)
+    return SampleVideo(
+        file=file, prompt=prompt.text, prompt_index=job[0], sample_index=job[1],
+        seed=video_seed(config.base_seed, *job), facts=prompt.stated, frames=config.frames, fps=config.fps,
+        height=config.height, width=config.width, sha256=digest_bytes(data), latent=latent_file,
+    )  # fmt: skip
+
+
+def _key(job: Job, part: str = "video") -> str:
+    return f"{job[0]:04d}-{job[1]:04d}-{part}"
