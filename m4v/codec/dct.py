@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from m4v.codec.basis import BasisFunction, Matrix, analysis, group_blocks
@@ -70,6 +71,18 @@ class _Unit:
         return signs
 
 
+class _StraightThroughClamp(torch.autograd.Function):
+    """Clamp to [0, 1] whose gradient is one everywhere: a reward can still pull back a saturated pixel."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, pixels: Tensor) -> Tensor:
+        return pixels.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
 class DctCodec:
     """`LatentCodec` of `DctCodecConfig`; see the interface for shapes and errors."""
 
@@ -113,7 +126,8 @@ class DctCodec:
         units = [self._first.decode(latents[:, :, 0].float())]
         for start in range(1, latents.shape[2], DECODE_CHUNK):
             units.append(self._decode_groups(latents[:, :, start : start + DECODE_CHUNK].float()))
-        return ((torch.cat(units, dim=2) + 1) / 2).clamp(0, 1)
+        pixels: Tensor = _StraightThroughClamp.apply((torch.cat(units, dim=2) + 1) / 2)
+        return pixels
 
     def _decode_groups(self, latents: Tensor) -> Tensor:
         b, _, t, h, w = latents.shape

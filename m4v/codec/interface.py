@@ -37,5 +37,8 @@ class LatentCodec(Protocol):
         ...
 
     def decode_tensor(self, latents: torch.Tensor) -> torch.Tensor:
-        """(b, 16, t, h, w) to (b, 3, T, H, W) in [0, 1], on the tensor's device, differentiable."""
+        """(b, 16, t, h, w) to (b, 3, T, H, W) in [0, 1], on the tensor's device, differentiable.
+
+        The gradient goes straight through the final clamp, so saturated pixels keep theirs.
+        """
         ...
