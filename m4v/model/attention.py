@@ -15,11 +15,10 @@ from m4v.model.layout import BatchLayout, frame_mask
 
 
 class AttentionContext(NamedTuple):
-    """What every attention of one forward shares: the layout, rotary tables of [text, image], masks per column."""
+    """What every attention of one forward shares: the layout, rotations of [text, image], masks per column."""
 
     layout: BatchLayout
-    cos: Tensor
-    sin: Tensor
+    turn: Tensor
     masks: list[Tensor | None]
 
 
@@ -89,7 +88,7 @@ class JointAttention(nn.Module):
             [self.norm_added_k(_heads(self.add_k_proj(text), size)), self.norm_k(_heads(self.to_k(image), size))], 1
         )
         v = torch.cat([_heads(self.add_v_proj(text), size), _heads(self.to_v(image), size)], 1)
-        out = attend(rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin), v, context)
+        out = attend(rotate(q, context.turn), rotate(k, context.turn), v, context)
         split = text.shape[1]
         return self.to_out[0](out[:, split:]), self.to_add_out(out[:, :split])
 
@@ -106,7 +105,7 @@ class SingleAttention(nn.Module):
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         q, k = self.norm_q(_heads(self.to_q(x), self.size)), self.norm_k(_heads(self.to_k(x), self.size))
         v = _heads(self.to_v(x), self.size)
-        return attend(rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin), v, context)
+        return attend(rotate(q, context.turn), rotate(k, context.turn), v, context)
 
 
 def text_rows(x: Tensor, columns: int) -> Tensor:

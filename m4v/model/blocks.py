@@ -22,8 +22,7 @@ class MixContext(NamedTuple):
 
     layout: BatchLayout
     types: Tensor
-    cos: Tensor
-    sin: Tensor
+    turn: Tensor
     tables: list[Recomposition]
 
 
@@ -83,7 +82,7 @@ class SingleBlock(nn.Module):
             mixed.append(self.attn(inner, attention))
         if self.mamba is not None and mix is not None:
             tables = mix.tables[self.number % len(mix.tables)]
-            mixed.append(self.mamba(inner, mix.types, mix.cos, mix.sin, tables))
+            mixed.append(self.mamba(inner, mix.types, mix.turn, tables))
             if self.temporal is not None:
                 added = self.temporal(inner[:, layout.text_tokens :], layout)
                 mixed.append(F.pad(added, (0, 0, layout.text_tokens, 0)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,26 +24,44 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), NORM_EPS)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the interleaved channel pairs of x (b, tokens, heads, head size) by angles (tokens, head size / 2)."""
-    pairs = x.to(cos.dtype).unflatten(-1, (-1, 2))
-    even, odd = pairs.unbind(-1)
-    c, s = cos[:, None, :], sin[:, None, :]
-    return torch.stack([even * c - odd * s, even * s + odd * c], dim=-1).flatten(-2).to(x.dtype)
+class _Rotate(torch.autograd.Function):
+    """Complex product with unit numbers; the gradient turns back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, turn: Tensor) -> Tensor:
+        ctx.save_for_backward(turn)
+        return _turn(x, turn)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (turn,) = ctx.saved_tensors
+        return _turn(grad, turn.conj()), None
 
 
-class ExpandColumns(torch.autograd.Function):
+def _turn(x: Tensor, turn: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.to(turn.real.dtype).reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Rotate the interleaved channel pairs of x (b, tokens, heads, head size) by `turn` (tokens, head size / 2),
+    unit complex numbers; computed in the precision of `turn`."""
+    rotated: Tensor = _Rotate.apply(x, turn[:, None])  # type: ignore[no-untyped-call]
+    return rotated
+
+
+class _ExpandColumns(torch.autograd.Function):
     """(b, C, F) -> (b, tokens, F), column c repeated `lengths[c]` times; its gradient sums in a fixed order."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, lengths: tuple[int, ...]) -> Tensor:  # type: ignore[override]
-        ctx.lengths = lengths  # type: ignore[attr-defined]
+    def forward(ctx: Any, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        ctx.lengths = lengths
         b, _, features = x.shape
         return torch.cat([x[:, c : c + 1].expand(b, n, features) for c, n in enumerate(lengths)], dim=1)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        parts = grad.split(ctx.lengths, dim=1)  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        parts = grad.split(ctx.lengths, dim=1)
         return torch.stack([part.sum(dim=1) for part in parts], dim=1), None
 
 
@@ -50,7 +69,7 @@ def expand_columns(x: Tensor, lengths: Sequence[int]) -> Tensor:
     """Give every token its column's row of x (b, C, F)."""
     if len(lengths) == 1:
         return x  # broadcasts
-    expanded: Tensor = ExpandColumns.apply(x, tuple(lengths))  # type: ignore[no-untyped-call]
+    expanded: Tensor = _ExpandColumns.apply(x, tuple(lengths))  # type: ignore[no-untyped-call]
     return expanded
 
 

@@ -113,8 +113,8 @@ def frame_types(column: Column) -> Indices:
 @lru_cache(maxsize=1024)
 def rotary(
     layout: BatchLayout, axes: tuple[int, int, int], theta: float, with_registers: bool, device: str, double: bool
-) -> tuple[Tensor, Tensor]:
-    """cos and sin (packed tokens, head size / 2) of the rotary angles; angles are computed in float64."""
+) -> Tensor:
+    """(packed tokens, head size / 2) unit complex numbers of the rotary angles, which are computed in float64."""
     ids = [np.zeros((layout.text_tokens, 3), np.float32), *(image_ids(c) for c in layout.columns)]
     if with_registers:
         ids += [register_ids(c) for c in layout.columns]
@@ -125,8 +125,8 @@ def rotary(
         if size
     ]
     angle = torch.from_numpy(np.concatenate(angles, axis=1))
-    dtype = torch.float64 if double else torch.float32
-    return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
+    turn = torch.polar(torch.ones_like(angle), angle)
+    return turn.to(device, torch.complex128 if double else torch.complex64)
 
 
 @lru_cache(maxsize=1024)

@@ -57,8 +57,8 @@ class MambaMixer(nn.Module):
             self.D = nn.Parameter(torch.empty(width))
         self.registers = nn.Parameter(torch.empty(REGISTER_TYPES, width)) if config.registers else None
 
-    def forward(self, x: Tensor, types: Tensor, cos: Tensor, sin: Tensor, tables: Recomposition) -> Tensor:
-        """x (b, tokens, D); `types` (frames, 3) one-hot register types; cos, sin over tokens and registers."""
+    def forward(self, x: Tensor, types: Tensor, turn: Tensor, tables: Recomposition) -> Tensor:
+        """x (b, tokens, D); `types` (frames, 3) one-hot register types; `turn` rotates tokens and registers."""
         packed = x
         if self.registers is not None:
             # A matrix product, so every type gets a gradient, zero if unused, whatever the batch holds.
@@ -69,7 +69,7 @@ class MambaMixer(nn.Module):
         c = self.norm_c(self.to_c(packed).unflatten(-1, heads))
         b = self.norm_b(self.to_b(packed).unflatten(-1, heads))
         if self.config.rope_on_ssm:
-            c, b = rotate(c, cos, sin), rotate(b, cos, sin)
+            c, b = rotate(c, turn), rotate(b, turn)
         dt = F.softplus(self.to_dt(packed).to(exact) + self.dt_bias.to(exact))
         values = F.silu(self.conv(compose(self.to_x(packed), tables))) * tables.real
         y = self._scan(

@@ -90,11 +90,11 @@ class M4VTransformer(nn.Module):
 
     def _attention_context(self, layout: BatchLayout, valid: Tensor, like: Tensor) -> AttentionContext:
         config = self.config
-        cos, sin = self._rotary(layout, like, registers=False)
+        turn = self._rotary(layout, like, registers=False)
         masks = attention_masks(layout, valid, config.use_temporal_causal, like.dtype)
-        return AttentionContext(layout, cos, sin, masks)
+        return AttentionContext(layout, turn, masks)
 
-    def _rotary(self, layout: BatchLayout, like: Tensor, registers: bool) -> tuple[Tensor, Tensor]:
+    def _rotary(self, layout: BatchLayout, like: Tensor, registers: bool) -> Tensor:
         double = like.dtype == torch.float64
         return rotary(layout, self.config.axes, self.config.rope_theta, registers, str(like.device), double)
 
@@ -102,7 +102,7 @@ class M4VTransformer(nn.Module):
         config, device = self.config, str(like.device)
         if config.mixer == "attention":
             return None
-        cos, sin = self._rotary(layout, like, config.registers)
+        turn = self._rotary(layout, like, config.registers)
         order, tokens = text_order(valid), layout.text_tokens + layout.image_tokens
         tables = [
             recomposition(
@@ -114,7 +114,7 @@ class M4VTransformer(nn.Module):
             )
             for path in range(min(len(LAYER_ORDER), config.single_blocks))
         ]  # fmt: skip
-        return MixContext(layout, register_types(layout, device), cos, sin, tables)
+        return MixContext(layout, register_types(layout, device), turn, tables)
 
     def _outputs(self, x: Tensor, temb: Tensor, layout: BatchLayout) -> list[Tensor]:
         image = layout.text_tokens

@@ -78,10 +78,10 @@ def test_positions_rotation_and_mask(oracles: Path, name: str) -> None:
     column = Column(0, tuple(Clip(c.shape[2], c.shape[3] // 2, c.shape[4] // 2) for c in clips))
     ids = torch.from_numpy(image_ids(column))
     torch.testing.assert_close(ids.expand(2, -1, -1), case["mid.image_ids.0"], rtol=0, atol=0)
-    cos, sin = rotary(BatchLayout((column,), 6), (4, 6, 6), 10000.0, False, "cpu", False)
+    turn = rotary(BatchLayout((column,), 6), (4, 6, 6), 10000.0, False, "cpu", False)
     matrix = case["mid.rope.0"][0, :, 0]  # (L, pairs, 2, 2): [[cos, -sin], [sin, cos]]
-    torch.testing.assert_close(cos, matrix[..., 0, 0], atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(sin, matrix[..., 1, 0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(turn.real, matrix[..., 0, 0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(turn.imag, matrix[..., 1, 0], atol=1e-6, rtol=1e-6)
     mask = frame_mask(column, 6, True, "cpu")
     valid = F.pad(case["in.encoder_attention_mask"].bool(), (0, column.tokens), value=True)
     allowed = valid[:, :, None] == valid[:, None, :]
