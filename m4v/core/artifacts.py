@@ -7,14 +7,16 @@ part of the root; timings, hosts and absolute paths never stand inside (kind `re
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
+from typing import Self
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from m4v.core.canonical import FileEntry, canonical_json, digest_file, merkle_root
 from m4v.core.config import FrozenModel
-from m4v.core.errors import DataIntegrityError
-from m4v.core.storage import Storage, write_atomic
+from m4v.core.errors import DataIntegrityError, InputError
+from m4v.core.storage import Storage, check_relative, is_temporary, write_atomic
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -32,9 +34,20 @@ class ArtifactKind(StrEnum):
 
 
 class ManifestFile(FrozenModel):
+    """One file: plain relative path (a manifest from elsewhere must not lead out of its artifact)."""
+
     path: str
-    size_bytes: int
-    sha256: str
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("path")
+    @classmethod
+    def _plain(cls, path: str) -> str:
+        try:
+            path.encode()
+            return check_relative(path)
+        except (InputError, UnicodeEncodeError) as error:
+            raise ValueError(str(error)) from None
 
 
 class Manifest(FrozenModel):
@@ -45,6 +58,12 @@ class Manifest(FrozenModel):
     files: tuple[ManifestFile, ...]
     summary: dict[str, object] = {}
 
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len({f.path for f in self.files}) != len(self.files):
+            raise ValueError("a file stands twice in the manifest")
+        return self
+
     @property
     def artifact_id(self) -> str:
         return merkle_root(FileEntry(f.path, f.size_bytes, f.sha256) for f in self.files)
@@ -53,23 +72,46 @@ class Manifest(FrozenModel):
     def size_bytes(self) -> int:
         return sum(f.size_bytes for f in self.files)
 
+    @cached_property
+    def _by_path(self) -> dict[str, ManifestFile]:
+        return {f.path: f for f in self.files}
+
     def entry(self, path: str) -> ManifestFile:
-        for file in self.files:
-            if file.path == path:
-                return file
+        """The entry of one file; raises DataIntegrityError when there is none."""
+        if path in self._by_path:
+            return self._by_path[path]
         raise DataIntegrityError("artifact has no such file", value=path, where=f"{self.kind} {self.artifact_id[:12]}")
 
 
 def build_manifest(directory: Path, kind: ArtifactKind, summary: dict[str, object]) -> Manifest:
-    """Hash every file below a local directory; raises DataIntegrityError if it holds none."""
-    files = [
-        ManifestFile(path=p.relative_to(directory).as_posix(), size_bytes=p.stat().st_size, sha256=digest_file(p))
-        for p in sorted(directory.rglob("*"))
-        if p.is_file() and p.relative_to(directory).as_posix() != MANIFEST
-    ]
-    if not files:
+    """Hash every file below a local directory, unfinished temporaries left out.
+
+    Raises DataIntegrityError if it holds none, a link (whose target would stay behind), or a name or
+    summary that canonical JSON cannot carry.
+    """
+    paths = [p for p in directory.rglob("*") if not p.is_dir() or p.is_symlink()]
+    if links := sorted(str(p.relative_to(directory)) for p in paths if not p.is_file() or p.is_symlink()):
+        raise DataIntegrityError(
+            "output holds something that is not a plain file", value=links[0], where=str(directory)
+        )
+    names = {p.relative_to(directory).as_posix(): p for p in paths if not is_temporary(p.name)}
+    names.pop(MANIFEST, None)
+    if not names:
         raise DataIntegrityError("stage left an empty output", value=str(kind), where=str(directory))
-    return Manifest(kind=kind, files=tuple(sorted(files, key=lambda f: f.path)), summary=summary)
+    try:
+        files = [
+            ManifestFile(path=name, size_bytes=p.stat().st_size, sha256=digest_file(p))
+            for name, p in sorted(names.items())
+        ]
+        manifest = Manifest(kind=kind, files=tuple(files), summary=summary)
+        canonical_json(manifest.canonical())
+    except ValidationError as error:
+        raise DataIntegrityError(
+            f"output cannot be described: {error.errors()[0]['msg']}", where=str(directory)
+        ) from None
+    except ValueError as error:
+        raise DataIntegrityError(f"summary is not JSON: {error}", value=summary, where=str(directory)) from None
+    return manifest
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -103,19 +145,9 @@ def verify(storage: Storage, artifact_id: str | None = None, *, deep: bool = Tru
             raise DataIntegrityError(
                 f"size is {present.get(file.path)}, manifest says {file.size_bytes}", value=file.path, where=storage.uri
             )
-        if deep and _digest(storage, file.path) != file.sha256:
+        if deep and storage.digest(file.path) != file.sha256:
             raise DataIntegrityError("bytes differ from the manifest", value=file.path, where=storage.uri)
     return manifest
-
-
-def _digest(storage: Storage, path: str) -> str:
-    import hashlib
-
-    sha = hashlib.sha256()
-    with storage.open(path) as stream:
-        while chunk := stream.read(1 << 20):
-            sha.update(chunk)
-    return sha.hexdigest()
 
 
 class Artifact:
@@ -126,6 +158,7 @@ class Artifact:
         self.id, self.kind, self.storage = artifact_id, kind, Storage(uri)
         self._cache = cache / artifact_id
         self._manifest: Manifest | None = None
+        self._fetched: set[str] = set()
 
     @property
     def manifest(self) -> Manifest:
@@ -139,10 +172,10 @@ class Artifact:
         entry = self.manifest.entry(name)
         if self.storage.is_local:
             return self.storage.local_root / name
-        target = self.storage.fetch(name, self._cache / name, entry.sha256)
-        if digest_file(target) != entry.sha256:
-            target.unlink()
-            raise DataIntegrityError("bytes differ from the manifest", value=name, where=self.storage.uri)
+        target = self._cache / name
+        if name not in self._fetched:  # its digest is checked once, not on every call
+            self.storage.fetch(name, target, entry.sha256)
+            self._fetched.add(name)
         return target
 
     def names(self, prefix: str = "") -> list[str]:

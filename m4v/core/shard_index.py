@@ -79,7 +79,9 @@ def read_member(shards: Path, reference: MemberRef) -> bytes:
         stream.seek(reference.offset)
         data = stream.read(reference.size_bytes)
     if digest_bytes(data) != reference.sha256:
-        raise DataIntegrityError("shard member differs from the index", value=reference.shard, next_step="m4v artifacts verify")
+        raise DataIntegrityError(
+            "shard member differs from the index", value=reference.shard, next_step="m4v artifacts verify"
+        )
     return data
 
 

@@ -8,17 +8,19 @@ object appears only when its upload completes. Credentials and endpoints come fr
 from __future__ import annotations
 
 import builtins
+import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import fsspec
 
 from m4v.core.canonical import digest_file
-from m4v.core.errors import InfrastructureError, InputError
+from m4v.core.errors import ConfigError, DataIntegrityError, InfrastructureError, InputError, M4VError
 
 
 class StoredFile(NamedTuple):
@@ -28,31 +30,59 @@ class StoredFile(NamedTuple):
     size_bytes: int
 
 
-def _check_relative(path: str) -> str:
-    parts = path.split("/")
-    if path.startswith("/") or "\\" in path or "\x00" in path or ".." in parts:
+def is_temporary(name: str) -> bool:
+    """Is this the name of an unfinished write (`.NAME.UNIQUE.tmp`)? Readers pass over such files."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def temporary_beside(path: Path) -> Path:
+    """A fresh name in the same directory that `is_temporary`."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def check_relative(path: str) -> str:
+    """`path` if it is a plain `a/b/c` below a root; raises InputError otherwise."""
+    if not path or "\\" in path or "\x00" in path or any(part in ("", ".", "..") for part in path.split("/")):
         raise InputError("path is not a plain relative path", value=path, next_step="use a/b/c below the root")
     return path
 
 
 class Storage:
-    """Files below one root URI. Missing files raise InputError, transport faults InfrastructureError."""
+    """Files below one root URI. Missing files raise InputError; disk and transport faults raise
+    InfrastructureError. May be carried into forked children."""
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
-        self.is_local = "://" not in self.uri or self.uri.startswith("file://")
-        if self.is_local:
-            self.uri = self.uri.removeprefix("file://")
-            self._fs, self._root = None, self.uri
-        else:
+        uri = uri.removeprefix("file://")
+        self.is_local = "://" not in uri
+        self.uri = str(Path(uri).expanduser().absolute()) if self.is_local else uri.rstrip("/")
+        self._root, self._remote, self._pid = self.uri, None, -1
+        if not self.is_local:
+            self._connect()
+
+    def _connect(self) -> None:
+        try:
             # Listing caches would hide what another process has just published.
-            self._fs, self._root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
+            self._remote, self._root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(
+                f"storage of this kind cannot be used: {error}",
+                value=self.uri,
+                next_step="use a local path or s3://bucket/prefix (pip install 'm4v-pipeline[s3]')",
+            ) from None
+        self._pid = os.getpid()
+
+    @property
+    def _fs(self) -> Any:
+        """The fsspec filesystem, None for a local root."""
+        if not self.is_local and self._pid != os.getpid():
+            self._connect()  # forked: the parent's client and event loop are of no use here
+        return self._remote
 
     def __repr__(self) -> str:
         return f"Storage({self.uri!r})"
 
     def child(self, path: str) -> Storage:
-        return Storage(f"{self.uri}/{_check_relative(path)}")
+        return Storage(f"{self.uri}/{check_relative(path)}")
 
     @property
     def local_root(self) -> Path:
@@ -62,148 +92,182 @@ class Storage:
         return Path(self._root)
 
     def _full(self, path: str) -> str:
-        return f"{self._root}/{_check_relative(path)}" if path else self._root
+        return f"{self._root}/{check_relative(path)}" if path else self._root
 
     def exists(self, path: str = "") -> bool:
-        if self._fs is None:
-            return Path(self._full(path)).exists()
-        with _transport(self.uri):
-            return bool(self._fs.exists(self._full(path)))
+        with storage_faults(self.uri):
+            return Path(self._full(path)).exists() if self._fs is None else bool(self._fs.exists(self._full(path)))
+
+    def modified_at(self, path: str) -> float:
+        """Unix time of the last change of a file (or of a local directory)."""
+        try:
+            with storage_faults(self.uri):
+                if self._fs is None:
+                    return Path(self._full(path)).stat().st_mtime
+                return float(self._fs.modified(self._full(path)).timestamp())
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError("file does not exist", value=path, where=self.uri) from None
 
     def open(self, path: str) -> BinaryIO:
         """Open for reading, seekable."""
         try:
-            if self._fs is None:
-                return cast(BinaryIO, Path(self._full(path)).open("rb"))
-            with _transport(self.uri):
+            with storage_faults(self.uri):
+                if self._fs is None:
+                    return cast(BinaryIO, Path(self._full(path)).open("rb"))
                 return cast(BinaryIO, self._fs.open(self._full(path), "rb"))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise InputError("file does not exist", value=path, where=self.uri) from None
 
     def read_bytes(self, path: str) -> bytes:
-        with self.open(path) as stream, _transport(self.uri):
+        """Raises InputError when there is no such file."""
+        with self.open(path) as stream, storage_faults(self.uri):
             return stream.read()
 
+    def chunks(self, path: str, size_bytes: int = 1 << 20) -> Iterator[bytes]:
+        """The file's bytes in pieces."""
+        with self.open(path) as stream:
+            while True:
+                with storage_faults(self.uri):
+                    chunk = stream.read(size_bytes)
+                if not chunk:
+                    return
+                yield chunk
+
+    def digest(self, path: str) -> str:
+        """sha256 of a file's bytes, hex."""
+        sha = hashlib.sha256()
+        for chunk in self.chunks(path):
+            sha.update(chunk)
+        return sha.hexdigest()
+
     def write_bytes(self, path: str, data: bytes) -> None:
-        if self._fs is None:
-            write_atomic(Path(self._full(path)), data)
-            return
-        with _transport(self.uri):
-            self._fs.pipe_file(self._full(path), data)
+        with storage_faults(self.uri):
+            if self._fs is None:
+                write_atomic(Path(self._full(path)), data)
+            else:
+                self._fs.pipe_file(self._full(path), data)
 
     def put_file(self, source: Path, path: str) -> None:
-        """Copy a local file in."""
-        if self._fs is None:
-            target = Path(self._full(path))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-            shutil.copyfile(source, temporary)
-            _sync_and_rename(temporary, target)
-            return
-        with _transport(self.uri):
-            self._fs.put_file(str(source), self._full(path))
+        """Copy a local file in; raises InputError when there is none."""
+        if not source.is_file():
+            raise InputError("file does not exist", value=str(source))
+        with storage_faults(self.uri):
+            if self._fs is None:
+                target = Path(self._full(path))
+                with _replacing(target) as temporary:
+                    shutil.copyfile(source, temporary)
+            else:
+                self._fs.put_file(str(source), self._full(path))
 
     def fetch(self, path: str, target: Path, sha256: str | None = None) -> Path:
-        """Copy a file out to `target`, keeping one that is there and whose digest agrees."""
+        """Copy a file out to `target`, keeping one that is there and whose digest agrees.
+
+        Raises DataIntegrityError (and leaves nothing) when the copy's digest is not `sha256`.
+        """
         if target.exists() and sha256 is not None and digest_file(target) == sha256:
             return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        with self.open(path) as stream, temporary.open("wb") as out, _transport(self.uri):
-            shutil.copyfileobj(stream, out, 1 << 20)
-        _sync_and_rename(temporary, target)
+        sha = hashlib.sha256()
+        with storage_faults(str(target)), _replacing(target) as temporary:
+            with temporary.open("wb") as out:
+                for chunk in self.chunks(path):
+                    sha.update(chunk)
+                    out.write(chunk)
+            if sha256 is not None and sha.hexdigest() != sha256:
+                raise DataIntegrityError("bytes differ from their digest", value=path, where=self.uri)
         return target
 
     def list(self, path: str = "") -> Iterator[StoredFile]:
-        """All files below `path`, sorted by path; hidden temporaries of unfinished writes are left out."""
+        """All files below `path`, sorted by path; temporaries of unfinished writes are left out."""
         if self._fs is None:
             base = Path(self._full(path))
-            for file in sorted(p for p in base.rglob("*") if p.is_file()):
-                if not (file.name.startswith(".") and file.name.endswith(".tmp")):
-                    yield StoredFile(file.relative_to(self._root).as_posix(), file.stat().st_size)
+            with storage_faults(self.uri):
+                files = sorted(p.relative_to(self._root).as_posix() for p in base.rglob("*") if p.is_file())
+            for name in files:
+                if not is_temporary(name.rsplit("/", 1)[-1]):
+                    yield StoredFile(name, (Path(self._root) / name).stat().st_size)
             return
-        with _transport(self.uri):
+        with storage_faults(self.uri):
             found = self._fs.find(self._full(path), detail=True)
         for name in sorted(found):
             yield StoredFile(name[len(self._root) :].lstrip("/"), int(found[name]["size"]))
 
-    def directories(self, path: str = "") -> builtins.list[str]:
-        """Names of the direct sub-directories of `path`."""
-        if self._fs is None:
-            base = Path(self._full(path))
-            return sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
-        with _transport(self.uri):
-            try:
+    def directories(self, path: str = "") -> builtins.list[str]:  # `list` is a method here
+        """Names of the direct sub-directories of `path`, sorted."""
+        try:
+            with storage_faults(self.uri):
+                if self._fs is None:
+                    return sorted(p.name for p in Path(self._full(path)).iterdir() if p.is_dir())
                 rows = self._fs.ls(self._full(path), detail=True)
-            except FileNotFoundError:
-                return []
+        except (FileNotFoundError, NotADirectoryError):
+            return []
         return sorted(r["name"].rstrip("/").rsplit("/", 1)[-1] for r in rows if r["type"] == "directory")
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str = "") -> None:
         """Delete a file or a whole tree; nothing there is not an error."""
-        if self._fs is None:
-            target = Path(self._full(path))
-            if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
-            return
-        with _transport(self.uri):
-            if self._fs.exists(self._full(path)):
+        with storage_faults(self.uri):
+            if self._fs is None:
+                target = Path(self._full(path))
+                if target.is_dir() and not target.is_symlink():
+                    shutil.rmtree(target)
+                else:
+                    target.unlink(missing_ok=True)
+            elif self._fs.exists(self._full(path)):
                 self._fs.rm(self._full(path), recursive=True)
-
-    def move_tree(self, source: str, target: str, last: str) -> None:
-        """Move a tree below this root; file `last` (the manifest) arrives last, so a reader that asks
-        for it never sees half a tree. Locally this is one rename."""
-        if self._fs is None:
-            destination = Path(self._full(target))
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self._full(source), destination)
-            _sync_directory(destination.parent)
-            return
-        names = [f.path[len(source) :].lstrip("/") for f in self.list(source)]
-        with _transport(self.uri):
-            for name in sorted(names, key=lambda n: (n == last, n)):
-                self._fs.cp_file(self._full(f"{source}/{name}"), self._full(f"{target}/{name}"))
-        self.delete(source)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a local file so that a crash leaves the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_bytes(data)
-    _sync_and_rename(temporary, path)
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
-def _sync_and_rename(temporary: Path, target: Path) -> None:
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(temporary, target)
-    _sync_directory(target.parent)
+def sync_tree(directory: Path) -> None:
+    """Flush every file and directory of a local tree to disk."""
+    for path in [directory, *directory.rglob("*")]:
+        _sync(path)
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync_directory(directory: Path) -> None:
+    """Flush a directory's names to disk: makes a rename in it last."""
+    _sync(directory)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary beside `target` that replaces it, synced, if the block succeeds and else goes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(target)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-class _transport:
-    """Turn client-library faults of a remote store into InfrastructureError."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if error is None or isinstance(error, FileNotFoundError | NotADirectoryError | InputError):
-            return
-        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
-            raise InfrastructureError(
-                f"storage failed: {type(error).__name__}: {error}", where=self.uri, next_step="run again; check the endpoint"
-            ) from error
+@contextmanager
+def storage_faults(uri: str) -> Iterator[None]:
+    """Turn faults of a disk or of a client library into InfrastructureError; a missing file stays one."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, M4VError):
+        raise
+    except Exception as error:
+        library = type(error).__module__.split(".")[0]
+        if not isinstance(error, OSError) and library not in ("botocore", "aiobotocore", "aiohttp", "fsspec"):
+            raise
+        raise InfrastructureError(
+            f"storage failed: {type(error).__name__}: {error}",
+            where=uri,
+            next_step="check disk space, permissions and the endpoint, then run again",
+        ) from error

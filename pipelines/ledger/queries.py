@@ -128,10 +128,18 @@ class QueryOps:
         with self._db.read() as session:
             return [artifact_row(r) for r in session.scalars(query.limit(limit))]
 
-    def artifact(self, id_or_prefix: str) -> ArtifactRow:
-        """An artifact; raises InputError (with near ids) for a prefix that is unknown or not unique."""
+    def artifact(self, id_or_prefix: str, kind: str | None = None) -> ArtifactRow:
+        """An artifact; raises InputError (with near ids) for a prefix that is unknown or not unique.
+
+        `kind` tells apart the same bytes recorded under two kinds; without it the first kind is given.
+        """
         with self._db.read() as session:
-            return artifact_row(one_of(session, schema.Artifact.artifact_id, id_or_prefix, "artifact"))
+            row = one_of(session, schema.Artifact.artifact_id, id_or_prefix, "artifact")
+            if kind is not None and row.kind != kind:
+                row = session.get(schema.Artifact, (row.artifact_id, str(kind)))
+                if row is None:
+                    raise InputError(f"ledger has no {kind} of this id", value=id_or_prefix, where="ledger")
+            return artifact_row(row)
 
     def producers(self, artifact_id: str) -> list[RunRow]:
         """Runs whose output this artifact is, oldest first."""
