@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataprep.curate_config import CurateConfig
 from dataprep.sources.config import AdapterConfig, SourceConfig
 
-__all__ = ["AdapterConfig", "SourceConfig"]
+__all__ = ["AdapterConfig", "CurateConfig", "SourceConfig"]

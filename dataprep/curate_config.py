@@ -1,0 +1,139 @@
+"""Configuration of the curate stage: how clips are cut, what is measured, and which thresholds keep them.
+
+`filters`, `dedup` and the cutting part of `shots` are applied to stored measurements: changing them
+recomputes nothing. Only the `*_identity` methods say what a measurement depends on.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from m4v.core.asset_catalog import weights_digests
+from m4v.core.config import FrozenModel
+
+
+class LimitsConfig(FrozenModel):
+    """Bounds for untrusted files. Times are wall clock for one segment or one clip; past them the child is killed."""
+
+    max_pixels: int = Field(8192 * 4352, ge=1)
+    max_frames: int = Field(2_000_000, ge=1)
+    item_timeout_s: float = Field(900, gt=0)
+
+
+class ShotConfig(FrozenModel):
+    """Cutting videos into clips.
+
+    `transnetv2` finds cuts and dissolves; `histogram` is about fifty times cheaper and finds cuts and fades;
+    `none` takes each file (or its frame range) as one clip, for collections that are cut already.
+    `trim_frames` are left out on both sides of a boundary; shots longer than `max_frames` are split evenly.
+    """
+
+    detector: Literal["transnetv2", "histogram", "none"] = "transnetv2"
+    threshold: float = Field(0.5, gt=0, lt=1)
+    trim_frames: int = Field(2, ge=0)
+    max_frames: int | None = Field(None, ge=2)
+
+
+class SignalConfig(FrozenModel):
+    """What is measured. `key_frames` of each clip go to the packaged models; models that are off give null scores.
+
+    `analysis_side`: long side, in pixels, of the frames that the cheap signals look at; motion is reported
+    for pictures of this size.
+    """
+
+    analysis_side: int = Field(320, ge=64, le=1280)
+    motion_stride: int = Field(4, ge=1)
+    key_frames: int = Field(3, ge=1, le=16)
+    text: bool = True
+    nsfw: bool = True
+    quality: bool = True
+
+
+class FilterConfig(FrozenModel):
+    """A clip is dropped by the first rule that it breaks, in the order of these fields; null switches one off.
+
+    Shares are of a clip's frames unless stated otherwise.
+    """
+
+    min_frames: int | None = Field(17, ge=1)
+    min_side: int | None = Field(96, ge=1)  # pixels, shorter displayed side after the letterbox crop
+    max_interlaced: float | None = Field(0.5, ge=0, le=1)
+    max_gap: float | None = Field(None, gt=1)  # longest pause between frames, in frames
+    max_black: float | None = Field(0.5, ge=0, le=1)
+    max_overexposed: float | None = Field(0.5, ge=0, le=1)
+    max_letterbox: float | None = Field(0.5, ge=0, le=1)  # of the picture's area
+    max_frozen: float | None = Field(0.9, ge=0, le=1)
+    min_motion: float | None = Field(0.5, ge=0)  # pixels a second at `analysis_side`
+    max_motion: float | None = Field(None, gt=0)
+    min_sharpness: float | None = Field(15.0, ge=0)  # variance of the Laplacian at `analysis_side`
+    max_flash: float | None = Field(0.1, ge=0, le=1)
+    max_text: float | None = Field(0.02, ge=0, le=1)  # largest text area among the key frames
+    max_nsfw: float | None = Field(0.5, ge=0, le=1)
+    max_brisque: float | None = Field(80.0, ge=0)  # mean over the key frames; lower is better
+
+
+class DedupConfig(FrozenModel):
+    """`exact`: equal decoded pictures. `perceptual`: at least `min_match` of the sampled frames of one clip
+    have a frame of the other within `max_distance` bits (of 64; the search is complete up to 7)."""
+
+    exact: bool = True
+    perceptual: bool = True
+    max_distance: int = Field(6, ge=0, le=7)
+    min_match: float = Field(0.6, gt=0, le=1)
+
+
+class CurateConfig(FrozenModel):
+    """Config of the `curate` stage.
+
+    `missing_caption`: what becomes of a clip that no caption covers (at least `min_caption_overlap` of its
+    frames): a quarantine row, or a dropped row of the clip table with all its scores.
+    `max_quarantine_rate`: share of the listed files past which the stage fails.
+    """
+
+    decoder: Literal["pyav", "decord"] = "pyav"
+    limits: LimitsConfig = LimitsConfig()
+    shots: ShotConfig = ShotConfig()
+    signals: SignalConfig = SignalConfig()
+    filters: FilterConfig = FilterConfig()
+    dedup: DedupConfig = DedupConfig()
+    missing_caption: Literal["quarantine", "drop"] = "quarantine"
+    min_caption_overlap: float = Field(0.5, gt=0, le=1)
+    max_quarantine_rate: float = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for measured, rule in (("text", "max_text"), ("nsfw", "max_nsfw"), ("quality", "max_brisque")):
+            if not getattr(self.signals, measured) and getattr(self.filters, rule) is not None:
+                raise ValueError(f"filters.{rule} needs signals.{measured}: switch that on, or set the rule to null")
+        return self
+
+    def segment_identity(self) -> dict[str, object]:
+        """What the per-frame measurements of a file depend on."""
+        return {
+            "decoder": self.decoder,
+            "detector": self.shots.detector,
+            "analysis_side": self.signals.analysis_side,
+            "motion_stride": self.signals.motion_stride,
+            "weights": {n: s for n, s in weights_of(self).items() if n == "transnetv2"},
+        }
+
+    def clip_identity(self) -> dict[str, object]:
+        """What the key-frame measurements of a clip depend on."""
+        signals = self.signals
+        return {
+            "decoder": self.decoder,
+            "key_frames": signals.key_frames,
+            "models": [signals.text, signals.nsfw, signals.quality],
+            "weights": {n: s for n, s in weights_of(self).items() if n != "transnetv2"},
+        }
+
+
+def weights_of(config: CurateConfig) -> dict[str, str]:
+    """Asset name -> sha256 of every packaged model that this config uses."""
+    names = ["transnetv2"] if config.shots.detector == "transnetv2" else []
+    names += ["ppocr-det"] if config.signals.text else []
+    names += ["open-nsfw"] if config.signals.nsfw else []
+    names += ["brisque", "brisque/ranges"] if config.signals.quality else []
+    return weights_digests(names)
