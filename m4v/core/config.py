@@ -22,7 +22,11 @@ class FrozenModel(BaseModel):
         return dict(self.model_dump(mode="json"))
 
     def digest(self) -> str:
-        return digest_json(self.canonical())
+        """Raises ConfigError for a value that canonical JSON cannot carry (an integer past 2**53)."""
+        try:
+            return digest_json(self.canonical())
+        except ValueError as error:
+            raise ConfigError(f"value has no canonical form: {error}", where=type(self).__name__) from None
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

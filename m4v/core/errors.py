@@ -9,6 +9,9 @@ from __future__ import annotations
 from enum import IntEnum
 
 
+_SHOWN_CHARS = 300  # of an offending value
+
+
 class ExitClass(IntEnum):
     """Process exit codes; what a supervisor does with each stands beside it."""
 
@@ -47,7 +50,8 @@ class M4VError(Exception):
     def message(self) -> str:
         text = self.what
         if self.value is not None:
-            text += f": {self.value!r}"
+            shown = repr(self.value)
+            text += f": {shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + '…'}"
         if self.where:
             text += f" (in {self.where})"
         return f"{text}. Next: {self.next_step}" if self.next_step else text
@@ -80,19 +84,19 @@ class InfrastructureError(M4VError):
     exit_class = ExitClass.INFRASTRUCTURE
 
 
-class Drained(M4VError):
+class Drained(M4VError):  # noqa: N818 (a state, not a fault)
     """The stage saved its state on request and stopped."""
 
     exit_class = ExitClass.DRAINED
 
 
-class NeedsHuman(M4VError):
+class NeedsHuman(M4VError):  # noqa: N818
     """A person must decide before this can go on."""
 
     exit_class = ExitClass.NEEDS_HUMAN
 
 
-class GateRefused(M4VError):
+class GateRefused(M4VError):  # noqa: N818
     """An evaluation gate did not pass."""
 
     exit_class = ExitClass.GATE_REFUSED

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from m4v.core.canonical import digest_bytes
-from m4v.core.storage import Storage
+from m4v.core.errors import InputError
+from m4v.core.storage import Storage, check_relative
 
 _DIGEST_BYTES = 64
+_SHORTEST_KEY = 3
 
 
 class ItemStore:
@@ -21,12 +23,16 @@ class ItemStore:
 
     @staticmethod
     def _path(key: str) -> str:
-        return f"{key[:2]}/{key}"
+        if len(key) < _SHORTEST_KEY:
+            raise ValueError(f"an item key is a digest or holds one, {key!r} is too short for that")
+        return check_relative(f"{key[:2]}/{key}")
 
     def get(self, key: str) -> bytes | None:
-        if not self._storage.exists(self._path(key)):
+        path = self._path(key)
+        try:
+            data = self._storage.read_bytes(path)
+        except InputError:
             return None
-        data = self._storage.read_bytes(self._path(key))
         payload = data[_DIGEST_BYTES:]
         return payload if digest_bytes(payload).encode() == data[:_DIGEST_BYTES] else None
 

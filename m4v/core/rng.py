@@ -7,12 +7,21 @@ No state needs saving, and worker count, prefetch and rank count cannot change w
 from __future__ import annotations
 
 import hashlib
+import operator
 
 import numpy as np
 
 
+def _encode(part: int | str) -> str:
+    if isinstance(part, str):
+        if "\x1f" in part:
+            raise ValueError(f"a random key may not hold the control character \\x1f: {part!r}")
+        return f"str:{part}"
+    return f"int:{operator.index(part)}"  # NumPy integers draw like their value; floats are refused
+
+
 def _key(*parts: int | str) -> bytes:
-    encoded = "\x1f".join(f"{type(p).__name__}:{p}" for p in parts)
+    encoded = "\x1f".join(_encode(p) for p in parts)
     return hashlib.sha256(encoded.encode()).digest()
 
 
@@ -57,19 +66,19 @@ class Permutation:
 
     def __call__(self, index: int) -> int:
         """Image of `index`; the domain is at most 4n, so the walk takes under four steps on average."""
-        self._check(index)
-        x = self._forward(index)
+        x = self._forward(self._checked(index))
         while x >= self.n:
             x = self._forward(x)
         return x
 
     def inverse(self, value: int) -> int:
-        self._check(value)
-        x = self._backward(value)
+        x = self._backward(self._checked(value))
         while x >= self.n:
             x = self._backward(x)
         return x
 
-    def _check(self, value: int) -> None:
+    def _checked(self, value: int) -> int:
+        value = operator.index(value)
         if not 0 <= value < self.n:
             raise IndexError(f"{value} is outside range({self.n})")
+        return value

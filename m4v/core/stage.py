@@ -7,6 +7,7 @@ files below `context.output(name)`, may keep resume state below `context.state`,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -135,17 +136,22 @@ class ProgressReporter:
         now = time.time()
         self._state = Progress(started_at=now, updated_at=now, heartbeat_at=now)
         self._written = 0.0
+        self._from: tuple[float, float, str] | None = None  # time, done, unit: where the rate counts from
         self._stop = threading.Event()
         if path is not None:
             self._write()
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def update(self, done: float, total: float | None = None, unit: str = "items", note: str = "") -> None:
+        """Say how far the stage is. What was done before the first word (a resumed stage, a new phase)
+        does not count as speed."""
         now = time.time()
         with self._lock:
-            elapsed = max(now - self._state.started_at, 1e-9)
-            rate = done / elapsed if done else None
-            eta = (total - done) / rate if rate and total is not None else None
+            if self._from is None or self._from[2] != unit or done < self._state.done:
+                self._from = (now, done, unit)
+            elapsed, worked = now - self._from[0], done - self._from[1]
+            rate = worked / elapsed if elapsed > 0 and worked > 0 else None
+            eta = max(total - done, 0.0) / rate if rate and total is not None else None
             self._state = self._state.model_copy(
                 update={
                     "done": done, "total": total, "unit": unit, "note": note,
@@ -160,7 +166,7 @@ class ProgressReporter:
 
     def _beat(self) -> None:
         while not self._stop.wait(self.HEARTBEAT_S):
-            with self._lock:
+            with self._lock, contextlib.suppress(OSError):  # a missed beat shows by itself; the next may work
                 self._state = self._state.model_copy(update={"heartbeat_at": time.time()})
                 self._write()
 
@@ -168,7 +174,7 @@ class ProgressReporter:
         if self._path is not None:
             temporary = self._path.with_suffix(".tmp")
             temporary.write_text(self._state.model_dump_json())
-            os.replace(temporary, self._path)
+            temporary.replace(self._path)
             self._written = time.time()
 
 
