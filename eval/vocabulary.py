@@ -42,6 +42,7 @@ class Motion(StrEnum):
     DOWN = "down"
     GROW = "grow"
     SHRINK = "shrink"
+    CIRCLE = "circle"
     STILL = "still"
 
 
@@ -53,6 +54,7 @@ _MOTION_PHRASES: tuple[tuple[str, Motion], ...] = (
     (r"camera (?:tilts|pans|moves) down(?:wards?)?|tilt(?:ing)? down", Motion.UP),
     (r"(?:camera )?zoom(?:s|ing)? in", Motion.GROW),
     (r"(?:camera )?zoom(?:s|ing)? out", Motion.SHRINK),
+    (r"\b(?:in|round in) (?:a )?circles?\b|\bcircles around\b", Motion.CIRCLE),
     (r"from (?:the )?left to (?:the )?right", Motion.RIGHT),
     (r"from (?:the )?right to (?:the )?left", Motion.LEFT),
     (r"from (?:the )?top to (?:the )?bottom", Motion.DOWN),

@@ -20,16 +20,18 @@ from eval.metrics.clip import FloatArray, Frames
 SHORT_SIDE_PX = 96
 PAIR_S = 1 / 8
 BLUR_SIGMA = 1.5
-MIN_GRADIENT = 2.0  # luma levels per pixel after the blur: above sensor and compression noise
+_EVERY = 7  # pixels from which the colour axis is taken
+MIN_GRADIENT = 2.0  # levels per pixel after the blur: above sensor and compression noise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FlowSummary:
     """Motion of one clip in short sides: mean speed over all pixels (per second), net displacement (x right,
     y down) and path length of what moves, and how far the flow points outward (-1 shrinks .. 1 grows)."""
 
     speed: float
     net: tuple[float, float]
+    steps: FloatArray  # (pairs, 2), whose sum is `net`
     path: float
     outward: float
 
@@ -58,15 +60,17 @@ def summarise_flow(frames: Frames, fps: float) -> FlowSummary | None:
     if len(frames) < 2:
         return None
     step = min(max(1, round(fps * PAIR_S)), len(frames) - 1)
-    pictures = [_luma(frames[i]) for i in range(0, len(frames), step)]
     with one_thread():
+        pictures = _intensities(frames[::step])
         engine = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         pairs = [_of_pair(engine.calc(a, b, None), a) for a, b in itertools.pairwise(pictures)]
     amount = sum(p.mean for p in pairs)
-    net = sum((p.vector for p in pairs), np.zeros(2))
+    steps = np.stack([p.vector for p in pairs])
+    net = steps.sum(axis=0)
     return FlowSummary(
         speed=amount / len(pairs) * fps / step,
         net=(float(net[0]), float(net[1])),
+        steps=steps,
         path=sum(p.moving for p in pairs),
         outward=sum(p.outward * p.mean for p in pairs) / amount if amount > 1e-12 else 0.0,
     )
@@ -94,11 +98,27 @@ def _gradient(picture: np.ndarray) -> FloatArray:
     return np.asarray(np.hypot(vertical, horizontal))
 
 
-def _luma(frame: np.ndarray) -> np.ndarray:
-    """Blurred luma at `SHORT_SIDE_PX`; small pictures are enlarged, since DIS needs some room."""
+def _intensities(frames: Frames) -> list[np.ndarray]:
+    """The clip in one channel, uint8, blurred, at `SHORT_SIDE_PX`: its colours along their direction of
+    largest variance. That is close to luma in natural pictures, and still tells red from green of one luma."""
+    small = [_resized(frame) for frame in frames]
+    pixels = np.concatenate([s.reshape(-1, 3)[::_EVERY] for s in small]).astype(np.float64)
+    mean = pixels.mean(axis=0)
+    axis = np.linalg.eigh(np.cov((pixels - mean).T))[1][:, -1]
+    axis = axis if axis.sum() >= 0 else -axis
+    along = [(s.astype(np.float64) - mean) @ axis for s in small]
+    low, high = min(float(a.min()) for a in along), max(float(a.max()) for a in along)
+    scale = min(1.0, 255.0 / max(high - low, 1e-9))
+    return [
+        np.asarray(cv2.GaussianBlur(np.rint((a - low) * scale).astype(np.uint8), (0, 0), BLUR_SIGMA)) for a in along
+    ]
+
+
+def _resized(frame: np.ndarray) -> np.ndarray:
+    """At `SHORT_SIDE_PX`; small pictures are enlarged, since DIS needs some room."""
     scale = SHORT_SIDE_PX / min(frame.shape[:2])
+    if scale == 1:
+        return frame
     size = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    grey = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
-    grey = grey if scale == 1 else cv2.resize(grey, size, interpolation=how)
-    return np.asarray(cv2.GaussianBlur(grey, (0, 0), BLUR_SIGMA))
+    return np.asarray(cv2.resize(np.ascontiguousarray(frame), size, interpolation=how))
