@@ -1,4 +1,10 @@
+import itertools
 import os
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +16,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 REPOSITORY = Path(__file__).parent.parent
+S3_BUCKET = "m4v-tests"
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +28,71 @@ def oracles() -> Path:
             pytest.fail(f"golden fixtures are missing at {path}; set M4V_ORACLES")
         pytest.skip(f"golden fixtures are not at {path}; set M4V_ORACLES to run these tests")
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Callable[..., str]]:
+    """A real PostgreSQL server, started once. Call it for the URL of a fresh database: empty, or a copy of
+    `template` (the name of one that nobody is connected to)."""
+    import psycopg
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # no XDG_RUNTIME_DIR: it locks in the temporary directory
+        import pgserver
+
+    # Not below pytest's own directory: the server runs as a user of its own when tests run as root, and
+    # another test session may close that directory to others at any time.
+    directory = Path(tempfile.mkdtemp(prefix="m4v-postgres-"))
+    server = pgserver.get_server(directory / "data")
+    numbers = itertools.count(1)
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(f"ALTER SYSTEM SET {setting} = off")
+        connection.execute("SELECT pg_reload_conf()")
+
+    def fresh(template: str = "template1") -> str:
+        name = f"test_{next(numbers)}"
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return str(server.get_uri(name))
+
+    yield fresh
+    server.cleanup()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: Callable[..., str]) -> str:
+    """URL of a fresh PostgreSQL database."""
+    return postgres_server()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Endpoint of an S3 protocol server (moto, over HTTP on loopback); `AWS_*` point to it meanwhile."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"])),
+        }.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem().mkdir(S3_BUCKET)
+        yield endpoint
+    server.stop()
+
+
+@pytest.fixture
+def s3_root(s3_server: str) -> str:
+    """`s3://bucket/prefix` of an empty prefix on the S3 server; child processes inherit the `AWS_*` variables."""
+    return f"s3://{S3_BUCKET}/{uuid.uuid4().hex[:12]}"

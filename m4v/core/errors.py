@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-
 _SHOWN_CHARS = 300  # of an offending value
 
 

@@ -20,6 +20,7 @@ INDEX = "index.parquet"
 MEMBERS = ("latent", "text", "meta")
 MEMBER_SUFFIX = {"latent": "latent.safetensors", "text": "text.safetensors", "meta": "json"}
 PATCH_AREA = 4
+_MEMBER_FIELDS = (("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string()))
 
 SCHEMA = pa.schema(
     [
@@ -33,7 +34,7 @@ SCHEMA = pa.schema(
         ("phash", pa.string()),
         ("media", pa.string()),  # video | image
         ("shard", pa.string()),
-        *[(f"{m}_{f}", t) for m in MEMBERS for f, t in (("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string()))],
+        *[(f"{member}_{field}", kind) for member in MEMBERS for field, kind in _MEMBER_FIELDS],
         ("bucket_t", pa.int32()),
         ("bucket_h", pa.int32()),
         ("bucket_w", pa.int32()),
