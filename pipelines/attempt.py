@@ -1,0 +1,371 @@
+"""Runs one node under a claim: adopt what a dead attempt finished, or launch; then publish and commit.
+
+A crash at any point leaves something that the next call goes on from: resume state of the stage, a finished
+`result.json`, published bytes without their ledger row. None of these is ever a half artifact.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from m4v.core.errors import DataIntegrityError, Drained, ExitClass, InfrastructureError, InputError, M4VError
+from m4v.core.stage import (
+    InputRef,
+    OutputRef,
+    Progress,
+    StageRequest,
+    StageResult,
+    read_exits,
+    write_json,
+)
+from m4v.core.storage import Storage
+from pipelines.keys import KeyRecord
+from pipelines.launchers import LOG, REQUEST, Ending, Job, Launcher
+from pipelines.lease import Lease
+from pipelines.ledger import ClaimLost, Exactness, Ledger, NewRun, Status, new_id
+from pipelines.lookup import Output
+from pipelines.spec import StageNode
+from pipelines.stage_process import RESULT
+from pipelines.store import ArtifactStore
+from pipelines.workspace import Workspace
+
+HEARTBEAT_S = 2.0
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Only infrastructure failures are retried: attempt n waits base_s * factor**(n-1), at most max_s."""
+
+    attempts: int = 3
+    base_s: float = 2.0
+    factor: float = 4.0
+    max_s: float = 60.0
+
+    def pause_s(self, number: int) -> float:
+        return min(self.base_s * self.factor ** (number - 1), self.max_s)
+
+
+class AttemptError(M4VError):
+    """An attempt ended without a result; `exit_class` is the attempt's."""
+
+    def __init__(self, ending: Ending, attempt_id: str, log: Path) -> None:
+        self.exit_class, self.crash, self.attempt_id, self.log = ending.exit_class, ending.crash, attempt_id, log
+        super().__init__(ending.message or f"stage ended with class {ending.exit_class.name}")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A node with everything that its request needs. `facts` are for the report, outside the key."""
+
+    node: StageNode
+    record: KeyRecord
+    inputs: tuple[InputRef, ...]
+    pipeline_run_id: str
+    facts: Mapping[str, object] | None = None
+    on_progress: Callable[[Progress], None] = field(default=lambda _: None)
+    on_note: Callable[[str], None] = field(default=lambda _: None)
+
+
+@dataclass(frozen=True)
+class Committed:
+    """`note` tells what was unusual: retries, an adopted result."""
+
+    run_id: str
+    attempt_id: str
+    outputs: Mapping[str, Output]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A result on disk, its outputs in staging (or in the store, after a crash between publish and commit)."""
+
+    result: StageResult
+    work_dir: Path
+
+
+class AttemptRunner:
+    """The services that attempts need; one for a pipeline run, used from several threads."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: ArtifactStore,
+        launcher: Launcher,
+        workspace: Workspace,
+        drain: threading.Event,
+        retry: RetryPolicy,
+    ) -> None:
+        self._ledger, self._store, self._launcher, self._workspace = ledger, store, launcher, workspace
+        self._drain, self._retry = drain, retry
+
+    def run(self, work: Assignment, lease: Lease) -> Committed:
+        """Bring the node to a committed run, retrying infrastructure failures.
+
+        Raises AttemptError, ClaimLost, Drained, DataIntegrityError or InfrastructureError.
+        """
+        try:
+            return self._run(work, lease)
+        except ClaimLost:
+            raise
+        except M4VError as error:
+            self._close_open(work, error)
+            raise
+
+    def _run(self, work: Assignment, lease: Lease) -> Committed:
+        crashes = 0
+        for number in range(1, self._retry.attempts + 1):
+            lease.check()
+            try:
+                # After a failed publish the result is still there: adopting it repeats no work.
+                return self._adopted(work, lease) or self._publish(work, self._launch(work, lease), lease)
+            except ClaimLost:
+                raise
+            except (InfrastructureError, AttemptError) as error:
+                crashes += isinstance(error, AttemptError) and error.crash
+                if isinstance(error, AttemptError) and crashes > 1:
+                    error.exit_class = ExitClass.BUG
+                if error.exit_class is not ExitClass.INFRASTRUCTURE or number == self._retry.attempts:
+                    raise
+                self._pause(work, number, error)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _close_open(self, work: Assignment, error: M4VError) -> None:
+        """Give attempts that finished but could not be published their verdict."""
+        try:
+            for row in self._ledger.attempts(stage_key=work.record.stage_key, status=Status.RUNNING):
+                self._ledger.finish_attempt(row.attempt_id, error.exit_class, error.message)
+        except InfrastructureError:
+            return  # no ledger to tell: the next attempt of the key closes them as lost
+
+    def _pause(self, work: Assignment, number: int, error: M4VError) -> None:
+        pause_s = self._retry.pause_s(number)
+        work.on_note(f"attempt {number} failed ({error.what}); trying again in {pause_s:.0f} s")
+        if self._drain.wait(pause_s):
+            raise Drained("drained while waiting to retry", where=work.node.id)
+
+    # Adopting
+
+    def _adopted(self, work: Assignment, lease: Lease) -> Committed | None:
+        """Record the result of an attempt that finished but died before it was committed, if its bytes are
+        still what it says, in staging or already in the store."""
+        for work_dir in self._attempt_dirs(work.record.stage_key):
+            result = _read_result(work_dir, work.record.stage_key)
+            if result is None:
+                continue
+            try:
+                committed = self._publish(work, _Finished(result, work_dir), lease)
+            except DataIntegrityError as error:
+                work.on_note(f"result of attempt {result.attempt_id} cannot be used: {error.what}")
+                _prune(work_dir)
+                continue
+            return replace(committed, note=f"adopted the finished result of attempt {result.attempt_id}")
+        return None
+
+    def _attempt_dirs(self, stage_key: str) -> Iterator[Path]:
+        """Newest first: attempt ids sort by time."""
+        base = self._workspace.stage_work(stage_key)
+        yield from sorted((p for p in base.glob("*") if p.is_dir()), reverse=True)
+
+    # Launching
+
+    def _launch(self, work: Assignment, lease: Lease) -> _Finished:
+        if self._drain.is_set():
+            raise Drained("drained before it started", where=work.node.id)
+        for stale in self._attempt_dirs(work.record.stage_key):
+            _prune(stale)
+        request = self._request(work, new_id())
+        work_dir = Path(request.work_dir)
+        work_dir.mkdir(parents=True)
+        write_json(work_dir / REQUEST, request)
+        attempt_id = self._ledger.begin_attempt(
+            lease.claim,
+            stage=work.node.spec.name,
+            work_dir=request.work_dir,
+            log_path=str(work_dir / LOG),
+            launcher=self._launcher.name,
+            pipeline_run_id=work.pipeline_run_id,
+            node_id=work.node.id,
+            attempt_id=request.attempt_id,
+        )
+        job = self._launcher.submit(request)
+        pid = int(job.reference) if job.reference.isdigit() else None
+        self._ledger.launched(attempt_id, pid=pid, job=job.name)
+        ending = self._watch(work, lease, job, attempt_id)
+        result = _read_result(work_dir, work.record.stage_key) if ending.exit_class is ExitClass.OK else None
+        if ending.exit_class is ExitClass.OK and result is None:
+            ending = Ending(ExitClass.BUG, "the stage ended well but left no result")
+        if result is None:
+            self._ledger.finish_attempt(attempt_id, ending.exit_class, ending.message)
+            raise AttemptError(ending, attempt_id, work_dir / LOG)
+        return _Finished(result, work_dir)
+
+    def _request(self, work: Assignment, attempt_id: str) -> StageRequest:
+        node, record = work.node, work.record
+        work_dir = self._workspace.stage_work(record.stage_key) / attempt_id
+        target = self._launcher.target(node.resources)
+        attachments = {}
+        if work.facts is not None:
+            facts = Storage(str(work_dir))
+            facts.write_bytes("facts.json", _json(work.facts))
+            attachments["facts"] = str(work_dir / "facts.json")
+        return StageRequest(
+            stage=node.spec.name,
+            stage_version=node.spec.version,
+            function=node.spec.function,
+            config_model=node.spec.config_model,
+            stage_key=record.stage_key,
+            attempt_id=attempt_id,
+            config=record.config,
+            seed=node.seed,
+            inputs=work.inputs,
+            outputs=tuple(OutputRef(name=n, kind=k) for n, k in node.spec.outputs.items()),
+            store_uri=self._workspace.store_uri,
+            work_dir=str(work_dir),
+            state_uri=self._workspace.state_uri(record.stage_key),
+            items_uri=self._workspace.items_uri,
+            lock_file=target.lock_file,
+            lock_digest=record.lock_digest,
+            numerics=record.numerics,
+            locations=dict(node.locations),
+            attachments=attachments,
+            resources=node.resources,
+        )
+
+    def _watch(self, work: Assignment, lease: Lease, job: Job, attempt_id: str) -> Ending:
+        """Wait for the job, copying its progress; a lost claim or a second Ctrl-C cancels it."""
+        pulse = _Pulse(self._ledger, attempt_id, job.work_dir, work.on_progress)
+        wait_s, asked = 0.05, False
+        try:
+            while True:
+                try:
+                    ending = self._launcher.poll(job, wait_s)
+                except KeyboardInterrupt:
+                    if self._drain.is_set():
+                        raise
+                    self._drain.set()  # the first Ctrl-C drains
+                    ending = None
+                if ending is not None:
+                    return ending
+                lease.check()
+                if self._drain.is_set() and not asked:
+                    self._launcher.drain(job)
+                    asked = True
+                pulse.beat()
+                wait_s = min(wait_s * 1.5, POLL_S)
+        except (KeyboardInterrupt, ClaimLost) as stop:
+            self._launcher.cancel(job)
+            message = "cancelled" if isinstance(stop, KeyboardInterrupt) else str(stop)
+            self._ledger.finish_attempt(attempt_id, ExitClass.INFRASTRUCTURE, message)
+            raise
+
+    # Publishing
+
+    def _publish(self, work: Assignment, finished: _Finished, lease: Lease) -> Committed:
+        """Publish every output, commit the run in one transaction, then forget the resume state."""
+        result, key = finished.result, work.record.stage_key
+        lease.check()
+        attempt_id = self._known_attempt(work, finished, lease)
+        records = {o.name: self._store.publish(o) for o in result.outputs}
+        lease.check()
+        run = NewRun(
+            stage=work.node.spec.name,
+            stage_version=work.node.spec.version,
+            stage_key=key,
+            key_record=work.record.canonical(),
+            config=work.record.config,
+            code_digest=work.record.code_digest,
+            seed=work.node.seed,
+            environment={**result.environment, "launcher": self._launcher.name},
+            exactness=Exactness(str(result.metrics.get("exactness", Exactness.BIT))),
+        )
+        run_id = self._ledger.commit_run(lease.claim, attempt_id, run, work.inputs, records, result.metrics)
+        self.forget(key)
+        outputs = {n: Output(r.artifact_id, r.uri, r.kind, r.size_bytes) for n, r in records.items()}
+        return Committed(run_id, attempt_id, outputs)
+
+    def _known_attempt(self, work: Assignment, finished: _Finished, lease: Lease) -> str:
+        """The attempt's id; one the ledger has never seen (its row was lost with a ledger) is recorded anew."""
+        attempt_id = finished.result.attempt_id
+        try:
+            return self._ledger.attempt(attempt_id).attempt_id
+        except InputError:
+            return self._ledger.begin_attempt(
+                lease.claim,
+                stage=work.node.spec.name,
+                work_dir=str(finished.work_dir),
+                log_path=str(finished.work_dir / LOG),
+                launcher=self._launcher.name,
+                pipeline_run_id=work.pipeline_run_id,
+                node_id=work.node.id,
+                attempt_id=attempt_id,
+            )
+
+    def forget(self, stage_key: str) -> None:
+        """Drop resume state and staging of a key whose run is committed; logs and requests stay."""
+        Storage(self._workspace.store_uri).delete(f"state/{stage_key}")
+        for work_dir in self._attempt_dirs(stage_key):
+            _prune(work_dir)
+
+
+class _Pulse:
+    """Copies `progress.json` into the ledger and to the caller while an attempt runs."""
+
+    def __init__(
+        self, ledger: Ledger, attempt_id: str, work_dir: Path, on_progress: Callable[[Progress], None]
+    ) -> None:
+        self._ledger, self._attempt_id, self._on_progress = ledger, attempt_id, on_progress
+        self._path = work_dir / "progress.json"
+        self._seen: Progress | None = None
+        self._beat_at = 0.0
+
+    def beat(self) -> None:
+        progress = self._read()
+        if progress is None or progress == self._seen:
+            return
+        changed = self._seen is None or progress.updated_at != self._seen.updated_at
+        self._seen = progress
+        if changed:
+            self._on_progress(progress)
+        if time.monotonic() - self._beat_at >= HEARTBEAT_S:
+            self._beat_at = time.monotonic()
+            try:
+                self._ledger.heartbeat(self._attempt_id, progress)
+            except InfrastructureError:
+                return  # a moment without a database must not end hours of work; committing will tell
+
+    def _read(self) -> Progress | None:
+        try:
+            return Progress.model_validate_json(self._path.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+
+def _read_result(work_dir: Path, stage_key: str) -> StageResult | None:
+    """The attempt's result; None when there is none, it is of another key, or a rank says it failed."""
+    try:
+        result = StageResult.model_validate_json((work_dir / RESULT).read_bytes())
+    except (OSError, ValidationError):
+        return None
+    good = result.stage_key == stage_key and all(e.exit_class == ExitClass.OK for e in read_exits(work_dir))
+    return result if good else None
+
+
+def _prune(work_dir: Path) -> None:
+    """What a later attempt cannot use: its resume state lies elsewhere."""
+    for name in ("staging", "scratch", "cache"):
+        shutil.rmtree(work_dir / name, ignore_errors=True)
+    (work_dir / RESULT).unlink(missing_ok=True)
+
+
+def _json(value: Mapping[str, object]) -> bytes:
+    return json.dumps(value, sort_keys=True, default=str).encode()

@@ -1,0 +1,375 @@
+"""Executes a pipeline run: each node is a cache hit or runs under a claim, and the ledger remembers which.
+
+    run = PipelineRun("demo", resolved, nodes, workspace, ledger=ledger, launcher=LocalLauncher())
+    outcomes = run.run_all()
+
+`execute` may be called from several threads (Prefect has one task per stage); `run_all` goes in order.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from m4v.core.artifacts import ArtifactKind
+from m4v.core.errors import ConfigError, Drained, ExitClass, M4VError
+from m4v.core.stage import InputRef, Progress
+from m4v.core.storage import Storage
+from pipelines.attempt import Assignment, AttemptError, AttemptRunner, RetryPolicy
+from pipelines.facts import collect_facts
+from pipelines.keys import KeyRecord
+from pipelines.launchers import Launcher
+from pipelines.lease import LEASE_S, Lease
+from pipelines.ledger import ClaimHeld, ClaimLost, Ledger
+from pipelines.ledger import NodeOutcome as LedgerOutcome
+from pipelines.lookup import Hit, Lookup, Miss, Output
+from pipelines.spec import StageNode, topological_order
+from pipelines.store import ArtifactStore
+from pipelines.workspace import Workspace
+
+CLAIM_POLL_S = 0.5
+MAX_LOST_CLAIMS = 3
+GATE = "gate"
+
+
+class NodeStatus(StrEnum):
+    HIT = "hit"
+    RAN = "ran"
+    FAILED = "failed"
+    BLOCKED = "blocked"  # an upstream node has no outputs
+    DRAINED = "drained"
+
+    @property
+    def has_outputs(self) -> bool:
+        return self in (NodeStatus.HIT, NodeStatus.RAN)
+
+
+@dataclass(frozen=True)
+class NodeOutcome:
+    """What became of a node. `reason`: why it ran or was reused; `error`: why it has no outputs."""
+
+    node_id: str
+    status: NodeStatus
+    reason: str
+    seconds: float
+    run_id: str | None = None
+    stage_key: str | None = None
+    attempt_id: str | None = None
+    outputs: Mapping[str, Output] = field(default_factory=dict)
+    error: str | None = None
+    exit_class: ExitClass = ExitClass.OK
+    log_path: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "node_id": self.node_id,
+            "status": str(self.status),
+            "reason": self.reason,
+            "seconds": self.seconds,
+            "run_id": self.run_id,
+            "stage_key": self.stage_key,
+            "attempt_id": self.attempt_id,
+            "outputs": {name: output.to_json() for name, output in self.outputs.items()},
+            "error": self.error,
+            "exit_class": int(self.exit_class),
+            "log_path": self.log_path,
+        }
+
+
+@dataclass(frozen=True)
+class NodeEvent:
+    """For a display. `kind`: started, note (waiting for a claim, a retry), progress, finished."""
+
+    kind: str
+    node_id: str
+    text: str = ""
+    progress: Progress | None = None
+    outcome: NodeOutcome | None = None
+
+
+def _ignore(_: NodeEvent) -> None:
+    return None
+
+
+class PipelineRun:
+    """One run of a recipe, recorded in the ledger from its making until `finish`.
+
+    `until` keeps that node and what it needs. `deep_verify` hashes every byte of a cache hit.
+    """
+
+    def __init__(
+        self,
+        recipe: str,
+        resolved: Mapping[str, object],
+        nodes: Sequence[StageNode],
+        workspace: Workspace,
+        *,
+        ledger: Ledger,
+        launcher: Launcher,
+        until: str | None = None,
+        trigger: str = "cli",
+        deep_verify: bool = False,
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        on_event: Callable[[NodeEvent], None] = _ignore,
+    ) -> None:
+        self.recipe, self.resolved, self.workspace = recipe, resolved, workspace
+        self.nodes = until_node(topological_order(nodes), until)
+        self.outcomes: dict[str, NodeOutcome] = {}
+        self._by_id = {node.id: node for node in self.nodes}
+        self._ledger, self._on_event = ledger, on_event
+        self._lookup = Lookup(ledger, launcher, deep=deep_verify)
+        self._drain = threading.Event()
+        store = ArtifactStore(workspace.store_uri)
+        self._runner = AttemptRunner(ledger, store, launcher, workspace, self._drain, retry)
+        self.id = ledger.begin_pipeline_run(recipe, resolved, trigger=trigger)
+
+    def run_all(
+        self, until: str | None = None, on_event: Callable[[NodeEvent], None] | None = None
+    ) -> dict[str, NodeOutcome]:
+        """Execute every node (up to `until`) in topological order, then `finish`; a failed branch blocks
+        only what reads from it."""
+        if on_event is not None:
+            self._on_event = on_event
+        try:
+            for node in until_node(self.nodes, until):
+                self.execute(node.id)
+        finally:
+            self.finish()
+        return self.outcomes
+
+    def execute(self, node_id: str, on_progress: Callable[[Progress], None] | None = None) -> NodeOutcome:
+        """Reuse or run one node whose upstream nodes are done. Failures are outcomes, not exceptions."""
+        node, start = self._node(node_id), time.monotonic()
+        self._emit("started", node_id)
+
+        def progress(state: Progress) -> None:
+            self._on_event(NodeEvent("progress", node_id, progress=state))
+            if on_progress is not None:
+                on_progress(state)
+
+        step = _Step(node)
+        blocking = [u for u in node.upstream if u not in self.outcomes or not self.outcomes[u].status.has_outputs]
+        try:
+            if blocking:
+                outcome = step.outcome(NodeStatus.BLOCKED, f"waits for {', '.join(blocking)}, which has no outputs")
+            else:
+                outcome = self._execute(step, progress)
+        except M4VError as error:
+            drained = error.exit_class is ExitClass.DRAINED
+            outcome = step.failed(NodeStatus.DRAINED if drained else NodeStatus.FAILED, error)
+        outcome = _timed(outcome, time.monotonic() - start)
+        self._record(node, outcome)
+        self._emit("finished", node_id, outcome=outcome)
+        return outcome
+
+    def reuse(self, node_id: str) -> NodeOutcome | None:
+        """The node's cache hit, recorded; None when it would have to run."""
+        node, start = self._node(node_id), time.monotonic()
+        if any(u not in self.outcomes for u in node.upstream):
+            return None
+        step = _Step(node)
+        step.record = self._lookup.record(node, {r.name: r.artifact_id for r in self._inputs(node)})
+        found = self._lookup.find(step.record.stage_key)
+        if isinstance(found, Miss):
+            return None
+        outcome = _timed(step.hit(found), time.monotonic() - start)
+        self._record(node, outcome)
+        return outcome
+
+    def drain(self) -> None:
+        """Ask every running stage to save its state and stop, and start no other."""
+        self._drain.set()
+
+    def finish(self) -> ExitClass:
+        """Record the end of the run; returns its exit class."""
+        exit_class = self.exit_class
+        bad = [o for o in self.outcomes.values() if not o.status.has_outputs and o.status is not NodeStatus.BLOCKED]
+        message = "; ".join(f"{o.node_id}: {o.error}" for o in bad)
+        if exit_class is ExitClass.GATE_REFUSED:
+            message = "the evaluation gate refused the checkpoint"
+        self._ledger.finish_pipeline_run(self.id, exit_class, message)
+        return exit_class
+
+    @property
+    def exit_class(self) -> ExitClass:
+        """Of the first node that failed, else drained, else a refused gate, else ok."""
+        statuses = {o.status for o in self.outcomes.values()}
+        for outcome in self.outcomes.values():
+            if outcome.status is NodeStatus.FAILED:
+                return outcome.exit_class
+        if NodeStatus.DRAINED in statuses:
+            return ExitClass.DRAINED
+        return ExitClass.GATE_REFUSED if self.gate_refused else ExitClass.OK
+
+    @property
+    def gate_refused(self) -> bool:
+        """Whether a gate of this run said no."""
+        outcomes = [self.outcomes.get(node.id) for node in self.nodes if node.spec.name == GATE]
+        return any(not _gate_passed(o) for o in outcomes if o is not None and o.status.has_outputs)
+
+    # One node
+
+    def _execute(self, step: _Step, progress: Callable[[Progress], None]) -> NodeOutcome:
+        node, inputs = step.node, self._inputs(step.node)
+        step.record = self._lookup.record(node, {r.name: r.artifact_id for r in inputs})
+        key = step.record.stage_key
+        found = self._lookup.find(key)
+        if isinstance(found, Miss):
+            step.why = self._lookup.why(self.recipe, node, step.record, found)
+        lost: ClaimLost
+        for _ in range(MAX_LOST_CLAIMS):
+            lease = self._claim(step)
+            if isinstance(lease, Hit):
+                self._runner.forget(key)  # a crash after the commit leaves resume state behind
+                return step.hit(lease)
+            work = self._assignment(step, inputs, progress)
+            self._ledger.record_node(
+                self.id, node.id, stage=node.spec.name, how=LedgerOutcome.RUNNING, reason=step.why, stage_key=key
+            )
+            try:
+                with lease:
+                    made = self._runner.run(work, lease)
+            except ClaimLost as error:
+                lost = error
+                self._emit("note", node.id, f"{error.what}; looking again")
+                continue
+            reason = f"{step.why}; {made.note}" if made.note else step.why
+            return step.outcome(NodeStatus.RAN, reason, made.run_id, made.attempt_id, made.outputs)
+        raise lost
+
+    def _claim(self, step: _Step) -> Lease | Hit:
+        """Take the claim, waiting while another process runs this very key; its outputs are then a hit."""
+        key, told = step.key, ""
+        while True:
+            if isinstance(found := self._lookup.find(key), Hit):
+                return found
+            if self._drain.is_set():
+                raise Drained("drained before it started", where=step.node.id)
+            try:
+                lease = Lease(self._ledger, self._ledger.claim(key, f"pipeline run {self.id}", LEASE_S))
+            except ClaimHeld as held:
+                if held.owner != told:
+                    told = held.owner
+                    self._emit("note", step.node.id, f"waiting: {held.what}")
+                self._drain.wait(CLAIM_POLL_S)
+                continue
+            # Between the look and the claim the other one may have committed.
+            if isinstance(found := self._lookup.find(key), Hit):
+                self._ledger.release(lease.claim)
+                return found
+            return lease
+
+    def _assignment(
+        self, step: _Step, inputs: tuple[InputRef, ...], progress: Callable[[Progress], None]
+    ) -> Assignment:
+        facts = None
+        if ArtifactKind.REPORT in step.node.spec.outputs.values():
+            facts = collect_facts(self._ledger, self.recipe, self.resolved, self.id, self.nodes, self.outcomes)
+        return Assignment(
+            node=step.node,
+            record=step.known_record,
+            inputs=inputs,
+            pipeline_run_id=self.id,
+            facts=facts,
+            on_progress=progress,
+            on_note=lambda text: self._emit("note", step.node.id, text),
+        )
+
+    def _inputs(self, node: StageNode) -> tuple[InputRef, ...]:
+        refs = []
+        for name, (source, output) in node.inputs.items():
+            made = self.outcomes[source].outputs[output]
+            refs.append(InputRef(name=name, kind=made.kind, artifact_id=made.artifact_id, uri=made.uri))
+        return tuple(refs)
+
+    def _record(self, node: StageNode, outcome: NodeOutcome) -> None:
+        self.outcomes[node.id] = outcome
+        how = LedgerOutcome.SKIPPED if outcome.status is NodeStatus.BLOCKED else LedgerOutcome(outcome.status)
+        self._ledger.record_node(
+            self.id,
+            node.id,
+            stage=node.spec.name,
+            how=how,
+            reason=outcome.error or outcome.reason,
+            stage_key=outcome.stage_key,
+            run_id=outcome.run_id,
+            attempt_id=outcome.attempt_id,
+        )
+
+    def _node(self, node_id: str) -> StageNode:
+        if node_id not in self._by_id:
+            raise ConfigError(
+                "the run has no such stage", value=node_id, next_step=f"use one of {', '.join(self._by_id)}"
+            )
+        return self._by_id[node_id]
+
+    def _emit(self, kind: str, node_id: str, text: str = "", outcome: NodeOutcome | None = None) -> None:
+        self._on_event(NodeEvent(kind, node_id, text, outcome=outcome))
+
+
+class _Step:
+    """What is known of a node while it executes."""
+
+    def __init__(self, node: StageNode) -> None:
+        self.node = node
+        self.record: KeyRecord | None = None
+        self.why = ""
+
+    @property
+    def known_record(self) -> KeyRecord:
+        assert self.record is not None
+        return self.record
+
+    @property
+    def key(self) -> str:
+        return self.known_record.stage_key
+
+    def outcome(
+        self,
+        status: NodeStatus,
+        reason: str,
+        run_id: str | None = None,
+        attempt_id: str | None = None,
+        outputs: Mapping[str, Output] | None = None,
+    ) -> NodeOutcome:
+        key = self.record.stage_key if self.record else None
+        return NodeOutcome(self.node.id, status, reason, 0.0, run_id, key, attempt_id, outputs or {})
+
+    def hit(self, found: Hit) -> NodeOutcome:
+        return self.outcome(NodeStatus.HIT, found.reason, found.run.run_id, None, found.outputs)
+
+    def failed(self, status: NodeStatus, error: M4VError) -> NodeOutcome:
+        attempt, log = (error.attempt_id, str(error.log)) if isinstance(error, AttemptError) else (None, None)
+        key = self.record.stage_key if self.record else None
+        return NodeOutcome(
+            self.node.id, status, self.why, 0.0, None, key, attempt, {}, error.message, error.exit_class, log
+        )
+
+
+def until_node(nodes: Sequence[StageNode], until: str | None) -> list[StageNode]:
+    """Nodes that `until` needs, itself included; all of them for None. Raises ConfigError for an unknown id."""
+    if until is None:
+        return list(nodes)
+    by_id = {node.id: node for node in nodes}
+    if until not in by_id:
+        raise ConfigError("there is no such stage", value=until, next_step=f"use one of {', '.join(by_id)}")
+    needed, waiting = set[str](), [until]
+    while waiting:
+        node_id = waiting.pop()
+        if node_id not in needed:
+            needed.add(node_id)
+            waiting.extend(by_id[node_id].upstream)
+    return [node for node in nodes if node.id in needed]
+
+
+def _timed(outcome: NodeOutcome, seconds: float) -> NodeOutcome:
+    return replace(outcome, seconds=seconds)
+
+
+def _gate_passed(outcome: NodeOutcome) -> bool:
+    output = next(iter(outcome.outputs.values()))
+    return bool(json.loads(Storage(output.uri).read_bytes("gate.json"))["passed"])

@@ -1,0 +1,91 @@
+"""Looks nodes up in ledger and store: the key record of a node, and whether its key is a cache hit.
+
+Shared by plan and execution, so that what a plan says is what a run does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from m4v.core.artifacts import ArtifactKind, verify
+from m4v.core.errors import DataIntegrityError, InputError
+from m4v.core.storage import Storage
+from pipelines.keys import CODE_ROOT, KeyRecord, changes, key_record, probe_value, summarise
+from pipelines.launchers import Launcher
+from pipelines.ledger import Ledger, RunRow
+from pipelines.spec import StageNode
+
+
+@dataclass(frozen=True)
+class Output:
+    """A published output of a node."""
+
+    artifact_id: str
+    uri: str
+    kind: ArtifactKind
+    size_bytes: int
+
+    def to_json(self) -> dict[str, object]:
+        return {"artifact_id": self.artifact_id, "uri": self.uri, "kind": str(self.kind), "size_bytes": self.size_bytes}
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A run of the very key whose outputs are in the store and verify."""
+
+    run: RunRow
+    outputs: Mapping[str, Output]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Miss:
+    """No usable run of the key; `reason` says why in words, `run` is the one whose outputs are gone."""
+
+    reason: str | None = None
+    run: RunRow | None = None
+
+
+class Lookup:
+    """`deep` also reads and hashes every byte of a hit's outputs; their sizes are checked always."""
+
+    def __init__(self, ledger: Ledger, launcher: Launcher, *, deep: bool = False, code_root: Path = CODE_ROOT) -> None:
+        self.ledger, self.launcher = ledger, launcher
+        self._deep, self._code_root = deep, code_root
+
+    def record(self, node: StageNode, inputs: Mapping[str, str]) -> KeyRecord:
+        """Key record of `node` on inputs (name -> artifact id), its probe evaluated now."""
+        target = self.launcher.target(node.resources)
+        return key_record(node, inputs, target, probe_value(node), self._code_root)
+
+    def find(self, stage_key: str) -> Hit | Miss:
+        run = self.ledger.find_run(stage_key)
+        if run is None:
+            return Miss()
+        outputs = {}
+        for port in run.outputs:
+            try:
+                row = self.ledger.artifact(port.artifact_id, port.kind)
+                verify(Storage(row.uri), port.artifact_id, deep=self._deep)
+            except (DataIntegrityError, InputError) as error:
+                return Miss(f"output {port.name} of run {run.run_id} is gone or damaged: {error.what}", run)
+            outputs[port.name] = Output(row.artifact_id, row.uri, row.kind, row.size_bytes)
+        checked = "every byte" if self._deep else "sizes"
+        made = run.committed_at.strftime("%Y-%m-%d %H:%M UTC")
+        return Hit(run, outputs, f"same key as run {run.run_id} of {made}; outputs verified ({checked})")
+
+    def why(self, recipe: str, node: StageNode, record: KeyRecord, miss: Miss) -> str:
+        """Why a node runs, in words: its outputs are gone, what changed since its latest run, or first run."""
+        if miss.reason is not None:
+            return miss.reason
+        latest = self.ledger.latest_run(recipe, node.id)
+        if latest is None:
+            return f"first run of {node.id} in {recipe}"
+        return summarise(changes(known_record(latest), record)) or f"key differs from run {latest.run_id}"
+
+
+def known_record(run: RunRow) -> KeyRecord:
+    """The key record that a run was committed with."""
+    return KeyRecord.model_validate(run.key_record)
