@@ -1,0 +1,67 @@
+"""A workspace with ledger and launcher for tests of the executor, and a process that can be killed:
+`python bench.py HOME SWITCHES [CONFIG_JSON]` runs the small pipeline and prints its outcomes as JSON.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from stages_for_faults import CountConfig, pipeline
+
+from pipelines.attempt import RetryPolicy
+from pipelines.execute import NodeOutcome, PipelineRun
+from pipelines.launchers import LocalLauncher
+from pipelines.ledger import Ledger
+from pipelines.spec import StageNode
+from pipelines.workspace import Workspace
+
+FAULTS = Path(__file__).parent
+QUICK_RETRY = RetryPolicy(attempts=3, base_s=0.05, factor=2.0, max_s=0.2)
+
+
+class Bench:
+    """One home; `run` executes nodes as a pipeline run of its own."""
+
+    def __init__(self, home: Path, *, grace_s: float = 10.0, lock_file: str | None = None) -> None:
+        self.workspace = Workspace.open(home)
+        self.ledger = Ledger.open(self.workspace.ledger_url)
+        path = os.pathsep.join([str(FAULTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+        os.environ["PYTHONPATH"] = path
+        self.launcher = LocalLauncher(grace_s=grace_s, lock_file=lock_file)
+
+    def new_run(self, nodes: list[StageNode], **options) -> PipelineRun:
+        options = {"ledger": self.ledger, "launcher": self.launcher, "retry": QUICK_RETRY, **options}
+        return PipelineRun("bench", {"name": "bench"}, nodes, self.workspace, **options)
+
+    def run(self, nodes: list[StageNode], **options) -> dict[str, NodeOutcome]:
+        return self.new_run(nodes, **options).run_all()
+
+
+@contextlib.contextmanager
+def open_bench(home: Path, **options) -> Iterator[Bench]:
+    before = os.environ.get("PYTHONPATH")
+    bench = Bench(home, **options)
+    try:
+        yield bench
+    finally:
+        bench.ledger.close()
+        if before is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def main(home: str, switches: str, config: str = "{}") -> None:
+    options = json.loads(config)
+    with open_bench(Path(home), grace_s=options.get("grace_s", 10.0)) as bench:
+        first = CountConfig(label="a", **options.get("count", {}))
+        second = CountConfig(label="b", factor=2, **options.get("count", {}))
+        outcomes = bench.run(pipeline(Path(switches), first=first, second=second))
+    print(json.dumps({name: outcome.to_json() for name, outcome in outcomes.items()}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
