@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from eval.prompts import SEED_STRIDE, PromptList
 from m4v.config import SamplerConfig
-from m4v.core.asset_catalog import weights_digests
 from m4v.core.config import FrozenModel
+from m4v.scores.config import ConseConfig
 
 METRICS = (
     "local.flicker",
@@ -21,7 +21,6 @@ METRICS = (
     "local.motion_follow",
     "conse.alignment",
 )
-CONSE_ASSETS = ("efficientnet-lite2", "minilm", "minilm/tokenizer", "minilm/config")
 PIXEL_MULTIPLE = 64  # three pyramid levels x 2x2 patches x 8x8 pixels a latent
 
 
@@ -57,10 +56,12 @@ class GenerateConfig(FrozenModel):
 
 
 class EvaluateConfig(FrozenModel):
-    """Which metrics are taken. `conse_frames`: frames of a clip, evenly spaced, that ConSE scores."""
+    """Which metrics are taken. `conse_frames`: frames of a clip, evenly spaced, that ConSE scores; `conse`: how
+    it sees them."""
 
     metrics: tuple[str, ...] = METRICS
     conse_frames: int = Field(default=4, ge=1)
+    conse: ConseConfig = ConseConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -123,4 +124,4 @@ def weights_of(config: EvaluateConfig) -> dict[str, str]:
     """Packaged models the metrics read (asset name to sha256), for the stage key."""
     if "conse.alignment" not in config.metrics:
         return {}
-    return weights_digests(CONSE_ASSETS)
+    return config.conse.weights()

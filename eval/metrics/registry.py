@@ -31,6 +31,6 @@ def metrics_of(config: EvaluateConfig) -> list[Metric]:
     known["conse.alignment"] = Metric(
         "conse.alignment", 1, "ConSE alignment", "cosine", True,
         "cosine of frames and prompt by ConSE (EfficientNet-Lite2 + MiniLM); coarse, not a CLIP score",
-        Alignment(config.conse_frames), 0.0,
+        Alignment(config.conse, config.conse_frames), 0.0,
     )  # fmt: skip
     return [known[name] for name in config.metrics]

@@ -108,7 +108,9 @@ def identity_of(samples: SampleSet, config: EvaluateConfig, metrics: Sequence[Me
         height=first.height,
         width=first.width,
         metrics={m.name: m.version for m in metrics},
-        metric_config=cast(dict[str, JsonValue], {"conse_frames": config.conse_frames}),
+        metric_config=cast(
+            dict[str, JsonValue], {"conse_frames": config.conse_frames, "conse": config.conse.canonical()}
+        ),
     )
 
 

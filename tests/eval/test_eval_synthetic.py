@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from eval_scenes import clip_of
 
 from dataprep.sources.config import SyntheticConfig
 from dataprep.sources.synthetic import captions_of, render, scene_of
 from eval.metrics.colour import colour_follow
 from eval.metrics.motion import motion_follow
 from eval.vocabulary import parse_facts
-from eval_scenes import clip_of
 from m4v.video_io import encode_mp4, read_mp4
 
 FRAMES, HEIGHT, WIDTH = 17, 64, 96
