@@ -126,7 +126,7 @@ class DctCodec:
         units = [self._first.decode(latents[:, :, 0].float())]
         for start in range(1, latents.shape[2], DECODE_CHUNK):
             units.append(self._decode_groups(latents[:, :, start : start + DECODE_CHUNK].float()))
-        pixels: Tensor = _StraightThroughClamp.apply((torch.cat(units, dim=2) + 1) / 2)
+        pixels: Tensor = _StraightThroughClamp.apply((torch.cat(units, dim=2) + 1) / 2)  # type: ignore[no-untyped-call]
         return pixels
 
     def _decode_groups(self, latents: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Differentiable image-text scores behind one interface (`m4v.scores.interface.Scorer`)."""
