@@ -100,7 +100,9 @@ async def _ensure_pool(pool: str) -> None:
             f"no Prefect server answers: {error}", value=os.environ["PREFECT_API_URL"], next_step="prefect server start"
         ) from None
     if found.type != POOL_TYPE:
-        raise ConfigError(f"work pool is of type {found.type}, not {POOL_TYPE}", value=pool, next_step="choose another --pool")
+        raise ConfigError(
+            f"work pool is of type {found.type}, not {POOL_TYPE}", value=pool, next_step="choose another --pool"
+        )
 
 
 def _write(

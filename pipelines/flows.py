@@ -6,8 +6,7 @@ are off. Everything a task does is `PipelineRun.execute`, the same call that run
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import flow, task
@@ -19,12 +18,14 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.utilities.annotations import opaque
+from prefect.utilities.annotations import allow_failure, opaque
 
 from m4v.core.errors import GateRefused, M4VError, NeedsHuman
 from m4v.core.stage import Progress
 from pipelines.execute import NodeOutcome, PipelineRun
 from pipelines.session import Session, open_session
+
+PARALLEL_STAGES = 1  # stages use the whole machine; a cluster profile may raise this
 
 
 class StageFailed(M4VError):
@@ -48,7 +49,7 @@ class _ProgressArtifact:
         self._percent = percent
         note = f"{progress.done:g} of {progress.total:g} {progress.unit}"
         if self._id is None:
-            self._id = create_progress_artifact(percent, key=self._key, description=note)
+            self._id = cast(UUID, create_progress_artifact(percent, key=self._key, description=note))
         else:
             update_progress_artifact(self._id, percent, description=note)
 
@@ -63,7 +64,7 @@ def execute_stage(node_id: str, run: PipelineRun) -> NodeOutcome:
     """Run or reuse one stage; raises StageFailed when it left no outputs."""
     outcome = run.execute(node_id, on_progress=_ProgressArtifact(node_id))
     _stage_table(outcome)
-    if outcome.status not in ("hit", "ran"):
+    if not outcome.status.has_outputs:
         raise StageFailed(f"stage {node_id} {outcome.status}", value=outcome.error or outcome.reason)
     return outcome
 
@@ -71,7 +72,9 @@ def execute_stage(node_id: str, run: PipelineRun) -> NodeOutcome:
 def _stage_table(outcome: NodeOutcome) -> None:
     rows = [{"output": n, "artifact": o.artifact_id, "place": o.uri} for n, o in outcome.outputs.items()]
     description = f"{outcome.status}: {outcome.reason}"
-    create_table_artifact(rows or [{"output": "-"}], key=_artifact_key("stage", outcome.node_id), description=description)
+    create_table_artifact(
+        rows or [{"output": "-"}], key=_artifact_key("stage", outcome.node_id), description=description
+    )
 
 
 @flow(name="m4v-pipeline", validate_parameters=True, persist_result=False, retries=0)
@@ -89,12 +92,10 @@ def pipeline(
 
 
 @flow(name="m4v-stage", validate_parameters=True, persist_result=False, retries=0)
-def stage(
-    recipe: str, stage_id: str, overrides: list[str] | None = None, home: str | None = None
-) -> dict[str, str]:
+def stage(recipe: str, stage_id: str, overrides: list[str] | None = None, home: str | None = None) -> dict[str, str]:
     """Run one stage of a recipe whose inputs are already in the ledger."""
     session = open_session(recipe, overrides or (), home)
-    run = session.new_run(until=stage_id)
+    run = session.new_run(until=stage_id, trigger="prefect")
     try:
         for upstream in session.upstream_of(stage_id):
             if run.reuse(upstream) is None:
@@ -102,42 +103,73 @@ def stage(
                     f"stage {stage_id} needs the output of {upstream}, which the ledger does not have",
                     next_step=f"m4v run {recipe} --until {upstream}",
                 )
-        outcome = execute_stage(stage_id, opaque(run))
+        outcome = execute_stage(stage_id, _opaque(run))
     finally:
         run.finish()
     return {name: output.artifact_id for name, output in outcome.outputs.items()}
 
 
 def run_session(session: Session, until: str | None = None) -> dict[str, str]:
-    """The body of the parent flow; also called by the CLI's flow run."""
-    create_markdown_artifact(session.plan().to_markdown(), key="plan", description=f"Plan of {session.recipe.name}")
-    run = session.new_run(until)
+    """The body of the parent flow for a deployment: a pipeline run of its own."""
+    run = session.new_run(until, trigger="prefect")
     try:
-        outcomes = submit_stages(run)
+        publish_plan(session, until)
+        submit_stages(run)
     finally:
         run.finish()
-        create_table_artifact(_summary(run.outcomes), key="summary", description=f"Stages of {session.recipe.name}")
+        publish_summary(session, run)
     if run.gate_refused:
-        raise GateRefused("the evaluation gate refused the checkpoint", next_step="m4v runs show " + run.id)
-    return {f"{i}.{n}": o.artifact_id for i, outcome in outcomes.items() for n, o in outcome.outputs.items()}
+        raise GateRefused("the evaluation gate refused the checkpoint", next_step=f"m4v runs show {run.id}")
+    failed = [o for o in run.outcomes.values() if not o.status.has_outputs]
+    if failed:
+        raise StageFailed(f"{len(failed)} stages left no outputs", value=failed[0].node_id, where=f"run {run.id}")
+    return {f"{i}.{n}": out.artifact_id for i, o in run.outcomes.items() for n, out in o.outputs.items()}
 
 
-def submit_stages(run: PipelineRun) -> dict[str, NodeOutcome]:
-    """One task per stage, each waiting for the stages it reads from."""
+def run_in_process(session: Session, run: PipelineRun) -> None:
+    """The parent flow for a run that the caller has begun and will judge: stages that fail are outcomes."""
+
+    @flow(name="m4v-pipeline", flow_run_name=f"{run.recipe}-{run.id}", validate_parameters=False)
+    def attached() -> None:
+        publish_plan(session, None)
+        submit_stages(run)
+        publish_summary(session, run)
+
+    runner: Any = ThreadPoolTaskRunner(max_workers=PARALLEL_STAGES)
+    attached.with_options(task_runner=runner)(return_state=True)
+
+
+def submit_stages(run: PipelineRun) -> None:
+    """One task per stage, each after the stages it reads from; a failed one blocks only what reads from it."""
     futures: dict[str, Any] = {}
+    submit: Any = execute_stage.submit  # its overloads do not know `wait_for` beside typed arguments
     for node in run.nodes:
-        waits = [futures[u] for u in node.upstream]
-        futures[node.id] = execute_stage.submit(node.id, opaque(run), wait_for=waits)
-    return {node_id: future.result() for node_id, future in futures.items()}
+        waits: list[Any] = [allow_failure(futures[u]) for u in node.upstream]
+        futures[node.id] = submit(node.id, _opaque(run), wait_for=waits)
+    for future in futures.values():
+        future.wait()
 
 
-def _summary(outcomes: Mapping[str, NodeOutcome]) -> list[dict[str, Any]]:
-    return [
-        {"stage": o.node_id, "status": o.status, "run": o.run_id or "", "seconds": round(o.seconds, 1), "reason": o.reason}
-        for o in outcomes.values()
+def _opaque(run: PipelineRun) -> PipelineRun:
+    """Passed to a task as it is: Prefect would otherwise search it for futures."""
+    return cast(PipelineRun, opaque(run))
+
+
+def publish_plan(session: Session, until: str | None) -> None:
+    create_markdown_artifact(
+        session.plan(until).to_markdown(), key="plan", description=f"Plan of {session.recipe.name}"
+    )
+
+
+def publish_summary(session: Session, run: PipelineRun) -> None:
+    rows = [
+        {
+            "stage": o.node_id,
+            "status": str(o.status),
+            "run": o.run_id or "",
+            "seconds": round(o.seconds, 1),
+            "reason": o.reason,
+        }
+        for o in run.outcomes.values()
     ]
-
-
-def with_parallel_stages(workers: int) -> Any:
-    """The parent flow with a thread for each stage that may run at once."""
-    return pipeline.with_options(task_runner=ThreadPoolTaskRunner(max_workers=workers))
+    create_table_artifact(rows or [{"stage": "-"}], key="summary", description=f"Stages of {session.recipe.name}")

@@ -19,7 +19,12 @@ class _Builder:
         self.nodes: list[StageNode] = []
 
     def add(
-        self, node_id: str, spec: StageSpec, config: FrozenModel, inputs: Inputs, locations: dict[str, str] | None = None
+        self,
+        node_id: str,
+        spec: StageSpec,
+        config: FrozenModel,
+        inputs: Inputs,
+        locations: dict[str, str] | None = None,
     ) -> str:
         self.nodes.append(
             StageNode(
@@ -75,7 +80,9 @@ def _evaluation(build: _Builder, checkpoint: str) -> Inputs:
     """The trained model and, with the same prompts and seeds, the untrained one it must beat."""
     recipe, outputs = build.recipe, {}
     for name, source in (("trained", checkpoint), ("untrained", "init")):
-        samples = build.add(f"generate.{name}", stages.GENERATE, recipe.generate, {"checkpoint": (source, "checkpoint")})
+        samples = build.add(
+            f"generate.{name}", stages.GENERATE, recipe.generate, {"checkpoint": (source, "checkpoint")}
+        )
         scores = build.add(f"evaluate.{name}", stages.EVALUATE, recipe.evaluate, {"samples": (samples, "samples")})
         suffix = "" if name == "trained" else "_untrained"
         outputs[f"samples{suffix}"] = (samples, "samples")
@@ -85,9 +92,7 @@ def _evaluation(build: _Builder, checkpoint: str) -> Inputs:
     return outputs
 
 
-def _report(
-    build: _Builder, sources: Inputs, curate: str, encode: str, trained: list[str], evaluated: Inputs
-) -> None:
+def _report(build: _Builder, sources: Inputs, curate: str, encode: str, trained: list[str], evaluated: Inputs) -> None:
     inputs: Inputs = {**sources, "clips": (curate, "clips"), "dataset": (encode, "dataset")}
     inputs |= {f"checkpoint.{n.removeprefix('train.')}": (n, "checkpoint") for n in trained}
     build.add("report", stages.REPORT, build.recipe.report, inputs | evaluated)
@@ -98,4 +103,6 @@ def node_by_id(nodes: list[StageNode], node_id: str) -> StageNode:
     for node in nodes:
         if node.id == node_id:
             return node
-    raise ConfigError("the recipe has no such stage", value=node_id, next_step=f"use one of {', '.join(n.id for n in nodes)}")
+    raise ConfigError(
+        "the recipe has no such stage", value=node_id, next_step=f"use one of {', '.join(n.id for n in nodes)}"
+    )

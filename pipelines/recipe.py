@@ -118,10 +118,10 @@ def _load_raw(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise ConfigError("a recipe is a mapping", value=type(data).__name__, where=where)
     parent = data.pop("extends", None)
     if parent is None:
-        return data
+        return dict(data)
     if parent in seen or len(seen) >= MAX_EXTENDS:
         raise ConfigError("recipes extend each other in a circle", value=" -> ".join((*seen, parent)), where=where)
-    return _merge(_load_raw(str(parent), (*seen, name)), data)
+    return dict(_merge(_load_raw(str(parent), (*seen, name)), data))
 
 
 def _read(name: str) -> tuple[str, str]:
@@ -135,7 +135,9 @@ def _read(name: str) -> tuple[str, str]:
         raise ConfigError(
             "unknown recipe",
             value=name,
-            next_step=f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(shipped_recipes())} or a .yaml",
+            next_step=f"did you mean {' or '.join(near)}?"
+            if near
+            else f"use one of {', '.join(shipped_recipes())} or a .yaml",
         )
     return (resources.files(RECIPES) / f"{name}.yaml").read_text(), f"recipe {name}"
 

@@ -23,7 +23,8 @@ app = typer.Typer(
 @app.callback()
 def _home(
     home: Annotated[
-        str | None, typer.Option(help="Directory of ledger, store and work files (default: $M4V_HOME, else ./m4v-home).")
+        str | None,
+        typer.Option(help="Directory of ledger, store and work files (default: $M4V_HOME, else ./m4v-home)."),
     ] = None,
 ) -> None:
     if home is not None:

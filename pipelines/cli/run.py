@@ -1,0 +1,135 @@
+"""`m4v plan|run|demo`: what would run and why; run it; the summary at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from m4v.core.errors import ExitClass
+from pipelines.cli.display import RunDisplay
+from pipelines.cli.output import duration, print_json, print_rows, short, size
+from pipelines.execute import PipelineRun
+from pipelines.plan import Plan
+from pipelines.session import Session, open_session
+
+RecipeArgument = Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override, a.b=c (list items by name or number); repeatable.")
+]
+UntilOption = Annotated[str | None, typer.Option(help="Last stage, e.g. encode or train.57f; what it needs is kept.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(plan)
+    app.command()(run)
+    app.command()(demo)
+
+
+def plan(recipe: RecipeArgument, set_: SetOption = None, until: UntilOption = None, json_: JsonOption = False) -> None:
+    """Say what a run would do, and why, without running anything."""
+    session = open_session(recipe, set_ or ())
+    made = session.plan(until)
+    if json_:
+        print_json(made.to_json())
+        return
+    print_plan(made)
+
+
+def print_plan(made: Plan) -> None:
+    print_rows(
+        ("stage", "what", "why", "estimate", "size"),
+        [(s.node_id, s.status, s.reason, duration(s.estimate_s), size(s.size_bytes)) for s in made.steps],
+        title=f"Plan of {made.recipe}",
+    )
+    counts = ", ".join(f"{count} {name}" for name, count in made.counts().items() if count)
+    unknown = f"; no history for {', '.join(made.unknown)}" if made.unknown else ""
+    print(f"{counts}; about {duration(made.estimate_s)} of work, {made.gpu_hours:.2g} GPU-hours{unknown}")
+
+
+def demo(set_: SetOption = None, home: Annotated[str | None, typer.Option(help="As `m4v --home`.")] = None) -> None:
+    """Real clips to an evaluated checkpoint and a report: the same as `m4v run demo`."""
+    if home is not None:
+        os.environ["M4V_HOME"] = home
+    run("demo", set_)
+
+
+def run(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    until: UntilOption = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every byte of cache hits, not only sizes.")] = False,
+    prefect: Annotated[
+        bool, typer.Option(help="Run as a Prefect flow (a temporary server, or the one in PREFECT_API_URL).")
+    ] = True,
+    json_: JsonOption = False,
+) -> None:
+    """Run every stage that is not a cache hit. Killed at any moment, the same command goes on."""
+    started = time.monotonic()
+    session = open_session(recipe, set_ or ())
+    made = session.plan(until)
+    display = RunDisplay(quiet=json_)
+    display.announce(session, made)
+    pipeline_run = session.new_run(until, deep_verify=verify, on_event=display)
+    with _drain_on_signal(pipeline_run), display:
+        # A plan of cache hits alone starts no server.
+        if prefect and not made.all_hits:
+            _run_as_flow(session, pipeline_run)
+        else:
+            pipeline_run.run_all()
+    exit_class = pipeline_run.finish()
+    if json_:
+        print_json({"pipeline_run_id": pipeline_run.id, "exit_class": int(exit_class),
+                    "nodes": [o.to_json() for o in pipeline_run.outcomes.values()]})  # fmt: skip
+    else:
+        _summary(session, pipeline_run, time.monotonic() - started)
+    raise typer.Exit(int(exit_class))
+
+
+def _run_as_flow(session: Session, pipeline_run: PipelineRun) -> None:
+    from pipelines.embedded import run_flow
+
+    run_flow(session, pipeline_run)
+
+
+@contextmanager
+def _drain_on_signal(pipeline_run: PipelineRun) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM saves state and stops; the second ends at once."""
+
+    def drain(number: int, _: object) -> None:
+        sys.stderr.write("draining: stages save their state and stop; press Ctrl-C again to end at once\n")
+        pipeline_run.drain()
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    before = {n: signal.signal(n, drain) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _summary(session: Session, pipeline_run: PipelineRun, seconds: float) -> None:
+    rows = []
+    for outcome in pipeline_run.outcomes.values():
+        made = ", ".join(f"{o.kind} {short(o.artifact_id)}" for o in outcome.outputs.values())
+        rows.append((outcome.node_id, outcome.status, duration(outcome.seconds), outcome.run_id, made))
+    print_rows(("stage", "status", "time", "run id", "artifact"), rows, title=f"Run {pipeline_run.id}")
+    for outcome in pipeline_run.outcomes.values():
+        if outcome.error:
+            log = f"\n    log: {outcome.log_path}" if outcome.log_path else ""
+            print(f"{outcome.node_id} {outcome.status}: {outcome.error}{log}")
+    report = pipeline_run.outcomes.get("report")
+    if report is not None and report.outputs:
+        print(f"report: {next(iter(report.outputs.values())).uri}/index.html")
+    verdict = {ExitClass.OK: "done", ExitClass.GATE_REFUSED: "the gate refused the checkpoint"}
+    print(
+        f"{verdict.get(pipeline_run.exit_class, 'not finished')} in {duration(seconds)}; m4v runs show {pipeline_run.id}"
+    )

@@ -1,0 +1,77 @@
+"""One recipe opened on one workspace: what the CLI, Prefect flows and deployments all start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from pipelines.execute import NodeEvent, PipelineRun, until_node
+from pipelines.graph import build_graph, node_by_id
+from pipelines.keys import CODE_ROOT
+from pipelines.launchers import Launcher, LocalLauncher
+from pipelines.ledger import Ledger
+from pipelines.lookup import Lookup
+from pipelines.plan import Plan, make_plan
+from pipelines.recipe import Recipe, load_recipe
+from pipelines.spec import StageNode
+from pipelines.workspace import Workspace
+
+
+def _ignore(_: NodeEvent) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A resolved recipe with its stage nodes, workspace, ledger and launcher."""
+
+    recipe: Recipe
+    nodes: tuple[StageNode, ...]
+    workspace: Workspace
+    ledger: Ledger
+    launcher: Launcher
+
+    def plan(self, until: str | None = None) -> Plan:
+        """What a run would do now; reads ledger and store, changes nothing."""
+        return make_plan(self.recipe.name, until_node(self.nodes, until), Lookup(self.ledger, self.launcher))
+
+    def new_run(
+        self,
+        until: str | None = None,
+        *,
+        trigger: str = "cli",
+        deep_verify: bool = False,
+        on_event: Callable[[NodeEvent], None] = _ignore,
+    ) -> PipelineRun:
+        """Record the start of a pipeline run; raises ConfigError when there is no stage `until`."""
+        return PipelineRun(
+            self.recipe.name,
+            self.recipe.canonical(),
+            self.nodes,
+            self.workspace,
+            ledger=self.ledger,
+            launcher=self.launcher,
+            until=until,
+            trigger=trigger,
+            deep_verify=deep_verify,
+            on_event=on_event,
+        )
+
+    def upstream_of(self, node_id: str) -> list[str]:
+        """Everything a stage needs, in topological order, itself left out."""
+        node_by_id(list(self.nodes), node_id)
+        return [node.id for node in until_node(self.nodes, node_id) if node.id != node_id]
+
+
+def open_session(recipe: str, overrides: Iterable[str] = (), home: str | None = None) -> Session:
+    """Load the recipe, then open workspace and ledger; raises ConfigError or InputError."""
+    resolved = load_recipe(recipe, overrides)
+    nodes = tuple(build_graph(resolved))
+    workspace = Workspace.open(home)
+    return Session(resolved, nodes, workspace, Ledger.open(workspace.ledger_url), _launcher(resolved))
+
+
+def _launcher(recipe: Recipe) -> Launcher:
+    """The profile's launcher. A relative lock file stands beside the packages, as in a checkout."""
+    lock_file = recipe.active_profile.lock_file
+    return LocalLauncher(None if lock_file is None else str(CODE_ROOT / lock_file))
