@@ -134,8 +134,10 @@ def extract(archive: Path, files: Sequence[AssetFile], root: Path, report: Calla
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".extract-") as work:
         for member, stream in _members(archive, frozenset(wanted)):
             spooled = Path(work) / "member"
-            _copy(stream, spooled, limit=None)
-            for file in wanted.pop(member):
+            targets = wanted.pop(member)
+            plain = all(f.member == member and Path(f.member).suffix == Path(f.path).suffix for f in targets)
+            _copy(stream, spooled, limit=max(f.size_bytes for f in targets) if plain else None)
+            for file in targets:
                 _place(spooled, file, root)
                 report(file)
     if wanted:

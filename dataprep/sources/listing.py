@@ -6,6 +6,7 @@ collection was generated. Rows stream to disk, so a listing of a million files n
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,8 +20,8 @@ import pyarrow.parquet as pq
 from m4v.core.artifacts import Artifact
 from m4v.core.canonical import canonical_json, digest_json
 from m4v.core.config import FrozenModel
-from m4v.core.errors import DataIntegrityError
-from m4v.core.storage import write_atomic
+from m4v.core.errors import DataIntegrityError, InputError
+from m4v.core.storage import Storage, write_atomic
 
 LISTING, CAPTIONS, REJECTED, SOURCE = "listing.parquet", "captions.parquet", "rejected.parquet", "source.json"
 Media = Literal["video", "image"]
@@ -152,8 +153,6 @@ def entry_row(entry: Entry) -> dict[str, object]:
 
 def entries_digest(entries: Iterable[Entry]) -> str:
     """Digest of a stream of entries; equal listings, equal digests."""
-    import hashlib
-
     sha = hashlib.sha256()
     for entry in entries:
         row = entry_row(entry)
@@ -252,6 +251,23 @@ class SourceReader:
     def rejected(self) -> Iterator[Rejected]:
         for row in self._rows(REJECTED, REJECTED_SCHEMA):
             yield Rejected(**row)  # type: ignore[arg-type]
+
+    def media_path(self, file: ListedFile, location: Storage | None, cache: Path) -> Path:
+        """A local path of a listed file: inside the artifact, in place at a local `location`, or a copy of a
+        remote one below `cache`. Raises InputError when the file or the location is not there."""
+        if self.facts.media == "inside":
+            return self.artifact.path(file.path)
+        if location is None:
+            raise InputError("source has no location", value=self.name, next_step="give it a `location` in the recipe")
+        if not location.is_local:
+            known = file.sha256 if self.facts.identity == "full" else None
+            return location.fetch(file.path, cache / self.name / file.path, known)
+        path = location.local_root / file.path
+        if not path.is_file():
+            raise InputError(
+                "listed file is gone", value=file.path, where=location.uri, next_step="m4v run lists it again"
+            )
+        return path
 
     def _rows(self, name: str, schema: pa.Schema) -> Iterator[dict[str, object]]:
         table = pq.ParquetFile(self.artifact.path(name))

@@ -38,7 +38,7 @@ def glob_regex(glob: str) -> re.Pattern[str]:
             out, i = out + ".*", i + 2
         else:
             out, i = out + {"*": "[^/]*", "?": "[^/]"}.get(glob[i], re.escape(glob[i])), i + 1
-    return re.compile(out + r"\Z")
+    return re.compile(out + r"\Z", re.DOTALL)
 
 
 class TreeAdapter:
@@ -62,7 +62,7 @@ class TreeAdapter:
         texts = {f.path for f in stored if path_problem(f.path) is None} - usable
         index = CaptionIndex(location, texts, usable, config.max_caption_chars)
         yield from index.rejected
-        yield Count("ignored", len(texts - index.used))
+        yield Count("ignored", len(stored) - len(media) - len(index.used))
         rejected = {e.path for e in index.rejected if isinstance(e, Rejected)}
         listed = 0
         for number, file in enumerate(media):
