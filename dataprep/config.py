@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataprep.curate_config import CurateConfig
+from dataprep.encode_config import EncodeConfig
 from dataprep.sources.config import AdapterConfig, SourceConfig
 
-__all__ = ["AdapterConfig", "CurateConfig", "SourceConfig"]
+__all__ = ["AdapterConfig", "CurateConfig", "EncodeConfig", "SourceConfig"]

@@ -1,0 +1,1 @@
+"""From curated clips to latents, text features and shards."""

@@ -1,0 +1,79 @@
+"""Configuration of the encode stage: codec, text encoder, buckets and shards. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from m4v.codec.config import CodecConfig
+from m4v.codec.shape import TEMPORAL
+from m4v.core.config import FrozenModel
+from m4v.text.config import TextEncoderConfig
+
+PIXEL_MULTIPLE = 64  # 8 (codec) x 2 (patch) x 4 (two halvings of the pyramid)
+GIBIBYTE = 1 << 30
+
+Size = tuple[int, int]
+
+
+class BucketConfig(FrozenModel):
+    """Sizes that clips are brought to.
+
+    `frames`: lengths 8k+1 of videos; a clip is encoded once, at the longest that it fills, and stages of fewer
+    frames read the prefix. `sizes`, `image_sizes`: (height, width) in pixels; images use `sizes` unless
+    they have their own. `fps`: sampling rate; a slower video keeps its own rate, no frame is invented.
+    """
+
+    frames: tuple[int, ...] = (9, 17, 33, 57, 121, 241)
+    sizes: tuple[Size, ...] = ((128, 192), (192, 128), (128, 128))
+    image_sizes: tuple[Size, ...] | None = None
+    fps: float = Field(24, gt=0, le=240)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.frames or list(self.frames) != sorted(set(self.frames)):
+            raise ValueError(f"frames {list(self.frames)} must rise, with no length twice")
+        for frames in self.frames:
+            if frames <= 1 or frames % TEMPORAL != 1:
+                raise ValueError(f"frames {frames} is not 8k+1 with k >= 1; images have their one frame anyway")
+        for name, sizes in (("sizes", self.sizes), ("image_sizes", self.image_sizes)):
+            if sizes is not None:
+                _check_sizes(name, sizes)
+        return self
+
+
+def _check_sizes(name: str, sizes: tuple[Size, ...]) -> None:
+    if not sizes or len(set(sizes)) != len(sizes):
+        raise ValueError(f"{name} must name at least one size, and each once")
+    for size in sizes:
+        if any(side <= 0 or side % PIXEL_MULTIPLE for side in size):
+            raise ValueError(f"{name}: sides of {list(size)} must be multiples of {PIXEL_MULTIPLE}")
+
+
+class ShardConfig(FrozenModel):
+    """A shard ends at `samples` or before `size_bytes` would be passed, whichever comes first."""
+
+    samples: int = Field(1000, ge=1)
+    size_bytes: int = Field(GIBIBYTE, ge=1)
+
+
+class EncodeConfig(FrozenModel):
+    """Config of the `encode` stage.
+
+    `reconstructions`: clips that are decoded again and shown beside their source. `item_timeout_s`: wall clock
+    for one clip. `max_quarantine_rate`: share of the kept clips past which the stage fails.
+    """
+
+    codec: CodecConfig = CodecConfig()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    buckets: BucketConfig = BucketConfig()
+    shards: ShardConfig = ShardConfig()
+    reconstructions: int = Field(6, ge=0)
+    item_timeout_s: float = Field(900, gt=0)
+    max_quarantine_rate: float = Field(0.5, ge=0, le=1)
+
+
+def weights_of(config: EncodeConfig) -> dict[str, str]:
+    """Asset name -> sha256 of every packaged model that this config uses."""
+    return config.text_encoder.weights()
