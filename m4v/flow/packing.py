@@ -164,3 +164,12 @@ def corruption_levels(highest: Tensor, floor: Tensor, frames: int, kind: Literal
     share = torch.linspace(1.0, 0.0, frames) if frames > 1 else torch.zeros(1)
     lowest = floor * highest
     return highest[:, None] + share.to(highest) * (lowest - highest)[:, None]
+
+
+def reference_units(rank: int, call: int, longest: int, group: int) -> tuple[int, int, int]:
+    """Units (low, mid, high) that the published trainer picks on `rank` at its `call`-th step (from 1).
+
+    For comparison with runs of that trainer only: here units are planned globally, never by rank.
+    """
+    high = rank % group + 1 + group * (call % (longest // group))
+    return 1 + longest - high, 1 + longest - high, high

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from m4v.config import SamplerConfig
+from m4v.core.errors import ConfigError
 from m4v.core.rng import generator
 from m4v.flow.latents import denormalise, double, noise_at, normalise, pyramid
 from m4v.flow.loss import VelocityModel
@@ -81,8 +82,14 @@ def generate(
     `positive` has one row per sample; `negative` one row, or one per sample. `first_frame` (b, c, 1, h, w),
     a codec latent, is kept as frame 0 (image to video). `on_frame(index, latent)` sees each
     de-normalised frame as it is done. The model's device and type are those of `positive.embedding`.
+    Raises ConfigError when the sampler and the schedule differ in their number of stages.
     """
     frames, height, width = latent_shape
+    if len(config.steps_first) != schedule.stages:
+        raise ConfigError(
+            f"the sampler has steps for {len(config.steps_first)} stages, the model's schedule has {schedule.stages}",
+            value=config.steps_first, next_step="give steps_first and steps_later one count per stage",
+        )  # fmt: skip
     text = positive.embedding
     source = noise or KeyedNoise(seeds, schedule.config.gamma)
     initial = source.initial((channels, frames, height, width)).to(text)

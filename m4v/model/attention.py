@@ -23,9 +23,10 @@ class AttentionContext(NamedTuple):
 
 
 def attention_masks(layout: BatchLayout, text_mask: Tensor, causal: bool, dtype: torch.dtype) -> list[Tensor | None]:
-    """Additive masks (b, 1, L, L) per column, or (1, 1, L, L) or None where no text slot is a pad.
+    """Masks (b, 1, L, L) per column, or (1, 1, L, L) or None where no text slot is a pad.
 
-    `text_mask` (b, C, slots) bool. Pads see pads only and nothing else sees them.
+    `text_mask` (b, C, slots) bool. Pads see pads only and nothing else sees them. On the CPU the masks are
+    additive, made once here; scaled_dot_product_attention would convert boolean ones in every block.
     """
     padded = not bool(text_mask.all())
     masks: list[Tensor | None] = []
@@ -37,8 +38,8 @@ def attention_masks(layout: BatchLayout, text_mask: Tensor, causal: bool, dtype:
             allowed = same if allowed is None else same & allowed
         elif allowed is not None:
             allowed = allowed[None, None]
-        if allowed is None:
-            masks.append(None)
+        if allowed is None or allowed.is_cuda:
+            masks.append(allowed)
         else:
             masks.append(torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, float("-inf")))
     return masks

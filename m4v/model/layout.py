@@ -130,6 +130,10 @@ def rotary(
 
 
 @lru_cache(maxsize=1024)
+def _times(column: Column, text_slots: int, device: str) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(text_slots, np.float32), image_ids(column)[:, 0]])).to(device)
+
+
 def frame_mask(column: Column, text_slots: int, causal: bool, device: str) -> Tensor | None:
     """(L, L) bool over [text, image] of a column: who may see whom by time; None when all may.
 
@@ -137,8 +141,8 @@ def frame_mask(column: Column, text_slots: int, causal: bool, device: str) -> Te
     """
     if not causal or column.frames == 1:
         return None
-    t = np.concatenate([np.zeros(text_slots, np.float32), image_ids(column)[:, 0]])
-    return torch.from_numpy(t[:, None] >= t[None, :]).to(device)
+    t = _times(column, text_slots, device)  # the square is not cached: at full size it is 240 MB
+    return t[:, None] >= t[None, :]
 
 
 class CompositionTable(NamedTuple):

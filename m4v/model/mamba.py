@@ -18,6 +18,7 @@ from m4v.model.selective_scan import selective_scan
 from m4v.model.ssd import ssd_chunked
 
 REGISTER_TYPES = 3  # low, mid, high resolution
+FLOAT32_PARAMETERS = ("A_log", "dt_bias", "D")  # bfloat16 here makes training diverge (mamba issues 6 and 72)
 
 
 class CausalConv(nn.Module):

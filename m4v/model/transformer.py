@@ -14,6 +14,7 @@ from m4v.model.attention import AttentionContext, attention_masks, valid_text
 from m4v.model.blocks import DoubleBlock, MixContext, SingleBlock
 from m4v.model.layers import Modulation, TimeTextEmbedding, modulate, patchify, unpatchify
 from m4v.model.layout import BatchLayout, Clip, Column, composition_table, register_types, rotary
+from m4v.model.mamba import FLOAT32_PARAMETERS
 from m4v.model.recomposition import recomposition, text_order
 from m4v.model.scan import LAYER_ORDER
 
@@ -67,6 +68,13 @@ class M4VTransformer(nn.Module):
         for number, block in enumerate(self.single_transformer_blocks):
             x = self._run(block, number, x, temb, attention, mix, layout)
         return self._outputs(x, temb, layout)
+
+    def cast(self, dtype: torch.dtype) -> M4VTransformer:
+        """Parameters to `dtype`, but those of the state-space recurrence to float32: they do not bear rounding."""
+        for name, parameter in self.named_parameters():
+            exact = name.rpartition(".")[2] in FLOAT32_PARAMETERS
+            parameter.data = parameter.data.to(torch.float32 if exact else dtype)
+        return self
 
     def _layout(self, columns: Sequence[Sequence[Tensor]], text: Tensor, stages: Sequence[int] | None) -> BatchLayout:
         config = self.config

@@ -12,7 +12,7 @@ from torch import Tensor
 from m4v.config import ModelConfig, SamplerConfig, ScheduleConfig
 from m4v.flow.latents import double, normalise, pyramid
 from m4v.flow.loss import flow_loss, predict
-from m4v.flow.packing import ColumnDraws, PackedColumn, history_shape, pack_column
+from m4v.flow.packing import ColumnDraws, PackedColumn, history_shape, pack_column, reference_units
 from m4v.flow.sampler import generate
 from m4v.flow.schedule import PyramidSchedule
 from m4v.model import M4VTransformer
@@ -155,6 +155,14 @@ def test_train_pack(oracles: Path, name: str) -> None:
         torch.testing.assert_close(column.timestep, tensors[f"out.timesteps.{number}"], rtol=1e-5, atol=1e-5)
         ratios = tensors[f"out.ratios.{number}"].flatten()
         torch.testing.assert_close(column.sigma, ratios, rtol=1e-5, atol=1e-5)
+
+
+def test_units_of_the_published_trainer(oracles: Path) -> None:
+    rows = load_json(oracles, "train_pack/stage_length_table.json")
+    assert len(rows) > 100
+    for row in rows:
+        found = reference_units(row["rank"], row["call_index"], row["max_temporal_length"], row["video_sync_group"])
+        assert list(found) == row["low_mid_high"], row
 
 
 def test_train_step(oracles: Path) -> None:

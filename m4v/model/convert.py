@@ -1,0 +1,59 @@
+"""Start Mamba from trained attention (Mamba-in-Llama; paper D.2): C, B and x take the weights of q, k and v.
+
+Linear attention is a state-space model without decay in which the query reads (C) and the key writes (B):
+the order `dual`. The paper's text pairs them the other way round: `literal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from m4v.config import ModelConfig
+from m4v.core.errors import DataIntegrityError
+from m4v.model.initialise import build_model
+
+_PAIRS = {
+    "dual": {"to_q": "to_c", "to_k": "to_b", "to_v": "to_x", "norm_q": "norm_c", "norm_k": "norm_b"},
+    "literal": {"to_q": "to_b", "to_k": "to_c", "to_v": "to_x", "norm_q": "norm_b", "norm_k": "norm_c"},
+}
+
+
+def attention_to_mamba(attention: Mapping[str, Tensor], config: ModelConfig, seed: int) -> dict[str, Tensor]:
+    """State dict of `config` from that of an attention model of the same sizes.
+
+    Gate, step sizes, decays, convolution, registers and the temporal branch have no counterpart and start
+    fresh from `seed`; the first columns of each `proj_out` go on as the output projection. Raises
+    DataIntegrityError when a weight is missing, left over, or of another shape.
+    """
+    state = build_model(config, seed).state_dict()
+    left = set(attention)
+    for key, fresh in state.items():
+        source = _source(key, config)
+        if source is None:
+            continue
+        if source not in attention:
+            raise DataIntegrityError("attention weights lack a tensor", value=source)
+        if attention[source].shape != fresh.shape:
+            found = tuple(attention[source].shape)
+            raise DataIntegrityError(f"{source} has shape {found}, the model needs {tuple(fresh.shape)}")
+        state[key] = attention[source].to(fresh.dtype).clone()
+        left.discard(source)
+    if left:
+        raise DataIntegrityError("attention weights have tensors that fit nowhere", value=sorted(left)[:5])
+    return state
+
+
+def _source(key: str, config: ModelConfig) -> str | None:
+    """Key of the attention model that `key` is taken from; None if it starts fresh."""
+    if ".temporal." in key:
+        return None
+    if ".mamba." not in key:
+        return key
+    block, _, leaf = key.partition(".mamba.")
+    module, _, parameter = leaf.rpartition(".")
+    for theirs, ours in _PAIRS[config.projection_order].items():
+        if module == ours:
+            return f"{block}.attn.{theirs}.{parameter}"
+    return None

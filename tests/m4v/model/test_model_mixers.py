@@ -1,0 +1,264 @@
+"""Every fast path against its definition in float64, gradients included, over random layouts."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from m4v.config import ModelConfig
+from m4v.flow.packing import history_shape
+from m4v.model import M4VTransformer, initialise
+from m4v.model.layout import BatchLayout, Clip, Column, composition_table, register_types, rotary
+from m4v.model.mamba import MambaMixer
+from m4v.model.recomposition import Recomposition, compose, decompose, recomposition, text_order
+from m4v.model.reference import mixer_reference, temporal_reference
+from m4v.model.selective_scan import scan_sequential, selective_scan
+from m4v.model.ssd import ssd_chunked, ssd_sequential
+from m4v.model.temporal import TemporalBranch
+
+QUICK = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def model_config(**changes: object) -> ModelConfig:
+    base = {
+        "width": 32, "heads": 2, "double_blocks": 1, "single_blocks": 2, "latent_channels": 4, "text_dim": 8,
+        "pooled_dim": 6, "text_slots": 5, "chunk_size": 8, "dt_rank": 3,
+    }  # fmt: skip
+    return ModelConfig.model_validate(base | changes)
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> M4VTransformer:
+    """Float64, no parameter at a special value, so that nothing is hidden behind a zero."""
+    with torch.device("meta"):
+        model = M4VTransformer(config)
+    model.to_empty(device="cpu")
+    initialise(model, seed)
+    model.double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def column(stage: int, unit: int, height: int = 4, width: int = 4) -> Column:
+    """A packed column as training makes it; height and width are tokens of the highest stage."""
+    clips = [Clip(n, height >> (2 - s), width >> (2 - s)) for s, n in history_shape(stage, unit)]
+    return Column(stage, (*clips, Clip(1, height >> (2 - stage), width >> (2 - stage))))
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> BatchLayout:
+    columns = []
+    for _ in range(draw(st.integers(1, 3))):
+        stage, unit = draw(st.integers(0, 2)), draw(st.integers(1, 5))
+        height, width = 4 * draw(st.integers(1, 2)), 4 * draw(st.integers(1, 3))
+        found = column(stage, unit, height, width)
+        if unit == 1 and draw(st.booleans()):  # full-sequence training: every frame noisy
+            found = Column(stage, (found.clips[-1]._replace(frames=draw(st.integers(2, 3))),))
+        columns.append(found)
+    return BatchLayout(tuple(columns), draw(st.integers(1, 6)))
+
+
+def tables_of(layout: BatchLayout, valid: Tensor, path: int, config: ModelConfig) -> Recomposition:
+    table = composition_table(
+        layout, path, config.scan, config.registers, config.text_recomposition, config.chunk_size,
+        config.conv_width - 1, "cpu",
+    )  # fmt: skip
+    return recomposition(table, text_order(valid), layout.text_tokens + layout.image_tokens, torch.float64)
+
+
+def masks(layout: BatchLayout, batch: int, seed: int) -> Tensor:
+    """Text masks of every length from an empty prompt to full."""
+    generator = torch.Generator().manual_seed(seed)
+    count = torch.randint(0, layout.text_slots + 1, (batch, len(layout.columns), 1), generator=generator)
+    return torch.arange(layout.text_slots).expand(batch, len(layout.columns), -1) < count
+
+
+@pytest.mark.parametrize("length", [8, 24, 56])
+def test_ssd_equals_the_recurrence(length: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    shapes = {"x": (2, length, 3, 5), "dt": (2, length, 3), "a": (3,), "b": (2, length, 3, 4), "c": (2, length, 3, 4)}
+    inputs = {k: torch.randn(s, generator=generator, dtype=torch.float64) for k, s in shapes.items()}
+    inputs["dt"], inputs["a"] = inputs["dt"].exp(), -inputs["a"].exp()
+    weight = torch.randn(2, length, 3, 5, generator=generator, dtype=torch.float64)
+    results = []
+    for form in (lambda i: ssd_sequential(**i), lambda i: ssd_chunked(**i, chunk=8)):
+        leaves = {k: v.clone().requires_grad_() for k, v in inputs.items()}
+        y = form(leaves)
+        (y * weight).sum().backward()
+        results.append([y.detach(), *(v.grad for v in leaves.values())])
+    for fast, exact in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(fast, exact, rtol=1e-10, atol=1e-12)
+
+
+def test_ssd_in_float32_is_near_the_recurrence() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, b, c = (torch.randn(1, 320, 2, 16, generator=generator) for _ in range(3))
+    dt, a = torch.rand(1, 320, 2, generator=generator), -torch.tensor([0.1, 16.0])
+    exact = ssd_sequential(*(u.double() for u in (x, dt, a, b, c)))
+    torch.testing.assert_close(ssd_chunked(x, dt, a, b, c, 32).double(), exact, rtol=1e-4, atol=2e-4)
+
+
+def test_ssd_survives_huge_steps() -> None:
+    x, b, c = (torch.ones(1, 64, 1, 4) for _ in range(3))
+    dt = torch.full((1, 64, 1), 500.0, requires_grad=True)
+    y = ssd_chunked(x, dt, torch.tensor([-16.0]), b, c, 32)
+    y.sum().backward()
+    assert torch.isfinite(y).all()
+    assert torch.isfinite(dt.grad).all()
+
+
+def test_ssd_with_zero_decay_is_unnormalised_linear_attention() -> None:
+    """The duality the attention-to-Mamba initialisation rests on: C is the query, B the key, x the value."""
+    q, k, v = (torch.randn(1, 40, 2, 8, dtype=torch.float64) for _ in range(3))
+    y = ssd_chunked(v, torch.ones(1, 40, 2).double(), torch.zeros(2).double(), k, q, 8)
+    scores = torch.einsum("blhn,bmhn->bhlm", q, k).tril()
+    torch.testing.assert_close(y, torch.einsum("bhlm,bmhp->blhp", scores, v))
+
+
+@pytest.mark.parametrize("kind", ["ssd", "mamba1"])
+def test_states_do_not_leak_between_columns(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, b, c = (torch.randn(1, 24, 2, 4, generator=generator).double() for _ in range(3))
+    dt, owner = torch.rand(1, 24, 2, generator=generator).double(), torch.tensor([0, 0, 1])
+    if kind == "ssd":
+        a = -torch.ones(2).double()
+        together = ssd_chunked(x, dt, a, b, c, 8, owner)
+        apart = [ssd_sequential(*(u[:, s] for u in (x, dt)), a, b[:, s], c[:, s]) for s in (slice(16), slice(16, 24))]
+    else:
+        a, flat, step = -torch.rand(8, 4, generator=generator).double(), x.flatten(2), dt.repeat_interleave(4, dim=2)
+        together = selective_scan(flat, step, a, b, c, 8, owner)
+        apart = [scan_sequential(flat[:, s], step[:, s], a, b[:, s], c[:, s])[0] for s in (slice(16), slice(16, 24))]
+    torch.testing.assert_close(together, torch.cat(apart, dim=1))
+
+
+@QUICK
+@given(layouts(), st.integers(0, 7), st.integers(0, 99), st.booleans(), st.booleans())
+def test_recomposition_round_trip(layout: BatchLayout, path: int, seed: int, registers: bool, closing: bool) -> None:
+    config = model_config(registers=registers, text_recomposition=closing, text_slots=layout.text_slots)
+    valid = masks(layout, 2, seed)
+    tables = tables_of(layout, valid, path, config)
+    x = torch.randn(2, tables.extent, 3, dtype=torch.float64)
+    composed = compose(x, tables)
+    back = decompose(composed, tables)
+    text = layout.text_tokens
+    copies = 2.0 if closing else 1.0
+    assert torch.equal(back[:, text:], x[:, text : tables.tokens])
+    assert torch.equal(back[:, :text], x[:, :text] * valid.flatten(1)[..., None] * copies)
+    # Pads are zero, and each token stands exactly where a sequence with the pads dropped would have it.
+    assert int((composed.abs().sum(dim=-1) > 0).sum()) == int(valid.sum() * copies + 2 * (tables.extent - text))
+
+
+@QUICK
+@given(layouts(), st.integers(0, 7), st.integers(0, 99))
+def test_recomposition_directions_are_adjoint(layout: BatchLayout, path: int, seed: int) -> None:
+    config = model_config(text_slots=layout.text_slots)
+    tables = tables_of(layout, masks(layout, 2, seed), path, config)
+    x = torch.randn(2, tables.extent, 2, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(2, tables.length, 2, dtype=torch.float64, requires_grad=True)
+    (compose(x, tables) * y.detach()).sum().backward()
+    weight = torch.randn(2, tables.tokens, 2, dtype=torch.float64)
+    (decompose(y, tables) * weight).sum().backward()
+    torch.testing.assert_close((x.grad * x).sum(), (compose(x, tables) * y).sum())
+    torch.testing.assert_close((y.grad * y).sum(), (decompose(y, tables) * weight).sum())
+
+
+def sandwich(slots: int, valid: list[int], **changes: object) -> list[float]:
+    """The composed sequence of one 2 x 2 frame, text tokens 1, 2, ..., image 101..., register 900."""
+    layout = BatchLayout((Column(0, (Clip(1, 2, 2),)),), slots)
+    mask = torch.zeros(1, 1, slots, dtype=torch.bool)
+    mask[0, 0, valid] = True
+    tables = tables_of(layout, mask, 1, model_config(text_slots=slots, **changes))
+    numbers = [*range(1, slots + 1), *range(101, 105), 900]
+    return compose(torch.tensor(numbers[: tables.extent]).double()[None, :, None], tables)[0, :, 0].tolist()
+
+
+def test_text_sandwich() -> None:
+    vertical = [900, 101, 103, 104, 102]  # block 1 scans by path a: down first, then back up
+    assert sandwich(3, [0, 1])[:11] == [0, 1, 2, *vertical, 1, 2, 0]
+    assert sandwich(3, [])[:11] == [0, 0, 0, *vertical, 0, 0, 0]
+    assert sandwich(3, [0, 2])[:11] == [0, 1, 3, *vertical, 1, 3, 0]
+    assert sandwich(2, [0, 1], text_recomposition=False)[:8] == [1, 2, *vertical, 0]
+    assert sandwich(2, [0, 1], registers=False)[:8] == [1, 2, *vertical[1:], 1, 2]
+    assert sandwich(1, [0], scan="raster")[:7] == [1, 900, 101, 103, 102, 104, 1]
+
+
+def mixer_case(layout: BatchLayout, config: ModelConfig, path: int, seed: int) -> None:
+    """MambaMixer and its reference agree, and so do all gradients."""
+    mixer = random_model(config, seed).single_transformer_blocks[0].mamba
+    assert isinstance(mixer, MambaMixer)
+    valid = masks(layout, 2, seed)
+    tables = tables_of(layout, valid, path, config)
+    types = register_types(layout, "cpu")
+    turn = rotary(layout, config.axes, config.rope_theta, config.registers, "cpu", True)
+    x = torch.randn(2, tables.tokens, config.width, dtype=torch.float64)
+    real = torch.ones(2, tables.tokens, 1, dtype=torch.float64)
+    real[:, : layout.text_tokens] = valid.flatten(1)[..., None].double()
+    weight = torch.randn_like(x) * real  # what stands at text pads is nobody's business
+    results = []
+    for form in ("fast", "reference"):
+        mixer.zero_grad()
+        leaf = x.clone().requires_grad_()
+        fast = form == "fast"
+        y = mixer(leaf, types, turn, tables) if fast else mixer_reference(mixer, leaf, layout, valid, path)
+        (y * weight).sum().backward()
+        gradients = {name: p.grad.clone() for name, p in mixer.named_parameters()}
+        results.append((y.detach() * real, leaf.grad * real, gradients))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-8, atol=1e-10)
+    for name, gradient in results[0][2].items():
+        torch.testing.assert_close(
+            gradient, results[1][2][name], rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@settings(QUICK, max_examples=6)
+@given(layouts(), st.integers(0, 7), st.integers(0, 99))
+def test_mixer_equals_its_definition(layout: BatchLayout, path: int, seed: int) -> None:
+    mixer_case(layout, model_config(text_slots=layout.text_slots), path, seed)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ssm": "mamba1", "state_size": 8},
+        {"registers": False},
+        {"text_recomposition": False},
+        {"rope_on_ssm": False},
+        {"scan": "raster", "conv_width": 3, "chunk_size": 16},
+    ],
+    ids=lambda c: "-".join(c),
+)
+def test_mixer_variants_equal_their_definition(changes: dict[str, object]) -> None:
+    layout = BatchLayout((column(1, 3), column(2, 2)), 5)
+    mixer_case(layout, model_config(**changes), 3, 1)
+
+
+@settings(QUICK, max_examples=10)
+@given(layouts(), st.integers(0, 99))
+def test_temporal_branch_equals_its_definition(layout: BatchLayout, seed: int) -> None:
+    branch = random_model(model_config(), seed).single_transformer_blocks[0].temporal
+    assert isinstance(branch, TemporalBranch)
+    x = torch.randn(2, layout.image_tokens, 32, dtype=torch.float64)
+    weight, results = torch.randn_like(x), []
+    for form in (branch, lambda u, where: temporal_reference(branch, u, where)):
+        branch.zero_grad()
+        leaf = x.clone().requires_grad_()
+        y = form(leaf, layout)
+        (y * weight).sum().backward()
+        results.append([y.detach(), leaf.grad, *(p.grad.clone() for p in branch.parameters())])
+    for fast, exact in zip(*results, strict=True):
+        torch.testing.assert_close(fast, exact, rtol=1e-9, atol=1e-11)
+
+
+def test_temporal_branch_ignores_later_frames() -> None:
+    branch = random_model(model_config()).single_transformer_blocks[0].temporal
+    layout = BatchLayout((column(2, 4),), 1)
+    x = torch.randn(1, layout.image_tokens, 32, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, -16:] += 1.0  # the noisy frame, 4 x 4 tokens
+    before, after = branch(x, layout), branch(changed, layout)
+    assert torch.equal(before[:, :-16], after[:, :-16])
+    assert (before[:, -16:] != after[:, -16:]).any()
