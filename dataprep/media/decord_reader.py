@@ -20,6 +20,7 @@ _BATCH = 16
 class DecordReader:
     def __init__(self, path: Path) -> None:
         self.path, self.index, self.display = path, frame_index(path), display(path)
+        self.interlaced = False  # decord does not say
 
     def frames(self, wanted: Sequence[int], long_side: int | None = None) -> Iterator[Frame]:
         import decord

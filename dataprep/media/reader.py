@@ -6,6 +6,7 @@ decoding from the key frame before it, not from the start.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -39,6 +40,7 @@ class FrameReader(Protocol):
 
     index: FrameIndex
     display: Display
+    interlaced: bool  # whether the frame last yielded says that it is
 
     def frames(self, wanted: Sequence[int], long_side: int | None = None) -> Iterator[Frame]:
         """The wanted frames, numbers increasing, shrunk to `long_side` if given; each uint8 (h, w, 3).
@@ -50,15 +52,19 @@ class FrameReader(Protocol):
 class PyAvReader:
     def __init__(self, path: Path) -> None:
         self.path, self.index, self.display = path, frame_index(path), display(path)
+        self.interlaced = False
 
     def frames(self, wanted: Sequence[int], long_side: int | None = None) -> Iterator[Frame]:
         picture = Picture(self.display, long_side)
         for frame in decoded(self.path, self.index, wanted):
+            self.interlaced = bool(frame.interlaced_frame)
             yield picture.of(frame)
 
 
 def decoded(path: Path, index: FrameIndex, wanted: Sequence[int]) -> Iterator[VideoFrame]:
     """Decoder frames of increasing frame numbers; raises ItemError `decode_error` for a frame that does not come."""
+    if any(a >= b for a, b in itertools.pairwise(wanted)):
+        raise ValueError("wanted frame numbers are not increasing")
     with open_video(path) as (container, stream), decoding("decoding"):
         walk = _Walk(container, stream, index) if index.seekable else _Count(container, stream)
         for number in wanted:

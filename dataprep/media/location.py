@@ -1,0 +1,66 @@
+"""From a row of a source listing to a local file: in place, or a copy checked against its digest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataprep.quarantine import ItemError, Reason
+from dataprep.sources.listing import SourceFacts, SourceReader
+from m4v.core.canonical import digest_file
+from m4v.core.errors import InputError
+from m4v.core.stage import StageContext
+from m4v.core.storage import Storage
+
+
+@dataclass(frozen=True)
+class MediaFile:
+    """One listed file and how to reach it. `full_digest`: `digest` is the sha256 of all its bytes."""
+
+    root_uri: str
+    path: str
+    size_bytes: int
+    digest: str
+    full_digest: bool
+    cache: str  # local directory for copies of remote files
+
+    def local(self) -> Path:
+        """A local path. Raises ItemError: missing_file; source_changed when size or digest differ."""
+        root = Storage(self.root_uri)
+        if root.is_local:
+            path = root.local_root / self.path
+            if not path.is_file():
+                raise ItemError(Reason.MISSING_FILE, "listed, but not there")
+            if path.stat().st_size != self.size_bytes:
+                raise ItemError(Reason.SOURCE_CHANGED, f"{path.stat().st_size} bytes, listed with {self.size_bytes}")
+            return path
+        target = Path(self.cache) / self.digest[:2] / self.digest
+        if target.is_file() and target.stat().st_size == self.size_bytes:
+            return target
+        try:
+            root.fetch(self.path, target)
+        except InputError:
+            raise ItemError(Reason.MISSING_FILE, "listed, but not there") from None
+        self.check(target)
+        return target
+
+    def check(self, path: Path) -> None:
+        """Compare all bytes with the listing; raises ItemError `source_changed`."""
+        if path.stat().st_size != self.size_bytes or (self.full_digest and digest_file(path) != self.digest):
+            raise ItemError(Reason.SOURCE_CHANGED, "bytes differ from those that were listed")
+
+
+class MediaLocator:
+    """Media files of a stage's source inputs, by source name."""
+
+    def __init__(self, context: StageContext, readers: list[SourceReader]) -> None:
+        self._cache = str(context.scratch / "media")
+        self._roots: dict[str, tuple[str, SourceFacts]] = {}
+        for reader in readers:
+            inside = reader.facts.media == "inside"
+            root = reader.artifact.storage if inside else context.location(reader.name)
+            self._roots[reader.name] = (root.uri, reader.facts)
+
+    def file(self, source: str, path: str, size_bytes: int, digest: str) -> MediaFile:
+        root, facts = self._roots[source]
+        return MediaFile(root, path, size_bytes, digest, facts.identity == "full", self._cache)
