@@ -1,0 +1,116 @@
+"""Loss curves and facts of every training stage, from the checkpoints' own metrics files."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from m4v.core.artifacts import Artifact
+from m4v.core.errors import DataIntegrityError
+from pipelines.web.charts import LineChart, line_chart
+from pipelines.web.facts import RunFacts
+from pipelines.web.sections.inputs import ReportInputs, Row
+
+METRICS = "metrics.jsonl"
+_PLAIN = {"step", "loss", "lr", "tokens", "samples", "media"}
+_END_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Change:
+    """Median of the first and the last tenth of the steps."""
+
+    first: float
+    last: float
+
+    @property
+    def share(self) -> float:
+        return (self.last - self.first) / abs(self.first) if self.first else 0.0
+
+
+@dataclass(frozen=True)
+class StageCurves:
+    name: str
+    checkpoint: str
+    node_id: str
+    steps: int
+    tokens: int
+    loss: Change | None
+    chart: LineChart | None
+    others: tuple[tuple[str, LineChart, Change], ...]
+    media: str
+    seconds: float | None
+    facts: tuple[tuple[str, str], ...]
+
+
+def gather(inputs: ReportInputs, facts: RunFacts) -> list[StageCurves]:
+    return [_stage(name, artifact, facts) for name, artifact in inputs.checkpoints]
+
+
+def _stage(name: str, artifact: Artifact, facts: RunFacts) -> StageCurves:
+    rows = read_metrics(artifact)
+    node = facts.node(f"train.{name}") or facts.node(name)
+    steps = [float(r["step"]) for r in rows]
+    losses = [float(r["loss"]) for r in rows]
+    others = []
+    for key in dict.fromkeys(k for r in rows for k in r):
+        series = [(s, float(r[key])) for s, r in zip(steps, rows, strict=True) if _is_number(r.get(key))]
+        chart = line_chart(*zip(*series, strict=True), label=f"{name}: {key}") if series and key not in _PLAIN else None
+        if chart is not None:
+            others.append((key, chart, change_of([v for _, v in series])))
+    return StageCurves(
+        name=name,
+        checkpoint=artifact.id,
+        node_id=node.node_id if node else "",
+        steps=len(rows),
+        tokens=int(sum(r.get("tokens") or 0 for r in rows)),
+        loss=change_of(losses) if losses else None,
+        chart=line_chart(steps, losses, label=f"{name}: loss by step") if losses else None,
+        others=tuple(others),
+        media=_media(rows),
+        seconds=node.duration_s if node else None,
+        facts=_facts(artifact),
+    )
+
+
+def read_metrics(artifact: Artifact) -> list[Row]:
+    """Rows of `metrics.jsonl`; [] for a checkpoint that was not trained."""
+    if METRICS not in artifact.names():
+        return []
+    rows: list[Row] = []
+    for number, line in enumerate(artifact.path(METRICS).read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            rows.append({**row, "step": row["step"], "loss": float(row["loss"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataIntegrityError(f"line {number} does not parse: {error}", where=METRICS) from None
+    return rows
+
+
+def change_of(values: Sequence[float]) -> Change:
+    count = max(1, round(len(values) * _END_SHARE))
+    return Change(statistics.median(values[:count]), statistics.median(values[-count:]))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _media(rows: Sequence[Row]) -> str:
+    """How many steps saw videos and how many images."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        if row.get("media"):
+            counts[str(row["media"])] = counts.get(str(row["media"]), 0) + 1
+    return ", ".join(f"{n} {media} steps" for media, n in sorted(counts.items(), reverse=True))
+
+
+def _facts(artifact: Artifact) -> tuple[tuple[str, str], ...]:
+    """A few lines of `training.json`, as it has them."""
+    if "training.json" not in artifact.names():
+        return ()
+    data = json.loads(artifact.path("training.json").read_text())
+    wanted = ("cursor", "global_batch", "seed", "dataset", "init_from", "stage")
+    return tuple((k, str(data[k])) for k in wanted if isinstance(data.get(k), str | int))
