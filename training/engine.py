@@ -8,37 +8,50 @@ rate, EMA, saves, step counter) stays outside, so another back end has little to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.distributed_c10d import HashStore
 
 from training.config import EngineConfig, OptimizerConfig
 from training.startup import initialise
 
+_C10D: Any = distributed  # its stores are exported at run time only
+BUCKET_ALIGNMENT = 1024
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """A flat range of one parameter that this rank owns: views of the fp32 master and the Adam moments."""
+    """A flat range of one parameter that this rank updates: views of the fp32 master and the Adam moments.
+    Where several ranks hold the same range (ZeRO-0), one of them has it as `primary` and saves it."""
 
     name: str
     shape: tuple[int, ...]
     offset: int  # of its first element in the flattened parameter
     master: Tensor
     moments: tuple[Tensor, Tensor]
+    primary: bool = True
 
 
 class Engine(Protocol):
     rank: int
     world_size: int
+    shapes: dict[str, tuple[int, ...]]  # of every parameter, whole
 
-    def __call__(self, *args: object) -> list[Tensor]:
+    def __call__(
+        self,
+        columns: Sequence[Sequence[Tensor]],
+        timesteps: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        pooled: Tensor,
+        stages: Sequence[int],
+    ) -> list[Tensor]:
         """Forward pass of the sharded module: one pack, followed by its `backward`."""
         ...
 
@@ -52,8 +65,8 @@ class Engine(Protocol):
         ...
 
     def fragments(self) -> list[Fragment]:
-        """What this rank owns, in the same order on every call. Every element of every parameter belongs to
-        exactly one rank."""
+        """What this rank updates, in the same order on every call. Every element of every parameter is
+        primary on exactly one rank."""
         ...
 
     def set_adam_step(self, steps: int) -> None:
@@ -80,7 +93,9 @@ def init_process_group(rank: int, world_size: int, timeout_s: int, device: str =
     backend = "nccl" if device == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
     if world_size == 1:
-        distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+        for key, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+            os.environ.setdefault(key, value)  # DeepSpeed reads them
+        distributed.init_process_group(backend, store=_C10D.HashStore(), rank=0, world_size=1, timeout=timeout)
         return
     distributed.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
 
@@ -89,8 +104,8 @@ def deepspeed_config(
     optimizer: OptimizerConfig, engine: EngineConfig, packs_per_rank: int, elements: int
 ) -> dict[str, Any]:
     """Every setting whose default changed under 0.19, or that costs memory or time here, is explicit."""
-    # A bucket is allocated whole, so it never exceeds the model.
-    bucket = max(1, min(engine.bucket_elements, elements))
+    # A bucket is allocated whole, so it never exceeds the model; ZeRO-1/2 want it aligned.
+    bucket = -(-min(engine.bucket_elements, elements) // BUCKET_ALIGNMENT) * BUCKET_ALIGNMENT
     zero: dict[str, Any] = {
         "stage": engine.zero_stage,
         "overlap_comm": False,  # no streams to overlap on CPU ranks; and one fixed order of reductions
@@ -123,13 +138,11 @@ def deepspeed_config(
 class DeepSpeedEngine:
     """ZeRO stage 0-3 around a model whose weights are already loaded (equal on every rank)."""
 
-    def __init__(
-        self, model: nn.Module, optimizer: OptimizerConfig, engine: EngineConfig, packs_per_rank: int
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: OptimizerConfig, engine: EngineConfig, packs_per_rank: int) -> None:
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self._stage, self._packs, self._pack = engine.zero_stage, packs_per_rank, 0
         self._named = list(model.named_parameters())
-        self._shapes = {name: tuple(p.shape) for name, p in self._named}
+        self.shapes = {name: tuple(p.shape) for name, p in self._named}
         elements = sum(p.numel() for _, p in self._named)
         self._engine, self._zero, self._adam = initialise(
             model,
@@ -139,10 +152,18 @@ class DeepSpeedEngine:
         )  # fmt: skip
         self._prime_moments()
 
-    def __call__(self, *args: object) -> list[Tensor]:
+    def __call__(
+        self,
+        columns: Sequence[Sequence[Tensor]],
+        timesteps: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        pooled: Tensor,
+        stages: Sequence[int],
+    ) -> list[Tensor]:
         self._pack += 1
         self._engine.set_gradient_accumulation_boundary(self._pack == self._packs)
-        predictions: list[Tensor] = self._engine(*args)
+        predictions: list[Tensor] = self._engine(columns, timesteps, text, text_mask, pooled, stages)
         return predictions
 
     def backward(self, loss: Tensor) -> None:
@@ -162,7 +183,7 @@ class DeepSpeedEngine:
         return float(self._engine.get_global_grad_norm())
 
     def fragments(self) -> list[Fragment]:
-        return [f for name, p in self._named for f in self._owned(name, p)]
+        return [f for place, (name, p) in enumerate(self._named) for f in self._held(place, name, p)]
 
     def set_adam_step(self, steps: int) -> None:
         for state in self._adam.state.values():
@@ -187,20 +208,17 @@ class DeepSpeedEngine:
                 **{key: torch.zeros_like(master) for key in MOMENTS},
             }
 
-    def _owned(self, name: str, p: nn.Parameter) -> Iterator[Fragment]:
+    def _held(self, place: int, name: str, p: nn.Parameter) -> Iterator[Fragment]:
         if self._stage == 3:
-            yield from self._owned_of_zero3(name, p)
+            yield from self._held_by_zero3(name, p)
         elif self._stage > 0:
-            yield from self._owned_of_zero12(name, p)
-        elif self._owner_of_whole(name) == self.rank:
+            yield from self._held_by_zero12(name, p)
+        else:
             first, second = (self._adam.state[p][key].view(-1) for key in MOMENTS)
-            yield Fragment(name, self._shapes[name], 0, p.data.view(-1), (first, second))
+            primary = place % self.world_size == self.rank  # all ranks hold everything and save in turn
+            yield Fragment(name, self.shapes[name], 0, p.data.view(-1), (first, second), primary)
 
-    def _owner_of_whole(self, name: str) -> int:
-        """ZeRO-0 keeps everything everywhere; ranks save the parameters in turn."""
-        return [n for n, _ in self._named].index(name) % self.world_size
-
-    def _owned_of_zero3(self, name: str, p: Any) -> Iterator[Fragment]:
+    def _held_by_zero3(self, name: str, p: Any) -> Iterator[Fragment]:
         from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
         part = int(p.partition_numel())
@@ -209,9 +227,9 @@ class DeepSpeedEngine:
         if count > 0:  # the last partitions may be padding only
             master = safe_get_local_fp32_param(p)[:count]
             first, second = (safe_get_local_optimizer_state(p, key)[:count] for key in MOMENTS)
-            yield Fragment(name, self._shapes[name], offset, master, (first, second))
+            yield Fragment(name, self.shapes[name], offset, master, (first, second))
 
-    def _owned_of_zero12(self, name: str, p: Any) -> Iterator[Fragment]:
+    def _held_by_zero12(self, name: str, p: Any) -> Iterator[Fragment]:
         mapping = p._hp_mapping
         if mapping is None:
             return
@@ -219,4 +237,4 @@ class DeepSpeedEngine:
         at = mapping.get_hp_fragment_address()
         first, second = (self._adam.state[flat][key].narrow(0, at.start, at.numel) for key in MOMENTS)
         master = flat.detach().narrow(0, at.start, at.numel)
-        yield Fragment(name, self._shapes[name], mapping.lp_fragment_address.start, master, (first, second))
+        yield Fragment(name, self.shapes[name], mapping.lp_fragment_address.start, master, (first, second))

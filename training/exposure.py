@@ -32,7 +32,7 @@ class ExposureState(FrozenModel):
     dataset_id: str
     order: OrderConfig
     seed: int
-    global_batch: tuple[int, ...]  # samples of each step of one image:video round
+    global_batch: tuple[int, ...]  # samples of each step of the first image:video round
     cursor: int
     init_from: str | None
 

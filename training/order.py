@@ -49,6 +49,11 @@ class Place(NamedTuple):
     slot: int
 
 
+class StepSize(NamedTuple):
+    samples: int
+    tokens: int
+
+
 @dataclass(frozen=True)
 class Stream:
     """Samples of one mixture entry that train at the same latent size. `samples` are sorted ids."""
@@ -72,18 +77,23 @@ class Stream:
         """Samples of one pack."""
         return self.batch * len(self.cycle[0])
 
+    def pack_tokens(self, number: int) -> int:
+        """Visual tokens of the stream's pack `number`."""
+        return self.batch * sum(column_tokens(c, self.h, self.w) for c in self.cycle[number % len(self.cycle)])
+
 
 @dataclass(frozen=True)
 class Pack:
-    """One forward pass. Slot i * len(columns) + c is sample i of column c."""
+    """One forward pass, pack `place` of its step. Slot i * len(columns) + c is sample i of column c."""
 
+    place: int
     stream: Stream
     columns: tuple[Column, ...]
     draws: tuple[Draw, ...]
 
     @property
-    def tokens(self) -> int:
-        return self.stream.batch * sum(column_tokens(c, self.stream.h, self.stream.w) for c in self.columns)
+    def samples(self) -> list[str]:
+        return [draw.sample_id for draw in self.draws]
 
 
 class DataOrder:
@@ -102,12 +112,18 @@ class DataOrder:
             )
         self.main_kind = main
         mixes = main == "video" and config.image_every > 0 and bool(candidates.get("image"))
-        self._pattern: tuple[Media, ...] = ("video",) * config.image_every + ("image",) if mixes else (main,)
+        videos: list[Media] = ["video"] * config.image_every
+        self._pattern: list[Media] = [*videos, "image"] if mixes else [main]
         self._period: dict[Media, tuple[Stream, ...]] = {}
         self._sequence: dict[Media, tuple[int, ...]] = {}
         for kind in dict.fromkeys(self._pattern):
             streams, sequence = _allocate(candidates[kind], config)
             self._period[kind], self._sequence[kind] = streams, sequence
+
+    @property
+    def round(self) -> range:
+        """Steps of the first image:video round."""
+        return range(len(self._pattern))
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -118,16 +134,10 @@ class DataOrder:
         return self._pattern[step % len(self._pattern)]
 
     def pack(self, step: int, pack: int) -> Pack:
-        if not 0 <= pack < self.config.packs or step < 0:
-            raise IndexError(f"no pack {pack} in step {step}")
-        kind = self.media(step)
-        sequence = self._sequence[kind]
-        cycle, place = divmod(self._step_of_kind(step, kind) * self.config.packs + pack, len(sequence))
-        stream = self._period[kind][sequence[place]]
-        number = cycle * len(stream.positions) + bisect.bisect_left(stream.positions, place)
+        stream, number = self._locate(step, pack)
         first = number * stream.slots
         draws = tuple(Draw(self.sample_at(stream, j), j) for j in range(first, first + stream.slots))
-        return Pack(stream, stream.cycle[number % len(stream.cycle)], draws)
+        return Pack(pack, stream, stream.cycle[number % len(stream.cycle)], draws)
 
     def packs(self, step: int) -> tuple[Pack, ...]:
         return tuple(self.pack(step, p) for p in range(self.config.packs))
@@ -136,6 +146,11 @@ class DataOrder:
         """Packs rank, rank + W, …; raises ConfigError unless W divides the pack count."""
         check_world_size(self.config, world_size)
         return tuple(self.pack(step, p) for p in range(rank, self.config.packs, world_size))
+
+    def step_size(self, step: int) -> StepSize:
+        """Samples and tokens of a step over all ranks; the samples are the constant that weighs its loss."""
+        located = [self._locate(step, p) for p in range(self.config.packs)]
+        return StepSize(sum(s.slots for s, _ in located), sum(s.pack_tokens(n) for s, n in located))
 
     def sample_at(self, stream: Stream, draw: int) -> str:
         epoch, place = divmod(draw, len(stream.samples))
@@ -162,10 +177,6 @@ class DataOrder:
         cycle, place = divmod(self._step_of_kind(step, kind) * self.config.packs, len(self._sequence[kind]))
         return (cycle * len(stream.positions) + bisect.bisect_left(stream.positions, place)) * stream.slots
 
-    def step_samples(self, step: int) -> int:
-        """Samples of a step over all ranks: the constant that weighs its loss."""
-        return sum(len(p.draws) for p in self.packs(step))
-
     def summary(self) -> dict[str, object]:
         """Streams with their exact shares, for people."""
         totals = {kind: len(sequence) for kind, sequence in self._sequence.items()}
@@ -179,6 +190,16 @@ class DataOrder:
                 for s in self.streams
             ],
         }  # fmt: skip
+
+    def _locate(self, step: int, pack: int) -> tuple[Stream, int]:
+        """Stream of a pack and the number of the pack in it."""
+        if not 0 <= pack < self.config.packs or step < 0:
+            raise IndexError(f"no pack {pack} in step {step}")
+        kind = self.media(step)
+        sequence = self._sequence[kind]
+        cycle, place = divmod(self._step_of_kind(step, kind) * self.config.packs + pack, len(sequence))
+        stream = self._period[kind][sequence[place]]
+        return stream, cycle * len(stream.positions) + bisect.bisect_left(stream.positions, place)
 
     def _places_in(self, stream: Stream, sample_id: str, cursor: int) -> Iterator[Place]:
         at = bisect.bisect_left(stream.samples, sample_id)
@@ -276,4 +297,3 @@ def _allocate(entries: list[list[Stream]], config: OrderConfig) -> tuple[tuple[S
         places[number].append(position)
     flat = [stream for streams in entries for stream in streams]
     return tuple(replace(s, positions=tuple(p)) for s, p in zip(flat, places, strict=True)), sequence
-

@@ -38,7 +38,7 @@ def _keep_dynamo_out() -> None:
     for name in ("__init__", "add_param_group", "load_state_dict", "state_dict", "zero_grad"):
         inner = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
         if inner is not None and not hasattr(inner, "__dynamo_disable"):
-            setattr(inner, "__dynamo_disable", inner)  # noqa: B010 - a plain attribute is mangled inside a class
+            setattr(inner, "__dynamo_disable", inner)
 
 
 def _as_is(function: FunctionT | None = None, **_: object) -> FunctionT | Callable[[FunctionT], FunctionT]:

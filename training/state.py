@@ -54,13 +54,14 @@ class SaveManifest(FrozenModel):
 
 @dataclass(frozen=True)
 class Shard:
-    """One fragment with everything that resumes it; `ema` is None without EMA."""
+    """One fragment with everything that resumes it; `ema` is None without EMA. Only a `primary` one is saved."""
 
     name: str
     offset: int
     master: Tensor
     moments: tuple[Tensor, Tensor]
     ema: Tensor | None
+    primary: bool = True
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
         tensors = (self.master, *self.moments, self.ema)
@@ -79,11 +80,12 @@ class StateStore:
 
     def write_shards(self, step: int, rank: int, shards: Sequence[Shard]) -> StateFile:
         """Write this rank's file of a save; it does not count until `commit`."""
-        tensors = {f"{s.name}|{part}": t.detach().cpu() for s in shards for part, t in s.parts()}
+        mine = [s for s in shards if s.primary]
+        tensors = {f"{s.name}|{part}": t.detach().cpu() for s in mine for part, t in s.parts()}
         data = save_tensors({key: t.contiguous() for key, t in tensors.items()})
         path = f"{self.folder(step)}/rank-{rank:05d}.safetensors"
         self._storage.write_bytes(path, data)
-        ranges = {s.name: (s.offset, s.master.numel()) for s in shards}
+        ranges = {s.name: (s.offset, s.master.numel()) for s in mine}
         return StateFile(path=path, size_bytes=len(data), sha256=digest_bytes(data), ranges=ranges)
 
     def write_metrics(self, rows: Sequence[Row]) -> StateFile:

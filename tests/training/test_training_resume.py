@@ -1,0 +1,223 @@
+"""Kill and resume with real torchrun ranks: final bytes and consumed samples equal the uninterrupted run's."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_helpers import clips, publish, request, write_dataset
+
+from m4v.config import ModelConfig
+from m4v.core.artifacts import ArtifactKind
+from m4v.core.errors import ExitClass
+from m4v.core.shard_index import INDEX, read_index
+from m4v.core.stage import StageContext, read_exits
+from m4v.text import open_text_encoder
+from m4v.text.config import MiniLmConfig
+from training.config import EngineConfig, InitConfig, OptimizerConfig, OrderConfig, TrainConfig
+from training.exposure import ExposureState, order_of, surviving_line
+from training.stages import init
+
+SCRIPT = Path(__file__).parent / "training_faults.py"
+STEPS = 7
+TINY = ModelConfig(
+    width=32, heads=2, double_blocks=1, single_blocks=1, text_dim=384, pooled_dim=384, text_slots=8, mlp_ratio=2
+)
+CONFIG = TrainConfig(
+    name="17f",
+    steps=STEPS,
+    order=OrderConfig(frames=17, tokens_per_pack=80, packs=2, image_every=2),
+    optimizer=OptimizerConfig(lr=1e-3, warmup_steps=3),
+    engine=EngineConfig(zero_stage=3, param_persistence_elements=200),
+    save_every=2,
+    ema_decay=0.9,
+)
+
+
+def torchrun(ranks: int) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--monitor-interval=0.1"]
+    return [*command, f"--nproc-per-node={ranks}"]
+
+
+@dataclass
+class Bench:
+    """Inputs of a training stage, and runs of it in named folders."""
+
+    root: Path
+    inputs: list[tuple[str, ArtifactKind, str, Path]]
+    finished: dict[str, Path] = field(default_factory=dict)
+
+    def write(self, name: str, config: TrainConfig, ranks: int, attempt: int) -> Path:
+        work = self.root / name / f"attempt-{attempt}"
+        state = self.root / name / "state"
+        made = request("train", config, work, self.inputs, ranks=ranks, attempt=f"{attempt:08d}", state=state)
+        (work / "request.json").write_text(made.model_dump_json())
+        return work
+
+    def command(self, ranks: int, works: list[Path]) -> list[str]:
+        return [*torchrun(ranks), str(SCRIPT), *(str(w / "request.json") for w in works)]
+
+    def start(self, name: str, ranks: int, works: list[Path], fault: str = "") -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ, "OMP_NUM_THREADS": "1", "M4V_EXPOSURE_LOG": str(self.root / name / "log"),
+            "PYTHONPATH": str(Path(__file__).parents[2]), "M4V_TEST_FAULT": fault, "TORCHELASTIC_ERROR_FILE": "",
+        }  # fmt: skip
+        log = (works[0] / "output.log").open("wb")
+        return subprocess.Popen(self.command(ranks, works), env=environment, stdout=log, stderr=log)
+
+    def run(self, name: str, config: TrainConfig = CONFIG, ranks: int = 2, attempt: int = 0, fault: str = "") -> Path:
+        work = self.write(name, config, ranks, attempt)
+        self.start(name, ranks, [work], fault).wait(timeout=120)
+        return work
+
+    def line(self, name: str, config: TrainConfig = CONFIG) -> list[list[tuple[int, str, int]]]:
+        return surviving_line(self.root / name / "log", config.name, config.steps)
+
+
+def digest(work: Path) -> str:
+    """Id of the checkpoint artifact that a finished run left."""
+    assert (work / "result.json").exists(), (work / "output.log").read_text()[-3000:]
+    return str(json.loads((work / "result.json").read_text())["outputs"][0]["artifact_id"])
+
+
+def checkpoint(work: Path) -> Path:
+    return work / "staging" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    root = tmp_path_factory.mktemp("training")
+    text = MiniLmConfig(slots=8)
+    dataset = write_dataset(root / "dataset", clips(videos=9, images=4), encoder=open_text_encoder(text))
+    context = StageContext(request("init", InitConfig(model=TINY, text_encoder=text), root / "init"))
+    init.run(context)
+    context.progress.close()
+    start, folder = publish(context)
+    return Bench(
+        root,
+        [("dataset", ArtifactKind.DATASET, dataset, root / "dataset"),
+         ("checkpoint", ArtifactKind.CHECKPOINT, start, folder)],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def straight(bench: Bench) -> Path:
+    """The uninterrupted run on two ranks."""
+    return bench.run("straight")
+
+
+def test_debug_log_equals_recomputed_exposure(bench: Bench, straight: Path) -> None:
+    state = ExposureState.model_validate_json((checkpoint(straight) / "training.json").read_bytes())
+    order = order_of(state, read_index(bench.root / "dataset" / INDEX))
+    expected = [sorted((p.place, *d) for p in order.packs(s) for d in p.draws) for s in range(STEPS)]
+    assert bench.line("straight") == expected
+    counts: dict[str, int] = {}
+    for step in expected:
+        for _, sample, _ in step:
+            counts[sample] = counts.get(sample, 0) + 1
+    assert order.counts(state.cursor) == counts
+
+
+def test_metrics_have_every_step_once_and_no_timings(straight: Path) -> None:
+    rows = [json.loads(line) for line in (checkpoint(straight) / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == list(range(STEPS))
+    assert [r["media"] for r in rows] == ["video", "video", "image"] * 2 + ["video"]
+    assert set(rows[0]) == {
+        "step", "loss", "grad_norm", "lr", "tokens", "samples", "media", "loss_low", "loss_mid", "loss_high"
+    }  # fmt: skip
+    assert rows[0]["lr"] == pytest.approx(1e-6)
+    assert rows[3]["lr"] == 1e-3
+
+
+def kill_from_outside(bench: Bench, name: str, attempt: int, lines: int) -> None:
+    """Start a run and SIGKILL agent and ranks together once rank 0 has logged so many steps."""
+    work = bench.write(name, CONFIG, 2, attempt)
+    agent = bench.start(name, 2, [work])
+    log = bench.root / name / "log" / f"{CONFIG.name}.0.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") >= lines) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for process in [psutil.Process(agent.pid), *psutil.Process(agent.pid).children(recursive=True)]:
+        process.kill()
+    agent.wait(timeout=30)
+    assert not (work / "result.json").exists()
+
+
+def drain(bench: Bench, name: str, attempt: int) -> None:
+    """A run that is asked to stop before it starts: it takes one step, saves it and leaves with class 40."""
+    work = bench.write(name, CONFIG, 2, attempt)
+    (work / "drain").touch()
+    bench.start(name, 2, [work]).wait(timeout=120)
+    assert [e.exit_class for e in read_exits(work)] == [ExitClass.DRAINED] * 2
+
+
+def test_killed_and_drained_then_resumed_is_bit_equal(bench: Bench, straight: Path) -> None:
+    """One run, killed from outside, in the middle of a rank's file, between files and manifest, and while the
+    checkpoint is written; every kill is of all ranks at once."""
+    kill_from_outside(bench, "killed", 0, lines=3)
+    drain(bench, "killed", 1)
+    for attempt, fault in enumerate(("half:4", "shard:6", "export"), start=2):
+        work = bench.run("killed", attempt=attempt, fault=fault)
+        assert not (work / "result.json").exists(), fault
+    last = bench.run("killed", attempt=5)
+    assert digest(last) == digest(straight)
+    assert bench.line("killed") == bench.line("straight")
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("fault", ["step:0", "step:1", "half:2", "shard:2", "commit:2", "step:5", "commit:7"])
+def test_a_kill_at_any_point_is_bit_equal(bench: Bench, straight: Path, fault: str) -> None:
+    name = f"deep-{fault}"
+    bench.run(name, fault=fault)
+    assert digest(bench.run(name, attempt=1)) == digest(straight)
+    assert bench.line(name) == bench.line("straight")
+
+
+@pytest.mark.deep
+def test_random_kills_are_bit_equal(bench: Bench, straight: Path) -> None:
+    generator = random.Random(11)
+    for attempt in range(6):
+        kill_from_outside(bench, "random", attempt, lines=generator.randrange(1, 8) + attempt)
+        time.sleep(generator.random() * 0.05)
+    assert digest(bench.run("random", attempt=6)) == digest(straight)
+    assert bench.line("random") == bench.line("straight")
+
+
+def test_world_size_may_change_between_attempts(bench: Bench, straight: Path) -> None:
+    """2 ranks, then 1: same samples, weights within rounding, and the record says so."""
+    bench.run("resized", attempt=0, fault="step:4")
+    work = bench.run("resized", ranks=1, attempt=1)
+    assert bench.line("resized") == bench.line("straight")
+    metrics = json.loads((work / "result.json").read_text())["metrics"]
+    assert metrics["reproducibility"] == "sample-exact"
+    assert metrics["attempts"] == [[0, 2], [4, 1]]
+    ours, theirs = (load_file(checkpoint(w) / "model.safetensors") for w in (work, straight))
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.deep)])
+def test_zero_stages_agree_and_resume_bit_equal(tmp_path: Path, ranks: int) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    script = Path(__file__).parent / "training_engine_probe.py"
+    done = subprocess.run(
+        [*torchrun(ranks), str(script), str(tmp_path)], env=environment, capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    expected = load_file(tmp_path / "stage0.straight.safetensors")
+    for stage in range(4):
+        straight, resumed = (load_file(tmp_path / f"stage{stage}.{k}.safetensors") for k in ("straight", "resumed"))
+        assert straight["norms"].min() > 0.05  # clipped
+        for name, value in expected.items():
+            assert torch.equal(straight[name], resumed[name]), (stage, name)
+            torch.testing.assert_close(straight[name], value, rtol=2e-5, atol=1e-7)

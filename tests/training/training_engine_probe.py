@@ -1,0 +1,112 @@
+"""Compares ZeRO stages in one gang of ranks: `torchrun training_engine_probe.py OUT_DIR`.
+
+For every stage: 3 steps, save, 2 steps; and a second engine that resumes from the save and takes the 2 steps.
+Rank 0 leaves the weights, moments and norms of both as `stage{N}.{straight|resumed}.safetensors`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, distributed, nn
+
+from m4v.core.storage import Storage
+from training.config import EngineConfig, OptimizerConfig
+from training.ema import Ema
+from training.engine import DeepSpeedEngine, init_process_group
+from training.state import SaveManifest, StateFile, StateStore
+from training.trainer import shards_of
+
+OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=0, weight_decay=0.1, clip_norm=0.05)
+PACKS = 4
+
+
+class Odd(nn.Module):
+    """Sizes that no rank count divides, a parameter used late, one that is only sometimes used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(7, 13), nn.Linear(13, 7)
+        self.spare = nn.Parameter(torch.ones(5, 3))
+
+    def forward(self, columns: list[list[Tensor]], *_: object) -> list[Tensor]:
+        x = columns[0][0]
+        y = self.last(torch.nn.functional.gelu(self.first(x)))
+        used = self.spare.sum() if x.shape[0] % 2 else 0 * self.spare.sum()
+        return [y * (1 + 0.01 * used)]
+
+
+def model() -> Odd:
+    torch.manual_seed(3)
+    return Odd()
+
+
+def take_steps(engine: DeepSpeedEngine, ema: Ema, first: int, last: int) -> list[float]:
+    norms = []
+    for step in range(first, last):
+        for pack in range(engine.rank, PACKS, engine.world_size):
+            x = torch.randn(3 + pack, 7, generator=torch.Generator().manual_seed(100 * step + pack))
+            (y,) = engine([[x]], x, x, x, x, [0])
+            engine.backward((y - 2 * x).square().sum() / (18 * 7))
+        norms.append(engine.step(OPTIMIZER.lr))
+        ema.update(step)
+    return norms
+
+
+def save(states: StateStore, engine: DeepSpeedEngine, ema: Ema, step: int) -> SaveManifest:
+    own = states.write_shards(step, engine.rank, shards_of(engine, ema))
+    files: list[dict[str, object]] = [{}] * engine.world_size
+    distributed.all_gather_object(files, own.canonical())
+    manifest = SaveManifest(
+        step=step,
+        shapes=engine.shapes,
+        has_ema=True,
+        files=tuple(StateFile.model_validate(f) for f in files),
+        metrics=(),
+        lineage=((0, engine.world_size),),
+    )
+    if engine.rank == 0:
+        states.commit(manifest)
+    distributed.barrier()
+    return manifest
+
+
+def main(out: Path) -> None:
+    init_process_group(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), 60)
+    for stage in range(4):
+        states = StateStore(Storage(str(out / f"state{stage}")), 4, "probe")
+        config = EngineConfig(zero_stage=stage, param_persistence_elements=50)
+        packs = PACKS // distributed.get_world_size()
+        engine = DeepSpeedEngine(model(), OPTIMIZER, config, packs)
+        ema = Ema(engine.fragments(), 0.9)
+        norms = take_steps(engine, ema, 0, 3)
+        middle = save(states, engine, ema, 3)
+        norms += take_steps(engine, ema, 3, 5)
+        keep(out, f"stage{stage}.straight", states, save(states, engine, ema, 5), norms)
+
+        again = model()
+        again.load_state_dict(states.whole(middle, "master"))
+        engine = DeepSpeedEngine(again, OPTIMIZER, config, packs)
+        ema = Ema(engine.fragments(), 0.9)
+        states.load_into(middle, shards_of(engine, ema))
+        engine.set_adam_step(3)
+        resumed = norms[:3] + take_steps(engine, ema, 3, 5)
+        keep(out, f"stage{stage}.resumed", states, save(states, engine, ema, 6), resumed)
+
+
+def keep(out: Path, name: str, states: StateStore, manifest: SaveManifest, norms: list[float]) -> None:
+    if distributed.get_rank() == 0:
+        tensors = {f"{part}.{k}": v for part in ("master", "exp_avg", "exp_avg_sq", "ema")
+                   for k, v in states.whole(manifest, part).items()}  # fmt: skip
+        save_file({**tensors, "norms": torch.tensor(norms, dtype=torch.float64)}, out / f"{name}.safetensors")
+    distributed.barrier()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+    distributed.destroy_process_group()
+    os._exit(0)

@@ -1,0 +1,162 @@
+"""A training stage from its inputs to its checkpoint artifact: plan, resume, train, export.
+
+Shared by `train` and `reward`, which differ in their objective only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+from pydantic import TypeAdapter
+from torch import distributed
+
+from m4v.checkpoint import load_checkpoint, read_config, save_checkpoint
+from m4v.config import CheckpointConfig
+from m4v.core.artifacts import Artifact
+from m4v.core.canonical import canonical_json
+from m4v.core.shard_index import INDEX, read_index
+from m4v.core.stage import StageContext
+from m4v.core.storage import write_atomic
+from m4v.flow.schedule import PyramidSchedule
+from m4v.text import open_text_encoder
+from m4v.text.config import TextEncoderConfig
+from training.config import TrainConfig
+from training.ema import Ema
+from training.engine import DeepSpeedEngine, init_process_group
+from training.exposure import TRAINING_STATE, ExposureState, rows_of
+from training.loader import Collator, SampleStore, Text
+from training.objective import Objective
+from training.order import DataOrder, check_world_size
+from training.state import SaveManifest, StateStore
+from training.trainer import Trainer, shards_of
+
+METRICS = "metrics.jsonl"
+ObjectiveMaker = Callable[[CheckpointConfig, DataOrder], Objective]
+
+
+@dataclass(frozen=True)
+class Session:
+    """Inputs of a stage run on one rank."""
+
+    context: StageContext
+    config: TrainConfig
+    dataset: Artifact
+    start: Artifact
+    index: pa.Table
+    order: DataOrder
+    states: StateStore
+
+
+def run_training(context: StageContext, config: TrainConfig, objective: ObjectiveMaker) -> None:
+    """Train the stage and write its checkpoint on rank 0. Safe to kill and run again at any moment."""
+    began = time.perf_counter()
+    session = open_session(context, config)
+    init_process_group(context.rank, context.world_size, config.engine.timeout_s, context.resources.device)
+    try:
+        manifest = _agree_on_save(session)
+        if manifest is None or manifest.step < config.steps:
+            trainer = _start(session, manifest, objective)
+            context.metrics({"start_seconds": time.perf_counter() - began})
+            manifest = trainer.run()
+            context.metrics(trainer.speed.summary())
+        if context.rank == 0 and manifest is not None:
+            _export(session, manifest)
+    finally:
+        distributed.destroy_process_group()
+
+
+def open_session(context: StageContext, config: TrainConfig) -> Session:
+    """Read the index and plan the data order; raises ConfigError when dataset, ranks and config disagree."""
+    check_world_size(config.order, context.world_size)
+    dataset, start = context.input("dataset"), context.input("checkpoint")
+    index = read_index(dataset.path(INDEX))
+    order = DataOrder(rows_of(index), config.order, context.seed, config.name)
+    states = StateStore(context.state, config.keep_saves, context.request.attempt_id)
+    return Session(context, config, dataset, start, index, order, states)
+
+
+def _agree_on_save(session: Session) -> SaveManifest | None:
+    """The newest verified save, chosen by rank 0 for all."""
+    chosen: list[str | None] = [None]
+    if session.context.rank == 0:
+        session.states.drop_unfinished()
+        manifest = session.states.newest_verified()
+        chosen = [manifest.model_dump_json() if manifest is not None else None]
+    distributed.broadcast_object_list(chosen)
+    return None if chosen[0] is None else SaveManifest.model_validate_json(chosen[0])
+
+
+def _start(session: Session, manifest: SaveManifest | None, objective: ObjectiveMaker) -> Trainer:
+    context, config = session.context, session.config
+    model, checkpoint = load_checkpoint(session.start.path, ema=config.start_from == "ema")
+    if manifest is not None:
+        model.load_state_dict(session.states.whole(manifest, "master"))
+    engine = DeepSpeedEngine(
+        model, config.optimizer, config.engine, packs_per_rank=config.order.packs // context.world_size
+    )
+    ema = Ema(engine.fragments(), config.ema_decay) if config.ema_decay > 0 else None
+    step = 0 if manifest is None else manifest.step
+    here = ((step, context.world_size),)
+    before = () if manifest is None else tuple(e for e in manifest.lineage if e[0] < step)
+    trainer = Trainer(
+        context=context,
+        config=config,
+        order=session.order,
+        collate=_collator(session, checkpoint),
+        objective=objective(checkpoint, session.order),
+        engine=engine,
+        ema=ema,
+        states=session.states,
+        step=step,
+        lineage=before + here,
+        metric_files=() if manifest is None else manifest.metrics,
+    )
+    if manifest is not None:
+        session.states.load_into(manifest, shards_of(engine, ema))
+        engine.set_adam_step(step)
+    return trainer
+
+
+def _collator(session: Session, checkpoint: CheckpointConfig) -> Collator:
+    encoder_config: TextEncoderConfig = TypeAdapter(TextEncoderConfig).validate_python(checkpoint.text_encoder)
+    null = open_text_encoder(encoder_config).encode([""])
+    empty = Text(null.embedding[0], null.mask[0], null.pooled[0])
+    store = SampleStore(session.dataset.path, session.index)
+    schedule = PyramidSchedule(checkpoint.schedule)
+    return Collator(store, schedule, empty, session.context.seed, session.config.name, session.config.text_drop)
+
+
+def _export(session: Session, manifest: SaveManifest) -> None:
+    """Write the checkpoint artifact from the final save: needs no engine, so a kill here costs nothing."""
+    context, states = session.context, session.states
+    directory = context.output("checkpoint")
+    ema = states.whole(manifest, "ema") if manifest.has_ema else None
+    save_checkpoint(directory, read_config(session.start.path("config.json")), states.whole(manifest, "master"), ema)
+    state = exposure_state(session)
+    write_atomic(directory / TRAINING_STATE, canonical_json(state.canonical()))
+    write_atomic(directory / METRICS, states.metric_rows(manifest))
+    context.summary("checkpoint", {"stage": state.stage, "step": state.cursor, "order": session.order.summary()})
+    sizes = {world_size for _, world_size in manifest.lineage}
+    context.metrics(
+        {
+            "steps": manifest.step,
+            "attempts": [list(entry) for entry in manifest.lineage],
+            "reproducibility": "bit-exact" if len(sizes) == 1 else "sample-exact",
+        }
+    )
+
+
+def exposure_state(session: Session) -> ExposureState:
+    config = session.config
+    return ExposureState(
+        stage=config.name,
+        dataset_id=session.dataset.id,
+        order=config.order,
+        seed=session.context.seed,
+        global_batch=tuple(session.order.step_size(step).samples for step in session.order.round),
+        cursor=config.steps,
+        init_from=session.start.id,
+    )
