@@ -59,6 +59,7 @@ class DigestCache:
                 "CREATE TABLE IF NOT EXISTS digest (path TEXT, mode TEXT, size INTEGER, mtime_ns INTEGER, "
                 "ctime_ns INTEGER, digest TEXT, PRIMARY KEY (path, mode)) WITHOUT ROWID"
             )
+            self._database.execute("BEGIN")  # one read transaction: no lock taken and given back at every look-up
         except (sqlite3.Error, OSError):
             self._database = None
         return self
@@ -71,15 +72,16 @@ class DigestCache:
             self._database.close()
             self._database = None
 
-    def digest(self, path: Path, status: os.stat_result, mode: DigestMode = "full") -> str:
-        """Digest of a local file whose `stat` the caller has; raises OSError when it cannot be read."""
-        key = (os.fsencode(path.absolute()).decode("utf-8", "backslashreplace"), mode)
+    def digest(self, path: Path | str, status: os.stat_result, mode: DigestMode = "full") -> str:
+        """Digest of a local file (by its absolute path) whose `stat` the caller has; raises OSError when it
+        cannot be read."""
+        key = (os.fsencode(path).decode("utf-8", "backslashreplace"), mode)
         facts = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if (known := self._lookup(key, facts)) is not None:
             self.hits += 1
             return known
         self.misses += 1
-        value = digest_file(path) if mode == "full" else sampled_digest(path)
+        value = digest_file(Path(path)) if mode == "full" else sampled_digest(Path(path))
         if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS:
             self._pending.append((*key, *facts, value))
             if len(self._pending) >= _BATCH:
@@ -100,10 +102,12 @@ class DigestCache:
     def _flush(self) -> None:
         if self._database is not None and self._pending:
             try:
+                self._database.execute("COMMIT")
                 self._database.execute("BEGIN IMMEDIATE")
                 self._database.executemany("INSERT OR REPLACE INTO digest VALUES (?, ?, ?, ?, ?, ?)", self._pending)
                 self._database.execute("COMMIT")
             except sqlite3.Error:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
+            self._database.execute("BEGIN")
         self._pending = []

@@ -71,15 +71,17 @@ def read_csv(stream: IO[bytes], path: str, delimiter: str | None = None) -> Iter
     delimiter = delimiter or max(",\t;", key=first.count)
     lines.record, rest = [], lines.record
     lines._returned.extendleft(rest)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     row = 0
     while True:
         lines.begin()
         try:
-            fields = next(csv.reader(lines, delimiter=delimiter, strict=True), None)
+            fields = next(reader, None)
             problem = None
         except csv.Error as error:
             fields, problem = [], str(error)
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
         if fields is None:
             return
         offset = lines.record[0][0]

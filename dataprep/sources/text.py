@@ -12,8 +12,9 @@ from typing import NamedTuple
 REPLACED = "�"
 MAX_REPLACED_SHARE = 0.1
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-_ODD = re.compile(r"[^\x20-\x7e]")
-_SPACES = re.compile(r"\s+")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_DRIVE = re.compile(r"[A-Za-z]:")
+_DROPPED = ("Cc", "Cf", "Cs", "Co", "Cn")
 
 
 class CleanText(NamedTuple):
@@ -38,27 +39,28 @@ def clean_caption(raw: str, max_chars: int) -> CleanText:
     Reasons: `missing_caption` (nothing is left), `caption_encoding` (a tenth or more did not decode).
     """
     text = html.unescape(raw) if "&" in raw else raw
-    if _ODD.search(text):
-        text = unicodedata.normalize("NFC", _SPACES.sub(" ", text))
-        text = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
-    text = _SPACES.sub(" ", text).strip()
+    plain = " ".join(raw.split())
+    text = plain if text is raw else " ".join(text.split())
+    if not (text.isascii() and text.isprintable()):
+        text = unicodedata.normalize("NFC", text)
+        text = " ".join("".join(c for c in text if unicodedata.category(c) not in _DROPPED).split())
     replaced = text.count(REPLACED)
     if replaced >= max(1, math.ceil(MAX_REPLACED_SHARE * len(text))):
         return CleanText(text, "caption_encoding", True)
     if replaced:
-        text = _SPACES.sub(" ", text.replace(REPLACED, " ")).strip()
+        text = " ".join(text.replace(REPLACED, " ").split())
     if len(text) > max_chars:
         text = text[: max_chars + 1].rsplit(" ", 1)[0][:max_chars].rstrip()
-    return CleanText(text, None if text else "missing_caption", text != _SPACES.sub(" ", raw).strip())
+    return CleanText(text, None if text else "missing_caption", text != plain)
 
 
 def path_problem(path: str) -> str | None:
     """Why a relative path must not be used, None when it is fine. Dashes, dots, spaces and emoji are fine."""
     if not path:
         return "empty name"
-    if any(unicodedata.category(c) in ("Cc", "Cs") for c in path):
+    if _CONTROLS.search(path):
         return "control characters or bytes that are not UTF-8"
-    if "\\" in path or path.startswith("/") or re.match(r"^[A-Za-z]:", path):
+    if "\\" in path or path.startswith("/") or _DRIVE.match(path):
         return "not a relative path with forward slashes"
     if any(part in ("", ".", "..") for part in path.split("/")):
         return "leaves the collection or has empty parts"
