@@ -58,8 +58,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu6(self._bn0(self._expand_conv(x))) if self._expands else x
         y = F.relu6(self._bn1(self._depthwise_conv(y)))
-        y = self._bn2(self._project_conv(y))
-        return x + y if self._skips else y
+        out: Tensor = self._bn2(self._project_conv(y))
+        return x + out if self._skips else out
 
 
 class EfficientNetLite2(nn.Module):

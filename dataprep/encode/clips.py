@@ -1,0 +1,108 @@
+"""Kept rows of a clip table, and what each becomes: its buckets, its rate, its item keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import pyarrow.parquet as pq
+
+from dataprep.buckets import Bucket, image_bucket, sampling_fps, video_buckets
+from dataprep.encode_config import BucketConfig
+from dataprep.quarantine import ItemError, Reason
+from m4v.core.canonical import digest_json
+from m4v.core.errors import DataIntegrityError
+
+CLIPS = "clips.parquet"
+Crop = tuple[int, int, int, int]
+
+_COLUMNS = (
+    "clip_id", "source", "source_id", "path", "source_digest", "media", "start_us", "end_us", "first_frame", "frames",
+    "fps", "width", "height", "crop", "captions", "caption_digest", "phash", "kept", "licence",
+)  # fmt: skip
+_SCORE = "score_"
+
+
+@dataclass(frozen=True)
+class KeptClip:
+    """One clip to encode. `width`, `height` are displayed pixels before `crop` (x0, y0, x1, y1)."""
+
+    clip_id: str
+    source: str
+    source_id: str
+    path: str
+    source_digest: str
+    media: str
+    start_us: int
+    end_us: int
+    first_frame: int
+    frames: int
+    fps: float
+    width: int
+    height: int
+    crop: Crop | None
+    captions: tuple[str, ...]
+    caption_digest: str
+    phash: str
+    licence: str
+    scores: tuple[tuple[str, float], ...]
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """(height, width) of what is encoded."""
+        if self.crop is None:
+            return self.height, self.width
+        x0, y0, x1, y1 = self.crop
+        return y1 - y0, x1 - x0
+
+    def buckets(self, config: BucketConfig) -> list[Bucket]:
+        """Buckets to try, the longest first; raises ItemError when the clip fills none."""
+        if self.media == "image":
+            return [image_bucket(config, *self.picture)]
+        found = video_buckets(config, self.frames, self.fps, *self.picture)
+        if not found:
+            rate = sampling_fps(config, self.fps)
+            raise ItemError(
+                Reason.TOO_SHORT,
+                f"{self.frames} frames at {self.fps:g} fps, sampled at {rate:g}, do not fill {config.frames[0]} frames",
+            )
+        return found
+
+    def sampling_fps(self, config: BucketConfig) -> float:
+        return 0.0 if self.media == "image" else sampling_fps(config, self.fps)
+
+    def latent_key(self, buckets: list[Bucket], fps: float) -> str:
+        """Item key of the latent: everything its bytes depend on but the codec."""
+        span = [self.source_digest, self.media, self.first_frame, self.frames, fps, self.crop and list(self.crop)]
+        return digest_json([span, [bucket.name for bucket in buckets]])
+
+    def text_key(self) -> str:
+        """Item key of the text features."""
+        return digest_json(list(self.captions))
+
+
+def kept_clips(path: Path) -> Iterator[KeptClip]:
+    """Kept rows of `clips.parquet`, in its order; raises DataIntegrityError when a column is missing."""
+    table = pq.ParquetFile(path)
+    names = table.schema_arrow.names
+    if missing := sorted(set(_COLUMNS) - set(names)):
+        raise DataIntegrityError("clip table has no such column", value=missing[0], where=path.name)
+    scores = [n for n in names if n.startswith(_SCORE)]
+    for batch in table.iter_batches(columns=[*_COLUMNS, *scores]):
+        for row in batch.to_pylist():
+            if row["kept"]:
+                yield _clip(row, scores)
+
+
+def _clip(row: dict[str, object], scores: list[str]) -> KeptClip:
+    values = {n: row[n] for n in _COLUMNS if n not in ("kept", "crop", "captions")}
+    found = [(n.removeprefix(_SCORE), row[n]) for n in sorted(scores)]
+    crop = cast("list[int] | None", row["crop"])
+    return KeptClip(
+        **values,  # type: ignore[arg-type]
+        crop=None if crop is None else (crop[0], crop[1], crop[2], crop[3]),
+        captions=tuple(row["captions"] or ()),  # type: ignore[arg-type]
+        scores=tuple((name, float(value)) for name, value in found if isinstance(value, int | float)),
+    )

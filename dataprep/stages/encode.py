@@ -1,0 +1,243 @@
+"""Stage `encode`: kept clips to latents and text features, in shards with an index.
+
+First every clip is brought into the item store (resumable, in parallel), then shards are written from there
+in an order that depends on the clips alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from dataprep.encode.clips import CLIPS, KeptClip, kept_clips
+from dataprep.encode.dataset import (
+    DATASET,
+    NULL_TEXT,
+    RECONSTRUCTIONS,
+    EncodedClip,
+    Identity,
+    dataset_facts,
+    write_facts,
+    write_samples,
+)
+from dataprep.encode.jobs import (
+    ClipMedia,
+    Encoded,
+    EncodeJob,
+    ReconstructJob,
+    codec_of,
+    encode_clip,
+    reconstruct,
+    text_encoder_of,
+    text_member,
+)
+from dataprep.encode_config import EncodeConfig
+from dataprep.engine import Engine, open_engine, single_threaded
+from dataprep.media.location import MediaLocator
+from dataprep.quarantine import (
+    QUARANTINE,
+    ItemError,
+    ItemFailure,
+    QuarantineRow,
+    check_rate,
+    write_quarantine,
+)
+from dataprep.sources.listing import SourceReader
+from m4v.core.errors import DataIntegrityError, InfrastructureError, InputError
+from m4v.core.items import ItemStore
+from m4v.core.stage import StageContext
+from m4v.core.storage import write_atomic
+
+STEP = "encode"
+
+
+def run(context: StageContext) -> None:
+    """Raises InputError when no clip could be encoded, DataIntegrityError past the quarantine rate."""
+    config = context.config(EncodeConfig)
+    work = _Work(context, config)
+    clips = list(kept_clips(context.input("clips").path(CLIPS)))
+    planned, quarantined = work.plan(clips)
+    with single_threaded(), open_engine(context.resources) as engine:
+        encoded, failed = work.encode(engine, planned)
+        quarantined += failed
+        check_rate(len(quarantined), len(clips), config.max_quarantine_rate, "encode")
+        if not encoded:
+            raise InputError(
+                "no clip could be encoded", value=f"{len(quarantined)} of {len(clips)} kept clips in quarantine",
+                next_step="m4v data quarantine",
+            )  # fmt: skip
+        out = context.output("dataset")
+        work.write_reconstructions(engine, encoded, out / RECONSTRUCTIONS)
+    write_quarantine(out / QUARANTINE, quarantined)
+    write_atomic(out / NULL_TEXT, work.null_text())
+    shards = write_samples(
+        out, [e.encoded for e in encoded], config, work.item, work.tick(len(encoded), "samples written")
+    )
+    facts = dataset_facts([e.encoded for e in encoded], config, work.identity, len(quarantined), len(shards))
+    write_facts(out / DATASET, facts)
+    context.summary("dataset", {k: facts[k] for k in ("samples", "videos", "images", "captions", "tokens", "shards")})
+    context.metrics(work.hits)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    clip: KeptClip
+    media: ClipMedia
+    latent_key: str
+
+
+@dataclass(frozen=True)
+class _Done:
+    encoded: EncodedClip
+    media: ClipMedia
+
+
+class _Work:
+    """The stage's parts, with what they share."""
+
+    def __init__(self, context: StageContext, config: EncodeConfig) -> None:
+        self._context, self._config = context, config
+        with single_threaded():
+            codec, text = codec_of(config.codec).digest, text_encoder_of(config.text_encoder).digest
+        self.identity = Identity(codec, text, config.buckets.fps)
+        self._latents = context.items("latents", codec)
+        self._texts = context.items("texts", text)
+        self.hits = {"latents_cached": 0, "texts_cached": 0, "latents_encoded": 0}
+
+    @cached_property
+    def _readers(self) -> list[SourceReader]:
+        return [SourceReader(artifact) for artifact in self._context.input_list("source")]
+
+    def plan(self, clips: Sequence[KeptClip]) -> tuple[list[_Planned], list[QuarantineRow]]:
+        """Bucket and item key of every clip; clips that fill none are quarantined."""
+        planned, quarantined = [], []
+        sizes = self._sizes({(clip.source, clip.path) for clip in clips})
+        locator = MediaLocator(self._context, self._readers)
+        for clip in clips:
+            try:
+                buckets = clip.buckets(self._config.buckets)
+            except ItemError as error:
+                quarantined.append(_row(clip, error.reason, error.detail))
+                continue
+            if (clip.source, clip.path) not in sizes:
+                raise DataIntegrityError("clip is of a file that no source lists", value=clip.path, where=clip.source)
+            fps = clip.sampling_fps(self._config.buckets)
+            media = ClipMedia(
+                file=locator.file(clip.source, clip.path, sizes[clip.source, clip.path], clip.source_digest),
+                first_frame=clip.first_frame, end_frame=clip.first_frame + clip.frames, crop=clip.crop, fps=fps,
+                buckets=tuple(buckets),
+            )  # fmt: skip
+            planned.append(_Planned(clip, media, clip.latent_key(buckets, fps)))
+        return planned, quarantined
+
+    def _sizes(self, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """Size in bytes of the files that clips come from."""
+        return {
+            (reader.name, file.path): file.size_bytes
+            for reader in self._readers
+            for file in reader.files()
+            if (reader.name, file.path) in wanted
+        }
+
+    def encode(self, engine: Engine, planned: list[_Planned]) -> tuple[list[_Done], list[QuarantineRow]]:
+        """Bring every clip into the item store."""
+        done, quarantined = [], []
+        tick = self.tick(len(planned), "clips encoded")
+        results = engine.map(encode_clip, map(self._job, planned), timeout_s=self._config.item_timeout_s)
+        for number, (plan, result) in enumerate(zip(planned, results, strict=True)):
+            if isinstance(result, ItemFailure):
+                quarantined.append(_row(plan.clip, result.reason, result.detail))
+            else:
+                self._count(result)
+                done.append(self._done(plan, result))
+            tick(number + 1)
+        return done, quarantined
+
+    def _job(self, plan: _Planned) -> EncodeJob:
+        return EncodeJob(
+            media=plan.media, codec=self._config.codec, latents_uri=self._latents.uri, latent_key=plan.latent_key,
+            captions=plan.clip.captions, text_encoder=self._config.text_encoder, texts_uri=self._texts.uri,
+            text_key=plan.clip.text_key(),
+        )  # fmt: skip
+
+    def _done(self, plan: _Planned, result: Encoded) -> _Done:
+        bucket = next(b for b in plan.media.buckets if b.latent == result.shape)
+        clip = plan.clip
+        return _Done(
+            EncodedClip(
+                clip, bucket, plan.media.fps, plan.latent_key, clip.text_key(), self.identity.sample_id(clip, bucket)
+            ),
+            plan.media,
+        )
+
+    def _count(self, result: Encoded) -> None:
+        self.hits["latents_cached" if result.latent_hit else "latents_encoded"] += 1
+        self.hits["texts_cached"] += result.text_hit
+
+    def tick(self, total: int, unit: str) -> Callable[[int], None]:
+        """Reports progress, and stops here when asked to: all that is done lies in the item store."""
+
+        def report(done: int) -> None:
+            self._context.progress.update(done, total, unit)
+            self._context.check_drain()
+
+        return report
+
+    def item(self, part: str, key: str) -> bytes:
+        payload = ItemStore(self._latents if part == "latent" else self._texts).get(key)
+        if payload is None:
+            raise DataIntegrityError("encoded item is gone", value=f"{part} {key}", next_step="run the stage again")
+        return payload
+
+    def null_text(self) -> bytes:
+        """Features of the empty prompt, one row."""
+        with single_threaded():
+            return text_member(text_encoder_of(self._config.text_encoder), ("",))
+
+    def write_reconstructions(self, engine: Engine, done: Sequence[_Done], directory: Path) -> None:
+        """A few clips beside what their latents decode to, and `reconstructions.json` with the PSNR of each."""
+        chosen = _spread(done, self._config.reconstructions)
+        store = self._context.items("reconstructions", self.identity.codec).uri
+        jobs = [
+            ReconstructJob(d.media, self._config.codec, self._latents.uri, d.encoded.latent_key, store) for d in chosen
+        ]
+        rows = []
+        tick = self.tick(len(jobs), "reconstructions")
+        results = engine.map(reconstruct, jobs, timeout_s=self._config.item_timeout_s)
+        for number, (one, result) in enumerate(zip(chosen, results, strict=True)):
+            if isinstance(result, ItemFailure):
+                raise InfrastructureError(
+                    f"clip was encoded but cannot be read again: {result.reason} {result.detail}",
+                    value=one.encoded.clip.path, where=one.encoded.clip.source, next_step="m4v run RECIPE resumes it",
+                )  # fmt: skip
+            name = f"{one.encoded.clip.clip_id}.mp4"
+            write_atomic(directory / name, result.mp4)
+            rows.append(_reconstruction_row(one.encoded, name, result.psnr_db, result.first_frame_psnr_db))
+            tick(number + 1)
+        write_facts(directory.with_suffix(".json"), {"layout": "source left, reconstruction right", "clips": rows})
+
+
+def _reconstruction_row(encoded: EncodedClip, name: str, psnr: float, first: float) -> dict[str, object]:
+    return {
+        "clip_id": encoded.clip.clip_id, "file": f"{RECONSTRUCTIONS}/{name}", "source": encoded.clip.source,
+        "media": encoded.clip.media, "caption": encoded.clip.captions[0], "frames": encoded.bucket.frames,
+        "height": encoded.bucket.height, "width": encoded.bucket.width, "fps": encoded.fps,
+        "psnr_db": psnr, "first_frame_psnr_db": first,
+    }  # fmt: skip
+
+
+def _row(clip: KeptClip, reason: str, detail: str) -> QuarantineRow:
+    return QuarantineRow(clip.source, clip.source_id, clip.path, reason, detail, STEP)
+
+
+def _spread(done: Sequence[_Done], count: int) -> list[_Done]:
+    """`count` clips, videos before images, taken in turn from every source."""
+    turns: dict[tuple[str, str], int] = {}
+    ranked = []
+    for one in sorted(done, key=lambda d: d.encoded.clip.clip_id):
+        clip = one.encoded.clip
+        turn = turns[clip.media, clip.source] = turns.get((clip.media, clip.source), -1) + 1
+        ranked.append((clip.media != "video", turn, clip.source, clip.clip_id, one))
+    return [entry[-1] for entry in sorted(ranked, key=lambda r: r[:-1])[:count]]
