@@ -118,6 +118,7 @@ class PipelineRun:
     ) -> None:
         self.recipe, self.resolved, self.workspace = recipe, resolved, workspace
         self.nodes = until_node(topological_order(nodes), until)
+        self.is_partial = until is not None
         self.outcomes: dict[str, NodeOutcome] = {}
         self._by_id = {node.id: node for node in self.nodes}
         self._ledger, self._on_event = ledger, on_event
@@ -189,6 +190,8 @@ class PipelineRun:
         exit_class = self.exit_class
         bad = [o for o in self.outcomes.values() if not o.status.has_outputs and o.status is not NodeStatus.BLOCKED]
         message = "; ".join(f"{o.node_id}: {o.error}" for o in bad)
+        if exit_class is ExitClass.BUG and not bad:
+            message = f"ended after {len(self.outcomes)} of {len(self.nodes)} stages"
         if exit_class is ExitClass.GATE_REFUSED:
             message = "the evaluation gate refused the checkpoint"
         self._ledger.finish_pipeline_run(self.id, exit_class, message)
@@ -196,13 +199,16 @@ class PipelineRun:
 
     @property
     def exit_class(self) -> ExitClass:
-        """Of the first node that failed, else drained, else a refused gate, else ok."""
+        """Of the first node that failed, else drained, else a refused gate, else ok; a run that ended before
+        it reached every node is a bug's."""
         statuses = {o.status for o in self.outcomes.values()}
         for outcome in self.outcomes.values():
             if outcome.status is NodeStatus.FAILED:
                 return outcome.exit_class
         if NodeStatus.DRAINED in statuses:
             return ExitClass.DRAINED
+        if len(self.outcomes) < len(self.nodes):
+            return ExitClass.BUG
         return ExitClass.GATE_REFUSED if self.gate_refused else ExitClass.OK
 
     @property
