@@ -1,11 +1,13 @@
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -30,41 +32,56 @@ def oracles() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Callable[..., str]]:
-    """A real PostgreSQL server, started once. Call it for the URL of a fresh database: empty, or a copy of
-    `template` (the name of one that nobody is connected to)."""
-    import psycopg
+class PostgresServer:
+    """Makes and drops databases of a PostgreSQL server; `uri` takes a database's name."""
 
+    def __init__(self, uri: Callable[..., str]) -> None:
+        self._uri = uri
+        self._numbers = itertools.count(1)
+
+    def create(self, template: str = "template1") -> str:
+        """URL of a fresh database: empty, or a copy of one that nobody is connected to."""
+        name = f"test_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return self._uri(name)
+
+    def drop(self, url: str) -> None:
+        self.execute(f"DROP DATABASE {urlsplit(url).path.lstrip('/')} WITH (FORCE)")
+
+    def execute(self, *statements: str) -> None:
+        import psycopg
+
+        with psycopg.connect(self._uri(), autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A real PostgreSQL server, started once."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # no XDG_RUNTIME_DIR: it locks in the temporary directory
+        warnings.simplefilter("ignore")  # no XDG_RUNTIME_DIR: it locks in the temporary directory
         import pgserver
 
     # Not below pytest's own directory: the server runs as a user of its own when tests run as root, and
     # another test session may close that directory to others at any time.
     directory = Path(tempfile.mkdtemp(prefix="m4v-postgres-"))
-    server = pgserver.get_server(directory / "data")
-    numbers = itertools.count(1)
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-            connection.execute(f"ALTER SYSTEM SET {setting} = off")
-        connection.execute("SELECT pg_reload_conf()")
-
-    def fresh(template: str = "template1") -> str:
-        name = f"test_{next(numbers)}"
-        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        return str(server.get_uri(name))
-
-    yield fresh
-    server.cleanup()
+    process = pgserver.get_server(directory / "data")
+    server = PostgresServer(process.get_uri)
+    unsafe = [f"ALTER SYSTEM SET {s} = off" for s in ("fsync", "synchronous_commit", "full_page_writes", "autovacuum")]
+    server.execute(*unsafe, "SELECT pg_reload_conf()")
+    yield server
+    os.kill(process.get_pid(), signal.SIGQUIT)  # stop at once: nothing of it is kept
+    process.cleanup()
     shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture
-def postgres_url(postgres_server: Callable[..., str]) -> str:
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     """URL of a fresh PostgreSQL database."""
-    return postgres_server()
+    url = postgres_server.create()
+    yield url
+    postgres_server.drop(url)
 
 
 @pytest.fixture(scope="session")

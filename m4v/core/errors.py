@@ -83,19 +83,19 @@ class InfrastructureError(M4VError):
     exit_class = ExitClass.INFRASTRUCTURE
 
 
-class Drained(M4VError):  # noqa: N818 (a state, not a fault)
+class Drained(M4VError):
     """The stage saved its state on request and stopped."""
 
     exit_class = ExitClass.DRAINED
 
 
-class NeedsHuman(M4VError):  # noqa: N818
+class NeedsHuman(M4VError):
     """A person must decide before this can go on."""
 
     exit_class = ExitClass.NEEDS_HUMAN
 
 
-class GateRefused(M4VError):  # noqa: N818
+class GateRefused(M4VError):
     """An evaluation gate did not pass."""
 
     exit_class = ExitClass.GATE_REFUSED

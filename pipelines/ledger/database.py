@@ -23,6 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from m4v.core.errors import ConfigError, InfrastructureError, M4VError
+from m4v.core.storage import storage_faults
 from pipelines.ledger.schema import ChainHead
 from pipelines.ledger.types import UtcDateTime, utc_now
 
@@ -66,7 +67,7 @@ class Database:
 
     def _sqlite_engine(self) -> Engine:
         path = Path(str(self.url.database))
-        with self.faults():
+        with storage_faults(self.name):
             path.parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT_S})
         event.listen(engine, "connect", _prepare_sqlite)
@@ -90,7 +91,7 @@ class Database:
             raise
         except DBAPIError as error:
             raise self._fault(error.orig or error) from error
-        except (SQLAlchemyError, PoolTimeout, sqlite3.Error, OSError) as error:
+        except (SQLAlchemyError, PoolTimeout, sqlite3.Error) as error:
             raise self._fault(error) from error
 
     def _fault(self, error: BaseException) -> InfrastructureError:
@@ -129,7 +130,13 @@ class Database:
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
     connection.isolation_level = None  # transactions begin where we say so, DDL included
-    for pragma in ("foreign_keys=ON", "synchronous=FULL", "temp_store=MEMORY"):
+    for pragma in (
+        "foreign_keys=ON",
+        "synchronous=FULL",
+        "temp_store=MEMORY",
+        "cache_size=-32768",
+        "mmap_size=268435456",
+    ):
         connection.execute(f"PRAGMA {pragma}")
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:

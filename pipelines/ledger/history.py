@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from m4v.core.errors import DataIntegrityError
 from pipelines.ledger import schema
 from pipelines.ledger.chain import PROJECTIONS, Change, apply_change, change_of, event_hash, row_digest
 from pipelines.ledger.database import Database
@@ -47,24 +48,24 @@ class HistoryOps:
         with self._db.read() as session:
             problems: list[str] = []
             witnesses: dict[RowKey, str] = {}
-            seq, head = 0, schema.GENESIS
-            for event in _all_events(session):
-                expected = event_hash(head, seq + 1, event.at, event.kind, event.subject, event.payload)
-                if event.seq != seq + 1:
-                    problems.append(f"events {seq + 1} to {event.seq - 1} are missing")
-                elif event.prev_hash != head or event.hash != expected:
-                    problems.append(f"event {event.seq} ({event.kind}) was changed")
-                seq, head = event.seq, event.hash
-                witnesses.update(_witnessed_by(event))
+            seq, head = _walk_chain(session, problems, witnesses)
             last = session.execute(select(schema.ChainHead.seq, schema.ChainHead.hash)).one()
             if (last.seq, last.hash) != (seq, head):
                 problems.append(f"chain ends at event {seq}, its head says {last.seq}")
             problems += _changed_rows(session, witnesses)
-            stale = [f"{c.table.__tablename__} {'/'.join(map(str, c.key.values()))}" for c in _stale(session)]
+            stale = [] if problems else [f"{c.table.__tablename__} {' '.join(c.key.values())}" for c in _stale(session)]
             return ChainReport(events=seq, head=head, problems=tuple(problems), stale=tuple(stale))
 
     def rebuild(self) -> int:
-        """Make every projection again from the events; returns how many rows changed."""
+        """Make every projection again from the events; returns how many rows changed.
+
+        Raises DataIntegrityError when the chain itself does not verify.
+        """
+        report = self.verify_chain()
+        if not report.ok:
+            raise DataIntegrityError(
+                "event chain does not verify", value=report.problems[0], next_step="restore a backup"
+            )
         with self._db.write() as session:
             stale = list(_stale(session))
             for change in stale:
@@ -97,6 +98,24 @@ def _all_events(session: Session) -> Iterator[schema.Event]:
     yield from session.scalars(query)
 
 
+def _walk_chain(session: Session, problems: list[str], witnesses: dict[RowKey, str]) -> tuple[int, str]:
+    """Check link after link; only events that are as written count as witnesses. Returns the last link."""
+    seq, head = 0, schema.GENESIS
+    try:
+        for event in _all_events(session):
+            expected = event_hash(head, seq + 1, event.at, event.kind, event.subject, event.payload)
+            if event.seq != seq + 1:
+                problems.append(f"events {seq + 1} to {event.seq - 1} are missing")
+            elif event.prev_hash != head or event.hash != expected:
+                problems.append(f"event {event.seq} ({event.kind}) was changed")
+            else:
+                witnesses.update(_witnessed_by(event))
+            seq, head = event.seq, event.hash
+    except ValueError as error:  # JSON or a time that does not parse
+        problems.append(f"an event soon after {seq} cannot be read: {error}")
+    return seq, head
+
+
 def _witnessed_by(event: schema.Event) -> Iterator[tuple[RowKey, str]]:
     for table, kind in _WITNESSED.items():
         if event.kind != kind:
@@ -123,8 +142,12 @@ def _changed_rows(session: Session, witnesses: dict[RowKey, str]) -> Iterator[st
     missing = dict(witnesses)
     tables: tuple[type[schema.Base], ...] = (*_WITNESSED, schema.RunInput, schema.RunOutput)
     for table in tables:
-        query = select(table).execution_options(yield_per=_BATCH)
-        for row in session.scalars(query):
+        try:
+            rows = session.scalars(select(table)).all()
+        except ValueError as error:
+            yield f"a row of {table.__tablename__} cannot be read: {error}"
+            continue
+        for row in rows:
             key = (table.__tablename__, *(str(getattr(row, c.key)) for c in table.__table__.primary_key))
             expected = missing.pop(key, None)
             if isinstance(row, schema.RunInput | schema.RunOutput):
@@ -147,7 +170,11 @@ def _stale(session: Session) -> Iterator[Change]:
             place = (change.table, tuple(change.key.values()))
             values = {**wanted[place].values, **change.values} if place in wanted else change.values
             wanted[place] = Change(change.table, change.key, values)
-    for change in wanted.values():
-        row = session.get(change.table, change.key)
-        if row is None or any(getattr(row, k) != v for k, v in change.values.items()):
+    rows: dict[tuple[type[schema.Base], RowKey], schema.Base] = {}
+    for table in {change.table for change in wanted.values()}:
+        for row in session.scalars(select(table)):
+            rows[table, tuple(str(getattr(row, c.key)) for c in table.__table__.primary_key)] = row
+    for place, change in wanted.items():
+        found = rows.get(place)
+        if found is None or any(getattr(found, k) != v for k, v in change.values.items()):
             yield change

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from m4v.core.errors import InfrastructureError, InputError
+from m4v.core.storage import storage_faults
 from pipelines.ledger.attempts import AttemptOps
 from pipelines.ledger.claims import ClaimOps
 from pipelines.ledger.database import Database
@@ -54,7 +55,7 @@ class Ledger(ClaimOps, AttemptOps, RunOps, PipelineOps, QueryOps, LineageOps, Hi
         if not self._db.is_sqlite:
             raise InputError("backup copies SQLite ledgers only", value=self.url, next_step="pg_dump --format=custom")
         temporary = path.with_name(f".{path.name}.{new_id()}.tmp")
-        with self._db.faults():
+        with storage_faults(str(path)), self._db.faults():
             path.parent.mkdir(parents=True, exist_ok=True)
             source, copy = sqlite3.connect(str(self._db.url.database)), sqlite3.connect(temporary)
             try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Select, literal, select
+from sqlalchemy import Executable, and_, cast, func, literal, select
+from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.orm import Session
 
 from m4v.core.errors import InputError
@@ -14,33 +17,29 @@ from pipelines.ledger.database import Database
 from pipelines.ledger.types import iso
 
 
-@dataclass(frozen=True, slots=True)
-class LineageArtifact:
+class LineageArtifact(NamedTuple):
     artifact_id: str
     kind: str
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class LineageRun:
+class LineageRun(NamedTuple):
     run_id: str
     stage: str
     stage_key: str
     exactness: str
 
 
-@dataclass(frozen=True, slots=True)
-class LineageEdge:
+class LineageEdge(NamedTuple):
     """`role` input: artifact -> run; output: run -> artifact. `name` is the declared port."""
 
-    role: str
     run_id: str
-    artifact_id: str
+    role: str
     name: str
+    artifact_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReuseEdge:
+class ReuseEdge(NamedTuple):
     """A pipeline run that took a run over instead of repeating it."""
 
     pipeline_run_id: str
@@ -69,16 +68,13 @@ class LineageGraph:
         return steps + [(e, e.artifact_id) for e in self.edges if e.run_id == node and e.role == arriving]
 
     def to_json(self) -> dict[str, Any]:
-        def rows(values: Any) -> list[dict[str, Any]]:
-            return [{name: getattr(v, name) for name in v.__slots__} for v in values]
-
         return {
             "root": self.root,
             "direction": self.direction,
-            "artifacts": rows(self.artifacts.values()),
-            "runs": rows(self.runs.values()),
-            "edges": rows(self.edges),
-            "reuses": rows(self.reuses),
+            "artifacts": [a._asdict() for a in self.artifacts.values()],
+            "runs": [r._asdict() for r in self.runs.values()],
+            "edges": [e._asdict() for e in self.edges],
+            "reuses": [r._asdict() for r in self.reuses],
         }
 
 
@@ -97,59 +93,72 @@ class LineageOps:
 
     def _lineage(self, root: str, direction: str) -> LineageGraph:
         with self._db.read() as session:
-            known = select(schema.Artifact.artifact_id).where(schema.Artifact.artifact_id == root)
-            if session.scalars(known).first() is None:
+            known = select(schema.Artifact).where(schema.Artifact.artifact_id == root).order_by(schema.Artifact.kind)
+            first = session.scalars(known).first()
+            if first is None:
                 raise InputError("ledger has no such artifact", value=root, next_step="m4v artifacts list")
-            return _collect(session, root, direction)
+            graph = LineageGraph(root, direction, {root: LineageArtifact(root, first.kind, first.size_bytes)}, {}, [])
+            edges: set[LineageEdge] = set()
+            for run, near, far, artifact in _walk(session, root, direction):
+                graph.runs[run.run_id] = run
+                edges.add(near)
+                if far is not None and artifact is not None:
+                    edges.add(far)
+                    graph.artifacts.setdefault(artifact.artifact_id, artifact)
+            graph.edges.extend(sorted(edges))
+            graph.reuses.extend(_reuses(session, sorted(graph.runs)))
+            return graph
 
 
-def _collect(session: Session, root: str, direction: str) -> LineageGraph:
+_Step = tuple[LineageRun, LineageEdge, LineageEdge | None, LineageArtifact | None]
+
+
+def _walk(session: Session, root: str, direction: str) -> Iterator[_Step]:
+    """Every way through a run: in by one port from a reached artifact, out by another (if it has any)."""
+    near_role, far_role = ("output", "input") if direction == "up" else ("input", "output")
+    for run_id, stage, key, exactness, near_name, near_id, far_name, far_id, kind, size in session.execute(
+        _steps(root, direction)
+    ):
+        run = LineageRun(run_id, stage, key, exactness)
+        near = LineageEdge(run_id, near_role, near_name, near_id)
+        if far_id is None:
+            yield run, near, None, None
+        else:
+            yield run, near, LineageEdge(run_id, far_role, far_name, far_id), LineageArtifact(far_id, kind, size)
+
+
+def _steps(root: str, direction: str) -> Executable:
     near, far = (schema.RunOutput, schema.RunInput) if direction == "up" else (schema.RunInput, schema.RunOutput)
-    # A closure over artifacts; UNION drops what was seen, so shared ancestors are walked once.
+    # UNION drops what was seen, so shared ancestors are walked once and a circle ends.
     reached = select(literal(root).label("id")).cte("reached", recursive=True)
     reached = reached.union(
         select(far.artifact_id).join(near, near.run_id == far.run_id).join(reached, near.artifact_id == reached.c.id)
     )
-    ids = [row.id for row in session.execute(select(reached.c.id))]
-    run_ids = select(near.run_id).where(near.artifact_id.in_(select(reached.c.id))).distinct().cte("walked")
-    return LineageGraph(
-        root=root,
-        direction=direction,
-        artifacts=_artifacts(session, select(reached.c.id), ids),
-        runs=_runs(session, select(run_ids.c.run_id)),
-        edges=_edges(session, "input", schema.RunInput, run_ids, reached)
-        + _edges(session, "output", schema.RunOutput, run_ids, reached),
-        reuses=_reuses(session, select(run_ids.c.run_id)),
-    )
+    run, artifact = schema.StageRun, schema.Artifact
+    return (
+        select(
+            run.run_id, run.stage, run.stage_key, run.exactness,
+            near.name, near.artifact_id, far.name, far.artifact_id, artifact.kind, artifact.size_bytes,
+        )
+        .select_from(reached)
+        .join(near, near.artifact_id == reached.c.id)
+        .join(run, run.run_id == near.run_id)
+        .outerjoin(far, far.run_id == near.run_id)
+        .outerjoin(artifact, and_(artifact.artifact_id == far.artifact_id, artifact.kind == far.kind))
+    )  # fmt: skip
 
 
-def _artifacts(session: Session, ids: Select[Any], order: list[str]) -> dict[str, LineageArtifact]:
-    query = select(schema.Artifact.artifact_id, schema.Artifact.kind, schema.Artifact.size_bytes)
-    found = {r[0]: LineageArtifact(*r) for r in session.execute(query.where(schema.Artifact.artifact_id.in_(ids)))}
-    return {i: found[i] for i in order}
-
-
-def _runs(session: Session, ids: Select[Any]) -> dict[str, LineageRun]:
-    run = schema.StageRun
-    query = select(run.run_id, run.stage, run.stage_key, run.exactness).where(run.run_id.in_(ids))
-    return {r[0]: LineageRun(*r) for r in session.execute(query.order_by(run.run_id))}
-
-
-def _edges(
-    session: Session, role: str, table: type[schema.RunInput] | type[schema.RunOutput], runs: Any, reached: Any
-) -> list[LineageEdge]:
-    """Ports of the walked runs that lead to reached artifacts."""
-    query = select(table.run_id, table.artifact_id, table.name).where(table.run_id.in_(select(runs.c.run_id)))
-    query = query.where(table.artifact_id.in_(select(reached.c.id)))
-    return [LineageEdge(role, *r) for r in session.execute(query.order_by(table.run_id, table.name))]
-
-
-def _reuses(session: Session, runs: Select[Any]) -> list[ReuseEdge]:
+def _reuses(session: Session, run_ids: Sequence[str]) -> list[ReuseEdge]:
+    # One parameter however many runs: SQL parameters are limited in number, and slow to bind.
+    if session.get_bind().dialect.name == "sqlite":
+        members = func.json_each(json.dumps(run_ids)).table_valued("value")
+    else:
+        members = func.json_array_elements_text(cast(list(run_ids), JSON)).table_valued("value")
     reuse = schema.Reuse
     query = (
         select(reuse, schema.PipelineRun.recipe)
         .join(schema.PipelineRun, schema.PipelineRun.pipeline_run_id == reuse.pipeline_run_id)
-        .where(reuse.run_id.in_(runs))
+        .where(reuse.run_id.in_(select(members.c.value)))
         .order_by(reuse.reuse_id)
     )
     return [

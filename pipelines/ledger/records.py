@@ -46,7 +46,7 @@ class Exactness(StrEnum):
     SAMPLE = "sample-exact"
 
 
-class ClaimHeld(InfrastructureError):  # noqa: N818 (a state, as in m4v.core.errors)
+class ClaimHeld(InfrastructureError):
     """Another live process is running this stage key: waiting helps."""
 
     def __init__(self, stage_key: str, owner: str, host: str, lease_until: datetime) -> None:
@@ -58,7 +58,7 @@ class ClaimHeld(InfrastructureError):  # noqa: N818 (a state, as in m4v.core.err
         )
 
 
-class ClaimLost(InfrastructureError):  # noqa: N818
+class ClaimLost(InfrastructureError):
     """The lease went to somebody else; nothing of this attempt may be published."""
 
     def __init__(self, claim: Claim, holder: str) -> None:
@@ -69,7 +69,7 @@ class ClaimLost(InfrastructureError):  # noqa: N818
         )
 
 
-class ChannelMoved(InputError):  # noqa: N818
+class ChannelMoved(InputError):
     """Compare-and-swap failed: the channel names another artifact than expected."""
 
 

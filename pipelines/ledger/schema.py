@@ -129,6 +129,7 @@ class RunInput(Base):
     __table_args__ = (
         ForeignKeyConstraint(["artifact_id", "kind"], ["artifact.artifact_id", "artifact.kind"]),
         Index("ix_run_input_artifact", "artifact_id", "run_id", "name"),
+        {"sqlite_with_rowid": False},  # rows lie in the order that lineage walks them
     )
 
 
@@ -141,6 +142,7 @@ class RunOutput(Base):
     __table_args__ = (
         ForeignKeyConstraint(["artifact_id", "kind"], ["artifact.artifact_id", "artifact.kind"]),
         Index("ix_run_output_artifact", "artifact_id", "run_id", "name"),
+        {"sqlite_with_rowid": False},  # rows lie in the order that lineage walks them
     )
 
 

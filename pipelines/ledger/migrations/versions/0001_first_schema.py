@@ -244,6 +244,7 @@ def create_tables() -> None:
         ),
         sa.ForeignKeyConstraint(["run_id"], ["stage_run.run_id"], name="fk_run_input_run_id"),
         sa.PrimaryKeyConstraint("run_id", "name", name="pk_run_input"),
+        sqlite_with_rowid=False,
     )
     op.create_index("ix_run_input_artifact", "run_input", ["artifact_id", "run_id", "name"], unique=False)
     op.create_table(
@@ -257,6 +258,7 @@ def create_tables() -> None:
         ),
         sa.ForeignKeyConstraint(["run_id"], ["stage_run.run_id"], name="fk_run_output_run_id"),
         sa.PrimaryKeyConstraint("run_id", "name", name="pk_run_output"),
+        sqlite_with_rowid=False,
     )
     op.create_index("ix_run_output_artifact", "run_output", ["artifact_id", "run_id", "name"], unique=False)
 
