@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from m4v.codec.config import CodecConfig
 from m4v.config import ModelConfig, ScheduleConfig
 from m4v.core.config import FrozenModel
+from m4v.scores.config import ConseConfig
 from m4v.text.config import TextEncoderConfig
 
 FRAMES_PER_LATENT = 8
@@ -51,6 +52,7 @@ class OrderConfig(FrozenModel):
     tokens_per_pack: int = Field(2048, ge=1)
     packs: int = Field(2, ge=1)  # per optimiser step, over all ranks; world size divides it
     image_every: int = Field(8, ge=0)  # one image step after so many video steps; 0: no image steps
+    high_units: int = Field(0, ge=0)  # high-stage columns train only the last so many latents; 0: all of them
 
     @property
     def latents(self) -> int:
@@ -121,31 +123,31 @@ class TrainConfig(FrozenModel):
     keep_saves: int = Field(2, ge=2)  # the newest may be half-written when a machine dies
 
 
-class ScorerConfig(FrozenModel):
-    """One image-text score of the reward; `kind` names its construction (never a model it is not)."""
+class WeightedScorer(FrozenModel):
+    """One image-text score of the reward and its share. HPSv2 and CLIP join `ConseConfig` in a tagged union."""
 
-    kind: Literal["conse"] = "conse"
+    scorer: ConseConfig = ConseConfig()
     weight: float = Field(1.0, gt=0)
 
 
 class RewardTermConfig(FrozenModel):
     """Where and how strongly the reward acts (spec: one-step clean estimate, high pyramid stage, last latents).
 
-    `gradient_window` bounds the stage-local noise ratio r: the estimate's gradient is proportional to r, so it
-    vanishes near 0, and near 1 the estimate is a blur.
+    `noise_window`: range of the local noise ratio r that high-stage columns are drawn from; the estimate's
+    gradient is proportional to r, so it vanishes near 0, and near 1 the estimate is a blur.
     """
 
     weight: float = Field(0.1, gt=0)
-    scorers: tuple[ScorerConfig, ...] = (ScorerConfig(),)
-    last_latents: int = Field(8, ge=1)  # a scored frame is the last frame of one of the clip's final latents
-    context_latents: int = Field(1, ge=0)  # decoded before the scored latent, without gradient
-    gradient_window: tuple[float, float] = (0.1, 0.6)
+    scorers: tuple[WeightedScorer, ...] = (WeightedScorer(),)
+    last_latents: int = Field(8, ge=1)  # only frames of the clip's final latents are scored
+    context_latents: int = Field(1, ge=0)  # clean latents decoded before the scored one, without gradient
+    noise_window: tuple[float, float] = (0.1, 0.6)
 
     @model_validator(mode="after")
     def _check(self) -> RewardTermConfig:
-        low, high = self.gradient_window
+        low, high = self.noise_window
         if not 0 <= low < high <= 1:
-            raise ValueError(f"gradient_window {self.gradient_window} must be 0 <= low < high <= 1")
+            raise ValueError(f"noise_window {self.noise_window} must be 0 <= low < high <= 1")
         if not self.scorers:
             raise ValueError("a reward needs at least one scorer")
         return self
@@ -155,3 +157,8 @@ class RewardConfig(TrainConfig):
     """Reward post-training: the flow loss stays on, the reward is added at the high stage."""
 
     reward: RewardTermConfig = RewardTermConfig()
+
+
+def weights_of(config: RewardConfig) -> dict[str, str]:
+    """Asset name -> sha256 of the frozen models that the reward reads."""
+    return {name: digest for s in config.reward.scorers for name, digest in s.scorer.weights().items()}

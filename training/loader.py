@@ -10,8 +10,8 @@ import json
 import mmap
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -28,6 +28,7 @@ from m4v.flow.latents import normalise
 from m4v.flow.packing import ColumnDraws, PackedColumn, pack_column
 from m4v.flow.schedule import PyramidSchedule
 from training.order import Draw, Pack, Stream
+from training.template import HIGH, Column
 
 ItemT = TypeVar("ItemT")
 
@@ -50,7 +51,7 @@ class Batch:
     text: Tensor
     text_mask: Tensor
     pooled: Tensor
-    captions: list[str]  # the drawn caption, before any drop
+    captions: list[str]  # the drawn captions, before any drop; empty unless asked for
     dropped: list[bool]
 
 
@@ -92,52 +93,69 @@ class SampleStore:
         tensors = load_tensors(self._bytes(sample_id, "text"))
         return Text(*(tensors[k][caption] for k in ("embedding", "mask", "pooled")))
 
-    def captions(self, sample_id: str) -> list[str]:
-        return [str(c) for c in json.loads(self._bytes(sample_id, "meta"))["captions"]]
+    def captions(self, sample_id: str) -> int:
+        """Number of captions of a sample."""
+        return int(str(self._rows[sample_id]["captions"]))
+
+    def caption(self, sample_id: str, caption: int) -> str:
+        return str(json.loads(self._bytes(sample_id, "meta"))["captions"][caption])
 
 
+@dataclass(frozen=True)
 class Collator:
-    """Turns a pack of the plan into a batch. `empty_text` replaces the features of a dropped caption."""
+    """Turns a pack of the plan into a batch.
 
-    def __init__(
-        self, store: SampleStore, schedule: PyramidSchedule, empty_text: Text, seed: int, stage: str, text_drop: float
-    ) -> None:
-        self._store, self._schedule, self._empty = store, schedule, empty_text
-        self._seed, self._stage, self._text_drop = seed, stage, text_drop
+    `null_text` replaces the features of a dropped caption. `high_window` narrows the noise ratio of high-stage
+    columns to a range. `with_captions` also reads the captions' words.
+    """
+
+    store: SampleStore
+    schedule: PyramidSchedule
+    null_text: Text
+    seed: int
+    stage: str
+    text_drop: float
+    high_window: tuple[float, float] | None = None
+    with_captions: bool = False
 
     def seed_of(self, stream: Stream) -> int:
         """Root of all randomness of a stream's draws."""
-        return torch_seed(self._seed, "draw", self._stage, stream.name)
+        return torch_seed(self.seed, "draw", self.stage, stream.name)
 
     def __call__(self, pack: Pack) -> Batch:
         seed, count = self.seed_of(pack.stream), len(pack.columns)
-        drawn = [self._text(draw, seed) for draw in pack.draws]
         latents, columns = [], []
-        for c, (stage, unit) in enumerate(pack.columns):
+        for c, column in enumerate(pack.columns):
             draws = pack.draws[c::count]
-            clean = torch.stack([self._store.latent(*draw, seed, pack.stream.t) for draw in draws])
+            clean = torch.stack([self.store.latent(*draw, seed, pack.stream.t) for draw in draws])
             latents.append(normalise(clean))
-            _, channels, frames, height, width = clean.shape
-            keyed = ColumnDraws.from_keys(seed, draws, (channels, frames, height, width), stage, unit)
-            columns.append(pack_column(self._schedule, latents[-1], stage, unit, keyed))
-        texts = [text for text, _, _ in drawn]
+            columns.append(self._column(column, latents[-1], draws, seed))
+        texts, captions, dropped = zip(*(self._text(draw, seed) for draw in pack.draws), strict=True)
         return Batch(
-            pack,
-            columns,
-            latents,
-            torch.stack([t.embedding.float() for t in texts]),
-            torch.stack([t.mask.bool() for t in texts]),
-            torch.stack([t.pooled.float() for t in texts]),
-            [caption for _, caption, _ in drawn],
-            [dropped for _, _, dropped in drawn],
+            pack=pack,
+            columns=columns,
+            latents=latents,
+            text=torch.stack([t.embedding.float() for t in texts]),
+            text_mask=torch.stack([t.mask.bool() for t in texts]),
+            pooled=torch.stack([t.pooled.float() for t in texts]),
+            captions=list(captions) if self.with_captions else [],
+            dropped=list(dropped),
         )
 
+    def _column(self, column: Column, latents: Tensor, draws: tuple[Draw, ...], seed: int) -> PackedColumn:
+        _, channels, frames, height, width = latents.shape
+        keyed = ColumnDraws.from_keys(seed, draws, (channels, frames, height, width), column.stage, column.unit)
+        if self.high_window is not None and column.stage == HIGH:
+            low, high = self.high_window  # of the noise ratio, which is 1 - step
+            keyed = replace(keyed, step=1 - high + keyed.step * (high - low))
+        return pack_column(self.schedule, latents, column.stage, column.unit, keyed)
+
     def _text(self, draw: Draw, seed: int) -> tuple[Text, str, bool]:
-        captions = self._store.captions(draw.sample_id)
-        choice = int(generator(seed, *draw, "caption").integers(len(captions)))
-        dropped = bool(generator(seed, *draw, "text_drop").random() < self._text_drop)
-        text = self._empty if dropped else self._store.text(draw.sample_id, choice)
-        return text, captions[choice], dropped
+        choice = int(generator(seed, *draw, "caption").integers(self.store.captions(draw.sample_id)))
+        dropped = bool(generator(seed, *draw, "text_drop").random() < self.text_drop)
+        text = self.null_text if dropped else self.store.text(draw.sample_id, choice)
+        caption = self.store.caption(draw.sample_id, choice) if self.with_captions else ""
+        return text, caption, dropped
 
 
 class Prefetcher(Generic[ItemT]):
@@ -181,7 +199,3 @@ class Prefetcher(Generic[ItemT]):
             self._queue.put(item)
             if isinstance(item, BaseException):
                 return
-
-
-def batches_of(packs: Sequence[Pack], collate: Collator) -> list[Batch]:
-    return [collate(pack) for pack in packs]

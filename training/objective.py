@@ -11,14 +11,16 @@ from torch import Tensor
 from m4v.flow.loss import predict, sample_losses
 from training.engine import Engine
 from training.loader import Batch
+from training.order import StepSize
 
 STAGE_NAMES = ("low", "mid", "high")
 
 
 @dataclass(frozen=True)
 class Terms:
-    """`loss`: sum over the pack's samples, to be divided by the step's sample count. `logged`: for each of the
-    objective's names the sum and count that a mean over ranks is made of."""
+    """`loss` is differentiated: a sum over the pack's samples, to be divided by the step's sample count; `flow`
+    is the flow-matching part of that sum. `logged`: for each of the objective's names the sum and count that a
+    mean over ranks is made of."""
 
     loss: Tensor
     flow: float
@@ -26,12 +28,17 @@ class Terms:
 
 
 class Objective(Protocol):
+    """A loss, and what it asks of the batches (see `training.loader.Collator`)."""
+
+    high_window: tuple[float, float] | None
+    needs_captions: bool
+
     @property
     def names(self) -> tuple[str, ...]:
         """Extra columns of the metrics."""
         ...
 
-    def __call__(self, engine: Engine, batch: Batch) -> Terms: ...
+    def __call__(self, engine: Engine, batch: Batch, size: StepSize) -> Terms: ...
 
 
 @dataclass(frozen=True)
@@ -58,10 +65,17 @@ def flow_terms(engine: Engine, batch: Batch) -> FlowTerms:
     return FlowTerms(predictions, losses)
 
 
-class FlowObjective:
-    names = tuple(f"loss_{name}" for name in STAGE_NAMES)
+FLOW_NAMES = tuple(f"loss_{name}" for name in STAGE_NAMES)
 
-    def __call__(self, engine: Engine, batch: Batch) -> Terms:
+
+class FlowObjective:
+    """Flow matching alone."""
+
+    names = FLOW_NAMES
+    high_window: tuple[float, float] | None = None
+    needs_captions = False
+
+    def __call__(self, engine: Engine, batch: Batch, size: StepSize) -> Terms:
         terms = flow_terms(engine, batch)
         loss = torch.cat(terms.losses).sum()
         return Terms(loss, float(loss.detach()), terms.logged(batch))

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from m4v.core.errors import ConfigError
 from m4v.core.rng import Permutation
 from training.config import MixtureEntry, OrderConfig
-from training.template import Column, apportion, column_tokens, interleave, period_packs, unit_cycle
+from training.template import HIGH, Column, apportion, column_tokens, interleave, period_packs, unit_cycle
 
 Media = Literal["image", "video"]
 
@@ -50,8 +50,11 @@ class Place(NamedTuple):
 
 
 class StepSize(NamedTuple):
+    """Constants of a step over all ranks. `high` counts the samples of high-stage columns."""
+
     samples: int
     tokens: int
+    high: int
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,14 @@ class DataOrder:
         return tuple(self.pack(step, p) for p in range(rank, self.config.packs, world_size))
 
     def step_size(self, step: int) -> StepSize:
-        """Samples and tokens of a step over all ranks; the samples are the constant that weighs its loss."""
+        """Samples and tokens of a step over all ranks; they weigh its loss."""
         located = [self._locate(step, p) for p in range(self.config.packs)]
-        return StepSize(sum(s.slots for s, _ in located), sum(s.pack_tokens(n) for s, n in located))
+        high = self.config.columns.count(HIGH)
+        return StepSize(
+            samples=sum(s.slots for s, _ in located),
+            tokens=sum(s.pack_tokens(n) for s, n in located),
+            high=sum(s.batch * high for s, _ in located),
+        )
 
     def sample_at(self, stream: Stream, draw: int) -> str:
         epoch, place = divmod(draw, len(stream.samples))
@@ -276,7 +284,7 @@ def _trained_size(row: SampleRow, config: OrderConfig, kind: Media) -> tuple[int
 
 def _stream(entry: str, kind: Media, size: tuple[int, int, int], ids: list[str], config: OrderConfig) -> Stream:
     t, h, w = size
-    cycle = unit_cycle(config.columns, t, h, w)
+    cycle = unit_cycle(config.columns, t, h, w, config.high_units)
     mean = sum(column_tokens(c, h, w) for pack in cycle for c in pack) / t
     batch = max(1, round(config.tokens_per_pack / mean))
     return Stream(entry, kind, t, h, w, tuple(sorted(ids)), batch, cycle)

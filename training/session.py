@@ -5,24 +5,24 @@ Shared by `train` and `reward`, which differ in their objective only.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
-from pydantic import TypeAdapter
+from safetensors import safe_open
 from torch import distributed
 
 from m4v.checkpoint import load_checkpoint, read_config, save_checkpoint
 from m4v.config import CheckpointConfig
 from m4v.core.artifacts import Artifact
 from m4v.core.canonical import canonical_json
+from m4v.core.errors import ConfigError
 from m4v.core.shard_index import INDEX, read_index
 from m4v.core.stage import StageContext
 from m4v.core.storage import write_atomic
 from m4v.flow.schedule import PyramidSchedule
-from m4v.text import open_text_encoder
-from m4v.text.config import TextEncoderConfig
 from training.config import TrainConfig
 from training.ema import Ema
 from training.engine import DeepSpeedEngine, init_process_group
@@ -34,7 +34,8 @@ from training.state import SaveManifest, StateStore
 from training.trainer import Trainer, shards_of
 
 METRICS = "metrics.jsonl"
-ObjectiveMaker = Callable[[CheckpointConfig, DataOrder], Objective]
+DATASET, NULL_TEXT = "dataset.json", "null_text.safetensors"  # beside the index of a dataset version
+ObjectiveMaker = Callable[[CheckpointConfig], Objective]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def _agree_on_save(session: Session) -> SaveManifest | None:
 def _start(session: Session, manifest: SaveManifest | None, objective: ObjectiveMaker) -> Trainer:
     context, config = session.context, session.config
     model, checkpoint = load_checkpoint(session.start.path, ema=config.start_from == "ema")
+    check_encoders(session.dataset, checkpoint)
+    made = objective(checkpoint)
     if manifest is not None:
         model.load_state_dict(session.states.whole(manifest, "master"))
     engine = DeepSpeedEngine(
@@ -105,8 +108,8 @@ def _start(session: Session, manifest: SaveManifest | None, objective: Objective
         context=context,
         config=config,
         order=session.order,
-        collate=_collator(session, checkpoint),
-        objective=objective(checkpoint, session.order),
+        collate=_collator(session, checkpoint, made),
+        objective=made,
         engine=engine,
         ema=ema,
         states=session.states,
@@ -120,13 +123,32 @@ def _start(session: Session, manifest: SaveManifest | None, objective: Objective
     return trainer
 
 
-def _collator(session: Session, checkpoint: CheckpointConfig) -> Collator:
-    encoder_config: TextEncoderConfig = TypeAdapter(TextEncoderConfig).validate_python(checkpoint.text_encoder)
-    null = open_text_encoder(encoder_config).encode([""])
-    empty = Text(null.embedding[0], null.mask[0], null.pooled[0])
-    store = SampleStore(session.dataset.path, session.index)
-    schedule = PyramidSchedule(checkpoint.schedule)
-    return Collator(store, schedule, empty, session.context.seed, session.config.name, session.config.text_drop)
+def _collator(session: Session, checkpoint: CheckpointConfig, objective: Objective) -> Collator:
+    with safe_open(session.dataset.path(NULL_TEXT), framework="pt") as null:
+        null_text = Text(*(null.get_tensor(key)[0] for key in Text._fields))
+    return Collator(
+        store=SampleStore(session.dataset.path, session.index),
+        schedule=PyramidSchedule(checkpoint.schedule),
+        null_text=null_text,
+        seed=session.context.seed,
+        stage=session.config.name,
+        text_drop=session.config.text_drop,
+        high_window=objective.high_window,
+        with_captions=objective.needs_captions,
+    )
+
+
+def check_encoders(dataset: Artifact, checkpoint: CheckpointConfig) -> None:
+    """Raise ConfigError when the dataset was encoded with another codec or text encoder than the model's."""
+    facts = json.loads(dataset.path(DATASET).read_bytes())
+    for name, expected in (("codec", checkpoint.codec), ("text_encoder", checkpoint.text_encoder)):
+        if facts[name]["config"] != expected:
+            raise ConfigError(
+                f"dataset and checkpoint have different {name} settings",
+                value=facts[name]["config"],
+                where=f"checkpoint has {expected}",
+                next_step=f"give `encode` and `init` the same {name} section",
+            )
 
 
 def _export(session: Session, manifest: SaveManifest) -> None:

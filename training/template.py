@@ -14,6 +14,7 @@ from typing import NamedTuple
 from m4v.core.errors import ConfigError
 
 MAX_PERIOD_PACKS = 1 << 16
+HIGH = 2  # highest pyramid stage
 PACKS_PER_BUCKET = 4  # resolution of bucket shares inside a mixture entry
 
 
@@ -42,12 +43,15 @@ def column_tokens(column: Column, height: int, width: int) -> int:
     return tokens + max(unit - 3, 0) * stage_tokens(0, height, width)
 
 
-def unit_cycle(stages: Sequence[int], units: int, height: int, width: int) -> tuple[tuple[Column, ...], ...]:
+def unit_cycle(
+    stages: Sequence[int], units: int, height: int, width: int, high_units: int = 0
+) -> tuple[tuple[Column, ...], ...]:
     """`units` packs in which every column meets every unit once, balanced in tokens.
 
     Columns are placed from the costliest spread to the smallest; each gives its cheapest unit to the pack
-    that is fullest so far.
+    that is fullest so far. With `high_units`, columns of the high stage go round the last so many units instead.
     """
+    last = min(high_units, units) or units
 
     def cost(stage: int, unit: int) -> int:
         return column_tokens(Column(stage, unit), height, width)
@@ -56,7 +60,9 @@ def unit_cycle(stages: Sequence[int], units: int, height: int, width: int) -> tu
     chosen: list[list[Column | None]] = [[None] * len(stages) for _ in range(units)]
     for place in sorted(range(len(stages)), key=lambda p: (-cost(stages[p], units) + cost(stages[p], 1), p)):
         stage = stages[place]
-        ascending = sorted(range(1, units + 1), key=lambda u: (cost(stage, u), u))
+        first = units - last if stage == HIGH else 0
+        met = (first + 1 + i % (units - first) for i in range(units))
+        ascending = sorted(met, key=lambda u: (cost(stage, u), u))
         fullest = sorted(range(units), key=lambda p: (-sums[p], p))
         for pack, unit in zip(fullest, ascending, strict=True):
             chosen[pack][place] = Column(stage, unit)

@@ -117,7 +117,7 @@ class Trainer:
         size, sums = self.order.step_size(step), StepSums(self.objective.names)
         for batch in batches:
             with timing.part("forward"):
-                terms = self.objective(self.engine, batch)
+                terms = self.objective(self.engine, batch, size)
             if not math.isfinite(float(terms.loss.detach())):
                 raise self._not_finite("loss", step, [batch])
             with timing.part("backward"):

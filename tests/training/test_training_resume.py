@@ -15,15 +15,13 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_helpers import clips, publish, request, write_dataset
+from training_helpers import TEXT, clips, publish, request, write_dataset
 
 from m4v.config import ModelConfig
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import ExitClass
 from m4v.core.shard_index import INDEX, read_index
 from m4v.core.stage import StageContext, read_exits
-from m4v.text import open_text_encoder
-from m4v.text.config import MiniLmConfig
 from training.config import EngineConfig, InitConfig, OptimizerConfig, OrderConfig, TrainConfig
 from training.exposure import ExposureState, order_of, surviving_line
 from training.stages import init
@@ -97,9 +95,8 @@ def checkpoint(work: Path) -> Path:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     root = tmp_path_factory.mktemp("training")
-    text = MiniLmConfig(slots=8)
-    dataset = write_dataset(root / "dataset", clips(videos=9, images=4), encoder=open_text_encoder(text))
-    context = StageContext(request("init", InitConfig(model=TINY, text_encoder=text), root / "init"))
+    dataset = write_dataset(root / "dataset", clips(videos=9, images=4))
+    context = StageContext(request("init", InitConfig(model=TINY, text_encoder=TEXT), root / "init"))
     init.run(context)
     context.progress.close()
     start, folder = publish(context)

@@ -13,13 +13,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from m4v.codec.config import CodecConfig
 from m4v.core.artifacts import ArtifactKind, build_manifest, write_manifest
 from m4v.core.canonical import digest_bytes
 from m4v.core.config import FrozenModel
 from m4v.core.ids import clip_id, sample_id
 from m4v.core.shard_index import INDEX, MEMBER_SUFFIX, write_index
 from m4v.core.stage import InputRef, OutputRef, Resources, StageContext, StageRequest
+from m4v.text.config import MiniLmConfig
 
+TEXT = MiniLmConfig(slots=8)
 CAPTIONS = ("a red circle moves left", "a blue square moves up", "green stripes", "a yellow star turns")
 
 
@@ -38,18 +41,23 @@ def clips(videos: int, images: int, t: int = 3, h: int = 8, w: int = 8) -> list[
     return [Clip(i, t if i < videos else 1, h, w) for i in range(videos + images)]
 
 
-def write_dataset(directory: Path, samples: Sequence[Clip], per_shard: int = 8, encoder: object = None) -> str:
+def write_dataset(directory: Path, samples: Sequence[Clip], per_shard: int = 8) -> str:
     """Write shards, index and manifest; returns the artifact id. Latents are a flat colour per caption plus a
-    little texture, so that there is something to learn. Text features come from `encoder` or are random."""
+    little texture, so that there is something to learn."""
     (directory / "shards").mkdir(parents=True)
     rows = []
     for first in range(0, len(samples), per_shard):
         name = f"{first // per_shard:06d}.tar"
         with tarfile.open(directory / "shards" / name, "w") as tar:
             for clip in samples[first : first + per_shard]:
-                rows.append(_row(clip, name, tar, encoder))
+                rows.append(_row(clip, name, tar))
     write_index(directory / INDEX, rows)
-    (directory / "dataset.json").write_text("{}")
+    facts = {
+        "codec": {"config": CodecConfig().canonical()},
+        "text_encoder": {"config": TEXT.canonical()},
+    }
+    (directory / "dataset.json").write_text(json.dumps(facts))
+    (directory / "null_text.safetensors").write_bytes(save(_features([""])))
     manifest = build_manifest(directory, ArtifactKind.DATASET, {"samples": len(rows)})
     write_manifest(directory, manifest)
     return manifest.artifact_id
@@ -63,27 +71,26 @@ def latent_of(clip: Clip) -> torch.Tensor:
     return (colour + texture).to(torch.bfloat16)
 
 
-def _text(clip: Clip, encoder: object) -> dict[str, torch.Tensor]:
-    caption = CAPTIONS[clip.number % len(CAPTIONS)]
-    if encoder is not None:
-        features = encoder.encode([caption, caption + " on grey"])
-        return {"embedding": features.embedding, "mask": features.mask, "pooled": features.pooled}
-    generator = torch.Generator().manual_seed(clip.number)
+def _features(texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Random features that depend on the text alone, in the sizes of the packaged encoder."""
+    rows = [torch.Generator().manual_seed(int(digest_bytes(text.encode())[:8], 16)) for text in texts]
+    embedding = torch.stack([torch.randn(TEXT.slots, TEXT.embedding_dim, generator=g) for g in rows])
+    mask = torch.arange(TEXT.slots)[None] < torch.tensor([[min(TEXT.slots, 2 + len(t.split()))] for t in texts])
     return {
-        "embedding": torch.randn(2, 4, 8, generator=generator),
-        "mask": torch.ones(2, 4, dtype=torch.bool),
-        "pooled": torch.randn(2, 8, generator=generator),
+        "embedding": embedding * mask[..., None],
+        "mask": mask,
+        "pooled": torch.stack([torch.randn(TEXT.pooled_dim, generator=g) for g in rows]),
     }
 
 
-def _row(clip: Clip, shard: str, tar: tarfile.TarFile, encoder: object) -> dict[str, object]:
+def _row(clip: Clip, shard: str, tar: tarfile.TarFile) -> dict[str, object]:
     media = "image" if clip.t == 1 else "video"
     owner = clip_id(clip.source, f"{clip.number}", 0, 0 if media == "image" else 1_000_000)
     key = sample_id(owner, "tests", f"{clip.t}x{clip.h}x{clip.w}")
     caption = CAPTIONS[clip.number % len(CAPTIONS)]
     members = {
         "latent": save({"mean": latent_of(clip)}),
-        "text": save(_text(clip, encoder)),
+        "text": save(_features([caption, caption + " on grey"])),
         "meta": json.dumps({"captions": [caption, caption + " on grey"]}).encode(),
     }
     row: dict[str, object] = {

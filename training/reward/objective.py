@@ -1,0 +1,119 @@
+"""Flow matching plus reward: the one-step clean estimate of a high-stage frame is decoded and scored.
+
+The reward's gradient is taken at the predicted velocity and sent on through the model together with the flow
+loss's: one backward pass, and the two gradients can be compared (eval_reward: report their ratio).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from m4v.codec.interface import LatentCodec
+from m4v.flow.estimate import clean_estimate
+from m4v.flow.latents import denormalise
+from m4v.flow.packing import PackedColumn
+from m4v.flow.schedule import PyramidSchedule
+from training.config import RewardTermConfig
+from training.engine import Engine
+from training.loader import Batch
+from training.objective import FLOW_NAMES, Terms, flow_terms
+from training.order import StepSize
+from training.reward.rewards import Rewards
+from training.template import HIGH, Column
+
+Logged = dict[str, tuple[float, int]]
+
+
+@dataclass(frozen=True)
+class ScoredColumn:
+    """A column's pull on its velocity: d(reward sum)/dv (b, …), zero where a sample is not scored, and numbers
+    for the metrics."""
+
+    gradient: Tensor
+    logged: Logged
+
+
+class RewardObjective:
+    """`flow loss - weight * mean reward` over the step's high-stage samples (paper, section 3.5)."""
+
+    needs_captions = True
+
+    def __init__(
+        self, config: RewardTermConfig, schedule: PyramidSchedule, codec: LatentCodec, rewards: Rewards
+    ) -> None:
+        self._config, self._schedule, self._codec, self._rewards = config, schedule, codec, rewards
+        self.high_window: tuple[float, float] | None = config.noise_window
+        extra = ("reward", *(f"score_{name}" for name in rewards.names), "reward_gradient", "flow_gradient", "clipped")
+        self.names = FLOW_NAMES + extra
+
+    def __call__(self, engine: Engine, batch: Batch, size: StepSize) -> Terms:
+        flow = flow_terms(engine, batch)
+        loss = flow_sum = torch.cat(flow.losses).sum()
+        logged = flow.logged(batch)
+        for c, column in enumerate(batch.pack.columns):
+            scored = self._scored(batch, c, column, flow.predictions[c])
+            if scored is not None:
+                # The mean is over the template's count of high-stage samples, whatever was dropped or where.
+                share = self._config.weight * size.samples / size.high
+                pull = share * scored.gradient
+                loss = loss - (pull * flow.predictions[c]).sum()
+                error = flow.predictions[c].detach() - batch.columns[c].target
+                gradients = (pull, 2 * error / error[0].numel())
+                for name, gradient in zip(("reward_gradient", "flow_gradient"), gradients, strict=True):
+                    _add(logged, name, gradient.flatten(1).norm(dim=1))
+                for name, (total, count) in scored.logged.items():
+                    before = logged.get(name, (0.0, 0))
+                    logged[name] = (before[0] + total, before[1] + count)
+        return Terms(loss, float(flow_sum.detach()), logged)
+
+    def _scored(self, batch: Batch, c: int, column: Column, prediction: Tensor) -> ScoredColumn | None:
+        """None for columns that carry no reward: lower stages, frames before the clip's final latents, and
+        batches whose every caption was dropped."""
+        if column.stage != HIGH or column.unit <= batch.pack.stream.t - self._config.last_latents:
+            return None
+        rows = [i for i in range(len(prediction)) if not batch.dropped[self._row(batch, i, c)]]
+        if not rows:
+            return None
+        velocity = prediction.detach().requires_grad_()
+        frames = self._decode(batch.latents[c][rows], column.unit, _take(batch.columns[c], rows), velocity[rows])
+        scored = self._rewards(frames, [batch.captions[self._row(batch, i, c)] for i in rows])
+        (gradient,) = torch.autograd.grad(scored.reward.sum(), velocity)
+        logged: Logged = {}
+        _add(logged, "reward", scored.reward.detach())
+        for name, scores in scored.by_scorer.items():
+            _add(logged, f"score_{name}", scores)
+        edges = ((frames <= 0) | (frames >= 1)).float().flatten(1).mean(dim=1)
+        _add(logged, "clipped", edges)
+        return ScoredColumn(gradient, logged)
+
+    @staticmethod
+    def _row(batch: Batch, sample: int, column: int) -> int:
+        return sample * len(batch.pack.columns) + column
+
+    def _decode(self, clean: Tensor, unit: int, column: PackedColumn, velocity: Tensor) -> Tensor:
+        """Last pixel frame (b, 3, H, W) of the estimate of latent `unit`, decoded after the first latent and
+        the clean ones just before it (the codec is causal and treats the first latent apart)."""
+        estimate = clean_estimate(self._schedule, column, velocity)
+        begin = max(1, unit - 1 - self._config.context_latents)
+        before = [clean[:, :, :1], clean[:, :, begin : unit - 1]] if unit > 1 else []
+        latents = denormalise(torch.cat([*before, estimate], dim=2))
+        return self._codec.decode_tensor(latents)[:, :, -1]
+
+
+def _take(column: PackedColumn, rows: list[int]) -> PackedColumn:
+    return PackedColumn(
+        column.stage,
+        [clip[rows] for clip in column.clips],
+        column.timestep[rows],
+        column.target[rows],
+        column.sigma[rows],
+        column.noise[rows],
+    )
+
+
+def _add(logged: Logged, name: str, values: Tensor) -> None:
+    total, count = logged.get(name, (0.0, 0))
+    logged[name] = (total + float(values.double().sum()), count + len(values))

@@ -1,0 +1,28 @@
+"""Stage `reward`: flow matching on data with a differentiable image-text reward on decoded frames."""
+
+from __future__ import annotations
+
+from pydantic import TypeAdapter
+
+from m4v.codec import open_codec
+from m4v.codec.config import CodecConfig
+from m4v.config import CheckpointConfig
+from m4v.core.stage import StageContext
+from m4v.flow.schedule import PyramidSchedule
+from training.config import RewardConfig
+from training.objective import Objective
+from training.reward.objective import RewardObjective
+from training.reward.rewards import open_rewards
+from training.session import run_training
+
+
+def run(context: StageContext) -> None:
+    """Every rank runs this with codec and scorers of its own; rank 0 writes the checkpoint."""
+    config = context.config(RewardConfig)
+
+    def objective(checkpoint: CheckpointConfig) -> Objective:
+        codec: CodecConfig = TypeAdapter(CodecConfig).validate_python(checkpoint.codec)
+        rewards = open_rewards(config.reward.scorers, context.resources.device)
+        return RewardObjective(config.reward, PyramidSchedule(checkpoint.schedule), open_codec(codec), rewards)
+
+    run_training(context, config, objective)
