@@ -97,8 +97,8 @@ def _judge_level(rule: Minimum | Maximum, candidate: ScoreSet) -> RuleVerdict:
     at_least = isinstance(rule, Minimum)
     passed = score.mean >= rule.value - _SLACK if at_least else score.mean <= rule.value + _SLACK
     limit = "minimum" if at_least else "maximum"
-    relation = "within" if passed else ("below" if at_least else "above")
-    reason = f"{rule.metric} is {score.mean:.4f}, {relation} the {limit} of {rule.value:g}"
+    relation = ("reaches" if at_least else "stays within") if passed else ("is below" if at_least else "is above")
+    reason = f"{rule.metric} of {score.mean:.4f} {relation} the {limit} of {rule.value:g}"
     return _verdict(rule, rule.value, score.mean, passed, reason, prompts=len(_by_prompt(candidate, rule.metric)))
 
 

@@ -58,7 +58,7 @@ def reduce_edges(nodes: Sequence[str], edges: Sequence[tuple[str, str]]) -> list
 
 
 def lay_out(nodes: Sequence[str], edges: Sequence[tuple[str, str]]) -> GraphLayout:
-    """Layers by the longest way from a root, order in a layer by the mean place of the neighbours."""
+    """Layers by the longest way to an end, order in a layer by the mean place of the neighbours."""
     shown = reduce_edges(nodes, edges)
     layer = _layers(nodes, shown)
     rows: list[list[str]] = [[] for _ in range(max(layer.values(), default=0) + 1)]
@@ -80,20 +80,18 @@ def lay_out(nodes: Sequence[str], edges: Sequence[tuple[str, str]]) -> GraphLayo
 
 
 def _layers(nodes: Sequence[str], edges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    layer = dict.fromkeys(nodes, 0)
+    """As low as possible: every node stands right above the highest thing it feeds, so that the two arms of
+    a comparison lie side by side."""
+    height = dict.fromkeys(nodes, 0)
     for _ in nodes:  # at most one pass per node in a graph without cycles
         changed = False
         for source, target in edges:
-            if layer[target] < layer[source] + 1:
-                layer[target], changed = layer[source] + 1, True
+            if height[source] < height[target] + 1:
+                height[source], changed = height[target] + 1, True
         if not changed:
             break
-    # A root stands right above what it feeds, not at the very top.
-    for node in nodes:
-        followers = [layer[t] for s, t in edges if s == node]
-        if followers and not any(t == node for _, t in edges):
-            layer[node] = min(followers) - 1
-    return layer
+    top = max(height.values(), default=0)
+    return {node: top - height[node] for node in nodes}
 
 
 def _order(rows: Sequence[list[str]], edges: Sequence[tuple[str, str]]) -> Mapping[str, int]:

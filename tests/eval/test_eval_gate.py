@@ -70,10 +70,10 @@ GOOD, BAD = score_set([[0.9], [0.8], [0.85], [0.95]], "a"), score_set([[0.5], [0
 @pytest.mark.parametrize(
     ("rule", "passed", "words"),
     [
-        ({"rule": "minimum", "metric": FOLLOW, "value": 0.8}, True, "within the minimum of 0.8"),
-        ({"rule": "minimum", "metric": FOLLOW, "value": 0.875}, True, "within"),
-        ({"rule": "minimum", "metric": FOLLOW, "value": 0.9}, False, "is 0.8750, below the minimum of 0.9"),
-        ({"rule": "maximum", "metric": MONITOR, "value": 0.5}, False, "above the maximum"),
+        ({"rule": "minimum", "metric": FOLLOW, "value": 0.8}, True, "of 0.8750 reaches the minimum of 0.8"),
+        ({"rule": "minimum", "metric": FOLLOW, "value": 0.875}, True, "reaches"),
+        ({"rule": "minimum", "metric": FOLLOW, "value": 0.9}, False, "of 0.8750 is below the minimum of 0.9"),
+        ({"rule": "maximum", "metric": MONITOR, "value": 0.5}, False, "is above the maximum"),
         ({"rule": "better_than_baseline", "metric": FOLLOW, "by": 0.2}, True, "0.3500 better"),
         ({"rule": "better_than_baseline", "metric": FOLLOW, "by": 0.36}, False, "does not hold"),
         ({"rule": "better_than_baseline", "metric": FOLLOW, "by": 0.2, "significant": True}, True, "lower end"),

@@ -1,6 +1,7 @@
 """Stage `generate`: a video depends on its prompt and seed alone; kills and workers change no byte."""
 
-import os
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from eval_checkpoint import SAMPLER, tiny_checkpoint
 from eval_support import publish, stage_context, stage_request
@@ -28,7 +30,8 @@ PROMPTS = ["a red circle moves up on a white background", "a blue square stays s
 
 def config(**values: object) -> GenerateConfig:
     base = {
-        "prompts": PROMPTS, "samples_per_prompt": 2, "frames": 9, "height": 64, "width": 64, "fps": 8, "sampler": SAMPLER
+        "prompts": PROMPTS, "samples_per_prompt": 2, "frames": 9, "height": 64, "width": 64, "fps": 8,
+        "sampler": SAMPLER,
     }  # fmt: skip
     return parse(GenerateConfig, {**base, **values}, "recipe")
 
@@ -170,27 +173,17 @@ def test_killed_stage_process_and_worker_count(reference: Path, checkpoint: Arti
 
 
 def children_of(pid: int) -> list[int]:
-    import psutil
-
     return [c.pid for c in psutil.Process(pid).children(recursive=True)] if psutil.pid_exists(pid) else []
 
 
 def is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    return (
-        (Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z")
-        if Path(f"/proc/{pid}").exists()
-        else False
-    )
 
 
 def test_checkpoint_without_a_usable_codec(checkpoint: Artifact, tmp_path: Path) -> None:
-    import json
-    import shutil
-
     shutil.copytree(checkpoint.storage.local_root, tmp_path / "bad")
     path = tmp_path / "bad/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "codec": {"kind": "unheard-of"}}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from eval.config import METRICS
 from eval.records import GATE, SAMPLES, SCORES, GateVerdict, MetricScore, SampleSet, ScoreSet, VideoScore, read_record
 from eval.stages.gate import paired_comparison
 from m4v.core.artifacts import Artifact
@@ -176,7 +177,8 @@ def _metric_rows(trained: _SampleView | None, untrained: _SampleView | None) -> 
         return [], False
     comparable = ours is not None and theirs is not None and not ours.identity.differences(theirs.identity)
     rows = []
-    for name, score in lead.metrics.items():
+    order = {name: place for place, name in enumerate(dict.fromkeys((COLOUR, MOTION, *METRICS)))}
+    for name, score in sorted(lead.metrics.items(), key=lambda pair: order.get(pair[0], len(order))):
         mine, other = _metric(ours, name), _metric(theirs, name)
         gain = interval = None
         if comparable and ours and theirs and score.higher_is_better is not None:
