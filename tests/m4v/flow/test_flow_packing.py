@@ -61,6 +61,9 @@ def test_draws_differ_by_sample_draw_seed_and_purpose() -> None:
         assert not torch.equal(base.noise, other.noise)
         assert not torch.equal(base.step, other.step)
     assert not torch.equal(base.corruption, base.corruption_floor)
+    first, second = draws([("a", 0)], 0, 3).history
+    assert first.shape == second.shape
+    assert not torch.equal(first, second)
     assert base.noise.dtype == base.step.dtype == torch.float32
 
 

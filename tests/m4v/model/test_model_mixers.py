@@ -9,7 +9,7 @@ from torch import Tensor
 from m4v.config import ModelConfig
 from m4v.flow.packing import history_shape
 from m4v.model import M4VTransformer, initialise
-from m4v.model.layout import BatchLayout, Clip, Column, composition_table, register_types, rotary
+from m4v.model.layout import BatchLayout, Clip, Column, composition_table, frame_types, register_types, rotary
 from m4v.model.mamba import MambaMixer
 from m4v.model.recomposition import Recomposition, compose, decompose, recomposition, text_order
 from m4v.model.reference import mixer_reference, temporal_reference
@@ -185,11 +185,11 @@ def test_text_sandwich() -> None:
     assert sandwich(1, [0], scan="raster")[:7] == [1, 900, 101, 103, 102, 104, 1]
 
 
-def mixer_case(layout: BatchLayout, config: ModelConfig, path: int, seed: int) -> None:
+def mixer_case(layout: BatchLayout, config: ModelConfig, path: int, seed: int, valid: Tensor | None = None) -> None:
     """MambaMixer and its reference agree, and so do all gradients."""
     mixer = random_model(config, seed).single_transformer_blocks[0].mamba
     assert isinstance(mixer, MambaMixer)
-    valid = masks(layout, 2, seed)
+    valid = masks(layout, 2, seed) if valid is None else valid
     tables = tables_of(layout, valid, path, config)
     types = register_types(layout, "cpu")
     turn = rotary(layout, config.axes, config.rope_theta, config.registers, "cpu", True)
@@ -218,6 +218,34 @@ def mixer_case(layout: BatchLayout, config: ModelConfig, path: int, seed: int) -
 @given(layouts(), st.integers(0, 7), st.integers(0, 99))
 def test_mixer_equals_its_definition(layout: BatchLayout, path: int, seed: int) -> None:
     mixer_case(layout, model_config(text_slots=layout.text_slots), path, seed)
+
+
+def test_convolution_does_not_reach_over_a_column_that_fills_its_chunks() -> None:
+    layout = BatchLayout((column(0, 1), column(0, 1)), 3)  # 3 + (1 register + 1 token) + 3 = one chunk of 8
+    mixer_case(layout, model_config(text_slots=3), 0, 0, torch.ones(2, 2, 3, dtype=torch.bool))
+
+
+def test_every_block_scans_its_own_path() -> None:
+    config = model_config(single_blocks=9)
+    model, layout = random_model(config), BatchLayout((column(1, 3), column(2, 2)), 5)
+    valid, seen = torch.ones(1, 2, 5, dtype=torch.bool), []
+    for block in model.single_transformer_blocks:
+        block.mamba.register_forward_hook(lambda mixer, given, out: seen.append((mixer, given[0], out)))
+    shape = lambda clip: (1, 4, clip.frames, 2 * clip.height, 2 * clip.width)  # noqa: E731
+    columns = [[torch.randn(shape(clip)).double() for clip in c.clips] for c in layout.columns]
+    text = torch.randn(2, 5, 8).double(), valid[0], torch.randn(2, 6).double()
+    with torch.no_grad():
+        model(columns, torch.tensor([300.0, 700.0]).double(), *text, [1, 2])
+        assert len(seen) == 9
+        for number, (mixer, x, out) in enumerate(seen):
+            torch.testing.assert_close(out, mixer_reference(mixer, x, layout, valid, number), rtol=1e-8, atol=1e-10)
+
+
+def test_register_types_are_the_resolutions() -> None:
+    assert frame_types(column(2, 5)).tolist() == [0, 0, 1, 2, 2]
+    assert frame_types(column(1, 3)).tolist() == [0, 1, 1]
+    assert [frame_types(column(stage, 1)).tolist() for stage in range(3)] == [[0], [1], [2]]
+    assert register_types(BatchLayout((column(1, 2), column(0, 1)), 1), "cpu").tolist() == [[0, 1, 0]] * 2 + [[1, 0, 0]]
 
 
 @pytest.mark.parametrize(
