@@ -185,7 +185,7 @@ class AttemptRunner:
             _prune(stale)
         request = self._request(work, new_id())
         work_dir = Path(request.work_dir)
-        work_dir.mkdir(parents=True)
+        work_dir.mkdir(parents=True, exist_ok=True)  # the facts may lie in it already
         write_json(work_dir / REQUEST, request)
         attempt_id = self._ledger.begin_attempt(
             lease.claim,

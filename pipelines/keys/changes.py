@@ -87,7 +87,8 @@ def _flatten_item(path: str, item: object) -> dict[str, object]:
 def _mapping(component: str, old: Mapping[str, object], new: Mapping[str, object]) -> Iterator[Change]:
     for field in sorted(old.keys() | new.keys()):
         before, after = old.get(field, _MISSING), new.get(field, _MISSING)
-        if before != after or type(before) is not type(after):
+        # 24 and 24.0 are one number in canonical JSON; True and 1 are not.
+        if before != after or isinstance(before, bool) is not isinstance(after, bool):
             is_value = component in ("config", "numerics")
             yield Change(
                 component=component,
