@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from m4v.model.layout import CompositionTable
+from m4v.model.tables import CompositionTable
 
 
 class TextOrder(NamedTuple):
@@ -55,7 +55,7 @@ class Recomposition(NamedTuple):
     `source` (b N,): packed row behind each composed slot; `real` (b, N, 1): 1 for tokens, 0 for pads.
     `first` (b E,): composed row of each packed token (of a text token: its opening copy). `second`
     (b, text): composed row of its closing copy, or None. `valid` (b, text, 1): 1 for text that is no pad.
-    `visible` (composed chunks): column of each chunk. Packed rows are [text, image, registers]: E of them, of
+    `chunk_column`: column of each chunk. Packed rows are [text, image, registers]: E of them, of
     which the first `tokens` are text and image.
     """
 

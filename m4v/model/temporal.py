@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from m4v.config import ModelConfig
 from m4v.model.layers import RMSNorm
-from m4v.model.layout import BatchLayout, piece_mask, temporal_table
+from m4v.model.layout import BatchLayout
+from m4v.model.tables import piece_mask, temporal_table
 
 
 class TemporalBranch(nn.Module):

@@ -13,10 +13,11 @@ from m4v.config import ModelConfig
 from m4v.model.attention import AttentionContext, attention_masks, valid_text
 from m4v.model.blocks import DoubleBlock, MixContext, SingleBlock
 from m4v.model.layers import Modulation, TimeTextEmbedding, modulate, patchify, unpatchify
-from m4v.model.layout import BatchLayout, Clip, Column, composition_table, register_types, rotary
+from m4v.model.layout import BatchLayout, Clip, Column, rotary
 from m4v.model.mamba import FLOAT32_PARAMETERS
 from m4v.model.recomposition import recomposition, text_order
 from m4v.model.scan import LAYER_ORDER
+from m4v.model.tables import composition_table, register_types
 
 T = TypeVar("T")
 

@@ -11,9 +11,10 @@ from m4v.core.errors import DataIntegrityError
 from m4v.model import M4VTransformer, build_model
 from m4v.model.convert import attention_to_mamba
 from m4v.model.layers import rotate
-from m4v.model.layout import BatchLayout, Clip, Column, composition_table, register_types, rotary
+from m4v.model.layout import BatchLayout, Clip, Column, rotary
 from m4v.model.mamba import MambaMixer
 from m4v.model.recomposition import recomposition, text_order
+from m4v.model.tables import composition_table, register_types
 
 SIZES = {
     "width": 32, "heads": 2, "double_blocks": 1, "single_blocks": 1, "latent_channels": 4, "text_dim": 8,

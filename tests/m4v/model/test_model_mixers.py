@@ -9,12 +9,13 @@ from torch import Tensor
 from m4v.config import ModelConfig
 from m4v.flow.packing import history_shape
 from m4v.model import M4VTransformer, initialise
-from m4v.model.layout import BatchLayout, Clip, Column, composition_table, frame_types, register_types, rotary
+from m4v.model.layout import BatchLayout, Clip, Column, frame_types, rotary
 from m4v.model.mamba import MambaMixer
 from m4v.model.recomposition import Recomposition, compose, decompose, recomposition, text_order
 from m4v.model.reference import mixer_reference, temporal_reference
 from m4v.model.selective_scan import scan_sequential, selective_scan
 from m4v.model.ssd import ssd_chunked, ssd_sequential
+from m4v.model.tables import composition_table, register_types
 from m4v.model.temporal import TemporalBranch
 
 QUICK = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

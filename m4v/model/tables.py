@@ -1,0 +1,172 @@
+"""Index tables of the MM-DiM blocks: re-composed sequences and temporal pieces, cached per layout."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from m4v.model.layout import BatchLayout, Column, Indices, frame_types
+from m4v.model.scan import LAYER_ORDER, scan_order
+
+
+class CompositionTable(NamedTuple):
+    """The static half of MM-token re-composition for one scan path, over all columns of a batch row.
+
+    Every column's sequence is padded to whole chunks, with a gap of at least `conv_width - 1` zeros behind it.
+    `source` (N,): packed token behind each composed slot (0 for pads). `real` (N,): slots that are image or
+    register. `slot` (packed tokens,): composed slot of each image token and register (0 for text).
+    `first`, `second` (C, text slots): composed slots of the two text copies; `second` is None without it.
+    `chunk_column` (N / chunk,): column of each chunk.
+    """
+
+    source: Tensor
+    real: Tensor
+    slot: Tensor
+    first: Tensor
+    second: Tensor | None
+    chunk_column: Tensor
+
+
+@lru_cache(maxsize=1024)
+def composition_table(
+    layout: BatchLayout,
+    path: int,
+    scan: Literal["serpentine", "raster"],
+    registers: bool,
+    closing_text: bool,
+    chunk: int,
+    gap: int,
+    device: str,
+) -> CompositionTable:
+    """[text, (register, frame in scan order) ..., text] of every column, each column padded to whole chunks."""
+    slots, copies = layout.text_slots, 2 if closing_text else 1
+    visuals = _visual_orders(layout, LAYER_ORDER[path % len(LAYER_ORDER)], scan, registers)
+    slot = np.zeros(layout.text_tokens + sum(len(v) for v in visuals), np.int64)
+    sources, firsts, seconds, chunk_column, begin = [], [], [], [], 0
+    for number, visual in enumerate(visuals):
+        used = copies * slots + len(visual)
+        length = -(-(used + gap) // chunk) * chunk
+        source = np.full(length, -1, np.int64)
+        source[slots : slots + len(visual)] = visual
+        slot[visual] = begin + slots + np.arange(len(visual))
+        sources.append(source)
+        firsts.append(begin + np.arange(slots))
+        seconds.append(begin + used - slots + np.arange(slots))
+        chunk_column += [number] * (length // chunk)
+        begin += length
+    flat = np.concatenate(sources)
+    return CompositionTable(
+        source=torch.from_numpy(np.maximum(flat, 0)).to(device),
+        real=torch.from_numpy(flat >= 0).to(device),
+        slot=torch.from_numpy(slot).to(device),
+        first=torch.from_numpy(np.stack(firsts)).to(device),
+        second=torch.from_numpy(np.stack(seconds)).to(device) if closing_text else None,
+        chunk_column=torch.tensor(chunk_column, device=device),
+    )
+
+
+def _visual_orders(
+    layout: BatchLayout, letter: str, scan: Literal["serpentine", "raster"], registers: bool
+) -> list[Indices]:
+    """Packed indices of each column's registers and image tokens in scanning order."""
+    image = layout.text_tokens
+    register = image + layout.image_tokens
+    orders = []
+    for column in layout.columns:
+        parts: list[Indices] = []
+        for clip in column.clips:
+            order = scan_order(letter, clip.height, clip.width, scan)
+            for _ in range(clip.frames):
+                if registers:
+                    parts.append(np.array([register], np.int64))
+                parts.append(image + order)
+                image, register = image + len(order), register + 1
+        orders.append(np.concatenate(parts))
+    return orders
+
+
+@lru_cache(maxsize=1024)
+def register_types(layout: BatchLayout, device: str) -> Tensor:
+    """(frames of all columns, 3) one-hot type of each register, float32."""
+    types = torch.from_numpy(np.concatenate([frame_types(c) for c in layout.columns]))
+    return torch.nn.functional.one_hot(types, 3).to(device, torch.float32)
+
+
+class TemporalTable(NamedTuple):
+    """Index tables of the temporal branch over all columns of a batch row (image tokens only).
+
+    `pools`: for each pooling factor a (tokens, factor^2) table of the image tokens that are averaged; their
+    results, one factor after the other, are reordered by `order` into pieces of `places` tokens, column by
+    column. `pieces`: per column how many. `back` (image tokens,): which temporal token each image token reads.
+    """
+
+    pools: tuple[Tensor, ...]
+    order: Tensor
+    back: Tensor
+    pieces: tuple[int, ...]
+    places: tuple[int, ...]
+
+
+@lru_cache(maxsize=1024)
+def temporal_table(layout: BatchLayout, device: str) -> TemporalTable:
+    """Pieces of the lowest grid's size: one per history frame (area mean), factor^2 per noisy frame.
+
+    The noisy frame is cut interleaved (space to depth), so place p of a piece is the image place p of the
+    reduced frames; history goes back to its own size by nearest neighbour.
+    """
+    pooled: dict[int, list[Indices]] = {}  # by number of averaged tokens
+    where: list[tuple[int, int]] = []  # (that number, how many temporal tokens) in temporal order
+    back, pieces, image, temporal = np.zeros(layout.image_tokens, np.int64), [], 0, 0
+    for column in layout.columns:
+        count = 0
+        for cells, noisy in _cut_frames(column, image):
+            sources = cells.reshape(-1, 1) if noisy else cells.T
+            back[cells] = temporal + np.arange(sources.shape[0]).reshape(-1, cells.shape[1])
+            pooled.setdefault(sources.shape[1], []).append(sources)
+            where.append((sources.shape[1], len(sources)))
+            temporal, count = temporal + len(sources), count + (len(cells) if noisy else 1)
+        image += column.tokens
+        pieces.append(count)
+    return TemporalTable(
+        pools=tuple(torch.from_numpy(np.concatenate(group)).to(device) for group in pooled.values()),
+        order=torch.from_numpy(_order_of(where, list(pooled))).to(device),
+        back=torch.from_numpy(back).to(device),
+        pieces=tuple(pieces),
+        places=tuple(c.lowest[0] * c.lowest[1] for c in layout.columns),
+    )
+
+
+def _cut_frames(column: Column, image: int) -> list[tuple[Indices, bool]]:
+    """Per frame its image tokens as (piece, place), and whether it is noisy; `image` is the column's first token."""
+    low_h, low_w = column.lowest
+    frames = []
+    for number, clip in enumerate(column.clips):
+        factor, noisy = clip.height // low_h, number == len(column.clips) - 1
+        for _ in range(clip.frames):
+            grid = image + np.arange(clip.height * clip.width).reshape(low_h, factor, low_w, factor)
+            frames.append((grid.transpose(1, 3, 0, 2).reshape(factor * factor, low_h * low_w), noisy))
+            image += grid.size
+    return frames
+
+
+def _order_of(where: list[tuple[int, int]], groups: list[int]) -> Indices:
+    """Row of each temporal token in the concatenated groups."""
+    totals = {g: sum(n for group, n in where if group == g) for g in groups}
+    offsets = dict(zip(groups, np.cumsum([0, *totals.values()])[:-1].tolist(), strict=True))
+    rows = []
+    for group, count in where:
+        rows.append(offsets[group] + np.arange(count))
+        offsets[group] += count
+    return np.concatenate(rows)
+
+
+@lru_cache(maxsize=1024)
+def piece_mask(column: Column, device: str) -> Tensor:
+    """(pieces, pieces) bool: a piece sees the pieces of its own and of earlier frames."""
+    counts = [len(cells) if noisy else 1 for cells, noisy in _cut_frames(column, 0)]
+    frame = np.repeat(np.arange(column.frames), counts)
+    return torch.from_numpy(frame[:, None] >= frame[None, :]).to(device)
