@@ -162,6 +162,9 @@ class AttemptRunner:
             result = _read_result(work_dir, work.record.stage_key)
             if result is None:
                 continue
+            # The home may have been moved since: staging lies below its attempt, wherever that is now.
+            staged = [o.model_copy(update={"staging": str(work_dir / "staging" / o.name)}) for o in result.outputs]
+            result = result.model_copy(update={"outputs": tuple(staged)})
             try:
                 committed = self._publish(work, _Finished(result, work_dir), lease)
             except DataIntegrityError as error:

@@ -28,9 +28,12 @@ def ending_of(exits: Sequence[ExitRecord], returncode: int, ranks: int, *, drain
     if returncode == 0 and all(e.exit_class == ExitClass.OK for e in exits):
         return Ending(ExitClass.OK)
     worst = _worst([_class_of(e) for e in exits], ranks, draining=draining)
-    if worst is ExitClass.OK:  # every rank that spoke was content, yet the gang failed: one died wordless
+    words = [e.message for e in exits if _class_of(e) is worst]
+    if (
+        worst is None or not words
+    ):  # a rank died wordless; the others were content or drained because torchrun stopped them
         return _silent(returncode, draining, log)
-    return Ending(worst, next(e.message for e in exits if _class_of(e) is worst))
+    return Ending(worst, words[0])
 
 
 def _class_of(record: ExitRecord) -> ExitClass:
@@ -38,7 +41,8 @@ def _class_of(record: ExitRecord) -> ExitClass:
     return ExitClass(record.exit_class) if record.exit_class in known else ExitClass.BUG
 
 
-def _worst(classes: list[ExitClass], ranks: int, *, draining: bool) -> ExitClass:
+def _worst(classes: list[ExitClass], ranks: int, *, draining: bool) -> ExitClass | None:
+    """The binding class of the ranks that spoke; None when none of them tells why the gang failed."""
     for binding in _BINDING:
         if binding in classes:
             return binding
@@ -47,9 +51,7 @@ def _worst(classes: list[ExitClass], ranks: int, *, draining: bool) -> ExitClass
     drained = ExitClass.DRAINED in classes
     if drained and (draining or (len(classes) == ranks and ExitClass.INFRASTRUCTURE not in classes)):
         return ExitClass.DRAINED
-    if drained or ExitClass.INFRASTRUCTURE in classes:
-        return ExitClass.INFRASTRUCTURE
-    return ExitClass.OK
+    return ExitClass.INFRASTRUCTURE if ExitClass.INFRASTRUCTURE in classes else None
 
 
 def _signalled(number: int, draining: bool) -> Ending:

@@ -14,6 +14,7 @@ from m4v.core.config import FrozenModel
 from m4v.core.errors import DataIntegrityError, InfrastructureError, NeedsHuman
 from m4v.core.items import ItemStore
 from m4v.core.stage import Resources, StageContext
+from m4v.core.storage import write_atomic
 from pipelines.spec import InputSpec, StageNode, StageSpec
 
 
@@ -124,7 +125,9 @@ def gang(context: StageContext) -> None:
     misbehave_rank = context.request.locations.get("bad_rank")
     if misbehave_rank == str(context.rank):
         misbehave(context)
-    (context.output("lines") / f"rank{context.rank}.txt").write_text(f"{context.rank} of {context.world_size}\n")
+    write_atomic(
+        context.output("lines") / f"rank{context.rank}.txt", f"{context.rank} of {context.world_size}\n".encode()
+    )
     deadline = time.monotonic() + 60
     while len(list(context.output("lines").glob("rank*.txt"))) < context.world_size:
         context.check_drain()

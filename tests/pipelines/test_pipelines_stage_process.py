@@ -211,7 +211,7 @@ def test_classify_exceptions():
         ],
         ExitClass.DRAINED: [Drained("x")],
         ExitClass.NEEDS_HUMAN: [NeedsHuman("x")],
-        ExitClass.BUG: [ValueError("x"), RuntimeError("shape mismatch"), FileNotFoundError(2, "no such file"), KeyError("x")],
+        ExitClass.BUG: [ValueError("x"), RuntimeError("shape mismatch"), FileNotFoundError(2, "gone"), KeyError("x")],
     }  # fmt: skip
     for expected, errors in cases.items():
         assert [classify(e) for e in errors] == [expected] * len(errors)
