@@ -78,13 +78,15 @@ class RewardObjective:
         if not rows:
             return None
         velocity = prediction.detach().requires_grad_()
-        frames = self._decode(batch.latents[c][rows], column.unit, _take(batch.columns[c], rows), velocity[rows])
-        scored = self._rewards(frames, [batch.captions[self._row(batch, i, c)] for i in rows])
-        (gradient,) = torch.autograd.grad(scored.reward.sum(), velocity)
+        with torch.enable_grad():
+            frames = self._decode(batch.latents[c][rows], column.unit, _take(batch.columns[c], rows), velocity[rows])
+            scored = self._rewards(frames, [batch.captions[self._row(batch, i, c)] for i in rows])
+            (gradient,) = torch.autograd.grad(scored.reward.sum(), velocity)
         logged: Logged = {}
         _add(logged, "reward", scored.reward.detach())
         for name, scores in scored.by_scorer.items():
             _add(logged, f"score_{name}", scores)
+        frames = frames.detach()
         edges = ((frames <= 0) | (frames >= 1)).float().flatten(1).mean(dim=1)
         _add(logged, "clipped", edges)
         return ScoredColumn(gradient, logged)

@@ -1,0 +1,184 @@
+"""Reward objective on a tiny model without DeepSpeed: right gradient, rising reward, contained data loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_training_units import collator
+from torch import Tensor, nn
+from training_helpers import TEXT, clips, write_dataset
+
+from m4v.codec import open_codec
+from m4v.codec.config import CodecConfig
+from m4v.config import ModelConfig, ScheduleConfig
+from m4v.core.shard_index import INDEX, read_index
+from m4v.flow.schedule import PyramidSchedule
+from m4v.model import build_model
+from training.config import OrderConfig, RewardConfig, RewardTermConfig, weights_of
+from training.exposure import rows_of
+from training.loader import Batch
+from training.objective import FlowObjective, Objective
+from training.order import DataOrder
+from training.reward.objective import RewardObjective
+from training.reward.rewards import Rewards, WeightedScore
+
+ORDER = OrderConfig(frames=17, tokens_per_pack=120, packs=1, image_every=0, high_units=2)
+MODEL = ModelConfig(
+    width=32, heads=2, double_blocks=1, single_blocks=1, text_dim=TEXT.embedding_dim, pooled_dim=TEXT.pooled_dim,
+    text_slots=TEXT.slots, mlp_ratio=2,
+)  # fmt: skip
+
+
+class Redness:
+    """A scorer with a known gradient: mean of red minus mean of blue."""
+
+    name, digest = "redness", "0"
+
+    def __init__(self) -> None:
+        self.captions: list[str] = []
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        self.captions += texts
+        return torch.ones(len(texts), 1)
+
+    def score(self, frames: Tensor, text_features: Tensor) -> Tensor:
+        return (frames[:, 0] - frames[:, 2]).mean((1, 2)) * text_features[:, 0]
+
+
+class PlainEngine:
+    """The engine interface around an unsharded module."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, model: nn.Module, lr: float = 0.0) -> None:
+        self.model, self.optimizer = model, torch.optim.AdamW(model.parameters(), lr=lr)
+
+    def __call__(self, *args: object) -> list[Tensor]:
+        predictions: list[Tensor] = self.model(*args)
+        return predictions
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("reward") / "dataset"
+    write_dataset(directory, clips(videos=6, images=0))
+    return directory
+
+
+def objective(weight: float = 1.0, scorer: Redness | None = None) -> RewardObjective:
+    rewards = Rewards([WeightedScore(scorer or Redness(), 1.0)])
+    config = RewardTermConfig(weight=weight)
+    return RewardObjective(config, PyramidSchedule(ScheduleConfig()), open_codec(CodecConfig()), rewards)
+
+
+def batches(dataset: Path, order: DataOrder, steps: int, text_drop: float = 0.0) -> list[Batch]:
+    collate = collator(dataset, text_drop, window=(0.1, 0.6))
+    return [collate(order.pack(step, 0)) for step in range(steps)]
+
+
+@pytest.fixture
+def order(dataset: Path) -> DataOrder:
+    return DataOrder(rows_of(read_index(dataset / INDEX)), ORDER, 5, "reward")
+
+
+def model(seed: int = 1) -> nn.Module:
+    made = build_model(MODEL, seed)
+    with torch.no_grad():  # the published initialisation has a zero output layer: nothing would reach the blocks
+        made.proj_out.weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(seed))
+    return made
+
+
+def test_gradient_of_the_reward_equals_finite_differences(dataset: Path, order: DataOrder) -> None:
+    """The surrogate's parameter gradient is that of `flow - weight * reward`, followed along one direction."""
+    batch, size = batches(dataset, order, 1)[0], order.step_size(0)
+    engine, goal = PlainEngine(model()), objective(weight=3.0)
+    parameter = engine.model.proj_out.weight  # type: ignore[union-attr]
+    assert isinstance(parameter, nn.Parameter)
+
+    def value() -> float:
+        terms = goal(engine, batch, size)  # type: ignore[arg-type]
+        total, count = terms.logged["reward"]
+        assert count == size.high
+        return terms.flow / size.samples - 3.0 * total / count
+
+    goal(engine, batch, size).loss.div(size.samples).backward()  # type: ignore[arg-type]
+    assert parameter.grad is not None
+    direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    expected = float((parameter.grad * direction).sum())
+    with torch.no_grad():
+        parameter += direction
+        above = value()
+        parameter -= 2 * direction
+        below = value()
+    assert (above - below) / 2 == pytest.approx(expected, rel=2e-2)
+
+
+def train(
+    goal: Objective, data: list[Batch], order: DataOrder, steps: int
+) -> tuple[PlainEngine, list[float], list[float]]:
+    engine = PlainEngine(model(), lr=2e-3)
+    rewards, flows = [], []
+    for step in range(steps):
+        size = order.step_size(step % len(data))
+        terms = goal(engine, data[step % len(data)], size)  # type: ignore[arg-type]
+        total, count = terms.logged.get("reward", (0.0, 1))
+        rewards.append(total / count)
+        flows.append(terms.flow / size.samples)
+        engine.backward(terms.loss / size.samples)
+        engine.step()
+    return rewards, flows
+
+
+def test_a_few_steps_raise_the_reward_and_keep_the_data_loss(dataset: Path, order: DataOrder) -> None:
+    data, steps = batches(dataset, order, 3), 24
+    rewards, flows = train(objective(weight=1.0), data, order, steps)
+    _, plain = train(FlowObjective(), data, order, steps)
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.02
+    assert sum(flows[-3:]) < sum(flows[:3])
+    assert sum(flows[-3:]) < 1.5 * sum(plain[-3:])
+
+
+def test_dropped_captions_and_early_frames_are_not_scored(dataset: Path, order: DataOrder) -> None:
+    engine, scorer = PlainEngine(model()), Redness()
+    goal, size = objective(scorer=scorer), order.step_size(0)
+    dropped = batches(dataset, order, 1, text_drop=1.0)[0]
+    terms = goal(engine, dropped, size)  # type: ignore[arg-type]
+    assert "reward" not in terms.logged
+    assert float(terms.loss.detach()) == terms.flow
+    assert scorer.captions == []
+    batch = batches(dataset, order, 1)[0]
+    goal(engine, batch, size)  # type: ignore[arg-type]
+    assert set(scorer.captions) == {batch.captions[i] for i in range(3, len(batch.captions), 4)}
+    last_only = RewardObjective(
+        RewardTermConfig(last_latents=1), PyramidSchedule(ScheduleConfig()), open_codec(CodecConfig()),
+        Rewards([WeightedScore(Redness(), 1.0)]),
+    )  # fmt: skip
+    for pack in (order.pack(s, 0) for s in range(4)):
+        terms = last_only(engine, collator(dataset)(pack), size)  # type: ignore[arg-type]
+        assert ("reward" in terms.logged) == (pack.columns[3].unit == pack.stream.t)
+
+
+def test_high_columns_can_be_kept_to_the_last_latents(order: DataOrder) -> None:
+    units = [c.unit for pack in order.streams[0].cycle for c in pack if c.stage == 2]
+    assert set(units) == {2, 3}
+    assert {c.unit for pack in order.streams[0].cycle for c in pack if c.stage < 2} == {1, 2, 3}
+
+
+def test_weights_of_the_reward_enter_the_stage_key() -> None:
+    assert "efficientnet-lite2" in weights_of(RewardConfig(name="reward", steps=1))
+
+
+def test_null_text_is_read_from_the_dataset(dataset: Path) -> None:
+    null = load_file(dataset / "null_text.safetensors")
+    assert torch.equal(collator(dataset).null_text.pooled, null["pooled"][0])

@@ -1,0 +1,272 @@
+"""Loader, resume state, exposure, EMA, metrics and learning rate, each alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_helpers import clips, latent_of, write_dataset
+
+from m4v.config import ScheduleConfig
+from m4v.core.errors import ConfigError, DataIntegrityError, InputError
+from m4v.core.shard_index import INDEX, read_index
+from m4v.core.storage import Storage
+from m4v.flow.latents import normalise
+from m4v.flow.schedule import PyramidSchedule
+from training.config import OptimizerConfig, OrderConfig, RewardTermConfig, latents_of
+from training.ema import Ema, decay_at
+from training.engine import Fragment
+from training.exposure import DebugLog, ExposureState, order_of, seen, steps_that_saw, surviving_line
+from training.loader import Batch, Collator, Prefetcher, SampleStore, Text
+from training.metrics import Speed, Timing
+from training.order import Pack, check_world_size
+from training.state import SaveManifest, Shard, StateFile, StateStore
+
+ORDER = OrderConfig(frames=17, tokens_per_pack=80, image_every=2)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("units") / "dataset"
+    write_dataset(directory, clips(videos=7, images=3))
+    return directory
+
+
+def state_of(cursor: int, seed: int = 5) -> ExposureState:
+    return ExposureState(
+        stage="17f", dataset_id="d", order=ORDER, seed=seed, global_batch=(), cursor=cursor, init_from=None
+    )
+
+
+def collator(dataset: Path, text_drop: float = 0.0, window: tuple[float, float] | None = None) -> Collator:
+    null = load_file(dataset / "null_text.safetensors")
+    return Collator(
+        store=SampleStore(dataset.joinpath, read_index(dataset / INDEX)),
+        schedule=PyramidSchedule(ScheduleConfig()),
+        null_text=Text(*(null[key][0] for key in Text._fields)),
+        seed=5,
+        stage="17f",
+        text_drop=text_drop,
+        high_window=window,
+        with_captions=True,
+    )
+
+
+def test_latent_counts_of_the_ladder() -> None:
+    assert [latents_of(f) for f in (1, 57, 121, 241)] == [1, 8, 16, 31]
+    with pytest.raises(ValueError, match="8n\\+1"):
+        OrderConfig(frames=56)
+    with pytest.raises(ValueError, match="noise_window"):
+        RewardTermConfig(noise_window=(0.6, 0.1))
+
+
+def test_learning_rate_warms_up_linearly_then_stays() -> None:
+    config = OptimizerConfig(lr=1e-3, warmup_steps=10, warmup_from=0.0)
+    assert [config.lr_at(s) for s in (0, 5, 10, 99)] == pytest.approx([0.0, 5e-4, 1e-3, 1e-3])
+    assert OptimizerConfig(lr=2e-3, warmup_steps=0).lr_at(0) == 2e-3
+
+
+def test_config_of_training_is_torch_free() -> None:
+    code = "import sys, training.config, training.order, training.exposure; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_sample_meets_the_same_numbers_in_any_batch(dataset: Path) -> None:
+    """A pack of several samples gives each what a pack of that sample alone gives it."""
+    collate = collator(dataset, text_drop=0.5)
+    pack = order_of(state_of(9), read_index(dataset / INDEX)).pack(0, 0)
+    whole, count = collate(pack), len(pack.columns)
+    assert len(pack.draws) > count
+    for row in range(len(pack.draws) // count):
+        part = collate(Pack(0, pack.stream, pack.columns, pack.draws[row * count : (row + 1) * count]))
+        assert torch.equal(part.text[0], whole.text[row * count])
+        assert part.dropped == whole.dropped[row * count : (row + 1) * count]
+        for one, many in zip(part.columns, whole.columns, strict=True):
+            assert torch.equal(one.target[0], many.target[row])
+            assert all(torch.equal(a[0], b[row]) for a, b in zip(one.clips, many.clips, strict=True))
+
+
+def test_batches_hold_what_the_shards_hold(dataset: Path) -> None:
+    index = read_index(dataset / INDEX)
+    number = dict(zip(index["sample_id"].to_pylist(), index["source_id"].to_pylist(), strict=True))
+    order = order_of(state_of(9), index)
+    pack = order.pack(1, 1)
+    batch = collator(dataset)(pack)
+    for row, draw in enumerate(pack.draws):
+        sample, column = divmod(row, len(pack.columns))
+        expected = latent_of(clips(7, 3)[int(number[draw.sample_id])]).float()[None]
+        assert torch.equal(batch.latents[column][sample], normalise(expected)[0])
+    assert batch.columns[3].clips[-1].shape[-2:] == (8, 8)
+    assert batch.columns[0].clips[-1].shape[-2:] == (2, 2)
+
+
+def test_text_drop_gives_the_null_text_at_its_rate(dataset: Path) -> None:
+    collate = collator(dataset, text_drop=0.25)
+    order = order_of(state_of(9), read_index(dataset / INDEX))
+    batches = [collate(p) for s in range(30) for p in order.packs(s)]
+    dropped = [d for b in batches for d in b.dropped]
+    assert 0.2 < sum(dropped) / len(dropped) < 0.3
+    rows = [row for b in batches for row, d in zip(b.text, b.dropped, strict=True) if d]
+    assert all(torch.equal(row, collate.null_text.embedding) for row in rows)
+    captions = {c for b in batches for c in b.captions}
+    assert any(c.endswith("on grey") for c in captions)
+    assert any(not c.endswith("on grey") for c in captions)
+
+
+def test_window_narrows_the_noise_of_high_columns_only(dataset: Path) -> None:
+    order = order_of(state_of(9), read_index(dataset / INDEX))
+    packs = [p for s in range(12) for p in order.packs(s)]
+    free = [collator(dataset)(p) for p in packs]
+    tight = [collator(dataset, window=(0.1, 0.6))(p) for p in packs]
+
+    def high(batches: list[Batch]) -> torch.Tensor:
+        return torch.cat([b.columns[3].sigma for b in batches])
+
+    assert high(tight).min() >= 0.099
+    assert high(tight).max() <= 0.601
+    assert high(free).max() > 0.8
+    for a, b in zip(free, tight, strict=True):
+        assert torch.equal(a.columns[0].sigma, b.columns[0].sigma)
+
+
+def test_damaged_shard_is_refused_by_name(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "d", clips(2, 0))
+    index = read_index(tmp_path / "d" / INDEX)
+    row = index.slice(0, 1).to_pylist()[0]
+    with (tmp_path / "d" / "shards" / row["shard"]).open("r+b") as shard:
+        shard.seek(row["latent_offset"] + row["latent_size"] - 1)
+        shard.write(b"\xff")
+    store = SampleStore((tmp_path / "d").joinpath, index)
+    with pytest.raises(DataIntegrityError, match=row["sample_id"]):
+        store.latent(row["sample_id"], 0, 1, 3)
+    store.text(row["sample_id"], 1)
+
+
+def test_prefetcher_keeps_order_and_hands_errors_over_at_their_step() -> None:
+    def make(step: int) -> int:
+        if step == 7:
+            raise OSError("shard is gone")
+        return step * step
+
+    prefetch = Prefetcher(make, 3, 9)
+    items = iter(prefetch)
+    seen_steps = [next(items) for _ in range(3, 7)]
+    with pytest.raises(OSError, match="shard is gone"):
+        next(items)
+    assert seen_steps == [(s, s * s) for s in range(3, 7)]
+    prefetch.close()
+    early = Prefetcher(lambda step: step, 0, 10**9)
+    next(iter(early))
+    early.close()  # returns although the thread still has work
+
+
+def test_exposure_is_recomputed_from_the_stored_state(dataset: Path) -> None:
+    index = read_index(dataset / INDEX)
+    state = ExposureState.model_validate_json(state_of(20).model_dump_json())
+    counts = seen(state, index)
+    for sample, count in counts.items():
+        assert len(steps_that_saw(state, index, sample)) == count
+    assert sum(counts.values()) == sum(order_of(state, index).step_size(s).samples for s in range(20))
+    with pytest.raises(InputError, match="no such sample"):
+        steps_that_saw(state, index, "unknown")
+    assert order_of(state_of(1, seed=6), index).pack(0, 0).draws != order_of(state_of(1), index).pack(0, 0).draws
+
+
+def test_surviving_line_keeps_the_last_run_of_a_step_and_skips_torn_lines(tmp_path: Path) -> None:
+    log = DebugLog(tmp_path, "s", 0)
+    for step, sample in ((0, "a"), (1, "lost"), (1, "b")):
+        log.write(step, 1, [(0, sample, step)])
+    with (tmp_path / "s.0.jsonl").open("a") as stream:
+        stream.write('{"step": 2, "dra')
+    assert surviving_line(tmp_path, "s", 2) == [[(0, "a", 0)], [(0, "b", 1)]]
+
+
+def shard(name: str, offset: int, values: torch.Tensor) -> Shard:
+    return Shard(name, offset, values, (values + 1, values + 2), values + 3)
+
+
+def commit(store: StateStore, step: int, cuts: list[int], values: torch.Tensor) -> SaveManifest:
+    """Save `values` as the parameter `w`, cut at `cuts` into one file a rank."""
+    edges = [0, *cuts, values.numel()]
+    files = [
+        store.write_shards(step, rank, [shard("w", first, values[first:last])])
+        for rank, (first, last) in enumerate(itertools.pairwise(edges))
+    ]
+    manifest = SaveManifest(
+        step=step, shapes={"w": (values.numel(),)}, has_ema=True, files=tuple(files),
+        metrics=(store.write_metrics([{"step": step}]),), lineage=((0, len(files)),),
+    )  # fmt: skip
+    store.commit(manifest)
+    return manifest
+
+
+def check_state_store(storage: Storage) -> None:
+    store = StateStore(storage, keep=2, token="one")
+    values = torch.arange(10, dtype=torch.float32)
+    for step in (2, 4, 6):
+        newest = commit(store, step, [4, 9], values * step)
+    assert store.newest_verified() == newest
+    assert [name.split("-")[0] for name in storage.directories("saves")] == ["0000000004", "0000000006"]
+    assert torch.equal(store.whole(newest, "ema")["w"], values * 6 + 3)
+    own = shard("w", 3, torch.zeros(5))
+    store.load_into(newest, [own])
+    assert torch.equal(own.moments[1], (values * 6 + 2)[3:8])
+    # a damaged newest save is passed over, an unfinished one dropped
+    storage.write_bytes(newest.files[1].path, b"torn")
+    store.write_shards(8, 0, [shard("w", 0, values)])
+    again = StateStore(storage, keep=2, token="two")
+    again.drop_unfinished()
+    found = again.newest_verified()
+    assert found is not None
+    assert found.step == 4
+    assert json.loads(again.metric_rows(found)) == {"step": 4}
+    assert not any(name.startswith("0000000008") for name in storage.directories("saves"))
+
+
+def test_state_store_on_disk(tmp_path: Path) -> None:
+    check_state_store(Storage(str(tmp_path)))
+
+
+def test_state_store_on_s3(s3_root: str) -> None:
+    check_state_store(Storage(f"{s3_root}/state"))
+
+
+def test_save_with_a_gap_is_refused(tmp_path: Path) -> None:
+    store = StateStore(Storage(str(tmp_path)), 2, "t")
+    file = store.write_shards(1, 0, [shard("w", 0, torch.ones(3))])
+    manifest = SaveManifest(step=1, shapes={"w": (4,)}, has_ema=True, files=(file,), metrics=(), lineage=((0, 1),))
+    with pytest.raises(DataIntegrityError, match="all of a parameter"):
+        store.whole(manifest, "master")
+    assert isinstance(file, StateFile)
+
+
+def test_ema_follows_its_formula() -> None:
+    weight = torch.tensor([1.0, 2.0])
+    ema = Ema([Fragment("w", (2,), 0, weight, (weight, weight))], decay=0.5)
+    expected = weight.clone()
+    for step in range(8):
+        weight += 1
+        ema.update(step)
+        decay = decay_at(0.5, step)
+        assert decay == min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(ema.averages[0], expected)
+
+
+def test_speed_summary_leaves_the_first_step_out_of_the_median() -> None:
+    speed = Speed([Timing(total=9.0, data=1.0), Timing(total=1.0), Timing(total=2.0), Timing(total=3.0)], tokens=30)
+    assert speed.summary()["step_seconds_median"] == 2.0
+    assert math.isclose(float(str(speed.summary()["tokens_per_second"])), 2.0)
+
+
+def test_world_size_must_divide_the_packs() -> None:
+    with pytest.raises(ConfigError, match="do not divide"):
+        check_world_size(OrderConfig(packs=4), 3)
