@@ -135,8 +135,9 @@ class PipelineRun:
         only what reads from it."""
         if on_event is not None:
             self._on_event = on_event
+        self.nodes = until_node(self.nodes, until)
         try:
-            for node in until_node(self.nodes, until):
+            for node in self.nodes:
                 self.execute(node.id)
         finally:
             self.finish()
