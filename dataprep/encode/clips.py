@@ -15,12 +15,11 @@ from dataprep.quarantine import ItemError, Reason
 from m4v.core.canonical import digest_json
 from m4v.core.errors import DataIntegrityError
 
-CLIPS = "clips.parquet"
 Crop = tuple[int, int, int, int]
 
 _COLUMNS = (
-    "clip_id", "source", "source_id", "path", "source_digest", "media", "start_us", "end_us", "first_frame", "frames",
-    "fps", "width", "height", "crop", "captions", "caption_digest", "phash", "kept", "licence",
+    "clip_id", "source", "source_id", "path", "source_digest", "size_bytes", "media", "start_us", "end_us",
+    "first_frame", "frames", "fps", "width", "height", "crop", "captions", "caption_digest", "phash", "kept", "licence",
 )  # fmt: skip
 _SCORE = "score_"
 
@@ -34,6 +33,7 @@ class KeptClip:
     source_id: str
     path: str
     source_digest: str
+    size_bytes: int
     media: str
     start_us: int
     end_us: int

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-from dataprep.encode.clips import CLIPS, KeptClip, kept_clips
+from dataprep.curation.table import CLIPS
+from dataprep.encode.clips import KeptClip, kept_clips
 from dataprep.encode.dataset import (
     DATASET,
     NULL_TEXT,
@@ -106,40 +106,27 @@ class _Work:
         self._texts = context.items("texts", text)
         self.hits = {"latents_cached": 0, "texts_cached": 0, "latents_encoded": 0}
 
-    @cached_property
-    def _readers(self) -> list[SourceReader]:
-        return [SourceReader(artifact) for artifact in self._context.input_list("source")]
-
     def plan(self, clips: Sequence[KeptClip]) -> tuple[list[_Planned], list[QuarantineRow]]:
         """Bucket and item key of every clip; clips that fill none are quarantined."""
         planned, quarantined = [], []
-        sizes = self._sizes({(clip.source, clip.path) for clip in clips})
-        locator = MediaLocator(self._context, self._readers)
+        readers = [SourceReader(artifact) for artifact in self._context.input_list("source")]
+        locator, names = MediaLocator(self._context, readers), {reader.name for reader in readers}
         for clip in clips:
             try:
                 buckets = clip.buckets(self._config.buckets)
             except ItemError as error:
                 quarantined.append(_row(clip, error.reason, error.detail))
                 continue
-            if (clip.source, clip.path) not in sizes:
-                raise DataIntegrityError("clip is of a file that no source lists", value=clip.path, where=clip.source)
+            if clip.source not in names:
+                raise DataIntegrityError("clip is of a source that is no input", value=clip.source, where=clip.clip_id)
             fps = clip.sampling_fps(self._config.buckets)
             media = ClipMedia(
-                file=locator.file(clip.source, clip.path, sizes[clip.source, clip.path], clip.source_digest),
+                file=locator.file(clip.source, clip.path, clip.size_bytes, clip.source_digest),
                 first_frame=clip.first_frame, end_frame=clip.first_frame + clip.frames, crop=clip.crop, fps=fps,
                 buckets=tuple(buckets),
             )  # fmt: skip
             planned.append(_Planned(clip, media, clip.latent_key(buckets, fps)))
         return planned, quarantined
-
-    def _sizes(self, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], int]:
-        """Size in bytes of the files that clips come from."""
-        return {
-            (reader.name, file.path): file.size_bytes
-            for reader in self._readers
-            for file in reader.files()
-            if (reader.name, file.path) in wanted
-        }
 
     def encode(self, engine: Engine, planned: list[_Planned]) -> tuple[list[_Done], list[QuarantineRow]]:
         """Bring every clip into the item store."""

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from dataprep.curation.table import SCHEMA
 from dataprep.sources.listing import Caption, ListedFile, ListingWriter, SourceFacts, write_facts
 from dataprep.stages.encode import run
 from m4v.core.artifacts import Artifact, ArtifactKind, build_manifest, write_manifest
@@ -17,17 +18,6 @@ from m4v.core.ids import clip_id
 from m4v.core.stage import InputRef, OutputRef, Resources, StageContext, StageRequest
 from m4v.video_io import write_mp4
 
-CLIP_SCHEMA = pa.schema(
-    [
-        ("clip_id", pa.string()), ("source", pa.string()), ("source_id", pa.string()), ("path", pa.string()),
-        ("source_digest", pa.string()), ("media", pa.string()), ("start_us", pa.int64()), ("end_us", pa.int64()),
-        ("first_frame", pa.int64()), ("frames", pa.int64()), ("fps", pa.float64()), ("width", pa.int32()),
-        ("height", pa.int32()), ("crop", pa.list_(pa.int32())), ("captions", pa.list_(pa.string())),
-        ("caption_digest", pa.string()), ("score_motion", pa.float64()), ("score_text", pa.float64()),
-        ("phash", pa.string()), ("kept", pa.bool_()), ("drop_rule", pa.string()), ("duplicate_of", pa.string()),
-        ("licence", pa.string()),
-    ]
-)  # fmt: skip
 SOURCE = "mine"
 
 
@@ -54,7 +44,7 @@ class Bench:
         out = self.root / f"clips-{digest_json([str(r) for r in self.rows])[:8]}"
         if not out.exists():
             out.mkdir()
-            pq.write_table(pa.Table.from_pylist(self.rows, schema=CLIP_SCHEMA), out / "clips.parquet")
+            pq.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA), out / "clips.parquet")
             write_manifest(out, build_manifest(out, ArtifactKind.CLIPS, {}))
         return _artifact(out, ArtifactKind.CLIPS, self.root)
 
@@ -97,7 +87,8 @@ def clip_row(file: ListedFile, **changes: object) -> dict[str, object]:
     end_us = 0 if image else round(frames / 24 * 1e6)
     row: dict[str, object] = {
         "clip_id": clip_id(SOURCE, file.source_id, 0, end_us), "source": SOURCE, "source_id": file.source_id,
-        "path": file.path, "source_digest": file.sha256, "media": file.media, "start_us": 0, "end_us": end_us,
+        "path": file.path, "source_digest": file.sha256, "size_bytes": file.size_bytes,
+        "media": file.media, "start_us": 0, "end_us": end_us,
         "first_frame": 0, "frames": frames, "fps": 0.0 if image else 24.0, "width": file.width, "height": file.height,
         "crop": None, "captions": [c.text for c in file.captions],
         "caption_digest": digest_json([c.text for c in file.captions]), "score_motion": 1.5, "score_text": None,

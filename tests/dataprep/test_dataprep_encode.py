@@ -226,9 +226,9 @@ def test_changed_and_missing_media_are_quarantined(tmp_path: Path):
     assert [r["source_id"] for r in _rows(out)] == ["video-2.mp4"]
 
 
-def test_clip_of_an_unlisted_file_is_refused(bench: support.Bench):
-    stray = support.Bench(bench.root, bench.source, [dict(bench.rows[0], path="other.mp4")], bench.location)
-    with pytest.raises(DataIntegrityError, match="no source lists"):
+def test_clip_of_a_source_that_is_no_input_is_refused(bench: support.Bench):
+    stray = support.Bench(bench.root, bench.source, [dict(bench.rows[0], source="other")], bench.location)
+    with pytest.raises(DataIntegrityError, match="no input"):
         stray.encode("stray", CONFIG)
 
 
