@@ -54,7 +54,8 @@ class SignalConfig(FrozenModel):
 class FilterConfig(FrozenModel):
     """A clip is dropped by the first rule that it breaks, in the order of these fields; null switches one off.
 
-    Shares are of a clip's frames unless stated otherwise.
+    Shares are of a clip's frames unless stated otherwise. The first two rules hold for every clip, the others
+    for filmed ones only (`CurateConfig.drawn_kinds`). What was not measured breaks no rule.
     """
 
     min_frames: int | None = Field(17, ge=1)
@@ -71,7 +72,7 @@ class FilterConfig(FrozenModel):
     max_flash: float | None = Field(0.1, ge=0, le=1)
     max_text: float | None = Field(0.02, ge=0, le=1)  # largest text area among the key frames
     max_nsfw: float | None = Field(0.5, ge=0, le=1)
-    max_brisque: float | None = Field(80.0, ge=0)  # mean over the key frames; lower is better
+    max_brisque: float | None = Field(90.0, ge=0)  # mean over the key frames; lower is better
 
 
 class DedupConfig(FrozenModel):
@@ -89,7 +90,10 @@ class CurateConfig(FrozenModel):
 
     `missing_caption`: what becomes of a clip that no caption covers (at least `min_caption_overlap` of its
     frames): a quarantine row, or a dropped row of the clip table with all its scores.
-    `max_quarantine_rate`: share of the listed files past which the stage fails.
+    `drawn_kinds`: kinds of collections whose pictures are drawn, not filmed. Models and content rules are
+    calibrated on camera footage, and drawings differ by colours that a grey hash does not see: their clips
+    pass size and length rules and exact dedup only.
+    `max_quarantine_rate`: share of the listed files past which the stage fails (from 20 files on).
     """
 
     decoder: Literal["pyav", "decord"] = "pyav"
@@ -100,6 +104,7 @@ class CurateConfig(FrozenModel):
     dedup: DedupConfig = DedupConfig()
     missing_caption: Literal["quarantine", "drop"] = "quarantine"
     min_caption_overlap: float = Field(0.5, gt=0, le=1)
+    drawn_kinds: tuple[str, ...] = ("synthetic",)
     max_quarantine_rate: float = Field(0.5, ge=0, le=1)
 
     @model_validator(mode="after")

@@ -1,0 +1,95 @@
+"""Measurements kept in an item store: a killed run goes on, and new thresholds recompute nothing.
+
+An envelope holds a result or the reason of a failure that would come again; what depends on the machine and
+the moment (a time-out, a dead worker) is never kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dataprep.engine import Engine
+from dataprep.quarantine import TRANSIENT_REASONS, ItemError, ItemFailure
+from m4v.core.canonical import digest_bytes, digest_json
+from m4v.core.items import ItemStore
+from m4v.core.storage import Storage
+
+_RESULT, _FAILURE = b"R", b"F"
+_LIBRARIES = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "torch", "decord")
+_CODE = ("media", "shots", "signals", "curation/measure.py")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement: `task` for the function, and where its result is kept."""
+
+    task: Any
+    store_uri: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Remember:
+    """Callable for an engine: measure, keep the envelope, return it."""
+
+    function: Callable[[Any], bytes]
+
+    def __call__(self, job: Job) -> bytes:
+        try:
+            envelope = _RESULT + self.function(job.task)
+        except ItemError as error:
+            if error.reason in TRANSIENT_REASONS:
+                raise
+            envelope = _FAILURE + json.dumps([error.reason, error.detail]).encode()
+        ItemStore(Storage(job.store_uri)).put(job.key, envelope)
+        return envelope
+
+
+def measure_all(
+    engine: Engine, function: Callable[[Any], bytes], jobs: Sequence[Job], timeout_s: float
+) -> Iterator[bytes | ItemFailure]:
+    """Payloads in the order of `jobs`; only those that no store holds go to the engine."""
+    kept = [ItemStore(Storage(job.store_uri)).get(job.key) for job in jobs]
+    missing = [job for job, envelope in zip(jobs, kept, strict=True) if envelope is None]
+    made = engine.map(Remember(function), missing, timeout_s=timeout_s)
+    for envelope in kept:
+        result = next(made) if envelope is None else envelope
+        yield result if isinstance(result, ItemFailure) else _open(result)
+
+
+def _open(envelope: bytes) -> bytes | ItemFailure:
+    if envelope[:1] == _RESULT:
+        return envelope[1:]
+    reason, detail = json.loads(envelope[1:])
+    return ItemFailure(reason, detail)
+
+
+def pack(facts: dict[str, object], blob: bytes = b"") -> bytes:
+    """JSON facts and a binary part."""
+    head = json.dumps(facts, sort_keys=True).encode()
+    return len(head).to_bytes(4, "big") + head + blob
+
+
+def unpack(payload: bytes) -> tuple[dict[str, Any], bytes]:
+    length = int.from_bytes(payload[:4], "big")
+    return json.loads(payload[4 : 4 + length]), payload[4 + length :]
+
+
+def step_digest(identity: dict[str, object]) -> str:
+    """Identity of a measuring step: its part of the config, the code that measures and the libraries under it."""
+    return digest_json([identity, _code_digest(), {name: metadata.version(name) for name in _LIBRARIES}])
+
+
+@cache
+def _code_digest() -> str:
+    root = Path(__file__).parent.parent
+    files = [
+        p for name in _CODE for p in ([root / name] if name.endswith(".py") else sorted((root / name).rglob("*.py")))
+    ]
+    return digest_json([[p.relative_to(root).as_posix(), digest_bytes(p.read_bytes())] for p in files])

@@ -1,0 +1,194 @@
+"""The measuring functions that engines run on files: probe, one decoding pass of a segment, a clip's key frames.
+
+Each takes one task and returns bytes; a file that cannot be measured raises ItemError with its reason.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dataprep.curation.items import pack
+from dataprep.media.container import Limits
+from dataprep.media.decode import Backend, open_reader
+from dataprep.media.geometry import Box, Frame, crop, resize
+from dataprep.media.images import read_image
+from dataprep.media.index import FrameIndex
+from dataprep.media.location import MediaFile
+from dataprep.media.probe import probe_video
+from dataprep.shots.detector import CONTEXT, ShotDetector, open_detector, shot_frame
+from dataprep.signals.brisque import brisque
+from dataprep.signals.clip import clip_scores, content_box, content_digest, sampled_hashes, spread
+from dataprep.signals.frames import FrameSignals
+from dataprep.signals.frames import pack as pack_columns
+from dataprep.signals.nsfw import nsfw_probability
+from dataprep.signals.text import text_area
+
+MODEL_SIDE = 960  # long side of the key frames that models see
+_STRIP_FRAMES, _STRIP_HEIGHT, _STRIP_QUALITY = 4, 108, 82
+_ROUND = 4
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    media: MediaFile
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class SegmentTask:
+    """Frames [start, end) of a video; `start` is a multiple of the detectors' step."""
+
+    media: MediaFile
+    start: int
+    end: int
+    decoder: Backend
+    detector: str
+    analysis_side: int
+    motion_stride: int
+
+
+@dataclass(frozen=True)
+class ClipTask:
+    """Key frames of [first_frame, first_frame + frames) inside `box`. `models`: which of text, nsfw, quality."""
+
+    media: MediaFile
+    first_frame: int
+    frames: int
+    box: Box
+    decoder: Backend
+    key_frames: int
+    models: tuple[bool, bool, bool]
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    media: MediaFile
+    limits: Limits
+    analysis_side: int
+    crop_bars: bool
+    models: tuple[bool, bool, bool]
+
+
+def probe(task: ProbeTask) -> bytes:
+    """Facts of a video, after comparing its bytes with the listing."""
+    path = task.media.local()
+    task.media.check(path)
+    return pack(probe_video(path, task.limits).as_json())
+
+
+@cache
+def _detector(name: str) -> ShotDetector:
+    return open_detector(name)
+
+
+def segment(task: SegmentTask) -> bytes:
+    """Signal columns of a segment, with boundary probabilities and frame times, from one decoding pass."""
+    reader = open_reader(task.media.local(), task.decoder)
+    before = max(0, task.start - CONTEXT)
+    after = min(reader.index.frames, task.end + CONTEXT)
+    signals = FrameSignals(task.motion_stride)
+    small: list[NDArray[np.uint8]] = []
+    for number, frame in zip(
+        range(before, after), reader.frames(range(before, after), task.analysis_side), strict=True
+    ):
+        small.append(shot_frame(frame))
+        if number == task.start - 1:
+            signals.skip(frame)
+        if task.start <= number < task.end:
+            signals.add(number, frame, reader.interlaced)
+    count = task.end - task.start
+    columns = signals.columns()
+    columns["boundary"] = _detector(task.detector).boundaries(np.stack(small), task.start - before, count)
+    columns |= _times(reader.index, task.start, task.end)
+    return pack_columns(columns)
+
+
+def _times(index: FrameIndex, start: int, end: int) -> dict[str, NDArray[np.generic]]:
+    edges = np.array([index.microseconds(k) for k in range(start, end + 1)], dtype=np.int64)
+    usual = max(1.0, float(np.median(np.diff(index.pts)))) if index.frames > 1 else 1.0
+    pts = index.pts[start : end + 1].astype(np.float64)
+    gaps = np.diff(np.append(pts, float(index.end_pts)) if end == index.frames else pts) / usual
+    return {"start_us": edges[:-1], "end_us": edges[1:], "gap": gaps.astype(np.float32)}
+
+
+def clip(task: ClipTask) -> bytes:
+    """Model scores of a clip's key frames, and its contact strip as JPEG."""
+    reader = open_reader(task.media.local(), task.decoder)
+    keys = (task.first_frame + spread(task.frames, task.key_frames)).tolist()
+    shown = (task.first_frame + spread(task.frames, _STRIP_FRAMES)).tolist()
+    wanted = sorted({*keys, *shown})
+    pictures = {
+        number: _inside(frame, task.box, reader.display.width)
+        for number, frame in zip(wanted, reader.frames(wanted, MODEL_SIDE), strict=True)
+    }
+    scores = model_scores([pictures[k] for k in keys], task.models)
+    return pack({"scores": scores}, strip([pictures[k] for k in shown]))
+
+
+def _inside(frame: Frame, box: Box, display_width: int) -> Frame:
+    scale = frame.shape[1] / display_width
+    x0, y0 = int(box.x0 * scale), int(box.y0 * scale)
+    x1, y1 = min(frame.shape[1], round(box.x1 * scale)), min(frame.shape[0], round(box.y1 * scale))
+    return np.ascontiguousarray(crop(frame, Box(x0, y0, max(x0 + 1, x1), max(y0 + 1, y1))))
+
+
+def image(task: ImageTask) -> bytes:
+    """Everything about a still image: size, signals, model scores, hashes, and its preview."""
+    path = task.media.local()
+    task.media.check(path)
+    picture = read_image(path, task.limits)
+    height, width = picture.shape[:2]
+    signals = FrameSignals(motion_stride=1)
+    signals.add(0, _shrunk(picture, task.analysis_side), interlaced=False)
+    columns = signals.columns()
+    box = content_box(columns, width, height) if task.crop_bars else Box(0, 0, width, height)
+    inside = crop(picture, box)
+    scores: dict[str, object] = {**clip_scores(columns, 1.0, box, width, height), "interlaced": None}
+    scores |= model_scores([_shrunk(inside, MODEL_SIDE)], task.models)
+    facts = {
+        "width": width,
+        "height": height,
+        "box": list(box),
+        "scores": scores,
+        "phash": sampled_hashes(columns),
+        "content": content_digest(columns),
+    }
+    return pack(facts, strip([inside]))
+
+
+def _shrunk(frame: Frame, long_side: int) -> Frame:
+    height, width = frame.shape[:2]
+    scale = min(1.0, long_side / max(height, width))
+    return resize(frame, max(1, round(width * scale)), max(1, round(height * scale)))
+
+
+def model_scores(pictures: list[Frame], models: tuple[bool, bool, bool]) -> dict[str, float | None]:
+    """Largest text area, largest NSFW probability, mean BRISQUE; None for what is off or not measurable."""
+    text, nsfw, quality = models
+    qualities = [q for p in pictures if (q := brisque(p)) is not None] if quality else []
+    scores = {
+        "text": max(text_area(p) for p in pictures) if text else None,
+        "nsfw": max(nsfw_probability(p) for p in pictures) if nsfw else None,
+        "brisque": float(np.mean(qualities)) if qualities else None,
+    }
+    return {name: None if value is None else round(value, _ROUND) for name, value in scores.items()}
+
+
+def strip(pictures: list[Frame]) -> bytes:
+    """Contact strip: pictures of one height side by side, JPEG."""
+    row: list[Any] = []
+    for picture in pictures:
+        height, width = picture.shape[:2]
+        row.append(
+            resize(picture, max(1, min(4 * _STRIP_HEIGHT, round(width * _STRIP_HEIGHT / height))), _STRIP_HEIGHT)
+        )
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(row, axis=1)).save(buffer, format="JPEG", quality=_STRIP_QUALITY)
+    return buffer.getvalue()

@@ -1,0 +1,232 @@
+"""From listed files to candidate clips: probe, segments, shots, captions, key frames, all through item stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataprep.curate_config import CurateConfig
+from dataprep.curation import measure
+from dataprep.curation.captions import captions_of
+from dataprep.curation.items import Job, measure_all, step_digest, unpack
+from dataprep.curation.table import Clip
+from dataprep.engine import Engine
+from dataprep.media.container import Limits
+from dataprep.media.geometry import Box
+from dataprep.media.location import MediaFile
+from dataprep.quarantine import ItemFailure, QuarantineRow, Reason
+from dataprep.shots.detector import STEP
+from dataprep.shots.scenes import Span, scenes, split
+from dataprep.signals.clip import clip_scores, content_box, content_digest, sampled_hashes
+from dataprep.signals.frames import unpack as unpack_columns
+from dataprep.signals.phash import from_text
+from dataprep.sources.listing import ListedFile
+from m4v.core.stage import StageContext
+
+SEGMENT_FRAMES = 20 * STEP
+_DENSE_STRIDE = 4  # every fourth frame answers perceptual look-ups
+_BATCH_FRAMES = 50_000  # measured together; bounds what is in memory at once
+
+Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A listed file with its source, and its place among all inputs."""
+
+    source: str
+    file: ListedFile
+    media: MediaFile
+    drawn: bool
+    order: int
+
+    def quarantined(self, reason: str, detail: str, step: str) -> QuarantineRow:
+        return QuarantineRow(self.source, self.file.source_id, self.file.path, reason, detail, step)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A probed video and the part of it, frames [first, end), that may be used."""
+
+    entry: Entry
+    facts: dict[str, Any]
+    first: int
+    end: int
+
+    @property
+    def segments(self) -> list[tuple[int, int]]:
+        """Aligned parts that cover [first, end): the same parts whatever range a recipe takes."""
+        begin = self.first // SEGMENT_FRAMES * SEGMENT_FRAMES
+        total = int(self.facts["frames"])
+        return [(s, min(s + SEGMENT_FRAMES, total)) for s in range(begin, self.end, SEGMENT_FRAMES)]
+
+
+class Measurer:
+    """Runs the measuring steps on an engine; failures become quarantine rows."""
+
+    def __init__(
+        self, context: StageContext, config: CurateConfig, engine: Engine, quarantine: list[QuarantineRow]
+    ) -> None:
+        self._config, self._engine, self._quarantine = config, engine, quarantine
+        self._limits = Limits(config.limits.max_pixels, config.limits.max_frames)
+        identities: dict[str, dict[str, object]] = {
+            "probe": {"limits": list(self._limits)},
+            "segment": config.segment_identity(),
+            "clip": config.clip_identity(),
+            "image": {
+                **config.clip_identity(),
+                "analysis_side": config.signals.analysis_side,
+                "limits": list(self._limits),
+            },
+        }
+        self._stores = {
+            step: context.items(f"curate-{step}", step_digest(identity)).uri for step, identity in identities.items()
+        }
+
+    def _run(self, step: str, function: Callable[[Any], bytes], tasks: Sequence[tuple[str, Any]]) -> Iterator[Any]:
+        jobs = [Job(task, self._stores[step], key) for key, task in tasks]
+        return measure_all(self._engine, function, jobs, self._config.limits.item_timeout_s)
+
+    def probe(self, entries: Sequence[Entry]) -> Iterator[Video]:
+        """Usable videos, in order."""
+        tasks = [(e.file.sha256, measure.ProbeTask(e.media, self._limits)) for e in entries]
+        for entry, result in zip(entries, self._run("probe", measure.probe, tasks), strict=True):
+            if isinstance(result, ItemFailure):
+                self._quarantine.append(entry.quarantined(result.reason, result.detail, "probe"))
+                continue
+            facts, _ = unpack(result)
+            first = entry.file.first_frame or 0
+            end = int(facts["frames"])
+            if entry.file.last_frame is not None:
+                end = min(end, entry.file.last_frame + 1)
+            if first < end:
+                yield Video(entry, facts, first, end)
+            else:
+                detail = f"{facts['frames']} frames, the range begins at {first}"
+                self._quarantine.append(entry.quarantined(Reason.TOO_SHORT, detail, "probe"))
+
+    def segments(self, videos: Sequence[Video], tick: Callable[[int], None]) -> Iterator[tuple[Video, Columns]]:
+        """Signal columns of each video's used part; `tick` gets the number of frames measured."""
+        config = self._config
+        parts = [(video, start, end) for video in videos for start, end in video.segments]
+        tasks = [
+            (
+                f"{video.entry.file.sha256}-{start}-{end}",
+                measure.SegmentTask(
+                    video.entry.media, start, end, config.decoder, config.shots.detector,
+                    config.signals.analysis_side, config.signals.motion_stride,
+                ),
+            )
+            for video, start, end in parts
+        ]  # fmt: skip
+        results = self._run("segment", measure.segment, tasks)
+        for video in videos:
+            columns: list[Columns] = []
+            failure: ItemFailure | None = None
+            for start, end in video.segments:
+                result = next(results)
+                tick(min(end, video.end) - max(start, video.first))
+                if isinstance(result, ItemFailure):
+                    failure = failure or result
+                else:
+                    columns.append(_part(unpack_columns(result), start, video))
+            if failure is not None:
+                self._quarantine.append(video.entry.quarantined(failure.reason, failure.detail, "signals"))
+            else:
+                yield video, {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
+
+    def key_frames(self, clips: Sequence[Clip], entries: Sequence[Entry]) -> Iterator[tuple[Clip, bytes]]:
+        """Clips with their model scores filled in, and their previews."""
+        tasks = []
+        for clip, entry in zip(clips, entries, strict=True):
+            task = measure.ClipTask(
+                entry.media, clip.first_frame, clip.frames, clip.box, self._config.decoder,
+                self._config.signals.key_frames, self._models(clip.drawn),
+            )  # fmt: skip
+            span = f"{clip.first_frame}-{clip.frames}-{'-'.join(map(str, clip.box))}-{int(clip.drawn)}"
+            tasks.append((f"{clip.file.sha256}-{span}", task))
+        for clip, entry, result in zip(clips, entries, self._run("clip", measure.clip, tasks), strict=True):
+            if isinstance(result, ItemFailure):
+                where = f"frames {clip.first_frame}..{clip.first_frame + clip.frames - 1}: {result.detail}"
+                self._quarantine.append(entry.quarantined(result.reason, where, "key_frames"))
+                continue
+            facts, preview = unpack(result)
+            clip.scores |= facts["scores"]
+            yield clip, preview
+
+    def images(self, entries: Sequence[Entry]) -> Iterator[tuple[Clip, bytes]]:
+        """Still images as clips of one frame, with their previews."""
+        side = self._config.signals.analysis_side
+        tasks = [
+            (
+                f"{e.file.sha256}-{int(e.drawn)}",
+                measure.ImageTask(e.media, self._limits, side, not e.drawn, self._models(e.drawn)),
+            )
+            for e in entries
+        ]
+        for entry, result in zip(entries, self._run("image", measure.image, tasks), strict=True):
+            if isinstance(result, ItemFailure):
+                self._quarantine.append(entry.quarantined(result.reason, result.detail, "image"))
+                continue
+            facts, preview = unpack(result)
+            hashes = from_text(facts["phash"])
+            texts = captions_of(Span(0, 1), entry.file.captions, self._config.min_caption_overlap)
+            yield Clip(
+                entry.source, entry.file, entry.drawn, 0, 0, 0, 1, 0.0, facts["width"], facts["height"],
+                Box(*facts["box"]), texts, facts["phash"], facts["content"], hashes, hashes, entry.order,
+                facts["scores"],
+            ), preview  # fmt: skip
+
+    def _models(self, drawn: bool) -> tuple[bool, bool, bool]:
+        signals = self._config.signals
+        return (False, False, False) if drawn else (signals.text, signals.nsfw, signals.quality)
+
+
+def _part(columns: Columns, start: int, video: Video) -> Columns:
+    """The rows of a segment that lie inside the used part."""
+    low, high = max(start, video.first) - start, video.end - start
+    return {name: values[low:high] for name, values in columns.items()}
+
+
+def cut(video: Video, columns: Columns, config: CurateConfig) -> list[Clip]:
+    """Candidate clips of a video with the scores of their frames; captions may be empty."""
+    if config.shots.detector == "none":
+        spans = split(Span(video.first, video.end), config.shots.max_frames)
+    else:
+        spans = scenes(np.asarray(columns["boundary"], dtype=np.float32), video.first, config.shots)
+    return [_clip(video, span, columns, config) for span in spans]
+
+
+def _clip(video: Video, span: Span, columns: Columns, config: CurateConfig) -> Clip:
+    rows = slice(span.start - video.first, span.end - video.first)
+    own = {name: values[rows] for name, values in columns.items()}
+    width, height, fps = int(video.facts["width"]), int(video.facts["height"]), float(video.facts["fps"])
+    # Drawings are framed as they were drawn: a plain dark ground is no bar.
+    box = Box(0, 0, width, height) if video.entry.drawn else content_box(own, width, height)
+    phash = sampled_hashes(own)
+    scores = clip_scores(own, fps, box, width, height)
+    scores["gap"] = round(float(own["gap"][:-1].max()), 3) if span.frames > 1 else None
+    return Clip(
+        video.entry.source, video.entry.file, video.entry.drawn, int(own["start_us"][0]), int(own["end_us"][-1]),
+        span.start, span.frames, fps, width, height, box,
+        captions_of(span, video.entry.file.captions, config.min_caption_overlap), phash, content_digest(own),
+        from_text(phash), np.asarray(own["phash"][::_DENSE_STRIDE], dtype=np.uint64), video.entry.order, scores,
+    )  # fmt: skip
+
+
+def batches(videos: Sequence[Video]) -> Iterator[list[Video]]:
+    """Consecutive videos of at most `_BATCH_FRAMES` together."""
+    batch: list[Video] = []
+    frames = 0
+    for video in videos:
+        if batch and frames + video.end - video.first > _BATCH_FRAMES:
+            yield batch
+            batch, frames = [], 0
+        batch.append(video)
+        frames += video.end - video.first
+    if batch:
+        yield batch

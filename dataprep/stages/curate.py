@@ -1,0 +1,175 @@
+"""Stage `curate`: listed files to a table of clips, kept and dropped, with every score and reason.
+
+Layout of the artifact: `clips.parquet`, `quarantine.parquet`, `funnel.json`, `previews/CLIP_ID.jpg`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from dataprep.curate_config import CurateConfig
+from dataprep.curation.filters import apply_dedup, apply_filters
+from dataprep.curation.table import CLIPS, FUNNEL, PREVIEWS, Clip, Funnel, write_clips
+from dataprep.curation.videos import Entry, Measurer, Video, batches, cut
+from dataprep.engine import open_engine
+from dataprep.media.location import MediaLocator
+from dataprep.quarantine import QUARANTINE, QuarantineRow, Reason, check_rate, write_quarantine
+from dataprep.sources.listing import SourceReader
+from m4v.core.errors import ConfigError, DataIntegrityError
+from m4v.core.stage import StageContext
+
+MIN_FILES_FOR_RATE = 20  # in a handful of files one bad file is no rate
+_IMAGE_BATCH = 512
+
+
+def run(context: StageContext) -> None:
+    """Raises DataIntegrityError past the quarantine rate, or when no clip is kept."""
+    _Curation(context).run()
+
+
+class _Curation:
+    def __init__(self, context: StageContext) -> None:
+        self.context = context
+        self.config = context.config(CurateConfig)
+        self.out = context.output("clips")
+        self.clips: dict[str, Clip] = {}
+        self.quarantine: list[QuarantineRow] = []
+        self.funnel = Funnel()
+        self.measured, self.total = 0, 0
+
+    def run(self) -> None:
+        shutil.rmtree(self.out / PREVIEWS, ignore_errors=True)  # of an attempt that was killed here
+        (self.out / PREVIEWS).mkdir(parents=True)
+        entries, rejected = self._listed()
+        with open_engine(self.context.resources, isolate=True) as engine:
+            measurer = Measurer(self.context, self.config, engine, self.quarantine)
+            captioned = self._captioned(entries)
+            videos = list(measurer.probe([e for e in captioned if e.file.media == "video"]))
+            images = [e for e in captioned if e.file.media == "image"]
+            self.total = sum(v.end - v.first for v in videos) + len(images)
+            for batch in batches(videos):
+                self._videos(measurer, batch)
+            for start in range(0, len(images), _IMAGE_BATCH):
+                self._images(measurer, images[start : start + _IMAGE_BATCH])
+        self._count_files(entries, rejected)
+        self._decide()
+        self._write(len(entries) + rejected)
+
+    def _listed(self) -> tuple[list[Entry], int]:
+        """All listed files in input order; rows that the sources rejected go straight to the quarantine."""
+        readers = [SourceReader(artifact) for artifact in self.context.input_list("source")]
+        names = [reader.name for reader in readers]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ConfigError("two sources have one name", value=twice[0], where="inputs of curate")
+        locator = MediaLocator(self.context, readers)
+        entries: list[Entry] = []
+        rejected = 0
+        for reader in readers:
+            drawn = reader.facts.kind in self.config.drawn_kinds
+            for file in reader.files():
+                media = locator.file(reader.name, file.path, file.size_bytes, file.sha256)
+                entries.append(Entry(reader.name, file, media, drawn, len(entries)))
+            for row in reader.rejected():
+                rejected += 1
+                detail = f"row {row.row}: {row.detail}" if row.row is not None else row.detail
+                self.quarantine.append(QuarantineRow(reader.name, "", row.path, row.reason, detail, "source"))
+        return entries, rejected
+
+    def _captioned(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Files worth decoding: without any caption a file is quarantined, unless its clips are to be scored."""
+        if self.config.missing_caption == "drop":
+            return list(entries)
+        bare = [e for e in entries if not e.file.captions]
+        self.quarantine += [e.quarantined(Reason.MISSING_CAPTION, "the file has none", "captions") for e in bare]
+        return [e for e in entries if e.file.captions]
+
+    def _videos(self, measurer: Measurer, videos: Sequence[Video]) -> None:
+        candidates: list[Clip] = []
+        owners: list[Entry] = []
+        for video, columns in measurer.segments(videos, self._tick):
+            for clip in cut(video, columns, self.config):
+                if clip.captions or self.config.missing_caption == "drop":
+                    candidates.append(clip)
+                    owners.append(video.entry)
+                else:
+                    where = f"no caption covers frames {clip.first_frame}..{clip.first_frame + clip.frames - 1}"
+                    self.quarantine.append(video.entry.quarantined(Reason.MISSING_CAPTION, where, "clip_captions"))
+        for clip, preview in measurer.key_frames(candidates, owners):
+            self._accept(clip, preview)
+            self._tick(0)
+
+    def _images(self, measurer: Measurer, entries: Sequence[Entry]) -> None:
+        for clip, preview in measurer.images(entries):
+            self._accept(clip, preview)
+            self._tick(1)
+
+    def _accept(self, clip: Clip, preview: bytes) -> None:
+        if clip.clip_id in self.clips:
+            first = self.clips[clip.clip_id]
+            detail = f"{clip.file.source_id!r} and this span already stand for {first.file.path}"
+            row = QuarantineRow(clip.source, clip.file.source_id, clip.file.path, "duplicate_id", detail, "clips")
+            self.quarantine.append(row)
+            return
+        if not clip.captions:
+            clip.drop_rule = str(Reason.MISSING_CAPTION)
+        self.clips[clip.clip_id] = clip
+        (self.out / PREVIEWS / f"{clip.clip_id}.jpg").write_bytes(preview)
+
+    def _tick(self, units: int) -> None:
+        self.measured += units
+        self.context.progress.update(self.measured, self.total, "frames", note=f"{len(self.clips)} clips")
+        self.context.check_drain()
+
+    def _count_files(self, entries: Sequence[Entry], rejected: int) -> None:
+        """Funnel steps that count files, and the quarantine rate."""
+        failed = [row for row in self.quarantine if row.step in ("probe", "captions", "signals", "image")]
+        self.funnel.add("listed", "files", len(entries) + rejected, _reasons(self.quarantine, ("source",)))
+        self.funnel.add("readable", "files", len(entries), _reasons(failed, ("probe", "captions", "signals", "image")))
+        bare = _reasons(self.quarantine, ("clip_captions", "key_frames", "clips"))
+        self.funnel.add("clips", "clips", len(self.clips) + sum(bare.values()), bare)
+        total = len(entries) + rejected
+        if total >= MIN_FILES_FOR_RATE:
+            check_rate(len(failed) + rejected, total, self.config.max_quarantine_rate, "curate")
+
+    def _decide(self) -> None:
+        clips = sorted(self.clips.values(), key=lambda c: (c.order, c.first_frame))
+        bare = sum(c.drop_rule is not None for c in clips)
+        if bare:
+            self.funnel.add("captions", "clips", len(clips), {str(Reason.MISSING_CAPTION): bare})
+        dropped = apply_filters(clips, self.config.filters)
+        self.funnel.add("filters", "clips", len(clips) - bare, dropped)
+        copies = apply_dedup(clips, self.config.dedup)
+        self.funnel.add("dedup", "clips", len(clips) - bare - sum(dropped.values()), copies)
+
+    def _write(self, files: int) -> None:
+        clips = list(self.clips.values())
+        kept = [clip for clip in clips if clip.drop_rule is None]
+        reasons = Counter([str(c.drop_rule) for c in clips if c.drop_rule] + [row.reason for row in self.quarantine])
+        if not kept:
+            raise DataIntegrityError(
+                f"no clip is kept of {files} files",
+                value=dict(sorted(reasons.items())),
+                where="curate",
+                next_step="loosen the thresholds that these reasons name, or look at the files",
+            )
+        write_clips(self.out / CLIPS, clips)
+        write_quarantine(self.out / QUARANTINE, self.quarantine)
+        self.funnel.write(self.out / FUNNEL)
+        self.context.summary(
+            "clips",
+            {
+                "files": files,
+                "clips": len(clips),
+                "kept": len(kept),
+                "kept_videos": sum(c.is_video for c in kept),
+                "kept_seconds": round(sum(c.end_us - c.start_us for c in kept) / 1e6, 3),
+                "quarantined": len(set(self.quarantine)),
+                "dropped_by_reason": dict(sorted(reasons.items())),
+            },
+        )
+
+
+def _reasons(rows: Iterable[QuarantineRow], steps: Sequence[str]) -> dict[str, int]:
+    return dict(Counter(row.reason for row in rows if row.step in steps))
