@@ -179,3 +179,17 @@ def test_stage_reports_what_it_did(tmp_path: Path) -> None:
     assert context.summaries()["source"]["files"] == 7
     progress = json.loads((tmp_path / "progress.json").read_text())
     assert (progress["done"], progress["unit"]) == (10, "files")
+
+
+def test_planning_needs_no_torch(tmp_path: Path) -> None:
+    nasty.good_clip(tmp_path / "clips" / "a.mp4")
+    script = (
+        "import sys\n"
+        "from dataprep.config import SourceConfig\n"
+        "from dataprep.sources import probe\n"
+        "for adapter in ({'kind': 'folder'}, {'kind': 'synthetic'}):\n"
+        "    probe(SourceConfig.model_validate({'name': 'x', 'adapter': adapter}), {'x': sys.argv[1]})\n"
+        "print(sorted({'torch', 'transformers', 'ray', 'cv2'} & set(sys.modules)))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "clips")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
