@@ -101,21 +101,21 @@ class Storage:
     def modified_at(self, path: str) -> float:
         """Unix time of the last change of a file (or of a local directory)."""
         try:
-            with storage_faults(self.uri):
+            with storage_faults(self.uri, reading=True):
                 if self._fs is None:
                     return Path(self._full(path)).stat().st_mtime
                 return float(self._fs.modified(self._full(path)).timestamp())
-        except (FileNotFoundError, NotADirectoryError):
+        except _MISSING:
             raise InputError("file does not exist", value=path, where=self.uri) from None
 
     def open(self, path: str) -> BinaryIO:
         """Open for reading, seekable."""
         try:
-            with storage_faults(self.uri):
+            with storage_faults(self.uri, reading=True):
                 if self._fs is None:
                     return cast(BinaryIO, Path(self._full(path)).open("rb"))
                 return cast(BinaryIO, self._fs.open(self._full(path), "rb"))
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except _MISSING:
             raise InputError("file does not exist", value=path, where=self.uri) from None
 
     def read_bytes(self, path: str) -> bytes:
@@ -194,11 +194,11 @@ class Storage:
     def directories(self, path: str = "") -> builtins.list[str]:  # `list` is a method here
         """Names of the direct sub-directories of `path`, sorted."""
         try:
-            with storage_faults(self.uri):
+            with storage_faults(self.uri, reading=True):
                 if self._fs is None:
                     return sorted(p.name for p in Path(self._full(path)).iterdir() if p.is_dir())
                 rows = self._fs.ls(self._full(path), detail=True)
-        except (FileNotFoundError, NotADirectoryError):
+        except _MISSING:
             return []
         return sorted(r["name"].rstrip("/").rsplit("/", 1)[-1] for r in rows if r["type"] == "directory")
 
@@ -255,14 +255,22 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
 @contextmanager
-def storage_faults(uri: str) -> Iterator[None]:
-    """Turn faults of a disk or of a client library into InfrastructureError; a missing file stays one."""
+def storage_faults(uri: str, *, reading: bool = False) -> Iterator[None]:
+    """Turn faults of a disk or of a client library into InfrastructureError.
+
+    While `reading`, a missing file is no fault: its FileNotFoundError (and kin) comes through.
+    """
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, M4VError):
+    except M4VError:
         raise
     except Exception as error:
+        if reading and isinstance(error, _MISSING):
+            raise
         library = type(error).__module__.split(".")[0]
         if not isinstance(error, OSError) and library not in ("botocore", "aiobotocore", "aiohttp", "fsspec"):
             raise
