@@ -61,6 +61,7 @@ REWARD = StageSpec(
     numeric=True,
     distributed=True,
     weights="training.config:weights_of",
+    data_files=("m4v/scores/imagenet_names.txt",),
 )
 GENERATE = StageSpec(
     name="generate",
@@ -79,6 +80,7 @@ EVALUATE = StageSpec(
     inputs={"samples": InputSpec(Kind.SAMPLES)},
     outputs={"scores": Kind.SCORES},
     weights="eval.config:weights_of",
+    data_files=("m4v/scores/imagenet_names.txt",),
 )
 GATE = StageSpec(
     name="gate",
