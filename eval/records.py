@@ -53,8 +53,8 @@ class SampleSet(FrozenModel):
 
 
 class Identity(FrozenModel):
-    """What a score belongs to. Two results that differ in anything but the checkpoint (and its own codec and
-    text encoder) stand side by side and are never subtracted."""
+    """What a score belongs to. Two results that differ in anything but the model (checkpoint, whether it has
+    averaged weights, its own codec and text encoder) stand side by side and are never subtracted."""
 
     checkpoint: str
     ema: bool
@@ -74,8 +74,8 @@ class Identity(FrozenModel):
     metric_config: dict[str, JsonValue]
 
     def differences(self, other: Identity) -> list[str]:
-        """Fields, the checkpoint's own apart, in which two results are not of the same protocol."""
-        own = {"checkpoint", "codec", "text_encoder"}
+        """Fields, the model's own apart, in which two results are not of the same protocol."""
+        own = {"checkpoint", "ema", "codec", "text_encoder"}
         return [n for n in type(self).model_fields if n not in own and getattr(self, n) != getattr(other, n)]
 
 

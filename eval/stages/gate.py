@@ -17,6 +17,7 @@ from m4v.core.stage import StageContext
 
 Rule = Minimum | Maximum | BetterThanBaseline | NotWorseThanBaseline
 _DECIMALS = 6
+MIN_PROMPTS = 5  # below it a bootstrap interval says nothing
 _SLACK = 1e-9  # scores are rounded to six decimals; equality must not fail on a binary fraction
 
 
@@ -130,9 +131,12 @@ def _judge_against(
         measure = found.interval[0] if rule.significant else found.gain
     else:
         measure = found.interval[1] if rule.significant else found.gain
-    passed = measure >= threshold - _SLACK
+    enough = found.prompts >= MIN_PROMPTS or not rule.significant
+    passed = enough and measure >= threshold - _SLACK
     base = baseline.metrics[rule.metric].mean
     reason = _explain(rule, found, score.mean, base, passed, config.confidence)
+    if not enough:
+        reason += f"; {found.prompts} prompts are too few for an interval ({MIN_PROMPTS} are needed)"
     return _verdict(
         rule, threshold, score.mean, passed, reason,
         baseline=base, comparison=found, confidence=config.confidence, prompts=found.prompts,

@@ -52,11 +52,14 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def compact(value: float) -> str:
-    """A tick label: at most four significant digits, no exponent for everyday sizes."""
+    """A tick label: few significant digits, thousands from ten thousand on."""
     if value == 0:
         return "0"
-    if abs(value) >= 1e5 or abs(value) < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    if abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if letter == 'k' else limit):.3g}{letter}"
     return f"{value:.4g}"
 
 

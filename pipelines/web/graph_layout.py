@@ -75,7 +75,10 @@ def lay_out(nodes: Sequence[str], edges: Sequence[tuple[str, str]]) -> GraphLayo
             x = (width - row_width) / 2 + place[node] * (BOX_WIDTH + GAP_X)
             placed[node] = PlacedNode(node, x, MARGIN + depth * (BOX_HEIGHT + GAP_Y))
     return GraphLayout(
-        width, height, tuple(placed[n] for n in nodes), tuple(_edge(placed[a], placed[b]) for a, b in shown)
+        width,
+        height,
+        tuple(placed[n] for n in nodes),
+        tuple(_edge(placed[a], placed[b], list(placed.values())) for a, b in shown),
     )
 
 
@@ -110,16 +113,28 @@ def _order(rows: Sequence[list[str]], edges: Sequence[tuple[str, str]]) -> Mappi
     return place
 
 
-def _edge(source: PlacedNode, target: PlacedNode) -> PlacedEdge:
+def _edge(source: PlacedNode, target: PlacedNode, nodes: Sequence[PlacedNode]) -> PlacedEdge:
     x0, y0 = source.x + BOX_WIDTH / 2, source.y + BOX_HEIGHT
     x1, y1 = target.x + BOX_WIDTH / 2, target.y
     middle = (y0 + y1) / 2
-    if y1 - y0 <= 2 * GAP_Y:
+    between = [n for n in nodes if y0 <= n.y and n.y + BOX_HEIGHT <= y1]
+    if not between:
         path = f"M{x0:.0f} {y0:.0f}C{x0:.0f} {middle:.0f} {x1:.0f} {middle:.0f} {x1:.0f} {y1:.0f}"
-    else:  # past other layers: leave to the side of the boxes between
-        bend = x0 if abs(x0 - x1) > 1 else x0 + BOX_WIDTH / 2 + GAP_X / 2
+    else:
+        bend = _free_column(x0, x1, between)
+        upper, lower = y0 + GAP_Y / 2, y1 - GAP_Y / 2
         path = (
-            f"M{x0:.0f} {y0:.0f}C{x0:.0f} {y0 + GAP_Y:.0f} {bend:.0f} {y0 + GAP_Y:.0f} {bend:.0f} {y0 + 2 * GAP_Y:.0f}"
-            f"L{bend:.0f} {y1 - 2 * GAP_Y:.0f}C{bend:.0f} {y1 - GAP_Y:.0f} {x1:.0f} {y1 - GAP_Y:.0f} {x1:.0f} {y1:.0f}"
+            f"M{x0:.0f} {y0:.0f}C{x0:.0f} {upper:.0f} {bend:.0f} {upper:.0f} {bend:.0f} {y0 + GAP_Y:.0f}"
+            f"L{bend:.0f} {y1 - GAP_Y:.0f}C{bend:.0f} {lower:.0f} {x1:.0f} {lower:.0f} {x1:.0f} {y1:.0f}"
         )
     return PlacedEdge(source.id, target.id, path)
+
+
+def _free_column(x0: float, x1: float, between: Sequence[PlacedNode]) -> float:
+    """Where a vertical line passes all boxes between two layers: straight down if it can, else the way round
+    that strays least."""
+    side = BOX_WIDTH / 2 + GAP_X / 2
+    centres = [n.x + BOX_WIDTH / 2 for n in between]
+    columns = [x0, x1, *(c + s for c in centres for s in (-side, side))]
+    free = [x for x in columns if all(abs(x - c) > BOX_WIDTH / 2 for c in centres)]
+    return min(free, key=lambda x: (abs(x - x0) + abs(x - x1), x))

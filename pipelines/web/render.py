@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import base64
+from base64 import b64encode
+from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
 
@@ -18,7 +19,9 @@ def environment() -> Environment:
         loader=PackageLoader(_PACKAGE, "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    env.filters.update(duration=duration, size=size, number=number, signed=signed, percent=percent, short=short)
+    env.filters.update(
+        duration=duration, size=size, number=number, signed=signed, percent=percent, short=short, moment=moment
+    )
     env.globals.update(inline=inline)
     env.filters["base64"] = lambda text: base64.b64encode(str(text).encode()).decode()
     return env
@@ -30,6 +33,10 @@ def inline(name: str) -> Markup:
     if "</" in text:
         raise ValueError(f"{name} would end its own element")
     return Markup(text)
+
+
+def base64(text: str) -> str:
+    return b64encode(text.encode()).decode()
 
 
 def render(template: str, **values: object) -> str:
@@ -49,6 +56,14 @@ def duration(seconds: float | None) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(whole / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def moment(text: str) -> str:
+    """2026-11-21 12:47 UTC of an ISO time; other text stays as it is."""
+    try:
+        return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return text
 
 
 def size(count: float) -> str:

@@ -52,6 +52,7 @@ def build(context: StageContext) -> str:
         run=run_section.gather(facts),
         tiles=tiles(samples, data, stages),
         media=media,
+        min_steps=training.MIN_STEPS,
     )
 
 
@@ -72,11 +73,13 @@ def tiles(samples: generated.Generated, data: curation.Curation, stages: list[tr
     if data.psnr_mean is not None:
         note = f"mean of {data.psnr_count} decoded clips"
         found.append(Tile("Codec PSNR", f"{data.psnr_mean:.1f} dB", note))
-    falls = [s for s in stages if s.loss is not None]
+    steps = sum(s.steps for s in stages)
+    falls = [s for s in stages if s.loss is not None and s.steps >= training.MIN_STEPS]
+    if stages and not falls:
+        found.append(Tile("Training", f"{steps:,} steps", f"in {len(stages)} stages, too few to judge the loss"))
     if falls:
         fell = sum(s.loss.share < 0 for s in falls if s.loss is not None)
         tone = "good" if fell == len(falls) else "bad"
-        steps = sum(s.steps for s in falls)
         found.append(Tile("Loss fell in", f"{fell} of {len(falls)} stages", f"{steps:,} steps in all", tone))
     return found
 

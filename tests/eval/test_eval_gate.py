@@ -64,7 +64,8 @@ def verdict(candidate: ScoreSet, baseline: ScoreSet | None, *rules: dict[str, ob
     return decide(config(*rules), candidate, baseline, seed=0)
 
 
-GOOD, BAD = score_set([[0.9], [0.8], [0.85], [0.95]], "a"), score_set([[0.5], [0.55], [0.45], [0.6]], "b")
+GOOD = score_set([[0.9], [0.8], [0.85], [0.95], [0.875]], "a")
+BAD = score_set([[0.5], [0.55], [0.45], [0.6], [0.525]], "b")
 
 
 @pytest.mark.parametrize(
@@ -111,12 +112,24 @@ def test_all_rules_must_hold() -> None:
 
 
 def test_results_of_another_protocol_are_never_subtracted() -> None:
-    other = score_set([[0.1]] * 4, "b", fps=24)
+    other = score_set([[0.1]] * 5, "b", fps=24)
     rule = {"rule": "better_than_baseline", "metric": FOLLOW, "by": 0.0}
     found = verdict(GOOD, other, rule)
     assert not found.passed
     assert "cannot be compared: fps differ" in found.rules[0].reason
     assert found.rules[0].difference is None
+
+
+def test_an_interval_needs_some_prompts() -> None:
+    rule = {"rule": "better_than_baseline", "metric": FOLLOW, "by": 0.1, "significant": True}
+    found = verdict(score_set([[0.9]] * 4, "a"), score_set([[0.1]] * 4, "b"), rule)
+    assert not found.passed
+    assert "4 prompts are too few for an interval" in found.rules[0].reason
+
+
+def test_averaged_weights_belong_to_the_model() -> None:
+    plain = BAD.model_copy(update={"identity": BAD.identity.model_copy(update={"ema": False})})
+    assert verdict(GOOD, plain, {"rule": "better_than_baseline", "metric": FOLLOW, "by": 0.2}).passed
 
 
 def test_rules_that_make_no_sense() -> None:

@@ -30,9 +30,10 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class FunnelStep:
-    """`share` of the first step's count that came out; `dropped` (reason, count), largest first."""
+    """`dropped` (reason, count), largest first; shares are of the largest step that counts the same `unit`."""
 
     step: str
+    unit: str
     entered: int
     left: int
     dropped: tuple[tuple[str, int], ...]
@@ -93,7 +94,8 @@ def gather(inputs: ReportInputs, media: MediaBudget, config: ReportConfig) -> Cu
     clips = read_rows(clips_artifact, "clips.parquet", _CLIP_COLUMNS) if clips_artifact else []
     kept = [c for c in clips if c["kept"]]
     quarantine = [r for a in (clips_artifact, dataset) if a for r in read_rows(a, "quarantine.parquet")]
-    quarantine += [r for source in inputs.sources for r in _rejected_rows(source)]
+    if clips_artifact is None:  # curation takes over what the sources refused
+        quarantine += [r for source in inputs.sources for r in _rejected_rows(source)]
     reconstructions, psnr = _reconstructions(dataset, media, config.reconstructions)
     groups = _groups(clips, clips_artifact, media, config.rejected)
     index = read_rows(dataset, "index.parquet", ["bucket_t", "bucket_h", "bucket_w"]) if dataset else []
@@ -152,12 +154,14 @@ def _rejected_rows(artifact: Artifact) -> list[Row]:
 
 
 def _funnel(steps: Sequence[Row]) -> tuple[FunnelStep, ...]:
-    most = max((int(s["in"]) for s in steps), default=0) or 1
+    most: dict[str, int] = {}
+    for step in steps:
+        most[step["unit"]] = max(most.get(step["unit"], 1), int(step["in"]))
     return tuple(
         FunnelStep(
-            step=str(s["step"]), entered=int(s["in"]), left=int(s["out"]),
-            dropped=tuple(sorted(s.get("dropped_by_reason", {}).items(), key=lambda p: (-p[1], p[0]))),
-            entered_share=int(s["in"]) / most, left_share=int(s["out"]) / most,
+            step=str(s["step"]), unit=str(s["unit"]), entered=int(s["in"]), left=int(s["out"]),
+            dropped=tuple(sorted(s["dropped_by_reason"].items(), key=lambda p: (-p[1], p[0]))),
+            entered_share=int(s["in"]) / most[s["unit"]], left_share=int(s["out"]) / most[s["unit"]],
         )
         for s in steps
     )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from eval.config import METRICS
 from eval.records import GATE, SAMPLES, SCORES, GateVerdict, MetricScore, SampleSet, ScoreSet, VideoScore, read_record
-from eval.stages.gate import paired_comparison
+from eval.stages.gate import MIN_PROMPTS, paired_comparison
 from m4v.core.artifacts import Artifact
 from pipelines.web.charts import Strip, strip
 from pipelines.web.media import MediaBudget
@@ -54,12 +54,15 @@ class MetricRow:
     higher_is_better: bool | None
     count: int
     chart: Strip | None
+    prompts: int
 
     @property
     def verdict(self) -> str:
         """better, worse, unclear; empty for a monitor or without a pair."""
         if self.interval is None:
             return ""
+        if self.prompts < MIN_PROMPTS:
+            return "too few prompts to tell"
         low, high = self.interval
         return "better" if low > 0 else "worse" if high < 0 else "unclear"
 
@@ -180,16 +183,16 @@ def _metric_rows(trained: _SampleView | None, untrained: _SampleView | None) -> 
     order = {name: place for place, name in enumerate(dict.fromkeys((COLOUR, MOTION, *METRICS)))}
     for name, score in sorted(lead.metrics.items(), key=lambda pair: order.get(pair[0], len(order))):
         mine, other = _metric(ours, name), _metric(theirs, name)
-        gain = interval = None
+        gain, interval, prompts = None, None, 0
         if comparable and ours and theirs and score.higher_is_better is not None:
             found = paired_comparison(ours, theirs, name, resamples=_RESAMPLES, confidence=_CONFIDENCE, seed=0)
-            gain, interval = (found.gain, found.interval) if found else (None, None)
+            gain, interval, prompts = (found.gain, found.interval, found.prompts) if found else (None, None, 0)
         rows.append(
             MetricRow(
                 name=name, title=score.title, unit=score.unit, description=score.description,
                 trained=mine.mean if mine else None, untrained=other.mean if other else None, gain=gain,
                 interval=interval, chance=score.chance, higher_is_better=score.higher_is_better, count=score.count,
-                chart=strip(_values(mine), _values(other), score.chance),
+                chart=strip(_values(mine), _values(other), score.chance), prompts=prompts,
             )
         )  # fmt: skip
     return rows, comparable

@@ -16,6 +16,7 @@ from pipelines.web.sections.inputs import ReportInputs, Row
 METRICS = "metrics.jsonl"
 _PLAIN = {"step", "loss", "lr", "tokens", "samples", "media"}
 _END_SHARE = 0.1
+MIN_STEPS = 20  # below it, whether the loss fell is noise
 
 
 @dataclass(frozen=True)

@@ -152,36 +152,28 @@ class RunFixture:
             )
         write_table(folder / "clips.parquet", rows)
         funnel = [
-            {"step": "files", "in": 27, "out": 25, "dropped_by_reason": {"empty": 1, "not_media": 1}},
-            {"step": "shots", "in": 30, "out": 30, "dropped_by_reason": {}},
+            {"step": "files", "unit": "files", "in": 27, "out": 25, "dropped_by_reason": {"empty": 1, "not_media": 1}},
+            {"step": "shots", "unit": "clips", "in": 30, "out": 30, "dropped_by_reason": {}},
             {
                 "step": "filters",
+                "unit": "clips",
                 "in": 30,
                 "out": 21,
                 "dropped_by_reason": {"motion_min": 5, "text_area_max": 2, "black": 2},
             },
-            {"step": "duplicates", "in": 21, "out": 18, "dropped_by_reason": {"duplicate": 3}},
+            {"step": "duplicates", "unit": "clips", "in": 21, "out": 18, "dropped_by_reason": {"duplicate": 3}},
         ]
         (folder / "funnel.json").write_text(json.dumps(funnel))
         write_table(
             folder / "quarantine.parquet",
             [
-                {
-                    "source": "film",
-                    "source_id": "x",
-                    "path": f"{HOSTILE}.mp4",
-                    "reason": "not_media",
-                    "detail": HOSTILE,
-                    "step": "probe",
-                },
-                {
-                    "source": "film",
-                    "source_id": "y",
-                    "path": "cut.mp4",
-                    "reason": "truncated",
-                    "detail": "3 of 90 frames",
-                    "step": "decode",
-                },
+                dict(zip(("source", "source_id", "path", "reason", "detail", "step"), row, strict=True))
+                for row in (
+                    ("film", "x", f"{HOSTILE}.mp4", "not_media", HOSTILE, "probe"),
+                    ("film", "y", "cut.mp4", "truncated", "3 of 90 frames", "decode"),
+                    ("film", "", "bad.mp4", "empty", "0 bytes", "source"),
+                    ("hostile", "", "data.csv", "bad_row", "row 7: seconds is 'abc'", "source"),
+                )
             ],
         )
         self._publish("clips", folder, ArtifactKind.CLIPS)

@@ -97,4 +97,6 @@ def test_numbers_in_words() -> None:
     assert render.percent(-0.65) == "−65%"
     assert render.short("a" * 64) == "a" * 10
     assert render.short("run-0001") == "run-0001"
-    assert [compact(v) for v in (0, 0.25, 1234, 2e6, 3e-5)] == ["0", "0.25", "1234", "2e6", "3e-5"]
+    assert [compact(v) for v in (0, 0.25, 1234, 27590.0, 2e6, 3e-5)] == ["0", "0.25", "1234", "27.6k", "2M", "3e-5"]
+    assert render.moment("2026-11-21T12:47:31.511551Z") == "2026-11-21 12:47 UTC"
+    assert render.moment("yesterday") == "yesterday"
