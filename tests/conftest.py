@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import hypothesis
 import pytest
 
 # Deterministic, quiet, and sized for small machines; children inherit these.
@@ -16,6 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Shared machines stall now and then: a slow example is no failure.
+hypothesis.settings.register_profile("m4v", deadline=None, max_examples=60)
+hypothesis.settings.load_profile("m4v")
 
 REPOSITORY = Path(__file__).parent.parent
 S3_BUCKET = "m4v-tests"

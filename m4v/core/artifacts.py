@@ -13,7 +13,7 @@ from typing import Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from m4v.core.canonical import FileEntry, canonical_json, digest_file, merkle_root
+from m4v.core.canonical import FileEntry, canonical_json, digest_file, merkle_root, plain_json
 from m4v.core.config import FrozenModel
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.storage import Storage, check_relative, is_temporary, write_atomic
@@ -98,12 +98,13 @@ def build_manifest(directory: Path, kind: ArtifactKind, summary: dict[str, objec
     names.pop(MANIFEST, None)
     if not names:
         raise DataIntegrityError("stage left an empty output", value=str(kind), where=str(directory))
+    summarised = {k: plain_json(v) for k, v in summary.items()}
     try:
         files = [
             ManifestFile(path=name, size_bytes=p.stat().st_size, sha256=digest_file(p))
             for name, p in sorted(names.items())
         ]
-        manifest = Manifest(kind=kind, files=tuple(files), summary=summary)
+        manifest = Manifest(kind=kind, files=tuple(files), summary=summarised)
         canonical_json(manifest.canonical())
     except ValidationError as error:
         raise DataIntegrityError(

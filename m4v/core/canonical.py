@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import rfc8785
 
 _CHUNK_BYTES = 1 << 20
+_EXACT = 2**53 - 1  # integers up to here are doubles without loss
+_EXPONENT_FROM = 10**21  # from here on RFC 8785 writes an exponent
 
 
 class FileEntry(NamedTuple):
@@ -21,8 +24,51 @@ class FileEntry(NamedTuple):
 
 
 def canonical_json(value: object) -> bytes:
-    """RFC 8785 bytes of `value`; raises ValueError on NaN, infinities and non-JSON types."""
-    return bytes(rfc8785.dumps(value))  # type: ignore[arg-type]
+    """RFC 8785 bytes of `value`; raises ValueError on NaN, infinities, non-JSON types, and integers past
+    2**53 that are not the text of a double.
+
+    1.5e18 is written `1500000000000000000`, which JSON reads back as an integer: that one is accepted, so
+    that canonical text always reads back to a value of the same text.
+    """
+    try:
+        return bytes(rfc8785.dumps(value))  # type: ignore[arg-type]
+    except rfc8785.IntegerDomainError:
+        return bytes(rfc8785.dumps(_large_integers_as_doubles(value)))  # type: ignore[arg-type]
+
+
+def _large_integers_as_doubles(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {k: _large_integers_as_doubles(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_large_integers_as_doubles(v) for v in value]
+    if isinstance(value, int) and _EXACT < abs(value) < _EXPONENT_FROM:
+        double = float(value)
+        return double if rfc8785.dumps(double) == str(value).encode() else value
+    return value
+
+
+def _is_canonical(value: int) -> bool:
+    try:
+        canonical_json(value)
+    except ValueError:
+        return False
+    return True
+
+
+def plain_json(value: object) -> object:
+    """`value` with what canonical JSON refuses turned into text: NaN, infinities and integers past 2**53.
+
+    For measurements (metrics, environment, summaries): a NaN loss must not cost the record of a run.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if _is_canonical(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain_json(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [plain_json(v) for v in value]
+    return value
 
 
 def digest_bytes(data: bytes) -> str:

@@ -20,6 +20,7 @@ from typing import TypeVar
 from pydantic import Field
 
 from m4v.core.artifacts import Artifact, ArtifactKind
+from m4v.core.canonical import plain_json
 from m4v.core.config import FrozenModel, parse
 from m4v.core.errors import ConfigError, Drained, ExitClass
 from m4v.core.storage import Storage, write_atomic
@@ -231,7 +232,7 @@ class StageContext:
 
     def metrics(self, values: Mapping[str, object]) -> None:
         """Numbers for the run's ledger row (not part of any artifact)."""
-        self._metrics.update(values)
+        self._metrics.update((k, plain_json(v)) for k, v in values.items())
 
     def summaries(self) -> dict[str, dict[str, object]]:
         return self._summaries

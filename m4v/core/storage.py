@@ -114,7 +114,10 @@ class Storage:
             with storage_faults(self.uri, reading=True):
                 if self._fs is None:
                     return cast(BinaryIO, Path(self._full(path)).open("rb"))
-                return cast(BinaryIO, self._fs.open(self._full(path), "rb"))
+                stream = self._fs.open(self._full(path), "rb")
+                if stream.details["type"] == "directory":  # a prefix opens as an empty file
+                    raise IsADirectoryError(path)
+                return cast(BinaryIO, stream)
         except _MISSING:
             raise InputError("file does not exist", value=path, where=self.uri) from None
 

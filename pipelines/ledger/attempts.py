@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from m4v.core.canonical import plain_json
 from m4v.core.errors import ExitClass, InputError
 from m4v.core.stage import Progress
 from pipelines.ledger import schema
@@ -17,7 +18,7 @@ from pipelines.ledger.database import Database
 from pipelines.ledger.ids import new_id
 from pipelines.ledger.process import host_name, is_dead
 from pipelines.ledger.records import Claim, Status
-from pipelines.ledger.types import plain_json, utc_now
+from pipelines.ledger.types import utc_now
 
 _LOST_MESSAGE = "its process ended without a word"
 

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from m4v.core.artifacts import ArtifactKind
-from m4v.core.canonical import digest_json
+from m4v.core.canonical import digest_json, plain_json
 from m4v.core.errors import ExitClass, InputError
 from m4v.core.stage import InputRef
 from pipelines.ledger import schema
@@ -19,7 +19,7 @@ from pipelines.ledger.claims import checked
 from pipelines.ledger.database import Database
 from pipelines.ledger.ids import new_id
 from pipelines.ledger.records import ArtifactRow, Claim, Exactness, NewRun, PortRow, RunRow, Status
-from pipelines.ledger.types import plain_json, utc_now
+from pipelines.ledger.types import utc_now
 from pipelines.store import ArtifactRecord
 
 Ports = dict[str, tuple[str, str]]  # name -> (artifact id, kind)
@@ -49,7 +49,7 @@ class RunOps:
             raise InputError("claim is for another stage key", value=claim.stage_key[:16], where=run.stage)
         ins: Ports = {i.name: (i.artifact_id, i.kind) for i in inputs}
         outs: Ports = {name: (a.artifact_id, a.kind) for name, a in outputs.items()}
-        measured = plain_json(metrics or {})
+        measured = {k: plain_json(v) for k, v in (metrics or {}).items()}
         with self._db.write() as session:
             checked(session, claim, lock=True)
             attempt = attempt_of(session, attempt_id)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +12,6 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from m4v.core.canonical import canonical_json
 
-_LARGEST_EXACT = 2**53 - 1  # RFC 8785 numbers are IEEE doubles
 ISO_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
@@ -60,19 +57,3 @@ class CanonicalJson(TypeDecorator[Any]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         return None if value is None else json.loads(value)
-
-
-def plain_json(value: Any) -> Any:
-    """`value` with what canonical JSON refuses turned into text: NaN, infinities and integers past 2**53.
-
-    For measurements (metrics, environment): a NaN loss must not cost the record of a run.
-    """
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _LARGEST_EXACT:
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(k): plain_json(v) for k, v in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain_json(v) for v in value]
-    return value

@@ -170,14 +170,14 @@ def test_a_commit_with_an_unknown_input_leaves_nothing(ledger: Ledger) -> None:
 def test_measurements_may_be_nan_and_seeds_large(ledger: Ledger) -> None:
     claim = ledger.claim("key", "me")
     attempt = ledger.begin_attempt(claim, stage="train", work_dir="w", log_path="l")
-    metrics = {"loss": [0.5, math.nan, -math.inf], "bytes": 2**60, "nested": {"rate": math.inf}}
+    metrics = {"loss": [0.5, math.nan, -math.inf], "bytes": 2**60, "flops": 1.5e18, "nested": {"rate": math.inf}}
     run = new_run("key", seed=2**63 + 1, exactness=Exactness.SAMPLE)
     ledger.commit_run(claim, attempt, run, [], {"dataset": artifact("d")}, metrics)
     stored = ledger.find_run("key")
     assert stored is not None
     assert (stored.seed, stored.exactness) == (2**63 + 1, Exactness.SAMPLE)
     assert stored.metrics == {
-        "loss": [0.5, "NaN", "-Infinity"], "bytes": str(2**60), "nested": {"rate": "Infinity"},
+        "loss": [0.5, "NaN", "-Infinity"], "bytes": str(2**60), "flops": 1.5e18, "nested": {"rate": "Infinity"},
     }  # fmt: skip
     assert ledger.verify_chain().ok
 
