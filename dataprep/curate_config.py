@@ -71,7 +71,7 @@ class FilterConfig(FrozenModel):
     min_sharpness: float | None = Field(15.0, ge=0)  # variance of the Laplacian at `analysis_side`
     max_flash: float | None = Field(0.1, ge=0, le=1)
     max_text: float | None = Field(0.02, ge=0, le=1)  # largest text area among the key frames
-    max_nsfw: float | None = Field(0.5, ge=0, le=1)
+    max_nsfw: float | None = Field(0.5, ge=0, le=1)  # mean probability over the key frames
     max_brisque: float | None = Field(90.0, ge=0)  # mean over the key frames; lower is better
 
 

@@ -170,12 +170,16 @@ def _shrunk(frame: Frame, long_side: int) -> Frame:
 
 
 def model_scores(pictures: list[Frame], models: tuple[bool, bool, bool]) -> dict[str, float | None]:
-    """Largest text area, largest NSFW probability, mean BRISQUE; None for what is off or not measurable."""
+    """Largest text area, mean NSFW probability, mean BRISQUE; None for what is off or not measurable.
+
+    Text may be laid over a part of the clip only. Single frames of clean cartoons reach .9 in open_nsfw, so
+    one frame does not decide there.
+    """
     text, nsfw, quality = models
     qualities = [q for p in pictures if (q := brisque(p)) is not None] if quality else []
     scores = {
         "text": max(text_area(p) for p in pictures) if text else None,
-        "nsfw": max(nsfw_probability(p) for p in pictures) if nsfw else None,
+        "nsfw": float(np.mean([nsfw_probability(p) for p in pictures])) if nsfw else None,
         "brisque": float(np.mean(qualities)) if qualities else None,
     }
     return {name: None if value is None else round(value, _ROUND) for name, value in scores.items()}
