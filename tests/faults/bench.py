@@ -1,13 +1,20 @@
 """A workspace with ledger and launcher for tests of the executor, and a process that can be killed:
-`python bench.py HOME SWITCHES [CONFIG_JSON]` runs the small pipeline and prints its outcomes as JSON.
+`python bench.py HOME SWITCHES [OPTIONS_JSON]` runs the small pipeline and prints its outcomes as JSON.
+
+Options: `count` (fields of CountConfig), `nodes` (how many of the three), `grace_s`, `die_at`
+("package.module:Class.method before|after N": SIGKILL of this process at the Nth such call).
 """
 
 import contextlib
+import functools
+import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from stages_for_faults import CountConfig, pipeline
 
@@ -32,16 +39,16 @@ class Bench:
         os.environ["PYTHONPATH"] = path
         self.launcher = LocalLauncher(grace_s=grace_s, lock_file=lock_file)
 
-    def new_run(self, nodes: list[StageNode], **options) -> PipelineRun:
+    def new_run(self, nodes: list[StageNode], **options: Any) -> PipelineRun:
         options = {"ledger": self.ledger, "launcher": self.launcher, "retry": QUICK_RETRY, **options}
         return PipelineRun("bench", {"name": "bench"}, nodes, self.workspace, **options)
 
-    def run(self, nodes: list[StageNode], **options) -> dict[str, NodeOutcome]:
+    def run(self, nodes: list[StageNode], **options: Any) -> dict[str, NodeOutcome]:
         return self.new_run(nodes, **options).run_all()
 
 
 @contextlib.contextmanager
-def open_bench(home: Path, **options) -> Iterator[Bench]:
+def open_bench(home: Path, **options: Any) -> Iterator[Bench]:
     before = os.environ.get("PYTHONPATH")
     bench = Bench(home, **options)
     try:
@@ -54,12 +61,41 @@ def open_bench(home: Path, **options) -> Iterator[Bench]:
             os.environ["PYTHONPATH"] = before
 
 
-def main(home: str, switches: str, config: str = "{}") -> None:
-    options = json.loads(config)
+def die_at(place: str) -> None:
+    """Have this process killed (not ended: killed) just before or after a call, as a power cut would."""
+    reference, when, number = place.split()
+    module_name, _, path = reference.partition(":")
+    owner: Any = importlib.import_module(module_name)
+    *owners, name = path.split(".")
+    for part in owners:
+        owner = getattr(owner, part)
+    real, left = getattr(owner, name), [int(number)]
+
+    @functools.wraps(real)
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0 and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*args, **kwargs)
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, deadly)
+
+
+def nodes_of(switches: Path, options: dict[str, Any]) -> list[StageNode]:
+    first = CountConfig(label="a", **options.get("count", {}))
+    second = CountConfig(label="b", **{"factor": 2, **options.get("count", {})})
+    return pipeline(switches, first=first, second=second)[: options.get("nodes", 3)]
+
+
+def main(home: str, switches: str, options_json: str = "{}") -> None:
+    options = json.loads(options_json)
+    if "die_at" in options:
+        die_at(options["die_at"])
     with open_bench(Path(home), grace_s=options.get("grace_s", 10.0)) as bench:
-        first = CountConfig(label="a", **options.get("count", {}))
-        second = CountConfig(label="b", factor=2, **options.get("count", {}))
-        outcomes = bench.run(pipeline(Path(switches), first=first, second=second))
+        outcomes = bench.run(nodes_of(Path(switches), options))
     print(json.dumps({name: outcome.to_json() for name, outcome in outcomes.items()}))
 
 
