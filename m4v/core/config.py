@@ -42,7 +42,8 @@ def parse(model: type[ModelT], data: Mapping[str, object], where: str) -> ModelT
 
 def _first_error(model: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
     details = error.errors(include_url=False)
-    first = details[0]
+    # A misspelt key is also a missing one: the unknown name is the better news.
+    first = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
     path = ".".join(str(part) for part in first["loc"]) or "(root)"
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     if first["type"] == "extra_forbidden":
