@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
@@ -65,14 +66,20 @@ class RunFacts(_Facts):
     nodes: tuple[NodeFacts, ...] = ()
     edges: tuple[EdgeFacts, ...] = ()
 
+    def location(self, source: str) -> str:
+        """Where the recipe says a source lies; empty for a generated one."""
+        entries = self.resolved.get("sources")
+        for entry in entries if isinstance(entries, list) else []:
+            if isinstance(entry, dict) and entry.get("name") == source:
+                return str(entry.get("location") or "")
+        return ""
+
     def node(self, node_id: str) -> NodeFacts | None:
         return next((n for n in self.nodes if n.node_id == node_id), None)
 
 
 def read_facts(path: Path) -> RunFacts:
     """Raises DataIntegrityError naming the first field that does not fit."""
-    import json
-
     try:
         data = json.loads(path.read_text())
         edges = [{**e, "source": e["from"], "target": e["to"]} for e in data.get("edges", [])]

@@ -19,11 +19,9 @@ def environment() -> Environment:
         loader=PackageLoader(_PACKAGE, "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    env.filters.update(
-        duration=duration, size=size, number=number, signed=signed, percent=percent, short=short, moment=moment
-    )
-    env.globals.update(inline=inline)
-    env.filters["base64"] = lambda text: base64.b64encode(str(text).encode()).decode()
+    for function in (duration, moment, size, number, signed, percent, short, base64):
+        env.filters[function.__name__] = function
+    env.globals["inline"] = inline
     return env
 
 

@@ -41,7 +41,7 @@ def build(context: StageContext) -> str:
     media = MediaBudget(int(config.media_mib * 2**20))
     # In order of importance: what comes first gets the media budget first.
     samples = generated.gather(inputs, media, config.generated)
-    data = curation.gather(inputs, media, config)
+    data = curation.gather(inputs, facts, media, config)
     stages = training.gather(inputs, facts)
     return render(
         "report/index.html.jinja",

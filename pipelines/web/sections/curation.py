@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from m4v.core.artifacts import Artifact
+from m4v.core.asset_catalog import ASSETS
 from pipelines.web.config import ReportConfig
+from pipelines.web.facts import RunFacts
 from pipelines.web.media import MediaBudget
 from pipelines.web.sections.inputs import ReportInputs, Row, read_json, read_rows
 
@@ -23,6 +25,7 @@ class SourceRow:
     kind: str
     licence: str
     terms: str
+    credits: tuple[str, ...]
     files: int
     rejected: int
     artifact_id: str
@@ -89,7 +92,7 @@ class Curation:
     buckets: tuple[tuple[str, int], ...]
 
 
-def gather(inputs: ReportInputs, media: MediaBudget, config: ReportConfig) -> Curation:
+def gather(inputs: ReportInputs, facts: RunFacts, media: MediaBudget, config: ReportConfig) -> Curation:
     clips_artifact, dataset = inputs.get("clips"), inputs.get("dataset")
     clips = read_rows(clips_artifact, "clips.parquet", _CLIP_COLUMNS) if clips_artifact else []
     kept = [c for c in clips if c["kept"]]
@@ -100,7 +103,7 @@ def gather(inputs: ReportInputs, media: MediaBudget, config: ReportConfig) -> Cu
     groups = _groups(clips, clips_artifact, media, config.rejected)
     index = read_rows(dataset, "index.parquet", ["bucket_t", "bucket_h", "bucket_w"]) if dataset else []
     return Curation(
-        sources=tuple(_source(s) for s in inputs.sources),
+        sources=tuple(_source(s, facts) for s in inputs.sources),
         funnel=_funnel(read_json(clips_artifact, "funnel.json")) if clips_artifact else (),
         groups=groups,
         kept=tuple(_card(c, clips_artifact, media, "") for c in spread(kept, config.kept)),
@@ -134,13 +137,25 @@ def spread(rows: Sequence[Row], wanted: int) -> list[Row]:
     return [rows[i * len(rows) // wanted] for i in range(wanted)]
 
 
-def _source(artifact: Artifact) -> SourceRow:
+def _source(artifact: Artifact, run: RunFacts) -> SourceRow:
     facts = read_json(artifact, "source.json")
+    paths = [str(row["path"]) for row in read_rows(artifact, "listing.parquet", ["path"])]
     return SourceRow(
         name=str(facts["name"]), kind=str(facts["kind"]), licence=str(facts["licence"]),
-        terms=str(facts.get("terms") or ""), files=len(read_rows(artifact, "listing.parquet", ["path"])),
+        terms=str(facts.get("terms") or ""), credits=asset_credits(run.location(str(facts["name"])), paths),
+        files=len(paths),
         rejected=len(read_rows(artifact, "rejected.parquet", ["path"])), artifact_id=artifact.id,
     )  # fmt: skip
+
+
+def asset_credits(location: str, paths: Iterable[str]) -> tuple[str, ...]:
+    """Credits that the asset catalogue asks for, of the listed files of an `asset:` location."""
+    if not location.startswith("asset:"):
+        return ()
+    folder = location.removeprefix("asset:").rstrip("/")
+    known = {file.path: file for file in ASSETS.values()}
+    files = [known[f"{folder}/{path}"] for path in paths if f"{folder}/{path}" in known]
+    return tuple(sorted({f"{file.credit} ({file.licence})" for file in files}))
 
 
 def _rejected_rows(artifact: Artifact) -> list[Row]:

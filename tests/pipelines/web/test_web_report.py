@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from report_fixture import HOSTILE, RunFixture
 
+from m4v.core.asset_catalog import FILM_CREDIT
 from m4v.core.errors import ConfigError, DataIntegrityError
 from pipelines.web import report
+from pipelines.web.sections.curation import asset_credits
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,12 @@ def test_page_says_what_the_run_did(run: RunFixture, page: str) -> None:
     assert "EfficientNet-Lite2 trained on ImageNet" in text
     assert run.artifacts["checkpoint.57f"].id[:10] in text
     assert "config changed: steps 3 -&gt; 60" in page
+
+
+def test_files_of_the_asset_catalogue_are_credited() -> None:
+    assert asset_credits("asset:corpus/film", ["bbb.mp4"]) == (f"{FILM_CREDIT} (CC-BY-3.0)",)
+    assert asset_credits("asset:corpus/film/", ["another.mp4"]) == ()
+    assert asset_credits("s3://bucket/film", ["bbb.mp4"]) == ()
 
 
 def test_refused_gate_gives_its_reasons(tmp_path: Path) -> None:
