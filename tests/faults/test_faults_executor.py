@@ -112,12 +112,9 @@ def undisturbed(tmp_path_factory) -> dict[str, str]:
 
 BOUNDARIES = [
     ("pipelines.ledger:Ledger.claim after 1", 0),
-    ("pipelines.ledger:Ledger.begin_attempt before 1", 0),
     ("pipelines.ledger:Ledger.begin_attempt after 1", 0),
     ("pipelines.launchers.local:LocalLauncher.submit after 1", 0),
-    ("pipelines.ledger:Ledger.launched after 1", 0),
     ("pipelines.store:ArtifactStore.publish before 1", 3),
-    ("pipelines.store:_check_staged after 1", 3),
     ("os:rename before 1", 3),
     ("os:rename after 1", 3),
     ("pipelines.store:ArtifactStore.publish after 1", 3),
