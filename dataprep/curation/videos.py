@@ -45,7 +45,7 @@ class Entry:
     order: int
 
     def quarantined(self, reason: str, detail: str, step: str) -> QuarantineRow:
-        return QuarantineRow(self.source, self.file.source_id, self.file.path, reason, detail, step)
+        return QuarantineRow(self.source, self.file.source_id, self.file.path, str(reason), detail, step)
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ class Measurer:
         parts = [(video, start, end) for video in videos for start, end in video.segments]
         tasks = [
             (
-                f"{video.entry.file.sha256}-{start}-{end}",
+                f"{video.entry.file.sha256}-{start}-{end}-{int(video.entry.drawn)}",
                 measure.SegmentTask(
-                    video.entry.media, start, end, config.decoder, config.shots.detector,
+                    video.entry.media, start, end, config.decoder, _detector(config, video),
                     config.signals.analysis_side, config.signals.motion_stride,
                 ),
             )
@@ -192,9 +192,14 @@ def _part(columns: Columns, start: int, video: Video) -> Columns:
     return {name: values[low:high] for name, values in columns.items()}
 
 
+def _detector(config: CurateConfig, video: Video) -> str:
+    """A drawing is one shot by its making, and the detectors were trained on film."""
+    return "none" if video.entry.drawn else config.shots.detector
+
+
 def cut(video: Video, columns: Columns, config: CurateConfig) -> list[Clip]:
     """Candidate clips of a video with the scores of their frames; captions may be empty."""
-    if config.shots.detector == "none":
+    if _detector(config, video) == "none":
         spans = split(Span(video.first, video.end), config.shots.max_frames)
     else:
         spans = scenes(np.asarray(columns["boundary"], dtype=np.float32), video.first, config.shots)

@@ -49,6 +49,7 @@ def _connect(address: str | None, workers: int) -> Any:
             # Local workers must import what this process can import.
             os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
             ray.init(
+                address="local",  # whatever RAY_ADDRESS says
                 num_cpus=workers,
                 include_dashboard=False,
                 log_to_driver=False,

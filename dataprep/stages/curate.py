@@ -146,7 +146,9 @@ class _Curation:
     def _write(self, files: int) -> None:
         clips = list(self.clips.values())
         kept = [clip for clip in clips if clip.drop_rule is None]
-        reasons = Counter([str(c.drop_rule) for c in clips if c.drop_rule] + [row.reason for row in self.quarantine])
+        reasons = Counter(
+            [str(c.drop_rule) for c in clips if c.drop_rule] + [str(row.reason) for row in self.quarantine]
+        )
         if not kept:
             raise DataIntegrityError(
                 f"no clip is kept of {files} files",
@@ -172,4 +174,4 @@ class _Curation:
 
 
 def _reasons(rows: Iterable[QuarantineRow], steps: Sequence[str]) -> dict[str, int]:
-    return dict(Counter(row.reason for row in rows if row.step in steps))
+    return dict(Counter(str(row.reason) for row in rows if row.step in steps))
