@@ -1,6 +1,7 @@
 """Prompts: how a recipe may name them, the facts in them, seeds and file names."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,16 @@ def test_evaluate_config_and_its_weights() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             parse(EvaluateConfig, {"metrics": wrong}, "recipe")
+
+
+@pytest.mark.parametrize("name", ["shapes-8", "shapes-24"])
+def test_shape_sets_are_balanced(name: str) -> None:
+    """No fact can be guessed from another: else a model that ignores half the prompt scores well."""
+    facts = [p.stated for p in config(prompts=name).prompts]
+    for field, words in (("object_colour", 4), ("background_colour", 2), ("shape", 2)):
+        counts = Counter(getattr(f, field) for f in facts)
+        assert len(counts) == words
+        assert len(set(counts.values())) == 1, (field, counts)
+    motions = Counter(f.motion for f in facts)
+    assert set(motions) == {Motion.RIGHT, Motion.LEFT, Motion.STILL}
+    assert max(motions.values()) - min(motions.values()) <= 1
