@@ -229,7 +229,7 @@ class PipelineRun:
             step.why = self._lookup.why(self.recipe, node, step.record, found)
         lost: ClaimLost
         for _ in range(MAX_LOST_CLAIMS):
-            lease = self._claim(step)
+            lease = self._claim(step, found)
             if isinstance(lease, Hit):
                 self._runner.forget(key)  # a crash after the commit leaves resume state behind
                 return step.hit(lease)
@@ -241,18 +241,18 @@ class PipelineRun:
                 with lease:
                     made = self._runner.run(work, lease)
             except ClaimLost as error:
-                lost = error
+                lost, found = error, self._lookup.find(key)
                 self._emit("note", node.id, f"{error.what}; looking again")
                 continue
             reason = f"{step.why}; {made.note}" if made.note else step.why
             return step.outcome(NodeStatus.RAN, reason, made.run_id, made.attempt_id, made.outputs)
         raise lost
 
-    def _claim(self, step: _Step) -> Lease | Hit:
+    def _claim(self, step: _Step, found: Hit | Miss) -> Lease | Hit:
         """Take the claim, waiting while another process runs this very key; its outputs are then a hit."""
         key, told = step.key, ""
         while True:
-            if isinstance(found := self._lookup.find(key), Hit):
+            if isinstance(found, Hit):
                 return found
             if self._drain.is_set():
                 raise Drained("drained before it started", where=step.node.id)
@@ -263,12 +263,13 @@ class PipelineRun:
                     told = held.owner
                     self._emit("note", step.node.id, f"waiting: {held.what}")
                 self._drain.wait(CLAIM_POLL_S)
+                found = self._lookup.find(key)
                 continue
             # Between the look and the claim the other one may have committed.
-            if isinstance(found := self._lookup.find(key), Hit):
-                self._ledger.release(lease.claim)
-                return found
-            return lease
+            found = self._lookup.find(key)
+            if isinstance(found, Miss):
+                return lease
+            self._ledger.release(lease.claim)
 
     def _assignment(
         self, step: _Step, inputs: tuple[InputRef, ...], progress: Callable[[Progress], None]
