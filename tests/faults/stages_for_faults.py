@@ -128,6 +128,11 @@ def gang(context: StageContext) -> None:
     write_atomic(
         context.output("lines") / f"rank{context.rank}.txt", f"{context.rank} of {context.world_size}\n".encode()
     )
+    config = context.config(CountConfig)
+    for _ in range(config.items):
+        log_work(context, f"rank {context.rank} {os.getpid()}")
+        context.check_drain()
+        time.sleep(config.seconds_an_item)
     deadline = time.monotonic() + 60
     while len(list(context.output("lines").glob("rank*.txt"))) < context.world_size:
         context.check_drain()

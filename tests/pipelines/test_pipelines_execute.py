@@ -1,7 +1,9 @@
 """Execution of small real pipelines: hits with reasons, early cutoff, exit classes, retries, adoption, claims."""
 
 import json
+import os
 import shutil
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -29,6 +31,7 @@ from pipelines.attempt import AttemptRunner
 from pipelines.execute import NodeStatus
 from pipelines.launchers.endings import ending_of
 from pipelines.ledger import ClaimLost, Status
+from pipelines.processes import descendants, send
 from pipelines.spec import StageNode
 
 
@@ -428,6 +431,48 @@ def test_a_killed_rank_is_infrastructure(bench, switches):
     outcome = bench.run(nodes)["gang"]
     assert outcome.status == "ran"
     assert sorted(a.exit_class for a in bench.ledger.attempts(stage_key=outcome.stage_key)) == [0, 30]
+
+
+def test_a_gang_drains_and_kill_9_of_its_supervisor_ends_every_rank(bench, switches):
+    """torchrun starts each rank in a session of its own: no process group reaches them."""
+    node = StageNode(
+        "gang",
+        GANG,
+        CountConfig(items=600, seconds_an_item=0.1),
+        resources=Resources(ranks=2, threads=1, workers=1),
+        locations={"switches": str(switches)},
+    )
+
+    def ranks() -> set[int]:
+        return {int(line.split()[2]) for line in work_log(switches)}
+
+    def interfere() -> None:
+        wait_for(lambda: len(ranks()) == 2, 60)
+        first = ranks()
+        sessions = {os.getsid(pid) for pid in first}
+        assert len(sessions) == 2
+        (supervisor,) = [p for p in descendants(os.getpid()) if b"pipelines.supervise" in command_of(p.pid)]
+        send(supervisor, signal.SIGKILL)
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first), 10)
+        wait_for(lambda: len(ranks()) == 4, 60)  # the retry
+        run.drain()
+
+    run = bench.new_run([node])
+    thread = threading.Thread(target=interfere)
+    thread.start()
+    outcome = run.run_all()["gang"]
+    thread.join()
+    assert (outcome.status, outcome.exit_class) == ("drained", ExitClass.DRAINED)
+    attempts = bench.ledger.attempts(stage_key=outcome.stage_key)
+    assert [a.exit_class for a in attempts] == [40, 30]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks())
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def exits(*classes: int | None) -> list[ExitRecord]:
