@@ -156,6 +156,9 @@ def killed_again_and_again(tmp_path: Path, uninterrupted: tuple[dict[str, str], 
             process.communicate()
         check_home(home)
     outcomes = finish(start(home, switches, count=SLOW))
+    with Ledger.open(f"sqlite:///{home / 'ledger.db'}") as ledger:
+        keys = {a.stage_key for a in ledger.attempts(limit=None)}
+    assert len(keys) == 3, "somebody edited the source tree while the test ran"
     assert artifacts(outcomes) == expected
     done = work(switches)
     assert set(done) == {f"{label} {i}" for label in "ab" for i in range(SLOW["items"])}, "an item was lost"
