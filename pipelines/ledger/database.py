@@ -29,6 +29,7 @@ from pipelines.ledger.types import UtcDateTime, utc_now
 
 BUSY_TIMEOUT_S = 30
 _WRITE = "ledger_write"
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 def parse_url(url: str) -> URL:
@@ -63,7 +64,7 @@ class Database:
         self._reader = self.engine
         if not self.is_sqlite:
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        _forget_in_children(self.engine)
+        _engines.add(self.engine)
 
     def _sqlite_engine(self) -> Engine:
         path = Path(str(self.url.database))
@@ -154,13 +155,10 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
-def _forget_in_children(engine: Engine) -> None:
-    """A forked child must not use its parent's connections."""
-    reference = weakref.ref(engine)
+def _forget_in_child() -> None:
+    """Drop the parent's connections in a forked child, which must not use (nor close) them."""
+    for engine in list(_engines):
+        engine.dispose(close=False)
 
-    def forget() -> None:
-        inherited = reference()
-        if inherited is not None:
-            inherited.dispose(close=False)
 
-    os.register_at_fork(after_in_child=forget)
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from sqlalchemy import Executable, and_, cast, func, literal, select
@@ -50,7 +51,7 @@ class ReuseEdge(NamedTuple):
     at: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LineageGraph:
     """Artifacts and runs reachable from `root` in one direction (`up` or `down`), nearest sets included."""
 
@@ -61,11 +62,20 @@ class LineageGraph:
     edges: list[LineageEdge]
     reuses: list[ReuseEdge] = field(default_factory=list)
 
+    @cached_property
+    def _steps(self) -> dict[str, list[tuple[LineageEdge, str]]]:
+        leaving = "output" if self.direction == "up" else "input"
+        steps: dict[str, list[tuple[LineageEdge, str]]] = {}
+        for edge in self.edges:
+            here, there = edge.artifact_id, edge.run_id
+            if edge.role != leaving:
+                here, there = there, here
+            steps.setdefault(here, []).append((edge, there))
+        return steps
+
     def neighbours(self, node: str) -> list[tuple[LineageEdge, str]]:
         """One step away from the root: runs of an artifact, or artifacts of a run, with the edge walked."""
-        leaving, arriving = ("output", "input") if self.direction == "up" else ("input", "output")
-        steps = [(e, e.run_id) for e in self.edges if e.artifact_id == node and e.role == leaving]
-        return steps + [(e, e.artifact_id) for e in self.edges if e.run_id == node and e.role == arriving]
+        return self._steps.get(node, [])
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -98,36 +108,25 @@ class LineageOps:
             if first is None:
                 raise InputError("ledger has no such artifact", value=root, next_step="m4v artifacts list")
             graph = LineageGraph(root, direction, {root: LineageArtifact(root, first.kind, first.size_bytes)}, {}, [])
+            near_role, far_role = ("output", "input") if direction == "up" else ("input", "output")
             edges: set[LineageEdge] = set()
-            for run, near, far, artifact in _walk(session, root, direction):
-                graph.runs[run.run_id] = run
-                edges.add(near)
-                if far is not None and artifact is not None:
-                    edges.add(far)
-                    graph.artifacts.setdefault(artifact.artifact_id, artifact)
+            # One row for every way through a run: in by a port of a reached artifact, out by another, if any.
+            for run_id, stage, key, exactness, near, near_id, far, far_id, kind, size in session.execute(
+                _query(root, direction)
+            ):
+                if run_id not in graph.runs:
+                    graph.runs[run_id] = LineageRun(run_id, stage, key, exactness)
+                edges.add(LineageEdge(run_id, near_role, near, near_id))
+                if far_id is not None:
+                    edges.add(LineageEdge(run_id, far_role, far, far_id))
+                    if far_id not in graph.artifacts:
+                        graph.artifacts[far_id] = LineageArtifact(far_id, kind, size)
             graph.edges.extend(sorted(edges))
             graph.reuses.extend(_reuses(session, sorted(graph.runs)))
             return graph
 
 
-_Step = tuple[LineageRun, LineageEdge, LineageEdge | None, LineageArtifact | None]
-
-
-def _walk(session: Session, root: str, direction: str) -> Iterator[_Step]:
-    """Every way through a run: in by one port from a reached artifact, out by another (if it has any)."""
-    near_role, far_role = ("output", "input") if direction == "up" else ("input", "output")
-    for run_id, stage, key, exactness, near_name, near_id, far_name, far_id, kind, size in session.execute(
-        _steps(root, direction)
-    ):
-        run = LineageRun(run_id, stage, key, exactness)
-        near = LineageEdge(run_id, near_role, near_name, near_id)
-        if far_id is None:
-            yield run, near, None, None
-        else:
-            yield run, near, LineageEdge(run_id, far_role, far_name, far_id), LineageArtifact(far_id, kind, size)
-
-
-def _steps(root: str, direction: str) -> Executable:
+def _query(root: str, direction: str) -> Executable:
     near, far = (schema.RunOutput, schema.RunInput) if direction == "up" else (schema.RunInput, schema.RunOutput)
     # UNION drops what was seen, so shared ancestors are walked once and a circle ends.
     reached = select(literal(root).label("id")).cte("reached", recursive=True)

@@ -62,7 +62,7 @@ def test_a_valid_mapping_parses_and_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("data", "what", "next_step"),
     [
-        ({"nam": "x"}, "unknown key nam", "did you mean name?"),
+        ({"nam": "x"}, "unknown key nam", "did you mean name"),
         ({"name": "x", "shots": {"treshold": 0.1}}, "unknown key shots.treshold", "did you mean threshold?"),
         ({"name": "x", "maybe": {"detectr": "a"}}, "unknown key maybe.detectr", "did you mean detector?"),
         ({"name": "x", "by_name": {"a": {"thresh": 1}}}, "unknown key by_name.a.thresh", "did you mean threshold?"),

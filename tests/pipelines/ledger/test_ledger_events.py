@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,22 @@ def test_many_writers_make_one_chain(scenario: Scenario, ledger: Ledger, tmp_pat
     for number in range(writers):  # each writer's own order is kept
         mine = [r.resolved["i"] for r in ledger.pipeline_runs(recipe=f"recipe-{number}", limit=None)]
         assert mine == list(range(each))[::-1]
+
+
+def test_threads_may_share_a_ledger(ledger: Ledger) -> None:
+    def work(number: int) -> None:
+        claim = ledger.claim(f"key-{number}", "thread")
+        attempt = ledger.begin_attempt(claim, stage="encode", work_dir="w", log_path="l")
+        for done in range(5):
+            ledger.heartbeat(attempt, Progress(done=done))
+            ledger.renew(claim)
+        ledger.commit_run(claim, attempt, new_run(f"key-{number}"), [], {"dataset": artifact(f"d{number}")})
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(12)))
+    assert len(ledger.runs()) == 12
+    assert {a.status for a in ledger.attempts()} == {Status.SUCCEEDED}
+    assert ledger.verify_chain().ok
 
 
 @pytest.mark.parametrize("statement", [1, 4, 7, 10, 13, 16, 19])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -170,10 +171,13 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
 
 def test_lineage_of_5000_artifacts_takes_under_50_ms(large: Ledger) -> None:
     took: list[float] = []
+    gc.collect()
+    gc.freeze()  # the objects of other tests are not this one's garbage to walk
     while len(took) < 20 and min(took, default=1.0) >= 0.05:  # others may be using the machine too
         began = time.process_time()
         graph = large.lineage_down("x-0")
         took.append(time.process_time() - began)
+    gc.unfreeze()
     assert (len(graph.artifacts), len(graph.runs), len(graph.edges)) == (5001, 5000, 10_000)
     assert min(took) < 0.05, took
 

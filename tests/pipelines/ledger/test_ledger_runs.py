@@ -201,7 +201,11 @@ def test_equal_bytes_of_two_kinds_are_two_artifacts(scenario: Scenario, ledger: 
     scenario.run("k2", {"b": artifact("same", ArtifactKind.REPORT)})
     assert {a.kind for a in ledger.artifacts()} == {ArtifactKind.SCORES, ArtifactKind.REPORT}
     assert [a.kind for a in ledger.artifacts(kind=ArtifactKind.REPORT)] == [ArtifactKind.REPORT]
-    assert ledger.artifact(artifact("same").artifact_id[:20]).artifact_id == artifact("same").artifact_id
+    same = artifact("same").artifact_id
+    assert ledger.artifact(same[:20]).kind == ArtifactKind.REPORT
+    assert ledger.artifact(same[:20], ArtifactKind.SCORES).kind == ArtifactKind.SCORES
+    with pytest.raises(InputError, match="no clips of this id"):
+        ledger.artifact(same, "clips")
 
 
 def test_producers_and_consumers(scenario: Scenario, ledger: Ledger) -> None:
