@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -45,10 +45,26 @@ def decode_span(
     reader = open_reader(path, backend)
     chosen = sample_frames(reader.index, first_frame, frames, fps, end_frame)
     wanted, places = np.unique(chosen, return_inverse=True)
-    box = Box(*crop) if crop is not None else None
-    pictures = [_fit(frame, box, size) for frame in reader.frames([int(w) for w in wanted])]
+    shown = reader.display
+    box = Box(*crop) if crop is not None else Box(0, 0, shown.width, shown.height)
+    if not (0 <= box.x0 < box.x1 <= shown.width and 0 <= box.y0 < box.y1 <= shown.height):
+        raise ValueError(f"crop {tuple(box)} is not inside a frame of {shown.width}x{shown.height}")
+    pictures = list(_fitted(reader, [int(w) for w in wanted], box, *size))
     return np.stack([pictures[place] for place in places])
 
 
-def _fit(frame: Frame, box: Box | None, size: tuple[int, int]) -> Frame:
-    return cover(frame if box is None else cut(frame, box), *size)
+def _fitted(reader: FrameReader, wanted: list[int], box: Box, height: int, width: int) -> Iterator[Frame]:
+    scale = max(Fraction(height, box.height), Fraction(width, box.width))
+    if scale >= 1:
+        yield from (cover(cut(frame, box), height, width) for frame in reader.frames(wanted))
+        return
+    scaled = (round(reader.display.width * scale), round(reader.display.height * scale))
+    left = _window(box.x0 * scale, box.x1 * scale, width, scaled[0])
+    top = _window(box.y0 * scale, box.y1 * scale, height, scaled[1])
+    for frame in reader.frames(wanted, scaled):
+        yield frame[top : top + height, left : left + width]
+
+
+def _window(low: Fraction, high: Fraction, length: int, limit: int) -> int:
+    """Begin of a window of `length` in the middle of low..high, inside 0..limit."""
+    return min(max(0, round((low + high - length) / 2)), limit - length)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dataprep.media.geometry import Frame, resize
 from dataprep.media.index import frame_index
-from dataprep.media.reader import display
+from dataprep.media.reader import Size, display
 from dataprep.quarantine import ItemError, Reason
 
 _BATCH = 16
@@ -22,10 +22,10 @@ class DecordReader:
         self.path, self.index, self.display = path, frame_index(path), display(path)
         self.interlaced = False  # decord does not say
 
-    def frames(self, wanted: Sequence[int], long_side: int | None = None) -> Iterator[Frame]:
+    def frames(self, wanted: Sequence[int], size: Size = None) -> Iterator[Frame]:
         import decord
 
-        width, height = self.display.scaled(long_side) if long_side else (self.display.width, self.display.height)
+        width, height = self.display.sized(size)
         try:
             video = decord.VideoReader(str(self.path.absolute()), ctx=decord.cpu(0), num_threads=1)
             if len(video) != self.index.frames:

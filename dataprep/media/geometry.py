@@ -58,8 +58,15 @@ class Display(NamedTuple):
         size = (max(1, round(width)), max(1, round(height)))
         return size if self.rotation % 180 == 0 else (size[1], size[0])
 
-    def scaled(self, long_side: int) -> tuple[int, int]:
-        """Displayed (width, height) shrunk to a long side; never enlarged."""
+    def sized(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
+        """(width, height) as given, or of the display where None, or shrunk to a long side; never enlarged by that."""
+        if size is None:
+            return self.width, self.height
+        if not isinstance(size, int):
+            return size
+        return self._shrunk(size)
+
+    def _shrunk(self, long_side: int) -> tuple[int, int]:
         scale = min(Fraction(1), Fraction(long_side, max(self.width, self.height)))
         return max(1, round(self.width * scale)), max(1, round(self.height * scale))
 

@@ -35,6 +35,9 @@ _HD_HEIGHT = 720  # untagged pictures from this height on are taken as BT.709
 _SEEK_ATTEMPTS = 3
 
 
+Size = int | tuple[int, int] | None  # a long side to shrink to, or (width, height), or as displayed
+
+
 class FrameReader(Protocol):
     """Displayed RGB frames by number: rotated, pixels square."""
 
@@ -42,8 +45,8 @@ class FrameReader(Protocol):
     display: Display
     interlaced: bool  # whether the frame last yielded says that it is
 
-    def frames(self, wanted: Sequence[int], long_side: int | None = None) -> Iterator[Frame]:
-        """The wanted frames, numbers increasing, shrunk to `long_side` if given; each uint8 (h, w, 3).
+    def frames(self, wanted: Sequence[int], size: Size = None) -> Iterator[Frame]:
+        """The wanted frames, numbers increasing, scaled to `size`; each uint8 (h, w, 3).
 
         Raises ItemError: decode_error, size_change.
         """
@@ -54,8 +57,8 @@ class PyAvReader:
         self.path, self.index, self.display = path, frame_index(path), display(path)
         self.interlaced = False
 
-    def frames(self, wanted: Sequence[int], long_side: int | None = None) -> Iterator[Frame]:
-        picture = Picture(self.display, long_side)
+    def frames(self, wanted: Sequence[int], size: Size = None) -> Iterator[Frame]:
+        picture = Picture(self.display, size)
         for frame in decoded(self.path, self.index, wanted):
             self.interlaced = bool(frame.interlaced_frame)
             yield picture.of(frame)
@@ -139,10 +142,15 @@ class _Walk:
 class Picture:
     """Decoder frames to displayed RGB arrays, with the colour conversion stated and not guessed by a library."""
 
-    def __init__(self, display: Display, long_side: int | None) -> None:
+    def __init__(self, display: Display, size: Size) -> None:
         self._display = display
-        self._size = (display.width, display.height) if long_side is None else display.scaled(long_side)
-        self._shrinks = long_side is not None
+        self._size = display.sized(size)
+        # Shrinking in the converter, before colours are expanded, costs a tenth of shrinking afterwards.
+        self._shrinks = (
+            self._size != (display.width, display.height)
+            and self._size[0] <= display.width
+            and self._size[1] <= display.height
+        )
         self._reformatter = VideoReformatter()
 
     def of(self, frame: VideoFrame) -> Frame:
