@@ -71,8 +71,10 @@ class PoolEngine:
 
 
 @contextlib.contextmanager
-def open_engine(resources: Resources, *, isolate: bool = False) -> Iterator[Engine]:
+def open_engine(resources: Resources, *, isolate: bool = False, preload: tuple[str, ...] = ()) -> Iterator[Engine]:
     """The engine that `resources` name; `isolate` asks for child processes even with one worker.
+
+    `preload`: modules that children find imported already (they must start no threads on import).
 
     Raises ConfigError on an unknown engine name.
     """
@@ -84,7 +86,7 @@ def open_engine(resources: Resources, *, isolate: bool = False) -> Iterator[Engi
     if resources.engine == "ray":
         engine = PoolEngine(lambda: RayPool(resources.workers, resources.ray_address))
     else:
-        engine = PoolEngine(lambda: ProcessPool(resources.workers))
+        engine = PoolEngine(lambda: ProcessPool(resources.workers, preload))
     try:
         yield engine
     finally:

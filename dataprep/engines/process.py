@@ -12,7 +12,7 @@ from typing import Any
 from dataprep.engines.calls import Function, Reply, call, prepare_worker
 from dataprep.engines.schedule import Died
 
-_PRELOAD = ["numpy", "cv2", "av", "pyarrow.parquet", "dataprep.engines.process"]
+_PRELOAD = ("numpy", "cv2", "av", "pyarrow.parquet", "dataprep.engines.process")
 _JOIN_S = 5.0
 
 
@@ -69,11 +69,11 @@ class _Worker:
 class ProcessPool:
     """`WorkerPool` of local processes; workers start on first use."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, preload: tuple[str, ...] = ()) -> None:
         self.slots = workers
         self._workers: dict[int, _Worker] = {}
         # Without effect once the server runs; it only saves each child the imports.
-        multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)
+        multiprocessing.get_context("forkserver").set_forkserver_preload([*_PRELOAD, *preload])
 
     def submit(self, slot: int, function: Function, item: Any) -> None:
         worker = self._workers.get(slot)

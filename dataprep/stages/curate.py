@@ -22,6 +22,7 @@ from m4v.core.stage import StageContext
 
 MIN_FILES_FOR_RATE = 20  # in a handful of files one bad file is no rate
 _IMAGE_BATCH = 512
+_PRELOAD = ("dataprep.curation.measure",)
 
 
 def run(context: StageContext) -> None:
@@ -43,7 +44,7 @@ class _Curation:
         shutil.rmtree(self.out / PREVIEWS, ignore_errors=True)  # of an attempt that was killed here
         (self.out / PREVIEWS).mkdir(parents=True)
         entries, rejected = self._listed()
-        with open_engine(self.context.resources, isolate=True) as engine:
+        with open_engine(self.context.resources, isolate=True, preload=_PRELOAD) as engine:
             measurer = Measurer(self.context, self.config, engine, self.quarantine)
             captioned = self._captioned(entries)
             videos = list(measurer.probe([e for e in captioned if e.file.media == "video"]))
