@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,17 +27,15 @@ from m4v.core.stage import (
 )
 from m4v.core.storage import Storage
 from pipelines.keys import KeyRecord
-from pipelines.launchers import LOG, REQUEST, Ending, Job, Launcher
+from pipelines.launchers import LOG, REQUEST, Ending, Launcher
 from pipelines.lease import Lease
 from pipelines.ledger import ClaimLost, Exactness, Ledger, NewRun, Status, new_id
 from pipelines.lookup import Output
 from pipelines.spec import StageNode
 from pipelines.stage_process import RESULT
 from pipelines.store import ArtifactStore
+from pipelines.watch import Watch
 from pipelines.workspace import Workspace
-
-HEARTBEAT_S = 2.0
-POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -203,7 +200,7 @@ class AttemptRunner:
         job = self._launcher.submit(request)
         pid = int(job.reference) if job.reference.isdigit() else None
         self._ledger.launched(attempt_id, pid=pid, job=job.name)
-        ending = self._watch(work, lease, job, attempt_id)
+        ending = Watch(self._ledger, self._launcher, lease, self._drain).wait(job, attempt_id, work.on_progress)
         result = _read_result(work_dir, work.record.stage_key) if ending.exit_class is ExitClass.OK else None
         if ending.exit_class is ExitClass.OK and result is None:
             ending = Ending(ExitClass.BUG, "the stage ended well but left no result")
@@ -243,33 +240,6 @@ class AttemptRunner:
             attachments=attachments,
             resources=node.resources,
         )
-
-    def _watch(self, work: Assignment, lease: Lease, job: Job, attempt_id: str) -> Ending:
-        """Wait for the job, copying its progress; a lost claim or a second Ctrl-C cancels it."""
-        pulse = _Pulse(self._ledger, attempt_id, job.work_dir, work.on_progress)
-        wait_s, asked = 0.05, False
-        try:
-            while True:
-                try:
-                    ending = self._launcher.poll(job, wait_s)
-                except KeyboardInterrupt:
-                    if self._drain.is_set():
-                        raise
-                    self._drain.set()  # the first Ctrl-C drains
-                    ending = None
-                if ending is not None:
-                    return ending
-                lease.check()
-                if self._drain.is_set() and not asked:
-                    self._launcher.drain(job)
-                    asked = True
-                pulse.beat()
-                wait_s = min(wait_s * 1.5, POLL_S)
-        except (KeyboardInterrupt, ClaimLost) as stop:
-            self._launcher.cancel(job)
-            message = "cancelled" if isinstance(stop, KeyboardInterrupt) else str(stop)
-            self._ledger.finish_attempt(attempt_id, ExitClass.INFRASTRUCTURE, message)
-            raise
 
     # Publishing
 
@@ -318,39 +288,6 @@ class AttemptRunner:
         Storage(self._workspace.store_uri).delete(f"state/{stage_key}")
         for work_dir in self._attempt_dirs(stage_key):
             _prune(work_dir)
-
-
-class _Pulse:
-    """Copies `progress.json` into the ledger and to the caller while an attempt runs."""
-
-    def __init__(
-        self, ledger: Ledger, attempt_id: str, work_dir: Path, on_progress: Callable[[Progress], None]
-    ) -> None:
-        self._ledger, self._attempt_id, self._on_progress = ledger, attempt_id, on_progress
-        self._path = work_dir / "progress.json"
-        self._seen: Progress | None = None
-        self._beat_at = 0.0
-
-    def beat(self) -> None:
-        progress = self._read()
-        if progress is None or progress == self._seen:
-            return
-        changed = self._seen is None or progress.updated_at != self._seen.updated_at
-        self._seen = progress
-        if changed:
-            self._on_progress(progress)
-        if time.monotonic() - self._beat_at >= HEARTBEAT_S:
-            self._beat_at = time.monotonic()
-            try:
-                self._ledger.heartbeat(self._attempt_id, progress)
-            except InfrastructureError:
-                return  # a moment without a database must not end hours of work; committing will tell
-
-    def _read(self) -> Progress | None:
-        try:
-            return Progress.model_validate_json(self._path.read_bytes())
-        except (OSError, ValidationError):
-            return None
 
 
 def _read_result(work_dir: Path, stage_key: str) -> StageResult | None:

@@ -12,8 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import replace
 
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import ConfigError, Drained, ExitClass, M4VError
@@ -27,68 +26,16 @@ from pipelines.lease import LEASE_S, Lease
 from pipelines.ledger import ClaimHeld, ClaimLost, Ledger
 from pipelines.ledger import NodeOutcome as LedgerOutcome
 from pipelines.lookup import Hit, Lookup, Miss, Output
+from pipelines.outcomes import NodeEvent, NodeOutcome, NodeStatus
 from pipelines.spec import StageNode, topological_order
 from pipelines.store import ArtifactStore
 from pipelines.workspace import Workspace
 
+__all__ = ["NodeEvent", "NodeOutcome", "NodeStatus", "PipelineRun", "until_node"]
+
 CLAIM_POLL_S = 0.5
 MAX_LOST_CLAIMS = 3
 GATE = "gate"
-
-
-class NodeStatus(StrEnum):
-    HIT = "hit"
-    RAN = "ran"
-    FAILED = "failed"
-    BLOCKED = "blocked"  # an upstream node has no outputs
-    DRAINED = "drained"
-
-    @property
-    def has_outputs(self) -> bool:
-        return self in (NodeStatus.HIT, NodeStatus.RAN)
-
-
-@dataclass(frozen=True)
-class NodeOutcome:
-    """What became of a node. `reason`: why it ran or was reused; `error`: why it has no outputs."""
-
-    node_id: str
-    status: NodeStatus
-    reason: str
-    seconds: float
-    run_id: str | None = None
-    stage_key: str | None = None
-    attempt_id: str | None = None
-    outputs: Mapping[str, Output] = field(default_factory=dict)
-    error: str | None = None
-    exit_class: ExitClass = ExitClass.OK
-    log_path: str | None = None
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            "node_id": self.node_id,
-            "status": str(self.status),
-            "reason": self.reason,
-            "seconds": self.seconds,
-            "run_id": self.run_id,
-            "stage_key": self.stage_key,
-            "attempt_id": self.attempt_id,
-            "outputs": {name: output.to_json() for name, output in self.outputs.items()},
-            "error": self.error,
-            "exit_class": int(self.exit_class),
-            "log_path": self.log_path,
-        }
-
-
-@dataclass(frozen=True)
-class NodeEvent:
-    """For a display. `kind`: started, note (waiting for a claim, a retry), progress, finished."""
-
-    kind: str
-    node_id: str
-    text: str = ""
-    progress: Progress | None = None
-    outcome: NodeOutcome | None = None
 
 
 def _ignore(_: NodeEvent) -> None:

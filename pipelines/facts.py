@@ -6,16 +6,13 @@ They are passed to the report stage as `request.attachments["facts"]` and are no
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from m4v.core.errors import InputError
 from pipelines.environment import host_facts
 from pipelines.ledger import Ledger
 from pipelines.ledger.types import iso
+from pipelines.outcomes import NodeOutcome
 from pipelines.spec import StageNode
-
-if TYPE_CHECKING:
-    from pipelines.execute import NodeOutcome
 
 FACTS_SCHEMA = 1
 

@@ -210,6 +210,36 @@ def test_progress_reaches_the_ledger_and_the_caller(bench, switches):
     assert bench.ledger.run(outcome.run_id).metrics == {"items": 4}
 
 
+def test_a_display_that_fails_does_not_end_the_stage(bench, switches, caplog):
+    def broken(_: object) -> None:
+        raise ConnectionError("the server's page is away")
+
+    outcome = bench.new_run(one(switches, items=4, seconds_an_item=0.2)).execute("count.a", on_progress=broken)
+    assert outcome.status is NodeStatus.RAN
+    assert "the server's page is away" in caplog.text
+
+
+def test_a_fault_of_ours_leaves_no_job_behind(bench, switches, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug of the executor")
+
+    monkeypatch.setattr("pipelines.watch._Pulse.beat", broken)
+    with pytest.raises(ZeroDivisionError):
+        bench.run(one(switches, items=100, seconds_an_item=0.2))
+    mark = f"M4V_WORK_DIR={bench.workspace.home}".encode()
+    running = [p for p in Path("/proc").glob("[0-9]*") if mark in environment_of(p)]
+    assert running == []
+    (attempt,) = bench.ledger.attempts()
+    assert (attempt.exit_class, attempt.message) == (30, "cancelled: a bug of the executor")
+
+
+def environment_of(process: Path) -> bytes:
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:
+        return b""
+
+
 def test_drain_saves_state_and_the_next_run_goes_on(bench, switches):
     nodes = pipeline(switches, first=CountConfig(label="a", items=40, seconds_an_item=0.1))
     run = bench.new_run(nodes)

@@ -1,0 +1,102 @@
+"""Waits for a launched attempt: copies its progress, passes a drain request on, cancels it when the claim is lost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from m4v.core.errors import ExitClass, InfrastructureError
+from m4v.core.stage import Progress
+from pipelines.launchers import Ending, Job, Launcher
+from pipelines.lease import Lease
+from pipelines.ledger import Ledger
+
+HEARTBEAT_S = 2.0
+POLL_S = 0.5
+FIRST_POLL_S = 0.05
+
+_log = logging.getLogger(__name__)
+
+
+class Watch:
+    """The eyes of one attempt."""
+
+    def __init__(self, ledger: Ledger, launcher: Launcher, lease: Lease, drain: threading.Event) -> None:
+        self._ledger, self._launcher, self._lease, self._drain = ledger, launcher, lease, drain
+
+    def wait(self, job: Job, attempt_id: str, on_progress: Callable[[Progress], None]) -> Ending:
+        """How the job ended. The first Ctrl-C drains it; a second one, a lost claim or any fault of ours
+        cancels it and goes on as an exception: no job runs without somebody who waits for it."""
+        pulse = _Pulse(self._ledger, attempt_id, job.work_dir, on_progress)
+        wait_s, asked = FIRST_POLL_S, False
+        try:
+            while True:
+                ending = self._poll(job, wait_s)
+                if ending is not None:
+                    return ending
+                self._lease.check()
+                if self._drain.is_set() and not asked:
+                    self._launcher.drain(job)
+                    asked = True
+                pulse.beat()
+                wait_s = min(wait_s * 1.5, POLL_S)
+        except BaseException as stop:
+            self._launcher.cancel(job)
+            self._ledger.finish_attempt(
+                attempt_id, ExitClass.INFRASTRUCTURE, f"cancelled: {stop or type(stop).__name__}"
+            )
+            raise
+
+    def _poll(self, job: Job, wait_s: float) -> Ending | None:
+        try:
+            return self._launcher.poll(job, wait_s)
+        except KeyboardInterrupt:
+            if self._drain.is_set():
+                raise
+            self._drain.set()
+            return None
+
+
+class _Pulse:
+    """Copies `progress.json` into the ledger and to the caller while an attempt runs."""
+
+    def __init__(
+        self, ledger: Ledger, attempt_id: str, work_dir: Path, on_progress: Callable[[Progress], None]
+    ) -> None:
+        self._ledger, self._attempt_id, self._on_progress = ledger, attempt_id, on_progress
+        self._path = work_dir / "progress.json"
+        self._seen: Progress | None = None
+        self._beat_at = 0.0
+
+    def beat(self) -> None:
+        progress = self._read()
+        if progress is None or progress == self._seen:
+            return
+        changed = self._seen is None or progress.updated_at != self._seen.updated_at
+        self._seen = progress
+        if changed:
+            self._show(progress)
+        if time.monotonic() - self._beat_at >= HEARTBEAT_S:
+            self._beat_at = time.monotonic()
+            try:
+                self._ledger.heartbeat(self._attempt_id, progress)
+            except InfrastructureError as error:
+                # A moment without a database must not end hours of work; committing will tell.
+                _log.warning("heartbeat of attempt %s was not recorded: %s", self._attempt_id, error)
+
+    def _show(self, progress: Progress) -> None:
+        try:
+            self._on_progress(progress)
+        except Exception as error:  # whoever looks on (a terminal, a server's page) must not end the stage
+            _log.warning("progress of attempt %s could not be shown: %s", self._attempt_id, error)
+
+    def _read(self) -> Progress | None:
+        try:
+            return Progress.model_validate_json(self._path.read_bytes())
+        except (OSError, ValidationError):
+            return None
