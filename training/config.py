@@ -5,6 +5,7 @@ Units: `frames` are pixel frames (8(t-1)+1), `tokens` are 2x2 latent patches, `s
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -84,18 +85,22 @@ class OptimizerConfig(FrozenModel):
 
     lr: float = Field(5e-5, gt=0)
     warmup_steps: int = Field(1000, ge=0)
-    warmup_from: float = Field(1e-6, ge=0)  # linear from here to `lr`, then constant
+    warmup_from: float = Field(1e-6, ge=0)  # linear from here to `lr`
+    decay: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at 0 with the stage
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     clip_norm: float = Field(1.0, gt=0)
 
-    def lr_at(self, step: int) -> float:
-        """Learning rate of step `step` (the first is 0)."""
-        if step >= self.warmup_steps:
+    def lr_at(self, step: int, steps: int) -> float:
+        """Learning rate of step `step` (the first is 0) of a stage of `steps`."""
+        if step < self.warmup_steps:
+            return self.warmup_from + (self.lr - self.warmup_from) * step / self.warmup_steps
+        if self.decay == "constant":
             return self.lr
-        return self.warmup_from + (self.lr - self.warmup_from) * step / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        return self.lr * (1 + math.cos(math.pi * done)) / 2
 
 
 class EngineConfig(FrozenModel):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from training.config import EngineConfig, OptimizerConfig
-from training.startup import initialise
+from training.startup import deepspeed_module, initialise
 
 _C10D: Any = distributed  # its stores are exported at run time only
 BUCKET_ALIGNMENT = 1024
@@ -135,6 +135,17 @@ def deepspeed_config(
     }
 
 
+def gather_by_block(model: nn.Module) -> None:
+    """Let ZeRO-3 gather each block of the model as one: a tenth of the collectives and hooks, and no rank can
+    run other submodules of a block than its peers."""
+    deepspeed_module()
+    from deepspeed.utils import set_z3_leaf_modules
+
+    blocks = {type(block) for child in model.children() if isinstance(child, nn.ModuleList) for block in child}
+    if blocks:
+        set_z3_leaf_modules(model, list(blocks))
+
+
 class DeepSpeedEngine:
     """ZeRO stage 0-3 around a model whose weights are already loaded (equal on every rank)."""
 
@@ -144,6 +155,8 @@ class DeepSpeedEngine:
         self._named = list(model.named_parameters())
         self.shapes = {name: tuple(p.shape) for name, p in self._named}
         elements = sum(p.numel() for _, p in self._named)
+        if self._stage == 3:
+            gather_by_block(model)
         self._engine, self._zero, self._adam = initialise(
             model,
             parameter_groups(model, optimizer.weight_decay),

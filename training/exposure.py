@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from m4v.core.config import FrozenModel
 from m4v.core.errors import InputError
@@ -25,12 +26,13 @@ _COLUMNS = ["sample_id", "source", "media", "bucket_t", "bucket_h", "bucket_w"]
 
 
 class ExposureState(FrozenModel):
-    """`training.json`. `cursor` is the number of finished steps; `init_from` the checkpoint it started from."""
+    """`training.json`. `cursor` is the number of finished steps; `init_from` the checkpoint it started from.
+    An untrained checkpoint has neither dataset nor order."""
 
     schema_version: int = 1
     stage: str
-    dataset_id: str
-    order: OrderConfig
+    dataset_id: str | None
+    order: OrderConfig | None
     seed: int
     global_batch: tuple[int, ...]  # samples of each step of the first image:video round
     cursor: int
@@ -44,21 +46,23 @@ def rows_of(index: pa.Table) -> list[SampleRow]:
 
 
 def order_of(state: ExposureState, index: pa.Table) -> DataOrder:
+    """The plan of the stage behind a checkpoint; raises InputError for an untrained one."""
+    if state.order is None:
+        raise InputError("checkpoint is untrained: it consumed nothing", value=state.stage)
     return DataOrder(rows_of(index), state.order, state.seed, state.stage)
 
 
 def seen(state: ExposureState, index: pa.Table) -> dict[str, int]:
     """How often each sample was consumed by the checkpoint's own stage; unused samples are left out."""
-    return order_of(state, index).counts(state.cursor)
+    return {} if state.order is None else order_of(state, index).counts(state.cursor)
 
 
 def steps_that_saw(state: ExposureState, index: pa.Table, sample_id: str) -> list[Place]:
     """Steps that consumed a sample, with pack and slot; empty when none did. Raises InputError for a sample
     that the dataset version does not hold."""
-    rows = rows_of(index)
-    if not any(row.sample_id == sample_id for row in rows):
+    if not pc.any(pc.equal(index["sample_id"], sample_id)).as_py():
         raise InputError("dataset version holds no such sample", value=sample_id, where=state.dataset_id)
-    return DataOrder(rows, state.order, state.seed, state.stage).places_of(sample_id, state.cursor)
+    return [] if state.order is None else order_of(state, index).places_of(sample_id, state.cursor)
 
 
 class DebugLog:

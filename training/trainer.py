@@ -123,7 +123,7 @@ class Trainer:
             with timing.part("backward"):
                 self.engine.backward(terms.loss / size.samples)
             sums.add(terms)
-        lr = self.config.optimizer.lr_at(step)
+        lr = self.config.optimizer.lr_at(step, self.config.steps)
         with timing.part("optimizer"):
             norm = self.engine.step(lr)
             if not math.isfinite(norm):

@@ -20,7 +20,7 @@ SIZES = ((1, 8, 8), (2, 8, 8), (3, 8, 16), (8, 16, 16), (20, 16, 24))
 @st.composite
 def datasets(draw: st.DrawFn) -> list[SampleRow]:
     rows = []
-    for number in range(draw(st.integers(3, 60))):
+    for number in range(draw(st.integers(3, 40))):
         t, h, w = draw(st.sampled_from(SIZES))
         media = "image" if t == 1 else "video"
         rows.append(SampleRow(f"{number:04d}", draw(st.sampled_from(("film", "street"))), media, t, h, w))
@@ -31,7 +31,7 @@ orders = st.builds(
     OrderConfig,
     frames=st.sampled_from((1, 9, 57, 121)),
     min_frames=st.just(9),
-    tokens_per_pack=st.sampled_from((64, 500, 4000)),
+    tokens_per_pack=st.sampled_from((64, 300, 900)),
     packs=st.sampled_from((2, 4)),
     image_every=st.sampled_from((0, 2, 8)),
     mixture=st.sampled_from(
@@ -44,7 +44,7 @@ orders = st.builds(
 
 
 @settings(max_examples=20, deadline=None)
-@given(datasets(), orders, st.integers(0, 2**31), st.integers(1, 60))
+@given(datasets(), orders, st.integers(0, 2**31), st.integers(1, 40))
 def test_inverse_and_counts_agree_with_replay(
     rows: list[SampleRow], config: OrderConfig, seed: int, cursor: int
 ) -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_helpers import TEXT, clips, publish, request, write_dataset
+from training_helpers import TEXT, Clip, clips, publish, request, write_dataset
 
 from m4v.config import ModelConfig
 from m4v.core.artifacts import ArtifactKind
@@ -201,6 +201,44 @@ def test_world_size_may_change_between_attempts(bench: Bench, straight: Path) ->
     ours, theirs = (load_file(checkpoint(w) / "model.safetensors") for w in (work, straight))
     for name, weight in theirs.items():
         torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=2e-5)
+
+
+def run_alone(work: Path) -> None:
+    """One rank without torchrun."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "pipelines.stage_process", str(work / "request.json")]
+    subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage_with_the_samples(bench: Bench, tmp_path: Path) -> None:
+    """The step is not taken and nothing is skipped: a person must decide (exit class 50)."""
+    dataset = write_dataset(tmp_path / "dataset", [Clip(0, 3), Clip(1, 3, broken=True)])
+    inputs = [("dataset", ArtifactKind.DATASET, dataset, tmp_path / "dataset"), bench.inputs[1]]
+    work = Bench(tmp_path, inputs).write("broken", CONFIG, 1, 0)
+    run_alone(work)
+    (record,) = read_exits(work)
+    bad = {r["source_id"]: r["sample_id"] for r in read_index(tmp_path / "dataset" / INDEX).to_pylist()}["1"]
+    assert record.exit_class == ExitClass.NEEDS_HUMAN
+    assert "loss is not finite at step 0" in record.message
+    assert bad in record.message
+    assert not (tmp_path / "broken" / "state" / "saves").exists()
+
+
+def test_loss_falls_on_a_small_set(bench: Bench) -> None:
+    config = CONFIG.model_copy(
+        update={
+            "name": "overfit", "steps": 40, "save_every": 100, "order": OrderConfig(frames=9, tokens_per_pack=80),
+            "optimizer": OptimizerConfig(lr=8e-3, warmup_steps=4, decay="cosine"),
+        }
+    )  # fmt: skip
+    work = bench.write("overfit", config, 1, 0)
+    run_alone(work)
+    rows = [json.loads(line) for line in (checkpoint(work) / "metrics.jsonl").read_text().splitlines()]
+    videos = [r["loss"] for r in rows if r["media"] == "video"]
+    assert sum(videos[-8:]) < 0.75 * sum(videos[:8])
+    metrics = json.loads((work / "result.json").read_text())["metrics"]
+    assert metrics["tokens_per_second"] > 0
+    assert metrics["steps_this_attempt"] == 40
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.deep)])

@@ -69,8 +69,10 @@ def test_latent_counts_of_the_ladder() -> None:
 
 def test_learning_rate_warms_up_linearly_then_stays() -> None:
     config = OptimizerConfig(lr=1e-3, warmup_steps=10, warmup_from=0.0)
-    assert [config.lr_at(s) for s in (0, 5, 10, 99)] == pytest.approx([0.0, 5e-4, 1e-3, 1e-3])
-    assert OptimizerConfig(lr=2e-3, warmup_steps=0).lr_at(0) == 2e-3
+    assert [config.lr_at(s, 100) for s in (0, 5, 10, 99)] == pytest.approx([0.0, 5e-4, 1e-3, 1e-3])
+    assert OptimizerConfig(lr=2e-3, warmup_steps=0).lr_at(0, 1) == 2e-3
+    cosine = config.model_copy(update={"decay": "cosine"})
+    assert [cosine.lr_at(s, 110) for s in (5, 10, 60, 110)] == pytest.approx([5e-4, 1e-3, 5e-4, 0.0])
 
 
 def test_config_of_training_is_torch_free() -> None:

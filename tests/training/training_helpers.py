@@ -35,6 +35,7 @@ class Clip:
     h: int = 8
     w: int = 8
     source: str = "shapes"
+    broken: bool = False  # holds a value that is not a number
 
 
 def clips(videos: int, images: int, t: int = 3, h: int = 8, w: int = 8) -> list[Clip]:
@@ -68,7 +69,10 @@ def latent_of(clip: Clip) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1000 + caption)
     colour = torch.randn(16, 1, 1, 1, generator=generator) * 2
     texture = torch.randn(16, clip.t, clip.h, clip.w, generator=torch.Generator().manual_seed(clip.number)) * 0.3
-    return (colour + texture).to(torch.bfloat16)
+    latent = (colour + texture).to(torch.bfloat16)
+    if clip.broken:
+        latent[3] = float("nan")
+    return latent
 
 
 def _features(texts: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from m4v.core.stage import StageContext
 from m4v.core.storage import write_atomic
 from m4v.model import build_model
 from training.config import InitConfig
-from training.exposure import TRAINING_STATE
+from training.exposure import TRAINING_STATE, ExposureState
 
 
 def run(context: StageContext) -> None:
@@ -26,8 +26,10 @@ def run(context: StageContext) -> None:
     )
     directory = context.output("checkpoint")
     save_checkpoint(directory, checkpoint, model.state_dict())
-    state = {"schema_version": 1, "stage": "init", "seed": context.seed, "cursor": 0, "init_from": None}
-    write_atomic(directory / TRAINING_STATE, canonical_json(state))
+    state = ExposureState(
+        stage="init", dataset_id=None, order=None, seed=context.seed, global_batch=(), cursor=0, init_from=None
+    )
+    write_atomic(directory / TRAINING_STATE, canonical_json(state.canonical()))
     parameters = sum(p.numel() for p in model.parameters())
     context.summary("checkpoint", {"stage": "init", "step": 0, "parameters": parameters})
     context.metrics({"parameters": parameters})
