@@ -115,7 +115,9 @@ class Storage:
                 if self._fs is None:
                     return cast(BinaryIO, Path(self._full(path)).open("rb"))
                 stream = self._fs.open(self._full(path), "rb")
-                if stream.details["type"] == "directory":  # a prefix opens as an empty file
+                # On S3 a prefix opens as an empty file; other file systems refuse it themselves.
+                if getattr(stream, "details", {}).get("type") == "directory":
+                    stream.close()
                     raise IsADirectoryError(path)
                 return cast(BinaryIO, stream)
         except _MISSING:

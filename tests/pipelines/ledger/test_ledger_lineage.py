@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -169,23 +167,14 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     return ledger
 
 
-def test_lineage_of_5000_artifacts_takes_under_50_ms(large: Ledger) -> None:
-    took: list[float] = []
-    gc.collect()
-    gc.freeze()  # the objects of other tests are not this one's garbage to walk
-    while len(took) < 20 and min(took, default=1.0) >= 0.05:  # others may be using the machine too
-        began = time.process_time()
-        graph = large.lineage_down("x-0")
-        took.append(time.process_time() - began)
-    gc.unfreeze()
+def test_lineage_of_5000_artifacts_is_whole(large: Ledger) -> None:
+    """How long it takes stands in tests/benchmarks/bench_ledger.py."""
+    graph = large.lineage_down("x-0")
     assert (len(graph.artifacts), len(graph.runs), len(graph.edges)) == (5001, 5000, 10_000)
-    assert min(took) < 0.05, took
 
 
-def test_one_path_up_is_quick(large: Ledger) -> None:
-    began = time.process_time()
+def test_one_path_up_leaves_the_rest_out(large: Ledger) -> None:
     graph = large.lineage_up("x-5000")
-    assert time.process_time() - began < 0.02
     assert len(graph.artifacts) == len(graph.runs) > 1
 
 
