@@ -3,7 +3,7 @@
     m4v plan demo --set train.57f.steps=3
 
 A recipe may extend another (`extends: demo`) with a few deltas; lists whose items carry a `name` merge by
-that name. Unknown keys are refused with near names, and rules between sections are checked on loading.
+that name, and an item with `remove: true` goes. Unknown keys are refused with near names, and rules between sections are checked on loading.
 """
 
 from __future__ import annotations
@@ -150,10 +150,24 @@ def _merge(base: Any, delta: Any) -> Any:
     if isinstance(base, dict) and isinstance(delta, dict):
         return {**base, **{k: _merge(base[k], v) if k in base else v for k, v in delta.items()}}
     if _is_named_list(base) and _is_named_list(delta):
-        known = {item["name"]: item for item in base}
-        changed = {item["name"]: _merge(known.get(item["name"], {}), item) for item in delta}
-        return [changed.pop(item["name"], item) for item in base] + list(changed.values())
+        return _merge_named(base, delta)
     return delta
+
+
+def _merge_named(base: list[dict[str, Any]], delta: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Items of `delta` change those of the same name, are added behind, or go with `remove: true`."""
+    _unique_names(delta)
+    known = {item["name"]: item for item in base}
+    changed = {item["name"]: _merge(known.get(item["name"], {}), item) for item in delta}
+    items = [changed.pop(item["name"], item) for item in base] + list(changed.values())
+    return [item for item in items if not item.pop("remove", False)]
+
+
+def _unique_names(items: list[dict[str, Any]]) -> None:
+    names = [item["name"] for item in items]
+    twice = sorted({str(n) for n in names if names.count(n) > 1})
+    if twice:
+        raise ConfigError("two list items have one name", value=twice[0], next_step="rename one of them")
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
