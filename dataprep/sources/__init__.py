@@ -14,7 +14,7 @@ from dataprep.sources.config import AdapterConfig, FolderConfig, ImagesConfig, O
 from dataprep.sources.digests import DigestCache
 from dataprep.sources.listing import Entry, SourceListing
 from m4v.core.canonical import digest_json
-from m4v.core.errors import ConfigError
+from m4v.core.errors import ConfigError, InputError
 from m4v.core.storage import Storage
 
 
@@ -56,7 +56,12 @@ def probe(config: SourceConfig, locations: Mapping[str, str]) -> str:
         )  # fmt: skip
     location = None if adapter.inside else Storage(locations[config.name])
     with DigestCache() as digests:
-        return digest_json([config.adapter.kind, adapter.probe(config.adapter, location, digests)])
+        try:
+            return digest_json([config.adapter.kind, adapter.probe(config.adapter, location, digests)])
+        except InputError as error:
+            step = (error.next_step or "").replace("sources.NAME", f"sources.{config.name}")
+            where = f"source {config.name}" + (f", {error.where}" if error.where else "")
+            raise InputError(error.what, value=error.value, where=where, next_step=step or None) from None
 
 
 __all__ = ["Adapter", "ScanContext", "SourceConfig", "adapter_of", "entries", "probe", "scan"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -37,14 +37,14 @@ def parse(model: type[ModelT], data: Mapping[str, object], where: str) -> ModelT
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        raise _first_error(model, error, where) from None
+        raise _first_error(model, data, error, where) from None
 
 
-def _first_error(model: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
+def _first_error(model: type[BaseModel], data: object, error: ValidationError, where: str) -> ConfigError:
     details = error.errors(include_url=False)
     # A misspelt key is also a missing one: the unknown name is the better news.
     first = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
-    path = ".".join(str(part) for part in first["loc"]) or "(root)"
+    path = _key_of(data, first["loc"])
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
@@ -52,12 +52,30 @@ def _first_error(model: type[BaseModel], error: ValidationError, where: str) -> 
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
         return ConfigError(f"unknown key {path}{more}", value=first["input"], where=where, next_step=hint)
+    message = first["msg"].removeprefix("Value error, ")
+    # A rule between keys names the values it is about; the whole section would hide them.
+    shown = None if first["type"] == "missing" or isinstance(first["input"], Mapping) else first["input"]
+    fix = f"{'add' if first['type'] == 'missing' else 'correct'} {path or 'the recipe'}"
     return ConfigError(
-        f"{path}: {first['msg']}{more}",
-        value=None if first["type"] == "missing" else first["input"],
-        where=where,
-        next_step=f"add {path}" if first["type"] == "missing" else f"correct {path}",
+        f"{path}: {message}{more}" if path else f"{message}{more}", value=shown, where=where, next_step=fix
     )
+
+
+def _key_of(data: object, loc: Sequence[int | str]) -> str:
+    """`a.b.c` as `--set` takes it: list items by their `name`, tags of unions left out."""
+    parts: list[str] = []
+    for number, part in enumerate(loc):
+        if isinstance(data, Mapping):
+            if part not in data and number < len(loc) - 1:
+                continue  # the tag of a union, which is no key
+            data = data.get(part)
+            parts.append(str(part))
+        elif isinstance(data, list | tuple) and isinstance(part, int) and part < len(data):
+            data = data[part]
+            parts.append(str(data["name"]) if isinstance(data, Mapping) and "name" in data else str(part))
+        else:
+            parts.append(str(part))
+    return ".".join(parts)
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> set[str]:
