@@ -1,6 +1,7 @@
 """Write deployments of a recipe to a Prefect server: the whole pipeline (with its schedule) and every stage.
 
-Runs are picked up by `prefect worker start --pool POOL` on a machine where this package is installed.
+Runs are picked up by `prefect worker start --pool POOL` on a machine where this package is installed; the
+worker's M4V_HOME, M4V_STORE and M4V_LEDGER say where they write.
 """
 
 from __future__ import annotations
@@ -17,14 +18,21 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.exceptions import ObjectNotFound
 from prefect.schedules import Cron
+from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.callables import ParameterSchema
 
-import pipelines
 from m4v.core.errors import ConfigError, InfrastructureError
 from pipelines import flows
 from pipelines.graph import build_graph
-from pipelines.recipe import load_recipe
+from pipelines.recipe import Recipe, load_recipe
 
 POOL_TYPE = "process"
+
+
+class _ClosedSchema(ParameterSchema):
+    """Prefect's schemas let unknown parameters pass the server and fail in the worker; these do not."""
+
+    additionalProperties: bool  # noqa: N815 - a keyword of JSON schema
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,11 @@ def deploy(
             next_step="prefect server start, then PREFECT_API_URL=http://127.0.0.1:4200/api m4v deploy …",
         )
     asyncio.run(_ensure_pool(pool))
-    parameters: dict[str, Any] = {"recipe": _portable(recipe_name), "overrides": list(overrides), "home": home}
+    parameters: dict[str, Any] = {
+        "recipe": _portable(recipe_name),
+        "overrides": [*overrides, *_portable_locations(recipe)],
+        "home": str(Path(home).absolute()) if home else None,
+    }
     parent = {**parameters, "until": until}
     written = [_write(flows.pipeline, recipe.name, pool, parent, schedule, recipe.description)]
     for node in nodes:
@@ -76,6 +88,14 @@ def _portable(recipe_name: str) -> str:
     """A worker has another working directory: a recipe file is named by its absolute path."""
     path = Path(recipe_name)
     return str(path.absolute()) if path.suffix in (".yaml", ".yml") else recipe_name
+
+
+def _portable_locations(recipe: Recipe) -> list[str]:
+    """Overrides that name every relative directory by its absolute path."""
+    relative = [
+        s for s in recipe.sources if s.location and ":" not in s.location and not Path(s.location).is_absolute()
+    ]
+    return [f"sources.{s.name}.location={Path(s.location or '').absolute()}" for s in relative]
 
 
 def _schedule(cron: str | None) -> Any:
@@ -108,20 +128,18 @@ async def _ensure_pool(pool: str) -> None:
 def _write(
     source: Flow[..., Any], name: str, pool: str, parameters: dict[str, Any], schedule: Any, description: str
 ) -> Deployment:
-    root = Path(pipelines.__file__).parent.parent
-    stored = source.from_source(source=str(root), entrypoint=f"pipelines/flows.py:{source.fn.__name__}")
-    identity = stored.deploy(  # type: ignore[union-attr]
+    prepared: Any = source.to_deployment(
         name=name,
-        work_pool_name=pool,
         schedule=schedule,
         parameters=parameters,
         description=description,
         # A slow run is not piled upon by its own schedule.
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
         enforce_parameter_schema=True,
-        print_next_steps=False,
-        ignore_warnings=True,
-        build=False,
-        push=False,
+        # Workers import the installed package: no path of this machine is in a deployment.
+        entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    known = prepared._parameter_openapi_schema
+    prepared._parameter_openapi_schema = _ClosedSchema(**known.model_dump(), additionalProperties=False)
+    identity = prepared.apply(work_pool_name=pool)
     return Deployment(f"{source.name}/{name}", str(identity), source.name, schedule.cron if schedule else None)

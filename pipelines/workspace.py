@@ -12,6 +12,7 @@ from pathlib import Path
 from m4v.core.errors import ConfigError
 from m4v.core.storage import Storage
 
+HOME_VARIABLE = "M4V_HOME"
 DEFAULT_HOME = "m4v-home"
 
 
@@ -26,7 +27,7 @@ class Workspace:
     @classmethod
     def open(cls, home: str | os.PathLike[str] | None = None) -> Workspace:
         """Read the environment; makes the home directory. Raises ConfigError when that cannot be."""
-        chosen = Path(home or os.environ.get("M4V_HOME") or DEFAULT_HOME).expanduser().resolve()
+        chosen = Path(home or os.environ.get(HOME_VARIABLE) or DEFAULT_HOME).expanduser().resolve()
         try:
             chosen.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -10,8 +10,8 @@ import typer
 from m4v.core.artifacts import read_manifest, verify
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.storage import Storage
-from pipelines.cli.output import print_facts, print_json, print_rows, size
-from pipelines.cli.runs import JsonOption, LimitOption, open_ledger
+from pipelines.cli.output import Id, JsonOption, print_facts, print_json, print_rows, size
+from pipelines.cli.runs import LimitOption, open_ledger
 from pipelines.ledger import ArtifactRow
 
 artifacts = typer.Typer(help="Published artifacts.", no_args_is_help=True)
@@ -35,7 +35,7 @@ def list_(
         return
     print_rows(
         ("artifact", "kind", "size", "files", "recorded"),
-        [(a.artifact_id, a.kind, size(a.size_bytes), a.files, f"{a.recorded_at:%Y-%m-%d %H:%M:%S}") for a in found],
+        [(Id(a.artifact_id), a.kind, size(a.size_bytes), a.files, a.recorded_at) for a in found],
     )
 
 
@@ -55,7 +55,7 @@ def show(identity: str, json_: JsonOption = False) -> None:
     print("\nsummary")
     print_facts({f"  {k}": v for k, v in row.summary.items()})
     print()
-    print_rows(("file", "size", "sha256"), [(f.path, size(f.size_bytes), f.sha256) for f in manifest.files])
+    print_rows(("file", "size", "sha256"), [(f.path, size(f.size_bytes), Id(f.sha256)) for f in manifest.files])
 
 
 @artifacts.command("verify")
@@ -73,7 +73,8 @@ def verify_(
     else:
         print_rows(
             ("artifact", "kind", "size", "verdict"),
-            [(r.artifact_id, r.kind, size(r.size_bytes), p or "ok") for r, p in verdicts],
+            [(Id(r.artifact_id), r.kind, size(r.size_bytes), p or "ok") for r, p in verdicts],
+            text=("verdict",),
         )
     damaged = [row for row, problem in verdicts if problem]
     if damaged:

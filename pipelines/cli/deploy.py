@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.output import print_json, print_rows
+from pipelines.cli.output import JsonOption, print_json, print_rows
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +22,7 @@ def deploy(
     run_home: Annotated[
         str | None, typer.Option(help="Home directory on the worker (default: the worker's $M4V_HOME).")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json_: JsonOption = False,
 ) -> None:
     """Deploy RECIPE to the server in PREFECT_API_URL: one deployment for the pipeline, one per stage."""
     from pipelines.deploy import deploy as write_deployments

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from pipelines.cli.output import console, duration
 from pipelines.execute import NodeEvent
@@ -39,23 +41,26 @@ class RunDisplay:
             self._live.stop()
 
     def announce(self, session: Session, plan: Plan) -> None:
-        if self._quiet:
-            return
         counts = ", ".join(f"{count} {name}" for name, count in plan.counts().items() if count)
         expected = f", about {duration(plan.estimate_s)}" if plan.estimate_s else ""
-        print(
-            f"{session.recipe.name}: {len(plan.steps)} stages, {counts}{expected}; home {session.workspace.home}",
-            flush=True,
-        )
+        self.tell(f"{session.recipe.name}: {len(plan.steps)} stages, {counts}{expected}; home {session.workspace.home}")
+
+    def tell(self, text: str) -> None:
+        """A line that is about no stage."""
+        self._show(lambda: print(text, flush=True) if self._live is None else self._live.console.print(text))
 
     def __call__(self, event: NodeEvent) -> None:
-        if self._quiet:
-            return
+        self._show(lambda: self._print(event) if self._live is None else self._update(self._live, event))
+
+    def _show(self, show: Callable[[], None]) -> None:
+        """A reader that went away (`m4v run … | head`) does not end the run."""
         with self._guard:
-            if self._live is not None:
-                self._update(self._live, event)
-            else:
-                self._print(event)
+            if self._quiet:
+                return
+            try:
+                show()
+            except OSError:
+                self._quiet = True
 
     def _update(self, live: Progress, event: NodeEvent) -> None:
         if event.node_id not in self._bars:
@@ -66,7 +71,9 @@ class RunDisplay:
             live.update(bar, total=state.total, completed=state.done, note=_note(event))
         elif event.outcome is not None:
             outcome = event.outcome
-            live.update(bar, total=1, completed=1, note=f"{outcome.status}  {outcome.error or outcome.reason}")
+            if outcome.status.has_outputs:
+                live.update(bar, total=1, completed=1)
+            live.update(bar, note=f"{outcome.status}: {outcome.error or outcome.reason}")
             live.stop_task(bar)
         elif event.text:
             live.update(bar, note=event.text)
@@ -79,9 +86,8 @@ class RunDisplay:
             line = f"  {event.node_id}: {_note(event)}"
         elif event.outcome is not None:
             outcome = event.outcome
-            line = (
-                f"{event.node_id}: {outcome.status} in {duration(outcome.seconds)} ({outcome.error or outcome.reason})"
-            )
+            why = outcome.error or outcome.reason
+            line = f"{event.node_id}: {outcome.status} after {duration(outcome.seconds)} ({why})"
         elif event.kind == "note":
             line = f"  {event.node_id}: {event.text}"
         else:
@@ -97,8 +103,11 @@ def _bars() -> Progress:
         TextColumn("{task.description:<20}"),
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn(
+            "{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
         console=console(),
+        expand=True,
     )
 
 

@@ -10,8 +10,8 @@ import typer
 
 from m4v.core.assets import assets_dir
 from m4v.core.errors import ConfigError, ExitClass, M4VError
-from pipelines.cli.output import print_json, print_rows
-from pipelines.cli.runs import JsonOption, open_ledger
+from pipelines.cli.output import JsonOption, print_json, print_rows
+from pipelines.cli.runs import open_ledger
 from pipelines.keys import CODE_ROOT
 from pipelines.workspace import Workspace
 
@@ -42,7 +42,7 @@ def doctor(
     if json_:
         print_json([{"check": n, "verdict": v, "detail": d} for n, v, d in rows])
     else:
-        print_rows(("check", "verdict", "detail"), rows)
+        print_rows(("check", "verdict", "detail"), rows, text=("detail",))
     raise typer.Exit(int(first))
 
 

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from m4v.core.errors import DataIntegrityError
-from pipelines.cli.output import print_json
-from pipelines.cli.runs import JsonOption, open_ledger
+from pipelines.cli.output import JsonOption, print_json
+from pipelines.cli.runs import open_ledger
 
 ledger = typer.Typer(help="The ledger of record.", no_args_is_help=True)
 

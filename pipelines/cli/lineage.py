@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import typer
 
-from pipelines.cli.output import print_json, short, size
-from pipelines.cli.runs import JsonOption, open_ledger
+from pipelines.cli.output import JsonOption, print_json, short, size
+from pipelines.cli.runs import open_ledger
 from pipelines.ledger import LineageGraph
 
 lineage = typer.Typer(help="Where an artifact comes from and where it went.", no_args_is_help=True)

@@ -14,17 +14,22 @@ import typer
 
 from m4v.core.errors import ExitClass
 from pipelines.cli.display import RunDisplay
-from pipelines.cli.output import duration, print_json, print_rows, short, size
+from pipelines.cli.output import JsonOption, duration, print_json, print_rows, short, size
 from pipelines.execute import PipelineRun
-from pipelines.plan import Plan
+from pipelines.plan import Plan, PlanStep
 from pipelines.session import Session, open_session
+from pipelines.workspace import HOME_VARIABLE
 
 RecipeArgument = Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override, a.b=c (list items by name or number); repeatable.")
 ]
 UntilOption = Annotated[str | None, typer.Option(help="Last stage, e.g. encode or train.57f; what it needs is kept.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+VerifyOption = Annotated[bool, typer.Option("--verify", help="Hash every byte of cache hits, not only sizes.")]
+PrefectOption = Annotated[
+    bool, typer.Option(help="Run as a Prefect flow (on a temporary server, or the one in PREFECT_API_URL).")
+]
+SHOWN_WAITS = 2
 
 
 def register(app: typer.Typer) -> None:
@@ -46,45 +51,63 @@ def plan(recipe: RecipeArgument, set_: SetOption = None, until: UntilOption = No
 def print_plan(made: Plan) -> None:
     print_rows(
         ("stage", "what", "why", "estimate", "size"),
-        [(s.node_id, s.status, s.reason, duration(s.estimate_s), size(s.size_bytes)) for s in made.steps],
+        [(s.node_id, s.status, _why(s), duration(s.estimate_s), size(s.size_bytes)) for s in made.steps],
         title=f"Plan of {made.recipe}",
+        text=("why",),
     )
     counts = ", ".join(f"{count} {name}" for name, count in made.counts().items() if count)
     unknown = f"; no history for {', '.join(made.unknown)}" if made.unknown else ""
     print(f"{counts}; about {duration(made.estimate_s)} of work, {made.gpu_hours:.2g} GPU-hours{unknown}")
 
 
-def demo(set_: SetOption = None, home: Annotated[str | None, typer.Option(help="As `m4v --home`.")] = None) -> None:
+def _why(step: PlanStep) -> str:
+    """The reason, with a long list of stages counted instead."""
+    names = ", ".join(step.waits_for)
+    few = names if len(step.waits_for) <= SHOWN_WAITS else f"{len(step.waits_for)} stages"
+    return step.reason.replace(names, few) if names else step.reason
+
+
+def demo(
+    set_: SetOption = None,
+    until: UntilOption = None,
+    verify: VerifyOption = False,
+    prefect: PrefectOption = True,
+    home: Annotated[str | None, typer.Option(help="As in `m4v --home`.", metavar="DIRECTORY")] = None,
+    json_: JsonOption = False,
+) -> None:
     """Real clips to an evaluated checkpoint and a report: the same as `m4v run demo`."""
     if home is not None:
-        os.environ["M4V_HOME"] = home
-    run("demo", set_)
+        os.environ[HOME_VARIABLE] = home
+    run("demo", set_, until, verify, prefect, json_)
 
 
 def run(
     recipe: RecipeArgument,
     set_: SetOption = None,
     until: UntilOption = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Hash every byte of cache hits, not only sizes.")] = False,
-    prefect: Annotated[
-        bool, typer.Option(help="Run as a Prefect flow (a temporary server, or the one in PREFECT_API_URL).")
-    ] = True,
+    verify: VerifyOption = False,
+    prefect: PrefectOption = True,
     json_: JsonOption = False,
 ) -> None:
-    """Run every stage that is not a cache hit. Killed at any moment, the same command goes on."""
+    """Run every stage that is not a cache hit. Killed at any moment, the same command goes on.
+
+    Ctrl-C or SIGTERM lets running stages save their state and ends with code 40; a second one ends at once.
+    """
     started = time.monotonic()
     session = open_session(recipe, set_ or ())
     made = session.plan(until)
     display = RunDisplay(quiet=json_)
     display.announce(session, made)
     pipeline_run = session.new_run(until, deep_verify=verify, on_event=display)
-    with _drain_on_signal(pipeline_run), display:
-        # A plan of cache hits alone starts no server.
-        if prefect and not made.all_hits:
-            _run_as_flow(session, pipeline_run)
-        else:
-            pipeline_run.run_all()
-    exit_class = pipeline_run.finish()
+    as_flow = prefect and not made.all_hits  # a plan of cache hits alone starts no server
+    try:
+        with _drain_on_signal(pipeline_run, as_flow=as_flow), display:
+            if as_flow:
+                _run_as_flow(session, pipeline_run, display)
+            else:
+                pipeline_run.run_all()
+    finally:
+        exit_class = pipeline_run.finish()
     if json_:
         print_json({"pipeline_run_id": pipeline_run.id, "exit_class": int(exit_class),
                     "nodes": [o.to_json() for o in pipeline_run.outcomes.values()]})  # fmt: skip
@@ -93,20 +116,25 @@ def run(
     raise typer.Exit(int(exit_class))
 
 
-def _run_as_flow(session: Session, pipeline_run: PipelineRun) -> None:
+def _run_as_flow(session: Session, pipeline_run: PipelineRun, display: RunDisplay) -> None:
     from pipelines.embedded import run_flow
 
-    run_flow(session, pipeline_run)
+    run_flow(session, pipeline_run, display.tell)
 
 
 @contextmanager
-def _drain_on_signal(pipeline_run: PipelineRun) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM saves state and stops; the second ends at once."""
+def _drain_on_signal(pipeline_run: PipelineRun, *, as_flow: bool) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM saves state and stops; the second ends at once.
+
+    Without Prefect the second Ctrl-C is an exception that cancels the stage. In a flow stages run in threads,
+    which no exception reaches: the process ends, and the supervisors end the stages.
+    """
 
     def drain(number: int, _: object) -> None:
         sys.stderr.write("draining: stages save their state and stop; press Ctrl-C again to end at once\n")
         pipeline_run.drain()
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        interrupt = number == signal.SIGINT and not as_flow
+        signal.signal(number, signal.default_int_handler if interrupt else signal.SIG_DFL)
 
     before = {n: signal.signal(n, drain) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -121,7 +149,9 @@ def _summary(session: Session, pipeline_run: PipelineRun, seconds: float) -> Non
     for outcome in pipeline_run.outcomes.values():
         made = ", ".join(f"{o.kind} {short(o.artifact_id)}" for o in outcome.outputs.values())
         rows.append((outcome.node_id, outcome.status, duration(outcome.seconds), outcome.run_id, made))
-    print_rows(("stage", "status", "time", "run id", "artifact"), rows, title=f"Run {pipeline_run.id}")
+    print_rows(
+        ("stage", "status", "time", "run id", "artifact"), rows, title=f"Run {pipeline_run.id}", text=("artifact",)
+    )
     for outcome in pipeline_run.outcomes.values():
         if outcome.error:
             log = f"\n    log: {outcome.log_path}" if outcome.log_path else ""
@@ -129,7 +159,10 @@ def _summary(session: Session, pipeline_run: PipelineRun, seconds: float) -> Non
     report = pipeline_run.outcomes.get("report")
     if report is not None and report.outputs:
         print(f"report: {next(iter(report.outputs.values())).uri}/index.html")
-    verdict = {ExitClass.OK: "done", ExitClass.GATE_REFUSED: "the gate refused the checkpoint"}
-    print(
-        f"{verdict.get(pipeline_run.exit_class, 'not finished')} in {duration(seconds)}; m4v runs show {pipeline_run.id}"
-    )
+    verdicts = {
+        ExitClass.OK: "done",
+        ExitClass.GATE_REFUSED: "the gate refused the checkpoint",
+        ExitClass.DRAINED: "drained, the same command resumes",
+    }
+    verdict = verdicts.get(pipeline_run.exit_class, "not finished")
+    print(f"{verdict} after {duration(seconds)}; m4v runs show {pipeline_run.id}")

@@ -10,11 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from m4v.core.errors import InputError
-from pipelines.cli.output import duration, print_facts, print_json, print_rows, short
+from pipelines.cli.output import Id, JsonOption, duration, print_facts, print_json, print_rows, short
 from pipelines.ledger import ArtifactRow, AttemptRow, Ledger, PipelineRunRow, RunRow
 from pipelines.workspace import Workspace
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LimitOption = Annotated[int, typer.Option(help="How many, newest first.", min=1)]
 
 runs = typer.Typer(help="Pipeline runs, stage runs and attempts.", no_args_is_help=True)
@@ -44,22 +43,18 @@ def list_(
                 return
             print_rows(
                 ("run", "stage", "committed", "outputs", "exactness"),
-                [
-                    (r.run_id, r.stage, f"{r.committed_at:%Y-%m-%d %H:%M:%S}", _ports(r.outputs), r.exactness)
-                    for r in stage_runs
-                ],
+                [(r.run_id, r.stage, r.committed_at, _ports(r.outputs), r.exactness) for r in stage_runs],
+                text=("outputs",),
             )
             return
         found = ledger.pipeline_runs(recipe=recipe, limit=limit)
     if json_:
-        print_json([asdict(r) for r in found])
+        print_json([{k: v for k, v in asdict(r).items() if k != "resolved"} for r in found])
         return
     print_rows(
         ("pipeline run", "recipe", "status", "started", "took", "trigger", "message"),
-        [
-            (r.pipeline_run_id, r.recipe, r.status, f"{r.started_at:%Y-%m-%d %H:%M:%S}", _took(r), r.trigger, r.message)
-            for r in found
-        ],
+        [(r.pipeline_run_id, r.recipe, r.status, r.started_at, _took(r), r.trigger, r.message) for r in found],
+        text=("message",),
     )
 
 
@@ -94,7 +89,9 @@ def _show_pipeline(ledger: Ledger, row: PipelineRunRow, json_: bool) -> None:
     facts = {k: v for k, v in asdict(row).items() if k != "resolved"} | {"took": _took(row)}
     print_facts(facts)
     print()
-    print_rows(("stage", "how", "run", "reason"), [(n.node_id, n.how, n.run_id, n.reason) for n in nodes])
+    print_rows(
+        ("stage", "how", "run", "reason"), [(n.node_id, n.how, n.run_id, n.reason) for n in nodes], text=("reason",)
+    )
 
 
 def _show_run(ledger: Ledger, row: RunRow, json_: bool) -> None:
@@ -120,18 +117,19 @@ def _show_run(ledger: Ledger, row: RunRow, json_: bool) -> None:
                 a.attempt_id,
                 a.status,
                 a.exit_class,
-                f"{a.started_at:%Y-%m-%d %H:%M:%S}",
+                a.started_at,
                 duration(a.duration_s),
                 a.host,
                 a.log_path,
             )
             for a in attempts
         ],
+        text=("log",),
     )
 
 
 def _port(port: Any) -> tuple[str, str, str]:
-    return port.name, port.kind, port.artifact_id
+    return port.name, port.kind, Id(port.artifact_id)
 
 
 @runs.command("logs")
