@@ -17,7 +17,7 @@ import pytest
 
 PIPELINE_TIMEOUT_S = 400
 KILL_POINTS = ("curate", "encode", "train.t2i", "train.17f", "generate.trained")
-pytestmark = [pytest.mark.xdist_group("micro"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 
 def m4v(home: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -87,7 +87,6 @@ def _deploy(environment: dict[str, str], *arguments: str) -> dict[str, dict[str,
     return {row["name"]: row for row in json.loads(done.stdout)}
 
 
-@pytest.mark.xdist_group("prefect")
 def test_a_scheduled_run_fires_and_the_worker_runs_it(prefect: dict[str, str]) -> None:
     rows = _deploy(prefect, "--cron", "* * * * *", "--until", STOP_AFTER)
     parent = rows["m4v-pipeline/micro"]
@@ -112,7 +111,6 @@ def test_a_scheduled_run_fires_and_the_worker_runs_it(prefect: dict[str, str]) -
     assert {"plan", "summary"} <= {a["key"] for a in artifacts}
 
 
-@pytest.mark.xdist_group("prefect")
 def test_a_bad_parameter_is_refused_with_its_name(prefect: dict[str, str]) -> None:
     parent = _deploy(prefect)["m4v-pipeline/micro"]
     url = f"{prefect['PREFECT_API_URL']}/deployments/{parent['deployment_id']}/create_flow_run"
@@ -124,7 +122,6 @@ def test_a_bad_parameter_is_refused_with_its_name(prefect: dict[str, str]) -> No
     assert "untill" in unknown.text
 
 
-@pytest.mark.xdist_group("prefect")
 def test_deploy_refuses_a_bad_cron_line_and_a_missing_server(prefect: dict[str, str]) -> None:
     bad = _m4v(prefect, "deploy", "micro", "--cron", "every monday")
     assert bad.returncode == 10
