@@ -14,6 +14,7 @@ from pipelines.cli.output import Id, JsonOption, print_facts, print_json, print_
 from pipelines.cli.runs import LimitOption, open_ledger
 from pipelines.ledger import ArtifactRow
 
+ArtifactArgument = Annotated[str, typer.Argument(help="Id of an artifact, or a unique prefix.")]
 artifacts = typer.Typer(help="Published artifacts.", no_args_is_help=True)
 
 
@@ -40,7 +41,7 @@ def list_(
 
 
 @artifacts.command("show")
-def show(identity: str, json_: JsonOption = False) -> None:
+def show(identity: ArtifactArgument, json_: JsonOption = False) -> None:
     """Show an artifact: summary, files, the runs that made it and the runs that read it."""
     with open_ledger() as ledger:
         row = ledger.artifact(identity)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.output import JsonOption, print_json, print_rows
+from pipelines.cli.output import JsonOption, RecipeArgument, SetOption, UntilOption, print_json, print_rows
 
 
 def register(app: typer.Typer) -> None:
@@ -14,11 +14,11 @@ def register(app: typer.Typer) -> None:
 
 
 def deploy(
-    recipe: str,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override, a.b=c; repeatable.")] = None,
+    recipe: RecipeArgument,
+    set_: SetOption = None,
     cron: Annotated[str | None, typer.Option(help='Schedule of the whole pipeline, UTC, e.g. "0 3 * * 1".')] = None,
     pool: Annotated[str, typer.Option(help="Process work pool; made when it is not there.")] = "m4v",
-    until: Annotated[str | None, typer.Option(help="Last stage that the pipeline runs.")] = None,
+    until: UntilOption = None,
     run_home: Annotated[
         str | None, typer.Option(help="Home directory on the worker (default: the worker's $M4V_HOME).")
     ] = None,

@@ -12,7 +12,7 @@ from m4v.core.assets import assets_dir
 from m4v.core.errors import ConfigError, ExitClass, M4VError
 from pipelines.cli.output import JsonOption, print_json, print_rows
 from pipelines.cli.runs import open_ledger
-from pipelines.keys import CODE_ROOT
+from pipelines.keys import CODE_ROOT, probe_value
 from pipelines.workspace import Workspace
 
 MIN_FREE_BYTES = 5 << 30
@@ -28,7 +28,7 @@ def doctor(
     """Check environment, assets, ledger and store; exits with the class of the first problem."""
     checks: dict[str, Callable[[], str]] = {
         "packages": lambda: _packages(recipe),
-        "recipe and assets": lambda: _recipe(recipe),
+        "recipe and sources": lambda: _recipe(recipe),
         "ledger": _ledger,
         "free disk": _disk,
     }
@@ -61,7 +61,10 @@ def _recipe(recipe: str) -> str:
     from pipelines.graph import build_graph
     from pipelines.recipe import load_recipe
 
-    return f"{len(build_graph(load_recipe(recipe)))} stages; assets in {assets_dir()}"
+    nodes = build_graph(load_recipe(recipe))
+    for node in nodes:
+        probe_value(node)
+    return f"{len(nodes)} stages; assets in {assets_dir()}"
 
 
 def _ledger() -> str:

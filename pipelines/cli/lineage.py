@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import typer
 
+from pipelines.cli.artifacts import ArtifactArgument
 from pipelines.cli.output import JsonOption, print_json, short, size
 from pipelines.cli.runs import open_ledger
 from pipelines.ledger import LineageGraph
@@ -18,13 +19,13 @@ def register(app: typer.Typer) -> None:
 
 
 @lineage.command("up")
-def up(identity: str, json_: JsonOption = False) -> None:
+def up(identity: ArtifactArgument, json_: JsonOption = False) -> None:
     """Everything the artifact was made from, as a tree."""
     _print(identity, "up", json_)
 
 
 @lineage.command("down")
-def down(identity: str, json_: JsonOption = False) -> None:
+def down(identity: ArtifactArgument, json_: JsonOption = False) -> None:
     """Everything that was made from the artifact, as a tree."""
     _print(identity, "down", json_)
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from m4v.core.errors import ExitClass, M4VError
+from pipelines.workspace import HOME_VARIABLE
 
 COLLECT_AFTER = 100_000  # new container objects; Python's own value is 700
 INTERRUPTED = 130  # how typer answers a KeyboardInterrupt
@@ -19,17 +20,25 @@ EXIT_CODES = (
     "50 somebody must decide, 60 the gate refused the checkpoint."
 )
 
-app = typer.Typer(
-    name="m4v",
-    help="From raw video collections to an evaluated, promotable text-to-video checkpoint.",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+
+def build_app() -> typer.Typer:
+    """All verbs; imports what they need, which is much, and nothing that only one of them needs."""
+    from pipelines.cli import artifacts, deploy, doctor, ledger, lineage, run, runs
+
+    app = typer.Typer(
+        name="m4v",
+        help="From raw video collections to an evaluated, promotable text-to-video checkpoint.",
+        epilog=EXIT_CODES,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_home)
+    for module in (run, runs, artifacts, lineage, ledger, deploy, doctor):
+        module.register(app)
+    return app
 
 
-@app.callback()
 def _home(
     home: Annotated[
         str | None,
@@ -37,23 +46,15 @@ def _home(
     ] = None,
 ) -> None:
     if home is not None:
-        os.environ["M4V_HOME"] = home
-
-
-def _register() -> None:
-    from pipelines.cli import artifacts, deploy, doctor, ledger, lineage, run, runs
-
-    for module in (run, runs, artifacts, lineage, ledger, deploy, doctor):
-        module.register(app)
+        os.environ[HOME_VARIABLE] = home
 
 
 def main() -> None:
     """Console entry point: every error a user can cause is one line on stderr and an exit class."""
     # Imports and plans make objects that stay: collecting among them is a third of a plan's CPU time.
     gc.set_threshold(COLLECT_AFTER)
-    _register()
     try:
-        code = app(standalone_mode=False)
+        code = build_app()(standalone_mode=False)
     except typer.TyperException as error:  # usage: an unknown verb or option, a bad value
         _complain(error.format_message())  # empty when help was shown instead
         code = error.exit_code

@@ -17,6 +17,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.ledger.types import iso
 
@@ -24,6 +25,11 @@ SHORT_ID = 12
 MIN_TEXT = 24  # columns of characters that a wrapping column needs to be readable
 GAP = 3  # characters between columns
 INDENT = "    "
+RecipeArgument = Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override, a.b=c (list items by name or number); repeatable.")
+]
+UntilOption = Annotated[str | None, typer.Option(help="Last stage, e.g. encode or train.57f; what it needs is kept.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -53,7 +59,7 @@ def print_rows(
     """
     if not sys.stdout.isatty():
         for line in [columns, *rows]:
-            sys.stdout.write("\t".join(_one_line(_cell(value)) for value in line) + "\n")
+            sys.stdout.write("\t".join(_cell(value) for value in line) + "\n")
         return
     cells = [[_cell(Id.__str__(v)[:SHORT_ID] if isinstance(v, Id) else v) for v in row] for row in rows]
     widths = [max(len(line[n]) for line in [list(columns), *cells]) for n in range(len(columns))]
@@ -70,7 +76,7 @@ def _table(columns: Sequence[str], cells: list[list[str]], title: str | None, te
     for name in columns:
         table.add_column(name, no_wrap=name not in text, overflow="fold")
     for row in cells:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))  # as it is: brackets are no markup
     return table
 
 
@@ -116,7 +122,7 @@ def _cell(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, dict | list | tuple):
         return json.dumps(value, sort_keys=True, default=_plain)
-    return str(value)
+    return _one_line(str(value))
 
 
 def short(identity: str | None) -> str:
@@ -127,7 +133,7 @@ def duration(seconds: float | None) -> str:
     """`3.2 s`, `4 m 05 s`, `2 h 10 m`; `-` when unknown."""
     if seconds is None:
         return "-"
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

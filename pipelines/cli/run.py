@@ -14,17 +14,22 @@ import typer
 
 from m4v.core.errors import ExitClass
 from pipelines.cli.display import RunDisplay
-from pipelines.cli.output import JsonOption, duration, print_json, print_rows, short, size
+from pipelines.cli.output import (
+    JsonOption,
+    RecipeArgument,
+    SetOption,
+    UntilOption,
+    duration,
+    print_json,
+    print_rows,
+    short,
+    size,
+)
 from pipelines.execute import PipelineRun
 from pipelines.plan import Plan, PlanStep
 from pipelines.session import Session, open_session
 from pipelines.workspace import HOME_VARIABLE
 
-RecipeArgument = Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Override, a.b=c (list items by name or number); repeatable.")
-]
-UntilOption = Annotated[str | None, typer.Option(help="Last stage, e.g. encode or train.57f; what it needs is kept.")]
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Hash every byte of cache hits, not only sizes.")]
 PrefectOption = Annotated[
     bool, typer.Option(help="Run as a Prefect flow (on a temporary server, or the one in PREFECT_API_URL).")

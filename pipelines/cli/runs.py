@@ -14,6 +14,10 @@ from pipelines.cli.output import Id, JsonOption, duration, print_facts, print_js
 from pipelines.ledger import ArtifactRow, AttemptRow, Ledger, PipelineRunRow, RunRow
 from pipelines.workspace import Workspace
 
+RunArgument = Annotated[
+    str, typer.Argument(help="Id of a pipeline run, stage run or attempt, or a unique prefix of one.")
+]
+TailOption = Annotated[int, typer.Option(help="Last lines of each log; 0: all.", min=0)]
 LimitOption = Annotated[int, typer.Option(help="How many, newest first.", min=1)]
 
 runs = typer.Typer(help="Pipeline runs, stage runs and attempts.", no_args_is_help=True)
@@ -67,7 +71,7 @@ def _ports(ports: Any) -> str:
 
 
 @runs.command("show")
-def show(identity: str, json_: JsonOption = False) -> None:
+def show(identity: RunArgument, json_: JsonOption = False) -> None:
     """Show the pipeline run, stage run or attempt with this id (or a prefix of it)."""
     with open_ledger() as ledger:
         row = ledger.resolve(identity)
@@ -133,7 +137,7 @@ def _port(port: Any) -> tuple[str, str, str]:
 
 
 @runs.command("logs")
-def logs(identity: str, tail: Annotated[int, typer.Option(help="Last lines of each log; 0: all.", min=0)] = 0) -> None:
+def logs(identity: RunArgument, tail: TailOption = 0) -> None:
     """Print the logs of a stage run's attempts, oldest first."""
     with open_ledger() as ledger:
         row = ledger.resolve(identity)
