@@ -137,7 +137,7 @@ def stage(recipe: str, stage_id: str, overrides: list[str] | None = None, home: 
             if run.reuse(upstream) is None:
                 raise NeedsHuman(
                     f"stage {stage_id} needs the output of {upstream}, which the ledger does not have",
-                    next_step=f"m4v run {recipe} --until {upstream}",
+                    next_step=f"m4v run {recipe} --until {stage_id}, which makes all of them",
                 )
         _submit(run, [stage_id])
         return _verdict(run) or _artifact_ids(run)

@@ -1,148 +1,171 @@
 """The whole pipeline on the micro recipe, through the command line: what a user runs, at the smallest size.
 
-One uninterrupted run is the baseline of the module; a second home is killed again and again on its way and
-must end with the same artifacts.
+One uninterrupted run is the baseline of the module. A second home is killed again and again on its way and
+must end with the same artifacts; drained and refused runs go on from the baseline's cache hits.
 """
 
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
+import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pytest
+from e2e_support import (
+    PIPELINE_TIMEOUT_S,
+    Nodes,
+    artifact_ids,
+    descendants,
+    m4v,
+    read_json,
+    run_json,
+    start,
+    statuses,
+    wait_for,
+    wait_until_gone,
+    working_attempt,
+)
 
-PIPELINE_TIMEOUT_S = 400
+from m4v.core.errors import ExitClass
+
 KILL_POINTS = ("curate", "encode", "train.t2i", "train.17f", "generate.trained")
+EVALUATION = {"generate.trained", "generate.untrained", "evaluate.trained", "evaluate.untrained", "gate", "report"}
+DRAINED_STEPS = 30
 pytestmark = pytest.mark.timeout(1200)
 
 
-def m4v(home: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipelines.cli.main", "--home", str(home), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PIPELINE_TIMEOUT_S, check=False)
-    if check and done.returncode != 0:
-        pytest.fail(f"{' '.join(arguments)} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    return done
-
-
-def outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
-    return {n["node_id"]: n for n in json.loads(done.stdout)["nodes"]}
-
-
-def artifact_ids(nodes: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Every output but the report, which may hold times."""
-    return {
-        f"{node_id}.{name}": output["artifact_id"]
-        for node_id, node in nodes.items()
-        for name, output in node["outputs"].items()
-        if output["kind"] != "report"
-    }
+class Baseline(NamedTuple):
+    home: Path
+    nodes: Nodes
 
 
 @pytest.fixture(scope="module")
-def baseline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> Baseline:
     """A finished run under Prefect's temporary server."""
     home = tmp_path_factory.mktemp("baseline") / "home"
-    return home, outcomes(m4v(home, "run", "micro", "--json"))
+    return Baseline(home, run_json(home, "micro"))
 
 
-def test_every_stage_ran_and_left_a_verified_artifact(baseline: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+def flow_states(home: Path) -> list[tuple[str, str, str | None]]:
+    """(name, state, message) of the flow runs that the temporary server has seen, oldest first."""
+    query = """SELECT flow_run.name, state.name, state.message FROM flow_run
+        JOIN flow_run_state AS state ON state.id = flow_run.state_id ORDER BY flow_run.created"""
+    with sqlite3.connect(f"file:{home / 'prefect' / 'prefect.db'}?mode=ro", uri=True) as database:
+        return list(database.execute(query))
+
+
+def test_every_stage_ran_and_left_a_verified_artifact(baseline: Baseline) -> None:
     home, nodes = baseline
-    assert {n["status"] for n in nodes.values()} == {"ran"}
-    verified = json.loads(m4v(home, "artifacts", "verify", "--json").stdout)
-    assert len(verified) >= len(artifact_ids(nodes)) - 2  # equal bytes are one artifact
+    assert statuses(nodes) == {"ran"}
+    verified = read_json(home, "artifacts", "verify")
+    assert {row["artifact_id"] for row in verified} >= set(artifact_ids(nodes).values())
     assert all(row["problem"] is None for row in verified)
     assert "the chain holds" in m4v(home, "ledger", "verify").stdout
     assert not list((home / "store" / "state").glob("*/*")), "resume state must go after publishing"
+    assert flow_states(home)[-1][1] == "Completed"
 
 
-def test_a_second_run_is_all_cache_hits_and_plan_says_so(baseline: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+def test_a_second_run_is_all_cache_hits_without_a_server_and_plan_says_so(baseline: Baseline) -> None:
     home, nodes = baseline
-    plan = json.loads(m4v(home, "plan", "micro", "--json").stdout)
+    plan = read_json(home, "plan", "micro")
     assert plan["all_hits"], [(s["node_id"], s["reason"]) for s in plan["steps"] if s["status"] != "hit"]
-    again = outcomes(m4v(home, "run", "micro", "--json"))
-    assert {n["status"] for n in again.values()} == {"hit"}
+    # A server that is not there would be an error, a temporary one would add a flow run.
+    flows, nowhere = flow_states(home), {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    again = run_json(home, "micro", environment=nowhere)
+    assert statuses(again) == {"hit"}
     assert artifact_ids(again) == artifact_ids(nodes)
+    assert flow_states(home) == flows
 
 
-def test_changed_prompts_run_only_evaluation_and_report(baseline: tuple[Path, dict[str, dict[str, Any]]]) -> None:
-    home, _ = baseline
+def test_changed_prompts_run_only_evaluation_and_report(baseline: Baseline) -> None:
     change = ("--set", "generate.prompts=[a blue square moves from right to left on a black background]")
-    plan = json.loads(m4v(home, "plan", "micro", "--json", *change).stdout)
-    expected = {s["node_id"] for s in plan["steps"] if s["expectation"] != "hit"}
-    assert expected == {
-        "generate.trained", "generate.untrained", "evaluate.trained", "evaluate.untrained", "gate", "report",
-    }  # fmt: skip
-    reason = next(s["reason"] for s in plan["steps"] if s["node_id"] == "generate.trained")
-    assert "generate" not in reason or "prompts" in reason
-    assert "prompts" in reason
-    done = outcomes(m4v(home, "run", "micro", "--json", *change))
-    assert {i for i, n in done.items() if n["status"] == "ran"} <= expected
-    assert done["generate.trained"]["status"] == "ran"
+    plan = read_json(baseline.home, "plan", "micro", *change)
+    assert {s["node_id"] for s in plan["steps"] if s["expectation"] != "hit"} == EVALUATION
+    assert "prompts" in next(s["reason"] for s in plan["steps"] if s["node_id"] == "generate.trained")
+    nodes = run_json(baseline.home, "micro", "--no-prefect", *change)
+    assert {i for i, n in nodes.items() if n["status"] == "ran"} <= EVALUATION
+    assert nodes["generate.trained"]["status"] == "ran"
 
 
-def test_lineage_leads_from_the_checkpoint_to_the_sources_and_back(
-    baseline: tuple[Path, dict[str, dict[str, Any]]],
-) -> None:
+def test_lineage_leads_from_the_checkpoint_to_the_sources_and_back(baseline: Baseline) -> None:
     home, nodes = baseline
     checkpoint = nodes["reward"]["outputs"]["checkpoint"]["artifact_id"]
     source = nodes["source.street"]["outputs"]["source"]["artifact_id"]
-    up = json.loads(m4v(home, "lineage", "up", checkpoint, "--json").stdout)
-    down = json.loads(m4v(home, "lineage", "down", source, "--json").stdout)
-    assert source in {a["artifact_id"] for a in up["artifacts"]}
-    assert checkpoint in {a["artifact_id"] for a in down["artifacts"]}
+    assert source in {a["artifact_id"] for a in read_json(home, "lineage", "up", checkpoint)["artifacts"]}
+    assert checkpoint in {a["artifact_id"] for a in read_json(home, "lineage", "down", source)["artifacts"]}
     tree = m4v(home, "lineage", "up", checkpoint[:16]).stdout
     assert "checkpoint" in tree
     assert "source" in tree
 
 
-def _running(home: Path, node_id: str) -> bool:
-    """Whether the stage's process has reported progress (its work has begun)."""
-    listed = subprocess.run(
-        [sys.executable, "-c", _LIST_RUNNING, str(home)], capture_output=True, text=True, check=False
-    )
-    return node_id in listed.stdout.split()
+def test_a_refused_gate_is_told_everywhere(baseline: Baseline) -> None:
+    """A threshold that nothing reaches: exit code, summary, ledger and Prefect say so, the report is still made."""
+    home = baseline.home
+    rule = "gate.rules=[{rule: minimum, metric: local.flicker, value: 2.0}]"
+    done = m4v(home, "run", "micro", "--set", rule, code=ExitClass.GATE_REFUSED)
+    assert "the gate refused the checkpoint" in done.stdout
+    assert "report: " in done.stdout
+    run = read_json(home, "runs", "list", "--limit", "1")[0]
+    assert (run["exit_class"], run["message"]) == (60, "the evaluation gate refused the checkpoint")
+    _, state, message = flow_states(home)[-1]
+    assert state == "Failed"
+    assert "the evaluation gate refused the checkpoint" in str(message)
 
 
-_LIST_RUNNING = """
-import sys
-from pathlib import Path
-from pipelines.ledger import Ledger, Status
-home = Path(sys.argv[1])
-if (home / "ledger.db").exists():
-    with Ledger.open(f"sqlite:///{home / 'ledger.db'}") as ledger:
-        for attempt in ledger.attempts(status=Status.RUNNING):
-            if (Path(attempt.work_dir) / "progress.json").exists():
-                print(attempt.node_id)
-"""
-
-
-def _kill_while_running(home: Path, node_id: str) -> None:
-    command = [sys.executable, "-m", "pipelines.cli.main", "--home", str(home), "run", "micro", "--no-prefect"]
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    deadline = time.monotonic() + PIPELINE_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None and not _running(home, node_id):
-        time.sleep(0.1)
-    assert process.poll() is None, f"the run ended before {node_id} was seen running"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def test_killed_at_every_stage_it_ends_with_the_same_artifacts(
-    baseline: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "prefect", "steps"),
+    [(signal.SIGINT, "--no-prefect", DRAINED_STEPS), (signal.SIGTERM, "--prefect", DRAINED_STEPS + 1)],
+)
+def test_a_drained_run_ends_with_40_and_goes_on_where_it_was(
+    baseline: Baseline, tmp_path: Path, number: signal.Signals, prefect: str, steps: int
 ) -> None:
+    home, output = baseline.home, tmp_path / "output"
+    longer = ("micro", "--until", "train.t2i", "--set", f"train.t2i.steps={steps}", prefect)
+    process = start(home, "run", *longer, output=output)
+    attempt = wait_for(lambda: working_attempt(home, "train.t2i", done=1), process, output, "training began")
+    os.kill(process.pid, number)
+    assert process.wait(PIPELINE_TIMEOUT_S) == ExitClass.DRAINED, output.read_text()
+    said = output.read_text()
+    assert "draining: stages save their state and stop" in said
+    assert "drained, the same command resumes" in said
+    assert read_json(home, "runs", "show", attempt.attempt_id)["exit_class"] == ExitClass.DRAINED
+    assert read_json(home, "runs", "list", "--limit", "1")[0]["exit_class"] == ExitClass.DRAINED
+    if prefect == "--prefect":
+        assert flow_states(home)[-1][1] == "Cancelled"
+    nodes = run_json(home, *longer[:-1], "--no-prefect")
+    assert nodes["train.t2i"]["status"] == "ran"
+    checkpoint = Path(nodes["train.t2i"]["outputs"]["checkpoint"]["uri"])
+    recorded = [json.loads(line)["step"] for line in (checkpoint / "metrics.jsonl").read_text().splitlines()]
+    assert len(recorded) == steps
+    assert len(set(recorded)) == steps, "no step is lost or taken twice"
+
+
+def test_a_second_interrupt_ends_at_once_and_leaves_nothing(baseline: Baseline, tmp_path: Path) -> None:
+    home, output = baseline.home, tmp_path / "output"
+    command = ("run", "micro", "--until", "train.t2i", "--set", "train.t2i.steps=5000", "--no-prefect")
+    process = start(home, *command, output=output)
+    wait_for(lambda: working_attempt(home, "train.t2i"), process, output, "training began")
+    left = descendants(process.pid)
+    os.kill(process.pid, signal.SIGINT)
+    wait_for(lambda: "draining" in output.read_text(), process, output, "the first interrupt was heard")
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(30) == ExitClass.DRAINED
+    assert "Traceback" not in output.read_text()
+    assert wait_until_gone(left, 15) == []
+
+
+def test_killed_at_every_stage_it_ends_with_the_same_artifacts(baseline: Baseline, tmp_path: Path) -> None:
     """kill -9 of the whole process group, five times on the way; also the double-run digest check."""
-    home = tmp_path / "home"
+    home, output = tmp_path / "home", tmp_path / "output"
     for node_id in KILL_POINTS:
-        _kill_while_running(home, node_id)
-        verified = json.loads(m4v(home, "artifacts", "verify", "--json").stdout)
+        process = start(home, "run", "micro", "--no-prefect", output=output)
+        wait_for(lambda: working_attempt(home, node_id), process, output, f"{node_id} ran")  # noqa: B023
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        verified = read_json(home, "artifacts", "verify")
         assert all(row["problem"] is None for row in verified), "a published artifact is never half there"
-    nodes = outcomes(m4v(home, "run", "micro", "--no-prefect", "--json"))
-    assert {n["status"] for n in nodes.values()} <= {"ran", "hit"}
-    assert artifact_ids(nodes) == artifact_ids(baseline[1])
+    nodes = run_json(home, "micro", "--no-prefect")
+    assert statuses(nodes) <= {"ran", "hit"}
+    assert artifact_ids(nodes) == artifact_ids(baseline.nodes)
     assert "the chain holds" in m4v(home, "ledger", "verify").stdout

@@ -1,18 +1,72 @@
-"""A real Prefect server, a real process worker: deployments, a schedule that fires, refused parameters."""
+"""A real Prefect server and a real process worker: deployments, a schedule that fires, refused parameters, states
+and artifacts that tell the truth, a cancelled run that leaves nothing.
 
+The schedule is set first and looked at last: a cron line cannot fire before the next full minute.
+"""
+
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
+import nasty
+import psutil
 import pytest
+from e2e_support import COMMAND, m4v, run_json, wait_until_gone, working_attempt
+
+from m4v.core.errors import ExitClass
+from pipelines.ledger import Ledger
 
 STOP_AFTER = "source.shapes"
 START_TIMEOUT_S, RUN_TIMEOUT_S = 120, 200
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+pytestmark = pytest.mark.timeout(900)
+
+
+class Server(NamedTuple):
+    """A running server with its worker. `environment` points to it, `home` is the worker's."""
+
+    environment: dict[str, str]
+    home: Path
+
+    def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        return httpx.post(f"{self.environment['PREFECT_API_URL']}/{path}", json=body, timeout=30)
+
+    def get(self, path: str) -> Any:
+        return httpx.get(f"{self.environment['PREFECT_API_URL']}/{path}", timeout=30).json()
+
+    def artifacts(self, flow_run_id: str) -> dict[str, dict[str, Any]]:
+        of_run = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}}
+        return {a["key"]: a for a in self.post("artifacts/filter", of_run).json()}
+
+    def start(self, deployment_id: str, **parameters: Any) -> str:
+        answer = self.post(f"deployments/{deployment_id}/create_flow_run", {"parameters": parameters})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    def wait(self, what: str, found: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + RUN_TIMEOUT_S
+        while time.monotonic() < deadline:
+            value = found()
+            if value:
+                return value
+            time.sleep(0.5)
+        pytest.fail(f"{what} did not come about; worker:\n{(self.home.parent / 'worker.log').read_text()[-3000:]}")
+
+    def finished(self, flow_run_id: str) -> dict[str, Any]:
+        """The final state of a flow run."""
+
+        def final() -> Any:
+            state = self.get(f"flow_runs/{flow_run_id}")["state"]
+            return state if state["type"] in FINAL else None
+
+        return dict(self.wait(f"the end of flow run {flow_run_id}", final))
 
 
 def _free_port() -> int:
@@ -35,8 +89,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Environment of a running server and worker."""
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base = tmp_path_factory.mktemp("prefect")
     port = _free_port()
     environment = os.environ | {
@@ -56,14 +109,15 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
             ("worker", [binary, "worker", "start", "--pool", "m4v", "--type", "process"]),
         ):
             log = base / f"{name}.log"
-            processes.append(
-                subprocess.Popen(
-                    command, env=environment, stdin=subprocess.DEVNULL, stdout=log.open("wb"), stderr=subprocess.STDOUT
+            with log.open("wb") as stream:
+                processes.append(
+                    subprocess.Popen(
+                        command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
+                    )
                 )
-            )
             if name == "server":
                 _wait_for(f"{environment['PREFECT_API_URL']}/health", processes[0], log)
-        yield environment
+        yield Server(environment, base / "home")
     finally:
         for process in reversed(processes):
             process.terminate()
@@ -74,59 +128,151 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
                 process.kill()
 
 
-def _m4v(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipelines.cli.main", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+def _m4v(server: Server, *arguments: str, without: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in server.environment.items() if k != without}
+    return subprocess.run(
+        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
 
 
-def _deploy(environment: dict[str, str], *arguments: str) -> dict[str, dict[str, str]]:
-    import json
-
-    done = _m4v(environment, "deploy", "micro", "--pool", "m4v", "--json", *arguments)
+@pytest.fixture(scope="module")
+def deployments(prefect: Server) -> dict[str, str]:
+    """`flow/name` -> id; the pipeline's fires every minute and stops after its first stage."""
+    done = _m4v(prefect, "deploy", "micro", "--pool", "m4v", "--json", "--cron", "* * * * *", "--until", STOP_AFTER)
     assert done.returncode == 0, done.stderr
-    return {row["name"]: row for row in json.loads(done.stdout)}
+    return {row["name"]: row["deployment_id"] for row in json.loads(done.stdout)}
 
 
-def test_a_scheduled_run_fires_and_the_worker_runs_it(prefect: dict[str, str]) -> None:
-    rows = _deploy(prefect, "--cron", "* * * * *", "--until", STOP_AFTER)
-    parent = rows["m4v-pipeline/micro"]
-    assert "m4v-stage/micro-encode" in rows
-    api = prefect["PREFECT_API_URL"]
-    wanted = {"deployments": {"id": {"any_": [parent["deployment_id"]]}}, "sort": "START_TIME_ASC"}
-    deadline = time.monotonic() + RUN_TIMEOUT_S
-    states: list[str] = []
-    while time.monotonic() < deadline:
-        runs = httpx.post(f"{api}/flow_runs/filter", json=wanted, timeout=10).json()
-        states = [f"{r['state']['type']}: {r['state'].get('message')}" for r in runs]
-        finished = [r for r in runs if r["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")]
-        if finished:
-            break
-        time.sleep(1)
-    assert finished, states
-    assert finished[0]["state"]["type"] == "COMPLETED", states
-    assert finished[0]["auto_scheduled"]
-    listed = _m4v(prefect, "artifacts", "list", "--json")
-    assert '"source"' in listed.stdout
-    artifacts = httpx.post(f"{api}/artifacts/filter", json={}, timeout=10).json()
-    assert {"plan", "summary"} <= {a["key"] for a in artifacts}
+def test_there_is_a_deployment_of_the_pipeline_and_of_every_stage(prefect: Server, deployments: dict[str, str]) -> None:
+    assert {"m4v-pipeline/micro", "m4v-stage/micro-encode", "m4v-stage/micro-train-t2i"} <= set(deployments)
+    parent = prefect.get(f"deployments/{deployments['m4v-pipeline/micro']}")
+    assert parent["schedules"][0]["schedule"]["cron"] == "* * * * *"
+    assert (parent["entrypoint"], parent["path"]) == ("pipelines.flows.pipeline", None), "no path of this machine"
+    assert parent["parameters"]["until"] == STOP_AFTER
 
 
-def test_a_bad_parameter_is_refused_with_its_name(prefect: dict[str, str]) -> None:
-    parent = _deploy(prefect)["m4v-pipeline/micro"]
-    url = f"{prefect['PREFECT_API_URL']}/deployments/{parent['deployment_id']}/create_flow_run"
-    answer = httpx.post(url, json={"parameters": {"recipe": "micro", "until": {"not": "a name"}}}, timeout=10)
+def test_nothing_phones_home(prefect: Server) -> None:
+    assert prefect.get("admin/settings")["server"]["analytics_enabled"] is False
+
+
+def test_a_bad_parameter_is_refused_with_its_name(prefect: Server, deployments: dict[str, str]) -> None:
+    path = f"deployments/{deployments['m4v-pipeline/micro']}/create_flow_run"
+    answer = prefect.post(path, {"parameters": {"recipe": "micro", "until": {"not": "a name"}}})
     assert answer.status_code == 409
     assert "until" in answer.text
-    unknown = httpx.post(url, json={"parameters": {"recipe": "micro", "untill": "curate"}}, timeout=10)
+    unknown = prefect.post(path, {"parameters": {"recipe": "micro", "untill": "curate"}})
     assert unknown.status_code == 409
     assert "untill" in unknown.text
 
 
-def test_deploy_refuses_a_bad_cron_line_and_a_missing_server(prefect: dict[str, str]) -> None:
+def test_deploy_refuses_a_bad_cron_line_and_a_missing_server(prefect: Server) -> None:
     bad = _m4v(prefect, "deploy", "micro", "--cron", "every monday")
-    assert bad.returncode == 10
+    assert bad.returncode == ExitClass.CONFIG
     assert "every monday" in bad.stderr
-    alone = {k: v for k, v in prefect.items() if k != "PREFECT_API_URL"}
-    missing = _m4v(alone, "deploy", "micro")
-    assert missing.returncode == 10
+    missing = _m4v(prefect, "deploy", "micro", without="PREFECT_API_URL")
+    assert missing.returncode == ExitClass.CONFIG
     assert "prefect server start" in missing.stderr
+
+
+def test_a_run_shows_its_plan_stages_progress_and_summary_on_the_given_server(prefect: Server, tmp_path: Path) -> None:
+    run_json(tmp_path, "micro", "--until", "curate", environment=prefect.environment)
+    assert not (tmp_path / "prefect").exists(), "no temporary server beside a given one"
+    flow_run = _latest_flow_run(prefect)
+    assert flow_run["state"]["type"] == "COMPLETED"
+    assert flow_run["name"].startswith("micro-")
+    assert _tasks(prefect, flow_run) == dict.fromkeys(("source.shapes", "source.street", "curate"), "Completed")
+    artifacts = prefect.artifacts(flow_run["id"])
+    assert {"plan", "summary", "stage-curate", "stage-source-street"} <= set(artifacts)
+    assert "| curate | blocked-on |" in artifacts["plan"]["data"]
+    summary = json.loads(artifacts["summary"]["data"])
+    assert {(row["stage"], row["status"]) for row in summary} >= {("curate", "ran")}
+    progress = [a for key, a in artifacts.items() if key.startswith("progress-")]
+    assert progress, "at least one stage took long enough to report"
+    assert {a["data"] for a in progress} == {100.0}
+    # What is a cache hit says so.
+    changed = ("--until", "curate", "--set", "curate.filters.min_frames=18")
+    run_json(tmp_path, "micro", *changed, environment=prefect.environment)
+    tasks = _tasks(prefect, _latest_flow_run(prefect))
+    assert tasks == {"source.shapes": "Cached", "source.street": "Cached", "curate": "Completed"}
+
+
+def test_a_failed_stage_is_a_failed_flow_with_its_reason(prefect: Server, tmp_path: Path) -> None:
+    wild = nasty.corpus(tmp_path / "wild")
+    change = [
+        f"sources.street.location={wild}",
+        "sources.street.adapter.include=['**']",
+        "curate.max_quarantine_rate=0.1",
+    ]
+    options = [word for override in change for word in ("--set", override)]
+    run_json(
+        tmp_path / "home", "micro", "--until", "encode", *options,
+        code=ExitClass.DATA_INTEGRITY, environment=prefect.environment,
+    )  # fmt: skip
+    flow_run = _latest_flow_run(prefect)
+    assert flow_run["state"]["type"] == "FAILED"
+    assert "stage curate failed" in flow_run["state"]["message"]
+    assert "items were quarantined" in flow_run["state"]["message"]
+    tasks = _tasks(prefect, flow_run)
+    assert (tasks["source.street"], tasks["curate"], tasks["encode"]) == ("Completed", "Failed", "Blocked")
+
+
+def _latest_flow_run(server: Server) -> dict[str, Any]:
+    """The latest that no deployment started."""
+    by_hand = {"flow_runs": {"deployment_id": {"is_null_": True}}, "sort": "START_TIME_DESC", "limit": 1}
+    return dict(server.post("flow_runs/filter", by_hand).json()[0])
+
+
+def _tasks(server: Server, flow_run: dict[str, Any]) -> dict[str, str]:
+    """Name and state of the tasks of a flow run, once the server has recorded them all."""
+    of_run = {"flow_runs": {"id": {"any_": [flow_run["id"]]}}}
+
+    def recorded() -> dict[str, str] | None:
+        rows = server.post("task_runs/filter", of_run).json()
+        done = {r["name"]: r["state_name"] for r in rows if r["state_type"] in FINAL}
+        return done if rows and len(done) == len(rows) else None
+
+    return dict(server.wait("the states of the tasks", recorded))
+
+
+def test_a_server_that_does_not_answer_is_an_infrastructure_error(tmp_path: Path) -> None:
+    nowhere = {"PREFECT_API_URL": f"http://127.0.0.1:{_free_port()}/api"}
+    done = m4v(tmp_path, "run", "micro", "--until", STOP_AFTER, code=ExitClass.INFRASTRUCTURE, environment=nowhere)
+    assert "no Prefect server answers" in done.stderr
+    assert "--no-prefect" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_stage_without_its_inputs_says_what_to_run_first(prefect: Server, deployments: dict[str, str]) -> None:
+    state = prefect.finished(prefect.start(deployments["m4v-stage/micro-encode"]))
+    assert state["type"] == "FAILED"
+    assert "which the ledger does not have" in state["message"]
+    assert "m4v run micro --until encode" in state["message"]
+
+
+def test_a_cancelled_run_saves_its_state_and_leaves_no_process(prefect: Server, deployments: dict[str, str]) -> None:
+    """Cancelled in Prefect is drained in the ledger, and only when the stage's processes are gone."""
+    endless = ["sources.shapes.adapter.count=100000"]
+    flow_run_id = prefect.start(deployments["m4v-stage/micro-source-shapes"], overrides=endless)
+    attempt = prefect.wait("drawn clips", lambda: working_attempt(prefect.home, "source.shapes", done=3))
+    work_dir = Path(attempt.work_dir)
+    at_work = [p for p in psutil.process_iter(["cmdline"]) if any(str(work_dir) in w for w in p.info["cmdline"] or ())]
+    assert at_work
+    cancelling = {"state": {"type": "CANCELLING"}, "force": False}
+    assert prefect.post(f"flow_runs/{flow_run_id}/set_state", cancelling).status_code == 201
+    assert prefect.finished(flow_run_id)["type"] == "CANCELLED"
+    assert wait_until_gone(at_work, 15) == []
+    with Ledger.open(f"sqlite:///{prefect.home / 'ledger.db'}") as ledger:
+        assert ledger.attempt(attempt.attempt_id).exit_class == ExitClass.DRAINED
+
+
+def test_a_scheduled_run_fires_and_the_worker_runs_it(prefect: Server, deployments: dict[str, str]) -> None:
+    wanted = {
+        "deployments": {"id": {"any_": [deployments["m4v-pipeline/micro"]]}},
+        "flow_runs": {"state": {"type": {"any_": sorted(FINAL - {"CANCELLED"})}}},
+        "sort": "START_TIME_ASC",
+    }
+    first = prefect.wait("a scheduled run", lambda: prefect.post("flow_runs/filter", wanted).json())[0]
+    assert first["state"]["type"] == "COMPLETED", first["state"]
+    assert first["auto_scheduled"]
+    assert '"source"' in m4v(prefect.home, "artifacts", "list", "--json").stdout
+    assert {"plan", "summary"} <= set(prefect.artifacts(first["id"]))

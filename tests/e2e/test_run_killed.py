@@ -1,0 +1,59 @@
+"""A killed command line leaves nothing behind: neither the temporary Prefect server nor a stage's processes."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from e2e_support import descendants, m4v, run_json, start, statuses, wait_for, wait_until_gone, working_attempt
+
+GONE_S = 20
+PHONE_HOME = ("PREFECT_SERVER_ANALYTICS_ENABLED", "DO_NOT_TRACK")
+
+
+def test_a_killed_run_leaves_no_server_and_no_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL of the command line alone, as the kernel does it: nothing can clean up but the supervisors."""
+    for name in (*PHONE_HOME, "PREFECT_API_URL", "PREFECT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    home, output = tmp_path / "home", tmp_path / "output"
+    process = start(home, "run", "micro", "--until", "encode", output=output)
+    wait_for(lambda: working_attempt(home, "curate"), process, output, "curation began")
+    url = next(line for line in output.read_text().splitlines() if line.startswith("watch it at ")).split()[-1]
+    assert httpx.get(f"{url}/api/admin/settings", timeout=30).json()["server"]["analytics_enabled"] is False
+    assert "<html" in httpx.get(url, timeout=30).text, "the pages are there to watch the run"
+    below = descendants(process.pid)
+    servers = [p for p in below if "uvicorn" in " ".join(p.cmdline())]
+    stages = [p for p in below if "pipelines.stage_process" in p.cmdline()]
+    assert servers
+    assert stages
+    for server in servers:
+        assert {name: server.environ()[name] for name in PHONE_HOME} == dict(
+            zip(PHONE_HOME, ("false", "1"), strict=True)
+        )
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert wait_until_gone(below, GONE_S) == []
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/api/health", timeout=5)
+    nodes = run_json(home, "micro", "--until", "encode", "--no-prefect")
+    assert statuses(nodes) <= {"ran", "hit"}
+
+
+def test_a_finished_run_stops_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    home = tmp_path / "home"
+    done = m4v(home, "run", "micro", "--until", "source.street")
+    assert "watch it at http://127.0.0.1:" in done.stdout
+    mark = str(home).encode()
+    assert [p for p in psutil.process_iter() if mark in _environment(p)] == []
+    assert json.loads(m4v(home, "runs", "list", "--json").stdout)[0]["exit_class"] == 0
+
+
+def _environment(process: psutil.Process) -> bytes:
+    try:
+        return Path(f"/proc/{process.pid}/environ").read_bytes()
+    except OSError:
+        return b""
