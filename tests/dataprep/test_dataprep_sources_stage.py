@@ -158,7 +158,7 @@ def test_drain_stops_between_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("adapter", "message"),
     [
-        ({"kind": "folder", "inclde": ["*"]}, "unknown key adapter.folder.inclde.*did you mean include"),
+        ({"kind": "folder", "inclde": ["*"]}, "unknown key adapter.inclde.*did you mean include"),
         ({"kind": "folder", "frames": [9, 3]}, r"frames \[9, 3\] are not"),
         ({"kind": "floder"}, "floder.*'folder', 'images', 'openvid', 'synthetic'"),
         ({"kind": "synthetic", "count": "many"}, "valid integer"),

@@ -100,4 +100,6 @@ def main(home: str, switches: str, options_json: str = "{}") -> None:
 
 
 if __name__ == "__main__":
+    # A test run started in the background hands down an ignored SIGINT; a person at a terminal does not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(*sys.argv[1:])
