@@ -25,14 +25,14 @@ HEALTH_TIMEOUT_S = 10.0
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the command line tells what went wrong
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # its pages show the log, the command line its own lines
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
 }
 
 
 def run_flow(session: Session, run: PipelineRun, tell: Callable[[str], None]) -> None:
-    """Run every stage as a task of one flow; what became of them is in `run.outcomes`. `tell` hears where to
-    watch it.
+    """Run every stage as a task of one flow; what became of them is in `run.outcomes`. `tell` hears what takes
+    its time before, and where to watch it.
 
     Raises InfrastructureError when the server in PREFECT_API_URL does not answer, or a temporary one does
     not start.
@@ -41,6 +41,7 @@ def run_flow(session: Session, run: PipelineRun, tell: Callable[[str], None]) ->
         os.environ.setdefault(name, value)
     server = None
     if not os.environ.get("PREFECT_API_URL"):
+        tell("starting a temporary Prefect server (--no-prefect runs without one)")
         server = _TemporaryServer(session.workspace.home / "prefect")
         # Exit handlers run last in, first out: what Prefect still has to send goes before the server does.
         atexit.register(server.stop)

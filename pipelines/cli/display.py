@@ -43,7 +43,8 @@ class RunDisplay:
     def announce(self, session: Session, plan: Plan) -> None:
         counts = ", ".join(f"{count} {name}" for name, count in plan.counts().items() if count)
         expected = f", about {duration(plan.estimate_s)}" if plan.estimate_s else ""
-        self.tell(f"{session.recipe.name}: {len(plan.steps)} stages, {counts}{expected}; home {session.workspace.home}")
+        stages = "1 stage" if len(plan.steps) == 1 else f"{len(plan.steps)} stages"
+        self.tell(f"{session.recipe.name}: {stages}, {counts}{expected}; home {session.workspace.home}")
 
     def tell(self, text: str) -> None:
         """A line that is about no stage."""
