@@ -10,22 +10,8 @@ import re
 from enum import StrEnum
 
 from m4v.core.config import FrozenModel
+from m4v.core.palette import COLOURS
 
-# CSS values of the plain names, sRGB.
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (255, 0, 0),
-    "orange": (255, 165, 0),
-    "yellow": (255, 255, 0),
-    "green": (0, 128, 0),
-    "cyan": (0, 255, 255),
-    "blue": (0, 0, 255),
-    "purple": (128, 0, 128),
-    "pink": (255, 105, 180),
-    "brown": (139, 69, 19),
-    "white": (255, 255, 255),
-    "grey": (128, 128, 128),
-    "black": (0, 0, 0),
-}
 _COLOUR_SYNONYMS = {"gray": "grey", "violet": "purple", "magenta": "pink", "turquoise": "cyan", "teal": "cyan"}
 SHAPES = (
     "circle", "square", "triangle", "star", "ring", "rectangle", "ellipse", "cross", "diamond", "ball", "disc",

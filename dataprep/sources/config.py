@@ -9,8 +9,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dataprep.sources.palette import COLOURS
 from m4v.core.config import FrozenModel
+from m4v.core.palette import COLOURS
 
 Shape = Literal["circle", "square", "triangle", "star", "diamond", "hexagon"]
 Motion = Literal["right", "left", "up", "down", "circles", "grows", "shrinks", "still"]

@@ -24,10 +24,10 @@ from dataprep.sources.config import SyntheticConfig
 from dataprep.sources.digests import DigestCache
 from dataprep.sources.drawing import Picture, Plane, canvas, distance, grid, paint, to_bytes
 from dataprep.sources.listing import Caption, Entry, ListedFile
-from dataprep.sources.palette import COLOURS
 from m4v.core.canonical import digest_json
 from m4v.core.config import parse
 from m4v.core.errors import M4VError
+from m4v.core.palette import COLOURS
 from m4v.core.rng import Permutation, generator
 from m4v.core.storage import Storage
 from m4v.video_io import encode_mp4

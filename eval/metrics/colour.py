@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.metrics.clip import Clip, Detail, FloatArray, Frames, Reading, evenly
-from eval.vocabulary import COLOURS
+from m4v.core.palette import COLOURS
 
 MAX_FRAMES = 9
 SHORT_SIDE_PX = 64

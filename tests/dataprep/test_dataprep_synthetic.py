@@ -14,10 +14,10 @@ from dataprep.sources.adapter import ScanContext
 from dataprep.sources.config import MOTIONS, SHAPES, SourceConfig, SyntheticConfig
 from dataprep.sources.digests import DigestCache
 from dataprep.sources.drawing import distance, grid
-from dataprep.sources.palette import COLOURS
 from dataprep.sources.synthetic import Scene, SyntheticAdapter, captions_of, render, scene_of
 from eval.vocabulary import parse_facts
 from m4v.core.items import ItemStore
+from m4v.core.palette import COLOURS
 from m4v.core.storage import Storage
 from m4v.video_io import read_mp4
 

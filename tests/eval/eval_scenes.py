@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from eval.metrics.clip import Clip
-from eval.vocabulary import COLOURS, Facts, Motion, parse_facts
+from eval.vocabulary import Facts, Motion, parse_facts
+from m4v.core.palette import COLOURS
 
 PHRASES = {
     Motion.RIGHT: "moves from left to right",

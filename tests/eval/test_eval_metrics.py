@@ -13,7 +13,8 @@ from eval.metrics.flow import summarise_flow
 from eval.metrics.motion import motion, motion_direction, motion_follow
 from eval.metrics.pixels import flicker, saturation, sharpness
 from eval.metrics.registry import metrics_of
-from eval.vocabulary import COLOURS, Facts, Motion
+from eval.vocabulary import Facts, Motion
+from m4v.core.palette import COLOURS
 
 CLIPS = list(true_clips())
 

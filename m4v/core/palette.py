@@ -1,4 +1,7 @@
-"""Colours of synthetic clips: the CSS values of the plain names, so that a word means what a reader expects."""
+"""The colour words of captions, and the one colour each stands for: the CSS value of the plain name.
+
+Drawn clips are painted with these, and the local metrics hold generated ones against them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "blue": (0, 0, 255),
     "purple": (128, 0, 128),
     "pink": (255, 105, 180),
+    "brown": (139, 69, 19),
     "white": (255, 255, 255),
     "grey": (128, 128, 128),
     "black": (0, 0, 0),
