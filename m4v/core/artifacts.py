@@ -6,6 +6,7 @@ part of the root; timings, hosts and absolute paths never stand inside (kind `re
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -151,12 +152,26 @@ def verify(storage: Storage, artifact_id: str | None = None, *, deep: bool = Tru
     return manifest
 
 
+@dataclass(frozen=True)
+class ArtifactRef:
+    """What another process needs to open a published artifact; picklable and hashable. `cache`: see Artifact."""
+
+    artifact_id: str
+    kind: ArtifactKind
+    uri: str
+    cache: str
+
+    def open(self) -> Artifact:
+        return Artifact(self.uri, self.artifact_id, self.kind, Path(self.cache))
+
+
 class Artifact:
     """A published artifact for reading. `path` gives a local file: in place for a local store, else a
     verified copy below `cache`."""
 
     def __init__(self, uri: str, artifact_id: str, kind: ArtifactKind, cache: Path) -> None:
         self.id, self.kind, self.storage = artifact_id, kind, Storage(uri)
+        self.ref = ArtifactRef(artifact_id, kind, self.storage.uri, str(cache))
         self._cache = cache / artifact_id
         self._manifest: Manifest | None = None
         self._fetched: set[str] = set()
@@ -178,6 +193,12 @@ class Artifact:
             self.storage.fetch(name, target, entry.sha256)
             self._fetched.add(name)
         return target
+
+    def folder(self) -> Path:
+        """A local directory that holds every file: the artifact itself, or verified copies below `cache`."""
+        for name in self.names():
+            self.path(name)
+        return self.storage.local_root if self.storage.is_local else self._cache
 
     def names(self, prefix: str = "") -> list[str]:
         return [f.path for f in self.manifest.files if f.path.startswith(prefix)]

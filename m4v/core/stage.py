@@ -26,11 +26,13 @@ from m4v.core.errors import ConfigError, Drained, ExitClass
 from m4v.core.storage import Storage, write_atomic
 
 REQUEST_SCHEMA = 1
+WEIGHTS_INPUT = "weights"
 ModelT = TypeVar("ModelT", bound=FrozenModel)
 
 
 class InputRef(FrozenModel):
-    """One input artifact. Names are the declared input names; lists are numbered `name.0`, `name.1`, …"""
+    """One input artifact. Names are the declared input names; lists are numbered `name.0`, `name.1`, … and
+    imported weights labelled `weights.NAME`."""
 
     name: str
     kind: ArtifactKind
@@ -208,6 +210,16 @@ class StageContext:
         """Inputs `name.0`, `name.1`, … in order."""
         numbered = [(int(k.rsplit(".", 1)[1]), v) for k, v in self.inputs.items() if k.startswith(f"{name}.")]
         return [artifact for _, artifact in sorted(numbered, key=lambda pair: pair[0])]
+
+    def weights(self) -> dict[str, Artifact]:
+        """Imported third-party weights (inputs `weights.NAME`) by the name that the recipe gives them."""
+        prefix = f"{WEIGHTS_INPUT}."
+        return {name.removeprefix(prefix): a for name, a in self.inputs.items() if name.startswith(prefix)}
+
+    def weights_folders(self) -> dict[str, Path]:
+        """Local folders of `weights()`, as `open_codec` and `open_text_encoder` take them; from a remote store
+        every file is fetched and its digest checked."""
+        return {name: artifact.folder() for name, artifact in self.weights().items()}
 
     def location(self, name: str) -> Storage:
         if name not in self.request.locations:
