@@ -29,6 +29,13 @@ class FrozenModel(BaseModel):
             raise ConfigError(f"value has no canonical form: {error}", where=type(self).__name__) from None
 
 
+def weights_names(*configs: FrozenModel | None) -> tuple[str, ...]:
+    """Names of imported weights that `configs` (a codec, a text encoder, …) read in their field `weights`, each
+    once."""
+    found = (getattr(config, "weights", None) for config in configs)
+    return tuple(dict.fromkeys(name for name in found if isinstance(name, str)))
+
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 

@@ -6,13 +6,15 @@ the order `dual`. The paper's text pairs them the other way round: `literal`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from m4v.config import ModelConfig
 from m4v.core.errors import DataIntegrityError
-from m4v.model.initialise import build_model
+from m4v.model.initialise import initial_value
+from m4v.model.transformer import M4VTransformer
 
 _PAIRS = {
     "dual": {"to_q": "to_c", "to_k": "to_b", "to_v": "to_x", "norm_q": "norm_c", "norm_k": "norm_b"},
@@ -21,28 +23,64 @@ _PAIRS = {
 
 
 def attention_to_mamba(attention: Mapping[str, Tensor], config: ModelConfig, seed: int) -> dict[str, Tensor]:
-    """State dict of `config` from that of an attention model of the same sizes.
+    """State dict (float32, memory of its own) of `config` from that of an attention model of the same sizes.
 
     Gate, step sizes, decays, convolution, registers and the temporal branch have no counterpart and start
-    fresh from `seed`; the first columns of each `proj_out` go on as the output projection. Raises
-    DataIntegrityError when a weight is missing, left over, or of another shape.
+    fresh from `seed`; the first columns of each `proj_out` go on as the output projection. Blocks that keep
+    attention keep its weights; `parallel` ones have them twice. Only what starts fresh is initialised, so
+    `attention` may be a memory map. Raises DataIntegrityError when a weight is missing, left over, or of
+    another shape.
     """
-    state = build_model(config, seed).state_dict()
+    with torch.device("meta"):
+        model = M4VTransformer(config)
+    state: dict[str, Tensor] = {}
     left = set(attention)
-    for key, fresh in state.items():
+    for key, parameter in model.named_parameters():
         source = _source(key, config)
         if source is None:
+            state[key] = initial_value(model, key, seed)
             continue
         if source not in attention:
             raise DataIntegrityError("attention weights lack a tensor", value=source)
-        if attention[source].shape != fresh.shape:
-            found = tuple(attention[source].shape)
-            raise DataIntegrityError(f"{source} has shape {found}, the model needs {tuple(fresh.shape)}")
-        state[key] = attention[source].to(fresh.dtype).clone()
+        found = attention[source]
+        if found.shape != parameter.shape:
+            raise DataIntegrityError(
+                f"{source} has shape {tuple(found.shape)}, the model needs {tuple(parameter.shape)}"
+            )
+        state[key] = found.to("cpu", torch.float32, copy=True)
         left.discard(source)
     if left:
         raise DataIntegrityError("attention weights have tensors that fit nowhere", value=sorted(left)[:5])
     return state
+
+
+def sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Fields of ModelConfig that the shapes of a transformer's tensors decide, by the published keys.
+
+    Raises DataIntegrityError naming a tensor that is missing.
+    """
+
+    def shape(key: str) -> Sequence[int]:
+        if key not in shapes:
+            raise DataIntegrityError("weights lack a tensor of the transformer", value=key)
+        return shapes[key]
+
+    width, token = shape("x_embedder.weight")
+    (head_dim,) = shape("transformer_blocks.0.attn.norm_q.weight")
+    return {
+        "width": width,
+        "heads": width // head_dim,
+        "double_blocks": _blocks(shapes, "transformer_blocks"),
+        "single_blocks": _blocks(shapes, "single_transformer_blocks"),
+        "latent_channels": token // 4,  # a token is 2x2 latent places
+        "mlp_ratio": shape("transformer_blocks.0.ff.net.0.proj.weight")[0] // width,
+        "text_dim": shape("context_embedder.weight")[1],
+        "pooled_dim": shape("time_text_embed.text_embedder.linear_1.weight")[1],
+    }
+
+
+def _blocks(shapes: Mapping[str, Sequence[int]], module: str) -> int:
+    return len({key.split(".")[1] for key in shapes if key.startswith(f"{module}.")})
 
 
 def _source(key: str, config: ModelConfig) -> str | None:

@@ -26,13 +26,24 @@ def build_model(config: ModelConfig, seed: int = 0) -> M4VTransformer:
     return model
 
 
-@torch.no_grad()
 def initialise(model: M4VTransformer, seed: int) -> None:
     """Set every parameter. A parameter's values depend on the seed and its name only."""
     for name, parameter in model.named_parameters():
-        owner = model.get_submodule(name.rpartition(".")[0])
-        generator = torch.Generator().manual_seed(torch_seed(seed, "init", name))
-        _initialise(owner, name, parameter, generator)
+        _fill(model, name, parameter, seed)
+
+
+def initial_value(model: M4VTransformer, name: str, seed: int) -> Tensor:
+    """What `initialise` gives the parameter `name`, float32 on the CPU; the model may be on the meta device."""
+    value = torch.empty(model.get_parameter(name).shape, dtype=torch.float32, device="cpu")
+    _fill(model, name, value, seed)
+    return value
+
+
+@torch.no_grad()
+def _fill(model: M4VTransformer, name: str, parameter: Tensor, seed: int) -> None:
+    owner = model.get_submodule(name.rpartition(".")[0])
+    generator = torch.Generator().manual_seed(torch_seed(seed, "init", name))
+    _initialise(owner, name, parameter, generator)
 
 
 def _initialise(owner: nn.Module, name: str, parameter: Tensor, generator: torch.Generator) -> None:
