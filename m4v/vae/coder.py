@@ -1,0 +1,99 @@
+"""Encoder and decoder: pixels in [-1, 1] to moments of the latent, and back (spec section 5)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from m4v.vae.blocks import Downsample, FrameNorm, MidBlock, ResnetBlock, SpatialUpsample, TemporalUpsample
+from m4v.vae.config import LEVELS, VaeConfig
+from m4v.vae.convolution import CausalConv3d, FrameCache
+
+
+class DownBlock(nn.Module):
+    """Residual blocks, then a spatial and a temporal halving unless it is the last level."""
+
+    def __init__(self, channels: int, out_channels: int, layers: int, groups: int, last: bool) -> None:
+        super().__init__()
+        widths = [channels, *[out_channels] * layers]
+        self.resnets = nn.ModuleList([ResnetBlock(a, b, groups) for a, b in pairwise(widths)])
+        if not last:
+            self.downsamplers = nn.ModuleList([Downsample(out_channels, (1, 2, 2))])
+            self.temporal_downsamplers = nn.ModuleList([Downsample(out_channels, (2, 1, 1))])
+
+    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
+        for step in (m for part in self.children() for m in part.children()):
+            x = step(x, cache)
+        return x
+
+
+class UpBlock(nn.Module):
+    """Residual blocks, then a spatial and a temporal doubling unless it is the last level."""
+
+    def __init__(self, channels: int, out_channels: int, layers: int, groups: int, last: bool) -> None:
+        super().__init__()
+        widths = [channels, *[out_channels] * layers]
+        self.resnets = nn.ModuleList([ResnetBlock(a, b, groups) for a, b in pairwise(widths)])
+        if not last:
+            self.upsamplers = nn.ModuleList([SpatialUpsample(out_channels)])
+            self.temporal_upsamplers = nn.ModuleList([TemporalUpsample(out_channels)])
+
+    def forward(self, x: Tensor, cache: FrameCache | None = None, recompute: bool = False) -> Tensor:
+        for step in (m for part in self.children() for m in part.children()):
+            x = _run(step, x, cache, recompute)
+        return x
+
+
+class Encoder(nn.Module):
+    """(b, 3, T, H, W) to (b, 2 * latent channels, (T - 1) / 8 + 1, H / 8, W / 8)."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        widths, groups = config.encoder_block_out_channels, config.encoder_norm_num_groups
+        self.conv_in = CausalConv3d(config.encoder_in_channels, widths[0])
+        self.down_blocks = nn.ModuleList([
+            DownBlock(widths[max(0, i - 1)], widths[i], config.encoder_layers_per_block[i], groups, i == LEVELS - 1)
+            for i in range(LEVELS)
+        ])  # fmt: skip
+        self.mid_block = MidBlock(widths[-1], groups)
+        self.conv_norm_out = FrameNorm(groups, widths[-1])
+        self.conv_out = CausalConv3d(widths[-1], 2 * config.encoder_out_channels)
+
+    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
+        x = self.conv_in(x, cache)
+        for block in self.down_blocks:
+            x = block(x, cache)
+        x = self.mid_block(x, cache)
+        return self.conv_out(F.silu(self.conv_norm_out(x)), cache)  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """(b, latent channels, t, h, w) to (b, 3, 8 (t - 1) + 1, 8h, 8w); 8t frames when the cache has seen some."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        widths, groups = config.decoder_block_out_channels[::-1], config.decoder_norm_num_groups
+        self.conv_in = CausalConv3d(config.decoder_in_channels, widths[0])
+        self.mid_block = MidBlock(widths[0], groups)
+        self.up_blocks = nn.ModuleList([
+            UpBlock(widths[max(0, i - 1)], widths[i], config.decoder_layers_per_block[i], groups, i == LEVELS - 1)
+            for i in range(LEVELS)
+        ])  # fmt: skip
+        self.conv_norm_out = FrameNorm(groups, widths[-1])
+        self.conv_out = CausalConv3d(widths[-1], config.decoder_out_channels)
+
+    def forward(self, z: Tensor, cache: FrameCache | None = None, recompute: bool = False) -> Tensor:
+        """`recompute`: keep only the input of each block for the backward pass; the cache must be closed."""
+        x = _run(self.mid_block, self.conv_in(z, cache), cache, recompute)
+        for block in self.up_blocks:
+            x = block(x, cache, recompute)
+        return self.conv_out(F.silu(self.conv_norm_out(x)), cache)  # type: ignore[no-any-return]
+
+
+def _run(module: nn.Module, x: Tensor, cache: FrameCache | None, recompute: bool) -> Tensor:
+    if recompute:
+        return checkpoint(module, x, cache, use_reentrant=False)  # type: ignore[no-any-return]
+    return module(x, cache)  # type: ignore[no-any-return]
