@@ -1,4 +1,5 @@
 import itertools
+import math
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import hypothesis
@@ -35,6 +37,96 @@ def oracles() -> Path:
             pytest.fail(f"golden fixtures are missing at {path}; set M4V_ORACLES")
         pytest.skip(f"golden fixtures are not at {path}; set M4V_ORACLES to run these tests")
     return path
+
+
+class OracleError(Protocol):
+    """Records the largest error against one golden fixture file; the test itself asserts that it is small enough.
+
+    `name` is the file below the oracles (`pyramidflow/` and `.safetensors` may be left out); `tolerance` is shown
+    as it is, e.g. `2e-5 / 1e-4` (absolute / relative) or `exact`.
+    """
+
+    def __call__(self, name: str, error: float, tolerance: str | float) -> None: ...
+
+
+@pytest.fixture
+def oracle_error(request: pytest.FixtureRequest, oracles: Path) -> OracleError:
+    def record(name: str, error: float, tolerance: str | float) -> None:
+        path = _golden_file(oracles, name)
+        assert not math.isnan(error), f"the error against {name} is not a number"
+        shown = tolerance if isinstance(tolerance, str) else f"{tolerance:g}"
+        request.node.user_properties.append((GOLDEN, [str(path.relative_to(oracles)), float(error), shown]))
+
+    return record
+
+
+class OracleClose(Protocol):
+    """`torch.testing.assert_close` against (part of) a golden fixture file, recorded as `oracle_error` does.
+
+    Plain numbers and sequences are compared as float64.
+    """
+
+    def __call__(self, name: str, found: object, expected: object, *, atol: float, rtol: float) -> None: ...
+
+
+@pytest.fixture
+def oracle_close(oracle_error: OracleError) -> OracleClose:
+    def check(name: str, found: object, expected: object, *, atol: float, rtol: float) -> None:
+        import torch
+
+        found, expected = (
+            u.detach() if isinstance(u, torch.Tensor) else torch.tensor(u, dtype=torch.float64)
+            for u in (found, expected)
+        )
+        same = found.shape == expected.shape
+        error = float((found.double() - expected.double()).abs().max()) if same else math.inf
+        oracle_error(name, error, "exact" if atol == rtol == 0 else f"{atol:g} / {rtol:g}")
+        torch.testing.assert_close(found, expected, atol=atol, rtol=rtol, msg=lambda text: f"{name}: {text}")
+
+    return check
+
+
+def _golden_file(oracles: Path, name: str) -> Path:
+    for below in ("", "pyramidflow"):
+        for suffix in ("", ".safetensors", ".json"):
+            path = oracles / below / (name + suffix)
+            if path.is_file():
+                return path
+    raise AssertionError(f"no golden fixture is named {name}")
+
+
+GOLDEN = "golden fixture"
+
+
+class GoldenTable:
+    """Collects what the tests record, from every worker, and prints one line for each golden file at the end."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, tuple[float, str, bool]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for kind, value in report.user_properties:
+            if kind != GOLDEN:
+                continue
+            name, error, tolerance = value  # type: ignore[misc]
+            before, shown, failed = self.errors.get(name, (-1.0, tolerance, False))
+            if error > before:
+                before, shown = error, tolerance
+            self.errors[name] = (before, shown, failed or report.failed)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.errors:
+            return
+        terminalreporter.section("golden fixtures")
+        width = max(map(len, self.errors))
+        terminalreporter.write_line(f"{'file':{width}}  max error  tolerance (absolute / relative)")
+        for name, (error, tolerance, failed) in sorted(self.errors.items()):
+            shown = "0" if error == 0 else f"{error:.2e}"
+            terminalreporter.write_line(f"{name:{width}}  {shown:>9}  {tolerance}{'  FAILED' if failed else ''}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(GoldenTable(), "golden-table")
 
 
 class PostgresServer:
