@@ -43,10 +43,11 @@ def initial_value(model: M4VTransformer, name: str, seed: int) -> Tensor:
 def _fill(model: M4VTransformer, name: str, parameter: Tensor, seed: int) -> None:
     owner = model.get_submodule(name.rpartition(".")[0])
     generator = torch.Generator().manual_seed(torch_seed(seed, "init", name))
-    _initialise(owner, name, parameter, generator)
+    initialise_parameter(owner, name, parameter, generator)
 
 
-def _initialise(owner: nn.Module, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+def initialise_parameter(owner: nn.Module, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    """Set one parameter of `owner` by its dotted name; other models with these mixers use it too."""
     module, leaf = name.rpartition(".")[0], name.rpartition(".")[2]
     if isinstance(owner, MambaMixer):
         _initialise_mamba(owner, leaf, parameter, generator)

@@ -1,0 +1,126 @@
+"""MM-DiM in the place of Wan's self-attention: the state-space mixer, the temporal branch, the output projection.
+
+One clip at one resolution, so a batch row is one column of stage 0, with one type of register.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m4v.model.layout import BatchLayout, Clip, Column, rotary
+from m4v.model.mamba import MambaMixer
+from m4v.model.recomposition import Recomposition, recomposition, text_order
+from m4v.model.scan import LAYER_ORDER
+from m4v.model.tables import composition_table, register_types
+from m4v.model.temporal import TemporalBranch
+from m4v.wan.config import WanConfig
+
+
+class WanMixContext(NamedTuple):
+    """What every MM-DiM block of one forward shares; `tables` has one entry per scan path in use."""
+
+    layout: BatchLayout
+    types: Tensor
+    turn: Tensor
+    tables: list[Recomposition]
+
+
+def clip_layout(clip: Clip, text_slots: int) -> BatchLayout:
+    """The layout of one clip in which every frame is noisy."""
+    return BatchLayout((Column(0, (clip,)),), text_slots)
+
+
+def mix_context(config: WanConfig, layout: BatchLayout, valid: Tensor, like: Tensor) -> WanMixContext:
+    """Tables and rotations for packed tokens `like` (b, text + video, D); `valid` (b, slots) marks real text."""
+    device, mixer = str(like.device), config.mixer_config
+    closing = config.sequence_text > 0
+    order, tokens = text_order(valid[:, None]), layout.text_tokens + layout.image_tokens
+    tables = [
+        recomposition(
+            composition_table(
+                layout, path, config.scan, config.registers, closing, config.chunk_size, config.conv_width - 1, device
+            ),
+            order, tokens, like.dtype,
+        )
+        for path in range(min(len(LAYER_ORDER), config.blocks))
+    ]  # fmt: skip
+    turn = rotary(layout, mixer.axes, config.rope_theta, config.registers, device, like.dtype == torch.float64)
+    return WanMixContext(layout, register_types(layout, device)[:, :1], turn, tables)
+
+
+class WidthNorm(nn.Module):
+    """Wan's norm of q and k: root mean square over the whole width, all heads together."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.empty(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, tokens, heads, head size), the same shape out."""
+        normed = F.rms_norm(x.flatten(-2), self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return normed.view_as(x)
+
+
+class WanMamba(MambaMixer):
+    """The MM-DiM mixer with Wan's norm on C and B, whose weights are those of q and k, and one register type."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__(config.mixer_config)
+        self.norm_c = WidthNorm(config.width, config.norm_eps)  # type: ignore[assignment]
+        self.norm_b = WidthNorm(config.width, config.norm_eps)  # type: ignore[assignment]
+        if config.registers:
+            self.registers = nn.Parameter(torch.empty(1, config.width))
+
+
+class WanTemporalBranch(TemporalBranch):
+    """Attention between whole frames (paper §3.3). There is no pyramid, so a frame is a single piece."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__(config.mixer_config)
+        self.causal = config.temporal_causal
+
+    def forward(self, image: Tensor, layout: BatchLayout) -> Tensor:
+        """Modulated video tokens (b, tokens, D) -> what is added to them, the same shape."""
+        ((clip,),) = (column.clips for column in layout.columns)
+        places = clip.height * clip.width
+        q = _by_frame(self.norm_q(self.to_q(image).unflatten(-1, self.heads)), clip.frames)
+        k = _by_frame(self.norm_k(self.to_k(image).unflatten(-1, self.heads)), clip.frames)
+        v = _by_frame(self.to_v(image).unflatten(-1, self.heads), clip.frames)
+        # One score sums over a head's channels at all places, hence the scale.
+        scale = (self.heads[1] * places) ** -0.5
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=scale)
+        mixed = out.unflatten(-1, (places, -1)).permute(0, 2, 3, 1, 4).flatten(1, 2).flatten(2)
+        return mixed * self.scale
+
+
+def _by_frame(x: Tensor, frames: int) -> Tensor:
+    """(b, frames places, H, head size) -> (b, H, frames, places head size)."""
+    return x.unflatten(1, (frames, -1)).permute(0, 3, 1, 2, 4).flatten(-2)
+
+
+class WanMixer(nn.Module):
+    """Takes the place of a block's self-attention; `to_out.0` is the attention's own output projection."""
+
+    def __init__(self, config: WanConfig, number: int) -> None:
+        super().__init__()
+        self.number = number
+        self.mamba = WanMamba(config)
+        self.temporal = WanTemporalBranch(config) if config.temporal_branch else None
+        self.to_out = nn.ModuleList([nn.Linear(config.width, config.width)])
+        # Zero at first: until training lets it in, every block sees the text as Wan embeds it.
+        self.text_scale = nn.Parameter(torch.empty(1)) if config.sequence_text else None
+
+    def forward(self, x: Tensor, context: WanMixContext) -> Tensor:
+        """Modulated [text, video] (b, text + video, D) -> what is added to the packed tokens, before AdaLN's gate."""
+        text = context.layout.text_tokens
+        mixed: Tensor = self.mamba(x, context.types, context.turn, context.tables[self.number % len(context.tables)])
+        if self.temporal is not None:
+            mixed = mixed + F.pad(self.temporal(x[:, text:], context.layout), (0, 0, text, 0))
+        out: Tensor = self.to_out[0](mixed)
+        if self.text_scale is None:
+            return out
+        return torch.cat([out[:, :text] * self.text_scale.to(out.dtype), out[:, text:]], dim=1)

@@ -1,0 +1,87 @@
+"""`config.json` of Wan2.1's text-to-video transformer in both published forms (torch-free)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from m4v.core.config import parse
+from m4v.core.errors import ConfigError, DataIntegrityError, InputError
+from m4v.wan.config import WanConfig
+
+# Their name -> ours, for the sizes that a config must give.
+_DIFFUSERS = {
+    "attention_head_dim": None, "num_attention_heads": "heads", "num_layers": "blocks", "ffn_dim": "mlp_width",
+    "in_channels": "latent_channels", "text_dim": "text_dim", "freq_dim": "frequency_dim",
+    "cross_attn_norm": "cross_attention_norm", "eps": "norm_eps", "rope_max_seq_len": "rope_limit",
+}  # fmt: skip
+_ORIGINAL = {
+    "dim": "width", "num_heads": "heads", "num_layers": "blocks", "ffn_dim": "mlp_width", "in_dim": "latent_channels",
+    "text_dim": "text_dim", "freq_dim": "frequency_dim", "cross_attn_norm": "cross_attention_norm",
+    "eps": "norm_eps", "text_len": "text_slots",
+}  # fmt: skip
+# What only another model of the family would say otherwise; the first value is the text-to-video model's.
+_FIXED: dict[str, tuple[object, ...]] = {
+    "patch_size": ([1, 2, 2],), "model_type": ("t2v",), "window_size": ([-1, -1],),
+    "qk_norm": ("rms_norm_across_heads", True), "image_dim": (None,), "added_kv_proj_dim": (None,),
+    "pos_embed_seq_len": (None,),
+}  # fmt: skip
+_CLASSES = ("WanTransformer3DModel", "WanModel")
+_NEEDED = {"WanTransformer3DModel": ("attention_head_dim", "num_attention_heads", "num_layers", "ffn_dim"),
+           "WanModel": ("dim", "num_heads", "num_layers", "ffn_dim")}  # fmt: skip
+
+
+def read_published_config(path: Path) -> WanConfig:
+    """The sizes of a published transformer, with `mixer: attention`.
+
+    Raises InputError if there is no such file, DataIntegrityError naming the key that is missing, unknown or
+    belongs to another model of the family (image to video, Wan2.2).
+    """
+    if not path.is_file():
+        raise InputError("folder has no config.json of a Wan transformer", where=str(path.parent))
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataIntegrityError(f"config.json is not valid JSON ({error})", where=str(path)) from None
+    if not isinstance(data, dict):
+        raise DataIntegrityError("config.json does not hold an object", where=str(path))
+    return published_config(data, str(path))
+
+
+def published_config(data: Mapping[str, object], where: str) -> WanConfig:
+    """`read_published_config` of parsed JSON."""
+    kind = data.get("_class_name", "WanModel" if "dim" in data else "WanTransformer3DModel")
+    if kind not in _CLASSES:
+        raise DataIntegrityError("config is of another model, not Wan's transformer", value=kind, where=where)
+    names = _ORIGINAL if kind == "WanModel" else _DIFFUSERS
+    fields: dict[str, object] = {"mixer": "attention"}
+    for key, value in data.items():
+        if key.startswith("_"):
+            continue
+        if key in ("out_channels", "out_dim"):
+            _check_out(key, value, data, where)
+        elif key in _FIXED:
+            if value not in _FIXED[key]:
+                raise DataIntegrityError(
+                    f"{key} is not that of Wan2.1's text-to-video model ({_FIXED[key][0]})", value=value, where=where
+                )
+        elif key not in names:
+            raise DataIntegrityError("config has a key that is not Wan2.1's", value=key, where=where)
+        elif (ours := names[key]) is not None:
+            fields[ours] = value
+    if missing := [key for key in _NEEDED[str(kind)] if key not in data]:
+        raise DataIntegrityError("config lacks a size", value=missing, where=where)
+    try:
+        if kind == "WanTransformer3DModel":
+            fields["width"] = cast(int, data["attention_head_dim"]) * cast(int, data["num_attention_heads"])
+        return parse(WanConfig, fields, where)
+    except (ConfigError, TypeError) as error:
+        raise DataIntegrityError(f"config is not valid: {error}", where=where) from None
+
+
+def _check_out(key: str, value: object, data: Mapping[str, object], where: str) -> None:
+    inputs = data.get("in_channels", data.get("in_dim", 16))
+    if value not in (None, inputs):
+        raise DataIntegrityError(f"{key} differs from the {inputs} input channels", value=value, where=where)
