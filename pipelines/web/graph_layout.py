@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 BOX_WIDTH, BOX_HEIGHT = 148, 46
 GAP_X, GAP_Y = 22, 34
 MARGIN = 10
+ROW_LIMIT = 4  # boxes side by side: what fits beside the details without scrolling
 _SWEEPS = 6
 
 
@@ -64,15 +66,16 @@ def lay_out(nodes: Sequence[str], edges: Sequence[tuple[str, str]]) -> GraphLayo
     rows: list[list[str]] = [[] for _ in range(max(layer.values(), default=0) + 1)]
     for node in nodes:
         rows[layer[node]].append(node)
-    place = _order(rows, shown)
+    _order(rows, shown)
+    rows = [part for row in rows for part in _broken(row)]
     widest = max((len(r) for r in rows), default=0)
     width = 2 * MARGIN + max(widest * BOX_WIDTH + (widest - 1) * GAP_X, BOX_WIDTH)
     height = 2 * MARGIN + len(rows) * BOX_HEIGHT + (len(rows) - 1) * GAP_Y
     placed = {}
     for depth, row in enumerate(rows):
         row_width = len(row) * BOX_WIDTH + (len(row) - 1) * GAP_X
-        for node in row:
-            x = (width - row_width) / 2 + place[node] * (BOX_WIDTH + GAP_X)
+        for place, node in enumerate(row):
+            x = (width - row_width) / 2 + place * (BOX_WIDTH + GAP_X)
             placed[node] = PlacedNode(node, x, MARGIN + depth * (BOX_HEIGHT + GAP_Y))
     return GraphLayout(
         width,
@@ -97,7 +100,14 @@ def _layers(nodes: Sequence[str], edges: Sequence[tuple[str, str]]) -> dict[str,
     return {node: top - height[node] for node in nodes}
 
 
-def _order(rows: Sequence[list[str]], edges: Sequence[tuple[str, str]]) -> Mapping[str, int]:
+def _broken(row: list[str]) -> list[list[str]]:
+    """A wide layer as several rows of about equal length, one above the other."""
+    count = max(1, -(-len(row) // ROW_LIMIT))
+    bounds = [len(row) * i // count for i in range(count + 1)]
+    return [row[a:b] for a, b in pairwise(bounds)]
+
+
+def _order(rows: Sequence[list[str]], edges: Sequence[tuple[str, str]]) -> None:
     """Sort rows in place by the mean place of their neighbours, down and up a few times."""
     near: dict[str, list[str]] = {n: [] for row in rows for n in row}
     for source, target in edges:
@@ -110,7 +120,6 @@ def _order(rows: Sequence[list[str]], edges: Sequence[tuple[str, str]]) -> Mappi
             row.sort(key=lambda n: (sum(centre[m] for m in near[n]) / len(near[n]) if near[n] else 0.0, place[n]))
             for i, node in enumerate(row):
                 place[node], centre[node] = i, i - (len(row) - 1) / 2
-    return place
 
 
 def _edge(source: PlacedNode, target: PlacedNode, nodes: Sequence[PlacedNode]) -> PlacedEdge:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from eval.config import METRICS
 from eval.records import GATE, SAMPLES, SCORES, GateVerdict, MetricScore, SampleSet, ScoreSet, VideoScore, read_record
-from eval.stages.gate import MIN_PROMPTS, paired_comparison
+from eval.stages.gate import BOOTSTRAP_SEED, MIN_PROMPTS, paired_comparison
 from m4v.core.artifacts import Artifact
 from pipelines.web.charts import Strip, strip
 from pipelines.web.media import MediaBudget
@@ -185,7 +185,9 @@ def _metric_rows(trained: _SampleView | None, untrained: _SampleView | None) -> 
         mine, other = _metric(ours, name), _metric(theirs, name)
         gain, interval, prompts = None, None, 0
         if comparable and ours and theirs and score.higher_is_better is not None:
-            found = paired_comparison(ours, theirs, name, resamples=_RESAMPLES, confidence=_CONFIDENCE, seed=0)
+            found = paired_comparison(
+                ours, theirs, name, resamples=_RESAMPLES, confidence=_CONFIDENCE, seed=BOOTSTRAP_SEED
+            )
             gain, interval, prompts = (found.gain, found.interval, found.prompts) if found else (None, None, 0)
         rows.append(
             MetricRow(

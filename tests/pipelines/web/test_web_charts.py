@@ -1,6 +1,7 @@
 """Geometry and formats of the pages: ticks, curves, graph layout, numbers in words."""
 
 import itertools
+from collections import Counter
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.web import render
 from pipelines.web.charts import compact, line_chart, nice_ticks, smooth, strip
-from pipelines.web.graph_layout import BOX_HEIGHT, BOX_WIDTH, lay_out, reduce_edges
+from pipelines.web.graph_layout import BOX_HEIGHT, BOX_WIDTH, ROW_LIMIT, lay_out, reduce_edges
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
@@ -77,6 +78,8 @@ def test_boxes_never_overlap_and_arrows_point_down(edges: set[tuple[int, int]]) 
     for edge in layout.edges:
         assert place[edge.source].y + BOX_HEIGHT < place[edge.target].y
     assert all(n.x >= 0 and n.x + BOX_WIDTH <= layout.width for n in layout.nodes)
+    rows = Counter(n.y for n in layout.nodes)
+    assert max(rows.values()) <= ROW_LIMIT  # the drawing never needs to be scrolled sideways
     assert all(n.y >= 0 and n.y + BOX_HEIGHT <= layout.height for n in layout.nodes)
 
 
