@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from m4v.core.config import FrozenModel
 
 Mixer = Literal["attention", "mm_dim"]
+Dtype = Literal["float32", "bfloat16"]
+PIXEL_MULTIPLE = 64  # three pyramid levels x 2x2 patches x 8x8 pixels a latent
 Architecture = Literal["attention", "mm_dim", "pre_half", "post_half", "interleaved", "parallel"]
 
 NEGATIVE_PROMPT = (
@@ -127,13 +136,20 @@ class ScheduleConfig(FrozenModel):
 
 
 class SamplerConfig(FrozenModel):
-    """Autoregressive sampling: Euler steps per stage (low to high) and guidance, for the first frame and later ones."""
+    """Autoregressive sampling: Euler steps per stage (low to high) and guidance, for the first frame and later ones.
+
+    Options that came later stand in the canonical form only when they are used, so that older digests hold and
+    older scores stay comparable.
+    """
 
     steps_first: tuple[int, ...] = (20, 20, 20)
     steps_later: tuple[int, ...] = (10, 10, 10)
     guidance_first: float = Field(7.0, ge=0)  # 0 turns classifier-free guidance off
     guidance_later: float = Field(5.0, ge=0)
     guidance_decay: float = Field(0.0, ge=0)  # taken off per later frame, never below 2
+    guidance_image: float = Field(4.0, ge=0)  # in place of guidance_later when frame 0 is a given image
+    self_guidance: float = Field(0.0, ge=0)  # self-quality guidance (paper E.3, eq. 10) at the highest stage; 0: off
+    self_guidance_from: int = Field(8, ge=2)  # latent frame, counted from 1, that it begins with
     prompt_suffix: str = ", hyper quality, Ultra HD, 8K"
     negative_prompt: str = NEGATIVE_PROMPT
 
@@ -143,6 +159,45 @@ class SamplerConfig(FrozenModel):
             raise ValueError("steps_first and steps_later need one positive count per stage")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        data: dict[str, object] = handler(self)
+        for name in ("guidance_image", "self_guidance", "self_guidance_from"):
+            if data.get(name) == type(self).model_fields[name].default:
+                del data[name]
+        return data
+
+
+class VideoConfig(FrozenModel):
+    """How a video is made from a checkpoint, whatever its prompt and seed.
+
+    - frames: 8k + 1, as the causal codec has them; fps is the true rate the model was trained at.
+    - crf: H.264 quality; at most 12 for figures one wants to keep (compression moves flicker).
+    """
+
+    frames: int = Field(ge=1)
+    height: int = Field(ge=PIXEL_MULTIPLE)
+    width: int = Field(ge=PIXEL_MULTIPLE)
+    fps: float = Field(default=24.0, gt=0)
+    sampler: SamplerConfig = SamplerConfig.model_validate({})
+    crf: int = Field(default=12, ge=0, le=51)
+
+    @field_validator("frames")
+    @classmethod
+    def _causal(cls, frames: int) -> int:
+        if frames % 8 != 1:
+            near = max(1, (frames - 1) // 8 * 8 + 1)
+            raise ValueError(f"frames must be 8k + 1 (the codec is causal): use {near} or {near + 8}")
+        return frames
+
+    @field_validator("height", "width")
+    @classmethod
+    def _whole_tokens(cls, size: int) -> int:
+        if size % PIXEL_MULTIPLE:
+            near = size // PIXEL_MULTIPLE * PIXEL_MULTIPLE
+            raise ValueError(f"not a multiple of {PIXEL_MULTIPLE}: use {near} or {near + PIXEL_MULTIPLE}")
+        return size
+
 
 class CheckpointConfig(FrozenModel):
     """What `config.json` of a checkpoint says: enough to rebuild the model and to decode what it makes."""
@@ -151,4 +206,5 @@ class CheckpointConfig(FrozenModel):
     schedule: ScheduleConfig
     codec: dict[str, JsonValue] = {}
     text_encoder: dict[str, JsonValue] = {}
+    weights: dict[str, str] = {}  # artifact ids of the imported weights that codec and text encoder name
     ema: bool = False  # `ema.safetensors` lies beside the raw weights

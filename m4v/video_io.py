@@ -7,6 +7,7 @@ versions, and x264 told not to depend on the kind of processor. Colours are BT.7
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation
 
 from m4v.core.errors import DataIntegrityError, InputError
-from m4v.core.storage import write_atomic
+from m4v.core.storage import replacing, write_atomic
 
 Frames = npt.NDArray[np.uint8]
 
@@ -38,38 +39,104 @@ def rational_fps(fps: float | Fraction) -> Fraction:
     return ntsc if near_ntsc else exact.limit_denominator(_MAX_RATE_DENOMINATOR)
 
 
+class Mp4Encoder:
+    """H.264 (yuv420p) MP4 into `sink` (seekable), a few frames at a time: memory does not grow with length.
+
+    The pieces that frames come in do not change the bytes. Raises InputError for a frame rate that is not positive.
+    """
+
+    def __init__(self, sink: BinaryIO, fps: float | Fraction, crf: int = 12, preset: str = "medium") -> None:
+        self._rate, self._crf, self._preset = rational_fps(fps), crf, preset
+        self._container = av.open(sink, "w", format="mp4", options={"fflags": "+bitexact"})
+        self._stream: av.VideoStream | None = None
+        self.frames = 0
+
+    def write(self, frames: Frames) -> None:
+        """Append uint8 (n, H, W, 3) RGB frames, n >= 1, H and W even. Raises InputError for another shape or type,
+        and for frames of another size than those before."""
+        _check(frames)
+        height, width = frames.shape[1:3]
+        stream = self._stream = self._stream or self._start(height, width)
+        if (stream.height, stream.width) != (height, width):
+            raise InputError(
+                f"a video of {stream.height}x{stream.width} cannot go on with other frames",
+                value=f"{height}x{width}", where="write_mp4",
+            )  # fmt: skip
+        for picture in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace=_BT709, dst_color_range=ColorRange.MPEG, interpolation=_SCALER,
+                dst_color_trc=ColorTrc.BT709, dst_color_primaries=ColorPrimaries.BT709, threads=1,
+            )  # fmt: skip
+            frame.pts, frame.time_base = self.frames, 1 / self._rate
+            self._container.mux(stream.encode(frame))
+            self.frames += 1
+
+    def finish(self) -> None:
+        """Write what the encoder still holds, and the index. Raises InputError when no frame came."""
+        if self._stream is None:
+            self.close()
+            raise InputError("a video needs at least one frame", value=0, where="write_mp4")
+        self._container.mux(self._stream.encode(None))
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the encoder; without `finish` what is in the sink is no whole video."""
+        self._container.close()
+
+    def _start(self, height: int, width: int) -> av.VideoStream:
+        stream = self._container.add_stream("libx264", rate=self._rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.thread_count = 1
+        # `frame` threading would be refused with one thread; the timescale keeps the rate exact.
+        stream.time_base = stream.codec_context.time_base = 1 / self._rate
+        stream.options = {
+            "crf": str(self._crf), "preset": self._preset, "flags": "+bitexact", "x264-params": _X264,
+        }  # fmt: skip
+        return stream
+
+
+def encode_frames(
+    chunks: Iterable[Frames], sink: BinaryIO, fps: float | Fraction, crf: int = 12, preset: str = "medium"
+) -> int:
+    """`Mp4Encoder` over `chunks`, which are taken one by one; returns the number of frames."""
+    encoder = Mp4Encoder(sink, fps, crf, preset)
+    try:
+        for frames in chunks:
+            encoder.write(frames)
+    except BaseException:
+        encoder.close()
+        raise
+    encoder.finish()
+    return encoder.frames
+
+
 def encode_mp4(frames: Frames, fps: float | Fraction, crf: int = 12, preset: str = "medium") -> bytes:
     """Bytes of an H.264 (yuv420p) MP4 file. `frames` is uint8 (T, H, W, 3) RGB with even H and W, T >= 1.
 
     Raises InputError for another shape or type, an odd size, or a frame rate that is not positive.
     """
     _check(frames)
-    rate = rational_fps(fps)
     sink = io.BytesIO()
-    with av.open(sink, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        stream.thread_count = 1
-        # `frame` threading would be refused with one thread; the timescale keeps the rate exact.
-        stream.time_base = stream.codec_context.time_base = 1 / rate
-        stream.options = {
-            "crf": str(crf), "preset": preset, "flags": "+bitexact", "x264-params": _X264,
-        }  # fmt: skip
-        for index, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame = frame.reformat(
-                format="yuv420p", dst_colorspace=_BT709, dst_color_range=ColorRange.MPEG, interpolation=_SCALER,
-                dst_color_trc=ColorTrc.BT709, dst_color_primaries=ColorPrimaries.BT709, threads=1,
-            )  # fmt: skip
-            frame.pts, frame.time_base = index, 1 / rate
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    encode_frames([frames], sink, fps, crf, preset)
     return sink.getvalue()
 
 
 def write_mp4(path: Path, frames: Frames, fps: float | Fraction, crf: int = 12, preset: str = "medium") -> None:
     """Write `encode_mp4` to `path`; a reader sees the whole file or none. Raises InputError as that does."""
     write_atomic(path, encode_mp4(frames, fps, crf, preset))
+
+
+def stream_mp4(
+    path: Path, chunks: Iterable[Frames], fps: float | Fraction, crf: int = 12, preset: str = "medium"
+) -> int:
+    """Write frames to `path` as they come and return their number; the bytes are those of `write_mp4`.
+
+    They grow in a temporary beside `path` (`m4v.core.storage.is_temporary`), renamed when whole: a reader, and
+    whoever comes after a kill, sees the whole file or none. Raises InputError as `Mp4Encoder` does.
+    """
+    with replacing(path) as temporary, temporary.open("w+b") as sink:
+        return encode_frames(chunks, sink, fps, crf, preset)
 
 
 def read_mp4(path: Path | BinaryIO) -> tuple[Frames, float]:

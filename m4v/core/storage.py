@@ -159,7 +159,7 @@ class Storage:
         with storage_faults(self.uri):
             if self._fs is None:
                 target = Path(self._full(path))
-                with _replacing(target) as temporary:
+                with replacing(target) as temporary:
                     shutil.copyfile(source, temporary)
             else:
                 self._fs.put_file(str(source), self._full(path))
@@ -172,7 +172,7 @@ class Storage:
         if target.exists() and sha256 is not None and digest_file(target) == sha256:
             return target
         sha = hashlib.sha256()
-        with storage_faults(str(target)), _replacing(target) as temporary:
+        with storage_faults(str(target)), replacing(target) as temporary:
             with temporary.open("wb") as out:
                 for chunk in self.chunks(path):
                     sha.update(chunk)
@@ -222,7 +222,7 @@ class Storage:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a local file so that a crash leaves the old content or the new, never a part."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
@@ -238,8 +238,9 @@ def sync_directory(directory: Path) -> None:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A temporary beside `target` that replaces it, synced, if the block succeeds and else goes."""
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary beside `target` that replaces it, synced, if the block succeeds and else goes. What is written to
+    it must be closed when the block ends."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(target)
     try:

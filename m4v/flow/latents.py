@@ -27,6 +27,12 @@ def denormalise(latents: Tensor) -> Tensor:
     return torch.cat([first, others], dim=2)
 
 
+def denormalise_frame(frame: Tensor, index: int) -> Tensor:
+    """`denormalise` of one frame (b, c, 1, h, w), the `index`-th of its video."""
+    scale, shift = (FIRST_SCALE, FIRST_SHIFT) if index == 0 else (OTHER_SCALE, OTHER_SHIFT)
+    return frame * scale + shift
+
+
 def halve(latents: Tensor) -> Tensor:
     """Half the height and width: bilinear without aligned corners, which is the mean of each 2x2 block."""
     b, c, t, h, w = latents.shape
