@@ -3,23 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m4v.config import ModelConfig
+from m4v.kernels.blocks import attend_blocks, block_mask, uses_blocks, with_owners
 from m4v.model.layers import RMSNorm, rotate
-from m4v.model.layout import BatchLayout, frame_mask
+from m4v.model.layout import BatchLayout, frame_mask, image_ids
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class AttentionContext(NamedTuple):
-    """What every attention of one forward shares: the layout, rotations of [text, image], masks per column."""
+    """What every attention of one forward shares: the layout, rotations of [text, image], and either masks per
+    column or one block mask over the packed tokens of all columns."""
 
     layout: BatchLayout
     turn: Tensor
     masks: list[Tensor | None]
+    blocks: BlockMask | None = None
+
+
+def attention_context(
+    layout: BatchLayout, turn: Tensor, text_mask: Tensor, config: ModelConfig, like: Tensor
+) -> AttentionContext:
+    """The context for hidden states like `like`; `text_mask` (b, C, slots) bool."""
+    causal, tokens = config.use_temporal_causal, layout.text_tokens + layout.image_tokens
+    if uses_blocks(like.device, like.dtype, tokens, config.head_dim):
+        return AttentionContext(layout, turn, [], attention_blocks(layout, text_mask, causal))
+    return AttentionContext(layout, turn, attention_masks(layout, text_mask, causal, like.dtype))
+
+
+def attention_blocks(layout: BatchLayout, text_mask: Tensor, causal: bool) -> BlockMask:
+    """The rule of `attention_masks` for [text of all columns, image of all columns], as a block mask."""
+    static, column, time = _static_blocks(layout, causal, str(text_mask.device))
+    pads = F.pad(~text_mask.flatten(1), (0, layout.image_tokens), value=False)
+    return with_owners(static, 2 * column + pads.int(), time)
+
+
+@lru_cache(maxsize=256)
+def _static_blocks(layout: BatchLayout, causal: bool, device: str) -> tuple[BlockMask, Tensor, Tensor]:
+    """Block mask without pads, and column and time of every packed token, int32."""
+    number = np.arange(len(layout.columns))
+    column = np.concatenate([np.repeat(number, layout.text_slots), np.repeat(number, layout.lengths)])
+    time = np.zeros(len(column))
+    if causal:
+        time[layout.text_tokens :] = np.concatenate([image_ids(c)[:, 0] for c in layout.columns])
+    static = block_mask(column, time, layout.text_tokens, device)
+    of_column, of_time = (torch.from_numpy(u.astype(np.int32)).to(device) for u in (column, time))
+    return static, of_column, of_time
 
 
 def attention_masks(layout: BatchLayout, text_mask: Tensor, causal: bool, dtype: torch.dtype) -> list[Tensor | None]:
@@ -28,7 +66,8 @@ def attention_masks(layout: BatchLayout, text_mask: Tensor, causal: bool, dtype:
     `text_mask` (b, C, slots) bool. Pads see pads only and nothing else sees them. On the CPU the masks are
     additive, made once here; scaled_dot_product_attention would convert boolean ones in every block.
     """
-    padded = not bool(text_mask.all())
+    # Off the CPU the answer would stop the program until the device has caught up (or is not there: meta).
+    padded = text_mask.device.type != "cpu" or not bool(text_mask.all())
     masks: list[Tensor | None] = []
     for number, column in enumerate(layout.columns):
         allowed = frame_mask(column, layout.text_slots, causal, str(text_mask.device))
@@ -47,6 +86,8 @@ def attention_masks(layout: BatchLayout, text_mask: Tensor, causal: bool, dtype:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
     """Attention per column over packed tokens (b, text + image, heads, head size) -> (b, tokens, D)."""
+    if context.blocks is not None:
+        return attend_blocks(q.to(v.dtype), k.to(v.dtype), v, context.blocks)
     layout, slots = context.layout, context.layout.text_slots
     texts, images = [], []
     image = layout.text_tokens

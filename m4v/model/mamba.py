@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m4v.config import ModelConfig
+from m4v.kernels import scan as fast
 from m4v.model.layers import RMSNorm, rotate
 from m4v.model.recomposition import Recomposition, compose, decompose
 from m4v.model.selective_scan import selective_scan
@@ -22,7 +23,7 @@ FLOAT32_PARAMETERS = ("A_log", "dt_bias", "D")  # bfloat16 here makes training d
 
 
 class CausalConv(nn.Module):
-    """Depthwise causal convolution along the sequence."""
+    """Depthwise causal convolution along the sequence, then SiLU."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -32,8 +33,10 @@ class CausalConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, N, D) -> (b, N, D); tap j of the weight looks j - (width - 1) tokens ahead."""
         width = self.weight.shape[1]
+        if fast.convolves_fast(x, width):
+            return fast.causal_conv_silu(x, self.weight, self.bias)
         out = F.conv1d(F.pad(x.transpose(1, 2), (width - 1, 0)), self.weight[:, None], self.bias, groups=x.shape[-1])
-        return out.transpose(1, 2)
+        return F.silu(out.transpose(1, 2))
 
 
 class MambaMixer(nn.Module):
@@ -72,23 +75,27 @@ class MambaMixer(nn.Module):
         if self.config.rope_on_ssm:
             c, b = rotate(c, turn), rotate(b, turn)
         dt = F.softplus(self.to_dt(packed).to(exact) + self.dt_bias.to(exact))
-        values = F.silu(self.conv(compose(self.to_x(packed), tables))) * tables.real
-        y = self._scan(
-            values.to(exact),
-            compose(dt, tables),
-            compose(b.flatten(2), tables).to(exact),
-            compose(c.flatten(2), tables).to(exact),
-            tables,
-        )
+        values = self.conv(compose(self.to_x(packed), tables)) * tables.real
+        b, c = compose(b.flatten(2), tables), compose(c.flatten(2), tables)
+        y = self._scan(values, compose(dt, tables), b, c, tables)
         return decompose(y, tables).to(x.dtype) * F.silu(self.to_z(x))
 
     def _scan(self, x: Tensor, dt: Tensor, b: Tensor, c: Tensor, tables: Recomposition) -> Tensor:
-        config, a, skip = self.config, -self.A_log.to(x.dtype).exp(), self.D.to(x.dtype)
+        """Values x, keys b and queries c (b, N, D), step sizes dt -> (b, N, D) with the skip term."""
+        config, library = self.config, fast.uses_library(x)
+        if not library:
+            x, b, c = x.to(dt.dtype), b.to(dt.dtype), c.to(dt.dtype)
+        a, skip = -self.A_log.to(dt.dtype).exp(), self.D.to(dt.dtype)
         if config.ssm == "ssd":
             heads = (config.heads, config.head_dim)
             x, b, c = (u.unflatten(-1, heads) for u in (x, b, c))
+            if library:
+                return fast.ssd_scan(x, dt, a, b, c, skip, tables.column).flatten(2)
             y = ssd_chunked(x, dt, a, b, c, config.chunk_size, tables.chunk_column)
             return (y + skip[:, None] * x).flatten(2)
         groups = (-1, config.ssm_state)
         b, c = b.unflatten(-1, groups), c.unflatten(-1, groups)
+        if library:
+            parts = (tuple(u[:, begin:end] for u in (x, dt, b, c)) for begin, end in tables.spans)
+            return torch.cat([fast.selective_scan(x, dt, a, b, c, skip) for x, dt, b, c in parts], dim=1)
         return selective_scan(x, dt, a, b, c, config.chunk_size, tables.chunk_column) + skip * x

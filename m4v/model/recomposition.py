@@ -55,8 +55,8 @@ class Recomposition(NamedTuple):
     `source` (b N,): packed row behind each composed slot; `real` (b, N, 1): 1 for tokens, 0 for pads.
     `first` (b E,): composed row of each packed token (of a text token: its opening copy). `second`
     (b, text): composed row of its closing copy, or None. `valid` (b, text, 1): 1 for text that is no pad.
-    `chunk_column`: column of each chunk. Packed rows are [text, image, registers]: E of them, of
-    which the first `tokens` are text and image.
+    `chunk_column` and `spans` are those of the static table, `column` (b, N) is its own or None. Packed rows are
+    [text, image, registers]: E of them, of which the first `tokens` are text and image.
     """
 
     source: Tensor
@@ -65,6 +65,8 @@ class Recomposition(NamedTuple):
     second: Tensor | None
     valid: Tensor
     chunk_column: Tensor
+    column: Tensor | None
+    spans: tuple[tuple[int, int], ...]
     batch: int
     tokens: int
     extent: int
@@ -96,6 +98,8 @@ def recomposition(table: CompositionTable, order: TextOrder, tokens: int, dtype:
         second=second,
         valid=order.valid.flatten(1).to(dtype)[..., None],
         chunk_column=table.chunk_column,
+        column=None if table.column is None else table.column.expand(batch, length).contiguous(),
+        spans=table.spans,
         batch=batch,
         tokens=tokens,
         extent=extent,

@@ -62,7 +62,7 @@ def _pass_states(states: Tensor, chunk_decay: Tensor, chunk_column: Tensor | Non
     before = until - chunk_decay.transpose(1, 2)
     blocked = torch.ones(chunks, chunks, dtype=torch.bool, device=states.device).triu()
     if chunk_column is not None:
-        blocked = blocked | (chunk_column[:, None] != chunk_column[None, :])
+        blocked = blocked | (chunk_column[:, None] != chunk_column[None, :]).to(blocked.device)
     weight = (before[..., :, None] - until[..., None, :]).masked_fill(blocked, float("-inf")).exp()
     passed = weight @ states.transpose(1, 2).flatten(-2)
     incoming: Tensor = passed.reshape(*passed.shape[:-1], *states.shape[-2:]).transpose(1, 2)

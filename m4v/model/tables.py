@@ -20,7 +20,8 @@ class CompositionTable(NamedTuple):
     `source` (N,): packed token behind each composed slot (0 for pads). `real` (N,): slots that are image or
     register. `slot` (packed tokens,): composed slot of each image token and register (0 for text).
     `first`, `second` (C, text slots): composed slots of the two text copies; `second` is None without it.
-    `chunk_column` (N / chunk,): column of each chunk.
+    `chunk_column` (N / chunk,): column of each chunk, on the CPU, so that no device must wait for it.
+    `column` (N,) int32: column of each composed slot, None if there is one. `spans`: first slot and end of each.
     """
 
     source: Tensor
@@ -29,6 +30,8 @@ class CompositionTable(NamedTuple):
     first: Tensor
     second: Tensor | None
     chunk_column: Tensor
+    column: Tensor | None
+    spans: tuple[tuple[int, int], ...]
 
 
 @lru_cache(maxsize=1024)
@@ -46,8 +49,8 @@ def composition_table(
     slots, copies = layout.text_slots, 2 if closing_text else 1
     visuals = _visual_orders(layout, LAYER_ORDER[path % len(LAYER_ORDER)], scan, registers)
     slot = np.zeros(layout.text_tokens + sum(len(v) for v in visuals), np.int64)
-    sources, firsts, seconds, chunk_column, begin = [], [], [], [], 0
-    for number, visual in enumerate(visuals):
+    sources, firsts, seconds, spans, begin = [], [], [], [], 0
+    for visual in visuals:
         used = copies * slots + len(visual)
         length = -(-(used + gap) // chunk) * chunk
         source = np.full(length, -1, np.int64)
@@ -56,16 +59,19 @@ def composition_table(
         sources.append(source)
         firsts.append(begin + np.arange(slots))
         seconds.append(begin + used - slots + np.arange(slots))
-        chunk_column += [number] * (length // chunk)
+        spans.append((begin, begin + length))
         begin += length
     flat = np.concatenate(sources)
+    owner = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
     return CompositionTable(
         source=torch.from_numpy(np.maximum(flat, 0)).to(device),
         real=torch.from_numpy(flat >= 0).to(device),
         slot=torch.from_numpy(slot).to(device),
         first=torch.from_numpy(np.stack(firsts)).to(device),
         second=torch.from_numpy(np.stack(seconds)).to(device) if closing_text else None,
-        chunk_column=torch.tensor(chunk_column, device=device),
+        chunk_column=torch.from_numpy(owner[::chunk].copy()),
+        column=torch.from_numpy(owner.astype(np.int32)).to(device) if len(visuals) > 1 else None,
+        spans=tuple(spans),
     )
 
 

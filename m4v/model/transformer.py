@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from m4v.config import ModelConfig
-from m4v.model.attention import AttentionContext, attention_masks, valid_text
+from m4v.model.attention import AttentionContext, attention_context, valid_text
 from m4v.model.blocks import DoubleBlock, MixContext, SingleBlock
 from m4v.model.layers import Modulation, TimeTextEmbedding, modulate, patchify, unpatchify
 from m4v.model.layout import BatchLayout, Clip, Column, rotary
@@ -98,10 +98,7 @@ class M4VTransformer(nn.Module):
         return BatchLayout(tuple(found), config.text_slots)
 
     def _attention_context(self, layout: BatchLayout, valid: Tensor, like: Tensor) -> AttentionContext:
-        config = self.config
-        turn = self._rotary(layout, like, registers=False)
-        masks = attention_masks(layout, valid, config.use_temporal_causal, like.dtype)
-        return AttentionContext(layout, turn, masks)
+        return attention_context(layout, self._rotary(layout, like, registers=False), valid, self.config, like)
 
     def _rotary(self, layout: BatchLayout, like: Tensor, registers: bool) -> Tensor:
         double = like.dtype == torch.float64
