@@ -1,8 +1,8 @@
 """Geometry and formats of the pages: ticks, curves, graph layout, numbers in words."""
 
 import itertools
-from collections import Counter
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import given
