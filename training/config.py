@@ -10,11 +10,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from m4v.codec.config import CodecConfig
+from m4v.codec.config import CodecConfig, DctCodecConfig
 from m4v.config import ModelConfig, ScheduleConfig
-from m4v.core.config import FrozenModel
+from m4v.core.config import FrozenModel, weights_names
 from m4v.scores.config import ConseConfig
-from m4v.text.config import TextEncoderConfig
+from m4v.text.config import MiniLmConfig, TextEncoderConfig
 
 FRAMES_PER_LATENT = 8
 PYRAMID_STAGES = 3
@@ -25,13 +25,51 @@ def latents_of(frames: int) -> int:
     return (frames - 1) // FRAMES_PER_LATENT + 1
 
 
+class StartConfig(FrozenModel):
+    """Imported weights that the model starts from: `weights` is a name of the recipe's `weights` section.
+
+    `attention_to_mamba`: the published attention becomes the mixers of `model.mixer` (paper D.2); `none` takes
+    every tensor as it is, for `model.mixer: attention`.
+    """
+
+    weights: str = Field(min_length=1)
+    convert: Literal["none", "attention_to_mamba"] = "none"
+
+
 class InitConfig(FrozenModel):
-    """The untrained model: built from the stage's seed, saved in the checkpoint layout."""
+    """The model that training starts from, saved in the checkpoint layout: built from the stage's seed, or from
+    imported weights, which are then the input `weights.NAME`."""
 
     model: ModelConfig = ModelConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    codec: CodecConfig = CodecConfig()
-    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    codec: CodecConfig = DctCodecConfig()
+    text_encoder: TextEncoderConfig = MiniLmConfig()
+    start: StartConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> InitConfig:
+        if self.start is not None:
+            check_start(self.start, self.model)
+        return self
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Names of the imported weights that the model starts from, or that its codec and text encoder are."""
+        return weights_names(self.start, self.codec, self.text_encoder)
+
+
+def check_start(start: StartConfig, model: ModelConfig) -> None:
+    """Raise ValueError when the way of starting does not lead to the model's mixers."""
+    if start.convert == "none" and model.mixer != "attention":
+        raise ValueError(
+            f"published weights mix with attention and model.mixer is {model.mixer!r}: "
+            "set init.convert to attention_to_mamba, or model.mixer to attention"
+        )
+    if start.convert != "none" and model.mixer == "attention":
+        raise ValueError(
+            f"init.convert is {start.convert} and model.mixer is 'attention', where nothing is converted: "
+            "set init.convert to none, or model.mixer to mm_dim"
+        )
 
 
 class MixtureEntry(FrozenModel):

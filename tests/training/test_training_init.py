@@ -1,0 +1,164 @@
+"""Stage `init` from imported weights: every architecture, what is taken over, what is refused in which words."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from training_helpers import TEXT, publish, request
+
+from m4v.checkpoint import load_checkpoint, read_config
+from m4v.config import ModelConfig
+from m4v.core.artifacts import ArtifactKind, build_manifest, write_manifest
+from m4v.core.errors import ConfigError, DataIntegrityError
+from m4v.core.stage import StageContext
+from m4v.model import build_model
+from training.config import InitConfig, StartConfig
+from training.stages import init
+
+SIZES = {
+    "width": 32, "heads": 2, "double_blocks": 1, "single_blocks": 4, "latent_channels": 4,
+    "text_dim": TEXT.embedding_dim, "pooled_dim": TEXT.pooled_dim, "text_slots": TEXT.slots,
+}  # fmt: skip
+
+
+def sizes(**changes: object) -> ModelConfig:
+    return ModelConfig.model_validate(SIZES | changes)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Tensors of an attention model in the published keys, bfloat16 as such files often are."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = build_model(sizes(mixer="attention"), 1).state_dict()
+    return {k: torch.randn(v.shape, generator=generator).to(torch.bfloat16) for k, v in shapes.items()}
+
+
+def weights_input(folder: Path, tensors: dict[str, torch.Tensor]) -> tuple[str, ArtifactKind, str, Path]:
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "model.safetensors")
+    manifest = build_manifest(folder, ArtifactKind.WEIGHTS, {})
+    write_manifest(folder, manifest)
+    return "weights.dit", ArtifactKind.WEIGHTS, manifest.artifact_id, folder
+
+
+def run(work: Path, tensors: dict[str, torch.Tensor], convert: str, **model: object) -> tuple[Path, str]:
+    """Checkpoint folder of an init stage on `tensors`, and the id of the weights."""
+    start = StartConfig.model_validate({"weights": "dit", "convert": convert})
+    config = InitConfig(model=sizes(**model), text_encoder=TEXT, start=start)
+    given = weights_input(work / "dit", tensors)
+    context = StageContext(request("init", config, work / "run", [given]))
+    init.run(context)
+    context.progress.close()
+    assert context.summaries()["checkpoint"]["weights"] == given[2]
+    return publish(context)[1], given[2]
+
+
+def test_attention_takes_every_tensor_as_it_is(tmp_path: Path, published: dict[str, torch.Tensor]) -> None:
+    directory, _ = run(tmp_path, published, "none", mixer="attention")
+    model, config = load_checkpoint(directory.joinpath)
+    state = model.state_dict()
+    assert state.keys() == published.keys()
+    assert all(torch.equal(state[key], value.float()) for key, value in published.items())
+    assert config.weights == {}  # the packaged codec and text encoder need none
+
+
+@pytest.mark.parametrize("mixer", ["mm_dim", "pre_half", "post_half", "interleaved", "parallel"])
+def test_every_architecture_starts_from_attention(
+    tmp_path: Path, published: dict[str, torch.Tensor], mixer: str
+) -> None:
+    directory, _ = run(tmp_path, published, "attention_to_mamba", mixer=mixer)
+    model, _ = load_checkpoint(directory.joinpath)
+    state = model.state_dict()
+    fresh = build_model(sizes(mixer=mixer), 7).state_dict()
+    for number, block in enumerate(model.single_transformer_blocks):
+        name = f"single_transformer_blocks.{number}"
+        query = published[f"{name}.attn.to_q.weight"].float()
+        assert (block.attn is not None) == ("attention" in model.config.mixers(number))
+        assert (block.mamba is not None) == ("mm_dim" in model.config.mixers(number))
+        if block.attn is not None:
+            assert torch.equal(block.attn.to_q.weight, query)
+        if block.mamba is not None:
+            assert torch.equal(block.mamba.to_c.weight, query)
+            assert torch.equal(state[f"{name}.mamba.A_log"], fresh[f"{name}.mamba.A_log"])
+        assert torch.equal(state[f"{name}.proj_out.weight"], published[f"{name}.proj_out.weight"].float())
+
+
+def test_one_start_has_the_same_bytes_twice(tmp_path: Path, published: dict[str, torch.Tensor]) -> None:
+    first, _ = run(tmp_path / "a", published, "attention_to_mamba")
+    second, _ = run(tmp_path / "b", published, "attention_to_mamba")
+    names = sorted(p.name for p in first.iterdir())
+    assert names == sorted(p.name for p in second.iterdir())
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fix"),
+    [
+        ("width", 64, "set model.width to 32"),
+        ("heads", 1, "set model.heads to 2"),
+        ("double_blocks", 2, "set model.double_blocks to 1"),
+        ("single_blocks", 3, "set model.single_blocks to 4"),
+        ("latent_channels", 16, "set model.latent_channels to 4"),
+        ("mlp_ratio", 2, "set model.mlp_ratio to 4"),
+    ],
+)
+def test_a_size_that_does_not_fit_names_both_values_and_the_fix(
+    tmp_path: Path, published: dict[str, torch.Tensor], field: str, value: int, fix: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run(tmp_path, published, "attention_to_mamba", **{field: value})
+    message = caught.value.message
+    assert f"model.{field} does not fit the imported weights 'dit'" in message
+    assert f": {value} " in message
+    assert fix in message
+    assert "\n" not in message
+
+
+def test_text_width_of_the_weights_must_be_the_recipe_s(tmp_path: Path, published: dict[str, torch.Tensor]) -> None:
+    wide = published | {"context_embedder.weight": torch.zeros(32, 4096, dtype=torch.bfloat16)}
+    with pytest.raises(ConfigError, match="model.text_dim does not fit the imported weights 'dit', which have 4096"):
+        run(tmp_path, wide, "attention_to_mamba")
+
+
+@pytest.mark.parametrize("convert", ["none", "attention_to_mamba"])
+def test_tensors_that_lack_or_do_not_belong_are_named(
+    tmp_path: Path, published: dict[str, torch.Tensor], convert: str
+) -> None:
+    mixer = "attention" if convert == "none" else "mm_dim"
+    missing = {k: v for k, v in published.items() if not k.endswith("blocks.2.attn.to_k.bias")}
+    with pytest.raises(DataIntegrityError, match=r"single_transformer_blocks\.2\.attn\.to_k\.bias"):
+        run(tmp_path / "missing", missing, convert, mixer=mixer)
+    with pytest.raises(DataIntegrityError, match="pos_embed"):
+        run(tmp_path / "more", published | {"pos_embed": torch.zeros(3)}, convert, mixer=mixer)
+    other = published | {"proj_out.bias": torch.zeros(3, dtype=torch.bfloat16)}
+    with pytest.raises(DataIntegrityError, match=r"proj_out\.bias.*\(3,\)"):
+        run(tmp_path / "shape", other, convert, mixer=mixer)
+
+
+def test_no_transformer_and_no_file_are_told(tmp_path: Path, published: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(DataIntegrityError, match=r"lack a tensor of the transformer: 'x_embedder\.weight'"):
+        run(tmp_path / "vae", {"encoder.conv_in.weight": torch.zeros(3)}, "attention_to_mamba")
+    start = StartConfig(weights="dit", convert="attention_to_mamba")
+    config = InitConfig(model=sizes(), text_encoder=TEXT, start=start)
+    context = StageContext(request("init", config, tmp_path / "none"))
+    with pytest.raises(ConfigError, match="no input of the stage: 'dit'"):
+        init.run(context)
+    context.progress.close()
+
+
+def test_the_way_of_starting_must_lead_to_the_mixers() -> None:
+    for mixer, convert, words in (("mm_dim", "none", "set init.convert"), ("attention", "attention_to_mamba", "none")):
+        start = StartConfig.model_validate({"weights": "dit", "convert": convert})
+        with pytest.raises(ValueError, match=words):
+            InitConfig(model=sizes(mixer=mixer), text_encoder=TEXT, start=start)
+
+
+def test_without_weights_the_seed_decides(tmp_path: Path) -> None:
+    context = StageContext(request("init", InitConfig(model=sizes(), text_encoder=TEXT), tmp_path))
+    init.run(context)
+    context.progress.close()
+    directory = publish(context)[1]
+    state, expected = load_checkpoint(directory.joinpath)[0].state_dict(), build_model(sizes(), 7).state_dict()
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
+    assert read_config(directory / "config.json").model == sizes()
