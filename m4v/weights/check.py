@@ -1,0 +1,223 @@
+"""Is an entry whole on this machine: files present, sizes, digests, and keys and shapes against the model they
+are for. Only headers are read unless digests are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from m4v.core.config import FrozenModel
+from m4v.core.errors import ConfigError, DataIntegrityError, InputError
+from m4v.weights.catalogue import CatalogueEntry
+from m4v.weights.components import Component, components
+from m4v.weights.expected import expected
+from m4v.weights.source import SourceFile, missing_file, source_files
+
+State = Literal["ok", "missing", "wrong size", "wrong digest"]
+Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, file
+_SHOWN = 5
+_CHUNK_BYTES = 4 << 20
+
+
+class FileState(FrozenModel):
+    """One file. `place` is its path below the entry's folder, `path` where it was looked for. `sha256` is what
+    was found, None when nobody asked for digests; `digest_known`: the catalogue states one to hold it to."""
+
+    place: str
+    path: str
+    state: State
+    size_bytes: int | None = None
+    expected_bytes: int | None = None
+    sha256: str | None = None
+    digest_known: bool = False
+
+
+class WrongShape(FrozenModel):
+    key: str
+    found: tuple[int, ...]
+    expected: tuple[int, ...]
+
+
+class TensorDiff(FrozenModel):
+    """A component's tensors against the model it is for. `compared`: there is such a model; without one only
+    the files' own form was checked. `problem`: it could not be read at all, and why."""
+
+    component: str
+    kind: str
+    tensors: int = 0
+    parameters: int = 0
+    compared: bool = False
+    missing: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    wrong_shape: tuple[WrongShape, ...] = ()
+    problem: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return not (self.missing or self.unknown or self.wrong_shape or self.problem)
+
+    def lines(self, shown: int = _SHOWN) -> list[str]:
+        """The difference for a person: a count of each kind and its first few tensors."""
+        if self.problem:
+            return [self.problem]
+        shapes = [f"{w.key}: {list(w.found)}, the model needs {list(w.expected)}" for w in self.wrong_shape]
+        kinds = {"missing": self.missing, "unknown": self.unknown, "of another shape": tuple(shapes)}
+        lines = []
+        for kind, names in kinds.items():
+            if names:
+                more = [f"… and {len(names) - shown} more"] if len(names) > shown else []
+                lines += [f"{len(names)} tensors {kind}:", *(f"  {name}" for name in [*names[:shown], *more])]
+        return lines
+
+
+class CheckReport(FrozenModel):
+    """What `m4v weights check` says of one entry. Components are compared only when all their files are there."""
+
+    entry: str
+    folder: str
+    files: tuple[FileState, ...]
+    components: tuple[TensorDiff, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return all(f.state == "ok" for f in self.files) and all(c.ok for c in self.components)
+
+    @property
+    def present(self) -> bool:
+        return all(f.state != "missing" for f in self.files)
+
+    def lines(self) -> list[str]:
+        """The report for a person."""
+        lines = [f"{self.entry}: {'ok' if self.ok else 'not ok'} (in {self.folder})"]
+        for file in self.files:
+            wrong = f", the catalogue says {file.expected_bytes}" if file.state == "wrong size" else ""
+            size = "" if file.size_bytes is None else f" ({file.size_bytes} bytes{wrong})"
+            lines.append(f"  {file.state:12} {file.place}{size}")
+        for part in self.components:
+            against = "match the model" if part.compared else "read; no model to compare with"
+            lines.append(
+                f"  {part.component}: {part.tensors} tensors, {part.parameters} parameters, "
+                + (against if part.ok else "DIFFERENT from the model")
+            )
+            lines += [f"    {line}" for line in part.lines()]
+        return lines
+
+
+def check(
+    found: CatalogueEntry,
+    folder: Path | None = None,
+    *,
+    published: bool = True,
+    hashing: bool = False,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Check an entry below `folder` (default: its place below the weights root).
+
+    `hashing` reads every byte, `progress` then hears of it. With `published` false the sizes and digests of
+    the catalogue do not count: the files are of another model in the same format. Never raises for what is
+    wrong with the files: the report says it.
+    """
+    folder = found.folder() if folder is None else folder
+    files = source_files(found, folder)
+    states, done = [], 0
+    total = sum(f.path.stat().st_size for f in files if f.path.is_file()) if hashing else 0
+    for file in files:
+        if hashing and progress is not None:
+            progress(done, total, file.place)
+        states.append(_file_state(file, published, hashing))
+        done += states[-1].size_bytes or 0
+    missing = {s.place for s in states if s.state == "missing"}
+    parts = components(found, files)
+    whole = [p for p in parts if not missing & {f.place for f in (*p.weights, p.config_file, p.index_file) if f}]
+    return CheckReport(
+        entry=found.name, folder=str(folder), files=tuple(states), components=tuple(compare(p) for p in whole)
+    )
+
+
+def _file_state(file: SourceFile, published: bool, hashing: bool) -> FileState:
+    row = file.catalogued
+    if not file.path.is_file():
+        return FileState(place=file.place, path=str(file.path), state="missing", expected_bytes=row.size_bytes)
+    size, state, sha256 = file.path.stat().st_size, "ok", None
+    known = published and (row.sha256 is not None or row.md5 is not None) and not row.is_pattern
+    if published and row.size_bytes is not None and not row.is_pattern and size != row.size_bytes:
+        state = "wrong size"
+    elif hashing:
+        sha256, md5 = digests(file.path, md5=known and row.md5 is not None)
+        if known and (row.sha256 or sha256, row.md5 or md5) != (sha256, md5):
+            state = "wrong digest"
+    return FileState.model_validate(
+        {
+            "place": file.place, "path": str(file.path), "state": state, "size_bytes": size,
+            "expected_bytes": row.size_bytes if published else None, "sha256": sha256, "digest_known": known,
+        }
+    )  # fmt: skip
+
+
+def digests(path: Path, md5: bool) -> tuple[str, str | None]:
+    """sha256 of a file, and its md5 if asked for."""
+    sha, other = hashlib.sha256(), hashlib.md5(usedforsecurity=False) if md5 else None
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            sha.update(chunk)
+            if other is not None:
+                other.update(chunk)
+    return sha.hexdigest(), None if other is None else other.hexdigest()
+
+
+def compare(part: Component) -> TensorDiff:
+    """Keys and shapes of a component against the model that its config describes, from headers alone."""
+    try:
+        infos = part.infos()
+        where = str(part.config_file.path) if part.config_file else part.name
+        wanted = expected(part.kind, part.config(), where)
+        found = {} if wanted is None else {wanted.rename(key): infos[key] for key in infos}
+    except (ConfigError, DataIntegrityError, InputError) as error:
+        return TensorDiff(component=part.name, kind=part.kind, problem=str(error))
+    facts = TensorDiff(
+        component=part.name, kind=part.kind, tensors=len(infos), parameters=sum(i.elements for i in infos.values())
+    )
+    if wanted is None:
+        return facts
+    held = {
+        key: info.shape for key, info in found.items() if key in wanted.shapes or not key.startswith(wanted.ignored)
+    }
+    wrong = [
+        WrongShape(key=key, found=held[key], expected=shape)
+        for key, shape in sorted(wanted.shapes.items())
+        if key in held and held[key] != shape
+    ]
+    return facts.model_copy(
+        update={
+            "compared": True,
+            "missing": tuple(sorted(set(wanted.shapes) - set(held) - wanted.optional)),
+            "unknown": tuple(sorted(set(held) - set(wanted.shapes))),
+            "wrong_shape": tuple(wrong),
+        }
+    )
+
+
+def require(found: CatalogueEntry, report: CheckReport, files: list[SourceFile]) -> None:
+    """Raise what the first trouble of a report asks for: InputError for a missing file, else DataIntegrityError."""
+    for state, file in zip(report.files, files, strict=True):
+        if state.state == "missing":
+            raise missing_file(found, file)
+        if state.state != "ok":
+            raise DataIntegrityError(
+                f"file has {state.state}", value=state.place, where=str(file.path.parent),
+                next_step="fetch it again; for another model in this format set published: false",
+            )  # fmt: skip
+    for part in report.components:
+        if part.problem:
+            raise DataIntegrityError(part.problem)
+        if not part.ok:
+            raise DataIntegrityError(
+                f"{part.component} is not the model that its config.json describes: " + _one_line(part),
+                where=report.folder, next_step=f"m4v weights check {found.name} shows the whole difference",
+            )  # fmt: skip
+
+
+def _one_line(part: TensorDiff) -> str:
+    return " ".join(line.strip() for line in part.lines(shown=3))

@@ -1,0 +1,139 @@
+"""The parts of an entry: which files make one model together, of which kind, and where they go in the artifact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from m4v.core.errors import DataIntegrityError
+from m4v.weights.catalogue import CatalogueEntry, WeightsFormat
+from m4v.weights.pyramidflow import our_key
+from m4v.weights.source import SourceFile, read_index
+from m4v.weights.tensors import SafetensorsFile, TensorFile, TensorInfo
+
+Kind = Literal[
+    "pyramidflow_dit", "pyramidflow_vae", "clip_text", "t5", "wan_transformer", "umt5", "wan_vae", "state_dict"
+]
+MODEL, CONFIG = "model.safetensors", "config.json"
+_PICKLES = (".bin", ".pt", ".pth")
+_INDEX = ".safetensors.index.json"
+# Kind by the folder that the files lie in; None stands for any.
+_KINDS: Mapping[WeightsFormat, Mapping[str | None, Kind]] = {
+    "pyramidflow_dit": {None: "pyramidflow_dit"},
+    "pyramidflow_vae": {None: "pyramidflow_vae"},
+    "t5_clip": {"text_encoder": "clip_text", "text_encoder_2": "t5"},
+    "wan_diffusers": {"transformer": "wan_transformer", "text_encoder": "umt5", "vae": "wan_vae"},
+    "wan_original": {".": "wan_transformer"},
+    "state_dict": {None: "state_dict"},
+    "in_place": {},
+}
+# Where the pickles of the original Wan layout go: beside the transformer they would be taken for its shards.
+_WAN_FOLDERS = {"Wan2.1_VAE": "vae", "models_t5_umt5-xxl-enc-bf16": "text_encoder"}
+
+
+@dataclass(frozen=True)
+class Component:
+    """One model: its weight files in order, `config.json` and index. `output` is its folder in the artifact
+    (empty: the artifact's own), `merged`: it becomes one `model.safetensors` there."""
+
+    name: str
+    kind: Kind
+    weights: tuple[SourceFile, ...]
+    config_file: SourceFile | None
+    index_file: SourceFile | None
+    output: str
+    merged: bool
+
+    @cached_property
+    def files(self) -> tuple[TensorFile, ...]:
+        return tuple(open_tensors(file.path) for file in self.weights)
+
+    def config(self) -> dict[str, object]:
+        """The published `config.json`; empty when the kind has none. Raises DataIntegrityError if it is no object."""
+        if self.config_file is None:
+            return {}
+        try:
+            data = json.loads(self.config_file.path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataIntegrityError(f"config does not parse ({error})", where=str(self.config_file.path)) from None
+        if not isinstance(data, dict):
+            raise DataIntegrityError("config is no JSON object", where=str(self.config_file.path))
+        return data
+
+    def tensors(self) -> dict[str, tuple[TensorFile, str]]:
+        """Our key -> (file, key in the file), tensors of other models left out. Raises DataIntegrityError when
+        two files hold one tensor, or the index says another file than the one that holds it."""
+        found: dict[str, tuple[TensorFile, str]] = {}
+        for file in self.files:
+            for name in file.tensors:
+                key = our_key(name) if self.kind == "pyramidflow_dit" else name
+                if key is None:
+                    continue
+                if key in found:
+                    raise DataIntegrityError("tensor stands in two places", value=name, where=str(file.path))
+                found[key] = (file, name)
+        self._check_index({name: file.path.name for file, name in found.values()})
+        return found
+
+    def infos(self) -> dict[str, TensorInfo]:
+        return {key: file.tensors[name] for key, (file, name) in self.tensors().items()}
+
+    def _check_index(self, holder: Mapping[str, str]) -> None:
+        if self.index_file is None:
+            return
+        listed = read_index(self.index_file.path).shard_of
+        if wrong := sorted(name for name in {*listed, *holder} if listed.get(name) != holder.get(name)):
+            raise DataIntegrityError(
+                f"index and shards differ on {len(wrong)} tensors", value=wrong[:5], where=str(self.index_file.path),
+                next_step="fetch the index and its shards again, from one revision",
+            )  # fmt: skip
+
+
+def open_tensors(path: Path) -> TensorFile:
+    """Reader of a weight file by its suffix; torch is loaded for pickled ones only."""
+    if path.suffix in _PICKLES:
+        from m4v.weights.pickles import PickledFile
+
+        return PickledFile(path)
+    return SafetensorsFile(path)
+
+
+def components(found: CatalogueEntry, files: list[SourceFile]) -> list[Component]:
+    """Models among `files`, in their order."""
+    return list(_components(found, files))
+
+
+def rest(files: list[SourceFile], parts: list[Component]) -> list[SourceFile]:
+    """Files that belong to no model (tokenizers, schedulers): copied as they are."""
+    taken = {file.place for part in parts for file in (*part.weights, part.config_file, part.index_file) if file}
+    return [file for file in files if file.place not in taken]
+
+
+def _components(found: CatalogueEntry, files: list[SourceFile]) -> Iterator[Component]:
+    kinds = _KINDS[found.format]
+    folders = dict.fromkeys(PurePosixPath(file.place).parent.as_posix() for file in files)
+    for folder in folders:
+        here = [file for file in files if PurePosixPath(file.place).parent.as_posix() == folder]
+        kind = kinds.get(folder, kinds.get(None))
+        weights = [file for file in here if file.place.endswith((".safetensors", *_PICKLES))]
+        if found.format == "wan_original":
+            for file in (f for f in weights if f.place.endswith(_PICKLES)):
+                stem = PurePosixPath(file.place).stem
+                yield Component(stem, "state_dict", (file,), None, None, _WAN_FOLDERS.get(stem, stem), True)
+            weights = [file for file in weights if not file.place.endswith(_PICKLES)]
+        if kind is None or not weights:
+            continue
+        single = found.format in ("pyramidflow_dit", "pyramidflow_vae", "state_dict")
+        yield Component(
+            name=found.name if single or folder == "." else folder,
+            kind=kind,
+            weights=tuple(weights),
+            config_file=next((f for f in here if PurePosixPath(f.place).name == CONFIG), None),
+            index_file=next((f for f in here if f.place.endswith(_INDEX)), None),
+            output="" if single or folder == "." else folder,
+            merged=single or any(file.place.endswith(_PICKLES) for file in weights),
+        )
