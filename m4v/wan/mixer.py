@@ -94,12 +94,14 @@ class WanTemporalBranch(TemporalBranch):
         scale = (self.heads[1] * places) ** -0.5
         out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=scale)
         mixed = out.unflatten(-1, (places, -1)).permute(0, 2, 3, 1, 4).flatten(1, 2).flatten(2)
-        return mixed * self.scale
+        scaled: Tensor = mixed * self.scale
+        return scaled
 
 
 def _by_frame(x: Tensor, frames: int) -> Tensor:
     """(b, frames places, H, head size) -> (b, H, frames, places head size)."""
-    return x.unflatten(1, (frames, -1)).permute(0, 3, 1, 2, 4).flatten(-2)
+    frame_rows: Tensor = x.unflatten(1, (frames, -1)).permute(0, 3, 1, 2, 4).flatten(-2)
+    return frame_rows
 
 
 class WanMixer(nn.Module):

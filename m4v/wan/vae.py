@@ -47,7 +47,7 @@ class WanVae:
         """uint8 RGB (T, H, W, 3) to the normalised mean latent, float32 (c, t, h, w) on the CPU."""
         self.latent_shape(*frames.shape[:3])
         pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(self.vae.device, self.vae.dtype)
-        mean = self.vae.encode(pixels / 127.5 - 1).latent_dist.mode()[0].float().cpu()
+        mean: Tensor = self.vae.encode(pixels / 127.5 - 1).latent_dist.mode()[0].float().cpu()
         return (mean - self._mean) / self._deviation
 
     @torch.no_grad()
