@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from m4v.codec.shape import TEMPORAL
 from m4v.core.config import FrozenModel
+
+TILE_MULTIPLE = 32  # pixels: the overlap of a tile, a quarter, is whole latent pixels
 
 
 class DctCodecConfig(FrozenModel):
@@ -18,5 +23,25 @@ class DctCodecConfig(FrozenModel):
     smoothing: bool = True
 
 
-# Becomes a union tagged by `kind` when a learned codec joins.
-CodecConfig = DctCodecConfig
+class CausalVaeConfig(FrozenModel):
+    """PyramidFlow's causal video VAE (`m4v/vae`) with imported weights.
+
+    - weights: name of an entry of the recipe's `weights` section, made by `m4v weights import`.
+    - dtype: what the network computes in; `bfloat16` is for GPUs and halves memory.
+    - encode_window (frames), decode_window (latents): chunks of time. Larger ones take more memory and are
+      faster where pictures are small; values change by rounding only.
+    - tile: edge in pixels of blended spatial tiles, none by default. Tiles are for GPUs that a whole picture
+      does not fit; they change values, so encode and decode with what the model was trained on.
+    - logvar: shards also keep the posterior's log-variance, and training draws from the posterior.
+    """
+
+    kind: Literal["causal_vae"] = "causal_vae"
+    weights: str = Field(min_length=1)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    encode_window: int = Field(TEMPORAL, ge=TEMPORAL, multiple_of=TEMPORAL)
+    decode_window: int = Field(1, ge=1)
+    tile: int | None = Field(None, ge=TILE_MULTIPLE, multiple_of=TILE_MULTIPLE)
+    logvar: bool = False
+
+
+CodecConfig = Annotated[DctCodecConfig | CausalVaeConfig, Field(discriminator="kind")]

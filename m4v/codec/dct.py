@@ -6,18 +6,19 @@ mean about 0 and variance about 1 on natural footage after the model family's fi
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from m4v.codec.basis import BasisFunction, Matrix, analysis, group_blocks
 from m4v.codec.config import DctCodecConfig
 from m4v.codec.dct_tables import FIRST, GROUP
-from m4v.codec.interface import Frames, Latent
+from m4v.codec.interface import Frames, Latent, Moments
+from m4v.codec.pixels import as_tensor, check_frames, check_latents, to_frames, to_unit
 from m4v.codec.shape import CHANNELS, SPATIAL, TEMPORAL, latent_shape
 from m4v.codec.synthesis import CORRELATION, NEIGHBOURS, synthesis
 from m4v.core.canonical import digest_json
@@ -71,18 +72,6 @@ class _Unit:
         return signs
 
 
-class _StraightThroughClamp(torch.autograd.Function):
-    """Clamp to [0, 1] whose gradient is one everywhere: a reward can still pull back a saturated pixel."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, pixels: Tensor) -> Tensor:
-        return pixels.clamp(0, 1)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return gradient
-
-
 class DctCodec:
     """`LatentCodec` of `DctCodecConfig`; see the interface for shapes and errors."""
 
@@ -105,8 +94,7 @@ class DctCodec:
         )
 
     def encode(self, frames: Frames) -> Latent:
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            raise ValueError(f"frames must be uint8 (T, H, W, 3), not {frames.dtype} {frames.shape}")
+        check_frames(frames)
         t, h, w = latent_shape(*frames.shape[:3])
         latent = np.empty((CHANNELS, t, h, w), np.float32)
         latent[:, 0] = self._first.encode(frames[:1]).reshape(CHANNELS, h, w)
@@ -115,19 +103,27 @@ class DctCodec:
             latent[:, i] = self._group.encode(frames[start : start + TEMPORAL]).reshape(CHANNELS, h, w)
         return latent
 
-    def decode(self, latent: Latent) -> Frames:
-        with torch.no_grad():
-            video = self.decode_tensor(torch.from_numpy(np.asarray(latent, np.float32))[None])[0]
-        return np.ascontiguousarray((video * 255).round().to(torch.uint8).permute(1, 2, 3, 0).numpy())
+    def encode_moments(self, frames: Frames) -> Moments:
+        return Moments(self.encode(frames), None)
 
-    def decode_tensor(self, latents: Tensor) -> Tensor:
-        if latents.ndim != 5 or latents.shape[1] != CHANNELS:
-            raise ValueError(f"latents must be (b, {CHANNELS}, t, h, w), not {tuple(latents.shape)}")
-        units = [self._first.decode(latents[:, :, 0].float())]
-        for start in range(1, latents.shape[2], DECODE_CHUNK):
+    def decode(self, latent: Latent) -> Frames:
+        return np.concatenate(list(self.decode_stream([latent])))
+
+    def decode_stream(self, latents: Iterable[Latent | Tensor]) -> Iterator[Frames]:
+        unit = self._first
+        for latent in latents:
+            for one in as_tensor(latent).split(1, dim=1):
+                with torch.no_grad():
+                    decoded = unit.decode(one.transpose(0, 1).float())
+                yield to_frames(to_unit(decoded)[0])
+                unit = self._group
+
+    def decode_tensor(self, latents: Tensor, context: int = 0) -> Tensor:
+        check_latents(latents, context)
+        units = [] if context else [self._first.decode(latents[:, :, 0].float())]
+        for start in range(max(1, context), latents.shape[2], DECODE_CHUNK):
             units.append(self._decode_groups(latents[:, :, start : start + DECODE_CHUNK].float()))
-        pixels: Tensor = _StraightThroughClamp.apply((torch.cat(units, dim=2) + 1) / 2)  # type: ignore[no-untyped-call]
-        return pixels
+        return to_unit(torch.cat(units, dim=2))
 
     def _decode_groups(self, latents: Tensor) -> Tensor:
         b, _, t, h, w = latents.shape

@@ -1,8 +1,9 @@
-"""What every latent codec offers; the causal video VAEs come behind the same interface."""
+"""What every latent codec offers: the transform codec and the causal video VAE stand behind it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,13 @@ if TYPE_CHECKING:
 
 Frames = npt.NDArray[np.uint8]
 Latent = npt.NDArray[np.float32]
+
+
+class Moments(NamedTuple):
+    """What a shard keeps of a clip: the mean latent and, where the config asks for it, the log-variance."""
+
+    mean: Latent
+    logvar: Latent | None
 
 
 class LatentCodec(Protocol):
@@ -32,13 +40,26 @@ class LatentCodec(Protocol):
         """
         ...
 
+    def encode_moments(self, frames: Frames) -> Moments:
+        """`encode`, with the log-variance of the same shape if there is one to keep."""
+        ...
+
     def decode(self, latent: Latent) -> Frames:
         """uint8 RGB frames (T, H, W, 3) of one latent (16, t, h, w)."""
         ...
 
-    def decode_tensor(self, latents: torch.Tensor) -> torch.Tensor:
-        """(b, 16, t, h, w) to (b, 3, T, H, W) in [0, 1], on the tensor's device, differentiable.
+    def decode_stream(self, latents: Iterable[Latent | torch.Tensor]) -> Iterator[Frames]:
+        """Frames (n, H, W, 3) as soon as their latents, (16, 1, h, w) each and in order, have come.
 
+        Joined they are `decode` of the joined latents. Memory does not grow with length.
+        """
+        ...
+
+    def decode_tensor(self, latents: torch.Tensor, context: int = 0) -> torch.Tensor:
+        """(b, 16, t, h, w) to (b, 3, T, H, W) in [0, 1], fp32 on the tensor's device, differentiable.
+
+        With a context, only the frames of the latents after the first `context` come back, decoded as part of
+        the whole but with gradients to these latents alone: the whole's gradients, for a part of the memory.
         The gradient goes straight through the final clamp, so saturated pixels keep theirs.
         """
         ...

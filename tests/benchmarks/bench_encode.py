@@ -19,11 +19,11 @@ import torch
 from dataprep.encode.jobs import latent_member, text_member
 from dataprep.shards import Sample, ShardWriter, verify_shards
 from m4v.codec import open_codec
-from m4v.codec.config import CodecConfig
+from m4v.codec.config import DctCodecConfig
 from m4v.core.rng import generator
 from m4v.scores.conse import open_conse
 from m4v.text import open_text_encoder
-from m4v.text.config import TextEncoderConfig
+from m4v.text.config import MiniLmConfig
 
 FRAMES, HEIGHT, WIDTH = 57, 128, 192
 SECONDS = 1.5
@@ -40,7 +40,7 @@ def rate(work: Callable[[int], object], units: float) -> float:
 
 
 def bench_codec() -> None:
-    codec = open_codec(CodecConfig())
+    codec = open_codec(DctCodecConfig())
     clip = generator(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
     latent = codec.encode(clip)
     size = f"{HEIGHT}x{WIDTH}"
@@ -55,7 +55,7 @@ def bench_codec() -> None:
 
 
 def bench_text() -> None:
-    encoder = open_text_encoder(TextEncoderConfig())
+    encoder = open_text_encoder(MiniLmConfig())
     show(
         "text encoder, 12 words", rate(lambda i: encoder.encode([f"take {i} of " + "a red circle " * 3]), 1), "texts/s"
     )
@@ -79,7 +79,7 @@ def bench_score() -> None:
 
 
 def bench_shards() -> None:
-    codec, encoder = open_codec(CodecConfig()), open_text_encoder(TextEncoderConfig())
+    codec, encoder = open_codec(DctCodecConfig()), open_text_encoder(MiniLmConfig())
     clip = generator(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
     members = {
         "latent": latent_member(codec, clip),

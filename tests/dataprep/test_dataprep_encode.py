@@ -16,13 +16,13 @@ from dataprep.config import EncodeConfig
 from dataprep.encode.jobs import psnr_db
 from dataprep.quarantine import read_quarantine
 from m4v.codec import open_codec
-from m4v.codec.config import CodecConfig
+from m4v.codec.config import DctCodecConfig
 from m4v.core.errors import DataIntegrityError, Drained, InputError
 from m4v.core.ids import sample_id
 from m4v.core.shard_index import iterate, member, read_index, read_member
 from m4v.core.stage import Resources, StageContext
 from m4v.text import open_text_encoder
-from m4v.text.config import TextEncoderConfig
+from m4v.text.config import MiniLmConfig
 from m4v.video_io import read_mp4
 
 CONFIG: dict[str, object] = {
@@ -82,16 +82,16 @@ def test_latents_are_the_codec_of_the_frames(dataset: Path):
     assert stored.dtype == torch.bfloat16
     assert stored.shape == (16, 5, 8, 16)
     frames, _ = read_mp4(dataset.parents[2] / "media" / "video-2.mp4")
-    expected = open_codec(CodecConfig()).encode(frames[:33, 8:72])
+    expected = open_codec(DctCodecConfig()).encode(frames[:33, 8:72])
     # Two decoders convert colours with other roundings: compare pictures, and latents loosely.
     assert np.abs(stored.float().numpy() - expected).mean() < 0.05
-    assert psnr_db(open_codec(CodecConfig()).decode(stored.float().numpy()), frames[:33, 8:72]) > 25
+    assert psnr_db(open_codec(DctCodecConfig()).decode(stored.float().numpy()), frames[:33, 8:72]) > 25
 
 
 def test_text_members_hold_every_caption(bench: support.Bench, dataset: Path):
     row = next(r for r in _rows(dataset) if r["source_id"] == "video-1.mp4")
     text = load(_member(dataset, row, "text"))
-    expected = open_text_encoder(TextEncoderConfig(slots=16)).encode(["a square moves, take 1", "take 1"])
+    expected = open_text_encoder(MiniLmConfig(slots=16)).encode(["a square moves, take 1", "take 1"])
     assert torch.equal(text["embedding"], expected.embedding)
     assert torch.equal(text["mask"], expected.mask)
     assert torch.equal(text["pooled"], expected.pooled)
@@ -110,11 +110,11 @@ def test_meta_member(dataset: Path):
 def test_dataset_facts_and_null_text(dataset: Path):
     facts = json.loads((dataset / "dataset.json").read_text())
     assert (facts["samples"], facts["videos"], facts["images"], facts["captions"]) == (5, 3, 2, 8)
-    assert facts["codec"]["digest"] == open_codec(CodecConfig()).digest
+    assert facts["codec"]["digest"] == open_codec(DctCodecConfig()).digest
     counts = {(b["media"], b["frames"], b["height"], b["width"]): b["samples"] for b in facts["buckets"]}
     assert counts == {("image", 1, 64, 64): 2, ("video", 17, 64, 128): 2, ("video", 33, 64, 128): 1}
     null = load((dataset / "null_text.safetensors").read_bytes())
-    expected = open_text_encoder(TextEncoderConfig(slots=16)).encode([""])
+    expected = open_text_encoder(MiniLmConfig(slots=16)).encode([""])
     assert torch.equal(null["embedding"], expected.embedding)
     assert null["mask"].sum().item() == 2
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from training_helpers import TEXT, clips, write_dataset
 
 from m4v.codec import open_codec
-from m4v.codec.config import CodecConfig
+from m4v.codec.config import DctCodecConfig
 from m4v.config import ModelConfig, ScheduleConfig
 from m4v.core.shard_index import INDEX, read_index
 from m4v.flow.schedule import PyramidSchedule
@@ -79,7 +79,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def objective(weight: float = 1.0, scorer: Redness | None = None) -> RewardObjective:
     rewards = Rewards([WeightedScore(scorer or Redness(), 1.0)])
     config = RewardTermConfig(weight=weight)
-    return RewardObjective(config, PyramidSchedule(ScheduleConfig()), open_codec(CodecConfig()), rewards)
+    return RewardObjective(config, PyramidSchedule(ScheduleConfig()), open_codec(DctCodecConfig()), rewards)
 
 
 def batches(dataset: Path, order: DataOrder, steps: int, text_drop: float = 0.0) -> list[Batch]:
@@ -161,7 +161,7 @@ def test_dropped_captions_and_early_frames_are_not_scored(dataset: Path, order: 
     goal(engine, batch, size)  # type: ignore[arg-type]
     assert set(scorer.captions) == {batch.captions[i] for i in range(3, len(batch.captions), 4)}
     last_only = RewardObjective(
-        RewardTermConfig(last_latents=1), PyramidSchedule(ScheduleConfig()), open_codec(CodecConfig()),
+        RewardTermConfig(last_latents=1), PyramidSchedule(ScheduleConfig()), open_codec(DctCodecConfig()),
         Rewards([WeightedScore(Redness(), 1.0)]),
     )  # fmt: skip
     for pack in (order.pack(s, 0) for s in range(4)):

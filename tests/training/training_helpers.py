@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from m4v.codec.config import CodecConfig
+from m4v.codec.config import DctCodecConfig
 from m4v.core.artifacts import ArtifactKind, build_manifest, write_manifest
 from m4v.core.canonical import digest_bytes
 from m4v.core.config import FrozenModel
@@ -54,7 +54,7 @@ def write_dataset(directory: Path, samples: Sequence[Clip], per_shard: int = 8) 
                 rows.append(_row(clip, name, tar))
     write_index(directory / INDEX, rows)
     facts = {
-        "codec": {"config": CodecConfig().canonical()},
+        "codec": {"config": DctCodecConfig().canonical()},
         "text_encoder": {"config": TEXT.canonical()},
     }
     (directory / "dataset.json").write_text(json.dumps(facts))

@@ -102,7 +102,7 @@ class RewardObjective:
         begin = max(1, unit - 1 - self._config.context_latents)
         before = [clean[:, :, :1], clean[:, :, begin : unit - 1]] if unit > 1 else []
         latents = denormalise(torch.cat([*before, estimate], dim=2))
-        return self._codec.decode_tensor(latents)[:, :, -1]
+        return self._codec.decode_tensor(latents, context=latents.shape[2] - 1)[:, :, -1]
 
 
 def _take(column: PackedColumn, rows: list[int]) -> PackedColumn:

@@ -22,7 +22,9 @@ def run(context: StageContext) -> None:
 
     def objective(checkpoint: CheckpointConfig) -> Objective:
         codec: CodecConfig = TypeAdapter(CodecConfig).validate_python(checkpoint.codec)
-        rewards = open_rewards(config.reward.scorers, context.resources.device)
-        return RewardObjective(config.reward, PyramidSchedule(checkpoint.schedule), open_codec(codec), rewards)
+        device = context.resources.device
+        opened = open_codec(codec, context.weights_folders(), device)
+        rewards = open_rewards(config.reward.scorers, device)
+        return RewardObjective(config.reward, PyramidSchedule(checkpoint.schedule), opened, rewards)
 
     run_training(context, config, objective)

@@ -4,7 +4,7 @@ import torch
 
 from m4v.codec import open_codec
 from m4v.codec.basis import OPPONENT, analysis, dct_matrix
-from m4v.codec.config import CodecConfig
+from m4v.codec.config import DctCodecConfig
 from m4v.codec.dct import FIRST_CONSTANTS, GROUP_CONSTANTS, DctCodec
 from m4v.codec.dct_tables import FIRST, GROUP
 from m4v.codec.shape import CHANNELS, latent_frames, latent_shape, pixel_frames
@@ -27,7 +27,7 @@ def _clip(frames: int = 25, height: int = 64, width: int = 96) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def codec() -> DctCodec:
-    return DctCodec(CodecConfig())
+    return DctCodec(DctCodecConfig())
 
 
 def test_basis_is_orthonormal():
@@ -83,7 +83,7 @@ def test_changing_a_later_frame_changes_no_earlier_latent(codec):
 @pytest.mark.parametrize("smoothing", [True, False])
 def test_decoded_pixels_encode_to_the_same_latent(smoothing):
     """The conditional mean agrees with what it is conditioned on: decoding loses nothing that was kept."""
-    codec = DctCodec(CodecConfig(smoothing=smoothing))
+    codec = DctCodec(DctCodecConfig(smoothing=smoothing))
     units = ((codec._first, 1), (codec._group, 8))
     for unit, frames in units:
         latent = torch.from_numpy(generator(1, frames).normal(0, 1, (1, CHANNELS, 4, 6))).float()
@@ -97,7 +97,7 @@ def test_smoothing_raises_psnr():
     clip = _clip(17)
     errors = []
     for smoothing in (True, False):
-        codec = DctCodec(CodecConfig(smoothing=smoothing))
+        codec = DctCodec(DctCodecConfig(smoothing=smoothing))
         errors.append(((codec.decode(codec.encode(clip)).astype(float) - clip) ** 2).mean())
     assert errors[0] < 0.97 * errors[1]
 
@@ -161,9 +161,9 @@ def test_normalisation_constants_are_those_of_the_flow():
 
 
 def test_digest_tells_configs_apart():
-    digests = {DctCodec(CodecConfig(smoothing=s)).digest for s in (True, False)}
+    digests = {DctCodec(DctCodecConfig(smoothing=s)).digest for s in (True, False)}
     assert len(digests) == 2
-    assert DctCodec(CodecConfig()).digest == open_codec(CodecConfig()).digest
+    assert DctCodec(DctCodecConfig()).digest == open_codec(DctCodecConfig()).digest
 
 
 @pytest.mark.parametrize("shape", [(8, 64, 64, 3), (9, 60, 64, 3), (9, 64, 64, 4), (64, 64, 3)])

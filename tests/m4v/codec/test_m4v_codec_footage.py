@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from m4v.codec import open_codec
-from m4v.codec.config import CodecConfig
+from m4v.codec.config import DctCodecConfig
 from m4v.core.asset_catalog import asset_path
 from m4v.flow.latents import normalise
 
@@ -45,7 +45,7 @@ GOLDEN = {
 @pytest.mark.parametrize(("name", "first"), GOLDEN)
 def test_footage_is_recognisable(name, first):
     clip = _video(name, first, 33)
-    codec = open_codec(CodecConfig())
+    codec = open_codec(DctCodecConfig())
     decoded = codec.decode(codec.encode(clip))
     measured = _psnr(clip[:1], decoded[:1]), _psnr(clip[1:], decoded[1:])
     assert measured == pytest.approx(GOLDEN[name, first], abs=0.5)
@@ -53,7 +53,7 @@ def test_footage_is_recognisable(name, first):
 
 def test_latents_of_footage_are_about_unit_normal_after_normalisation():
     """Over kinds of footage together: single shots differ, as their brightness does."""
-    codec = open_codec(CodecConfig())
+    codec = open_codec(DctCodecConfig())
     clips = [_video(name, first, 33) for name, first in GOLDEN]
     latents = torch.cat([normalise(torch.from_numpy(codec.encode(c))[None]) for c in clips])
     for part in (latents[:, :, :1], latents[:, :, 1:]):
