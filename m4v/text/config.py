@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from m4v.core.asset_catalog import weights_digests
 from m4v.core.config import FrozenModel
@@ -27,9 +27,34 @@ class MiniLmConfig(FrozenModel):
         return 384
 
     def weights(self) -> dict[str, str]:
-        """Asset name -> sha256 of the files the encoder reads."""
+        """Asset name -> sha256 of the packaged files the encoder reads."""
         return weights_digests(_MINILM_ASSETS)
 
 
-# Becomes a union tagged by `kind` when T5 and CLIP join.
-TextEncoderConfig = MiniLmConfig
+class T5ClipConfig(FrozenModel):
+    """T5 v1.1's last hidden states and CLIP's pooled text vector, PyramidFlow's pair (spec §6).
+
+    `weights`: name of imported weights of the recipe (entry `pyramidflow-text`). `slots` and `clip_slots`:
+    tokens that a text is cut or padded to. `embedding_dim` and `pooled_dim` are the widths of the two models, T5
+    XXL and CLIP ViT-L/14 unless stated; a plan needs them before any file is read, opening checks them.
+    `dtype`: what the networks compute in; features are float32 in any case.
+    """
+
+    kind: Literal["t5_clip"] = "t5_clip"
+    weights: str = Field(min_length=1)
+    slots: int = Field(128, ge=2)
+    clip_slots: int = Field(77, ge=3)
+    embedding_dim: int = Field(4096, gt=0)
+    pooled_dim: int = Field(768, gt=0)
+    dtype: Literal["bf16", "fp32"] = "bf16"
+
+
+def _kind(value: object) -> str:
+    kind = value.get("kind", "minilm") if isinstance(value, dict) else getattr(value, "kind", "")
+    return str(kind)
+
+
+# Tagged by `kind`; without one it is the packaged encoder, which recipes wrote before there was another.
+TextEncoderConfig = Annotated[
+    Annotated[MiniLmConfig, Tag("minilm")] | Annotated[T5ClipConfig, Tag("t5_clip")], Discriminator(_kind)
+]

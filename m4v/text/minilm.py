@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,10 +16,9 @@ from m4v.core.canonical import digest_json
 from m4v.text.bert import Bert, load_bert
 from m4v.text.config import MiniLmConfig
 from m4v.text.interface import TextFeatures
+from m4v.text.threads import one_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tokenizers import Tokenizer
 
 ALGORITHM = 1  # raise it when the same weights come to mean other features
@@ -50,7 +48,7 @@ class MiniLm:
     def encode(self, texts: Sequence[str]) -> TextFeatures:
         if not texts:
             raise ValueError("no text to encode")
-        with _one_thread(), torch.no_grad():
+        with one_thread(), torch.no_grad():
             return TextFeatures.cat([self._one(text) for text in texts])
 
     def _one(self, text: str) -> TextFeatures:
@@ -68,16 +66,6 @@ class MiniLm:
         embedding = F.pad(hidden, (0, 0, 0, self._config.slots - length))
         mask = torch.arange(self._config.slots)[None] < length
         return TextFeatures(embedding, mask, pooled)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def open_minilm(config: MiniLmConfig) -> MiniLm:

@@ -5,7 +5,7 @@ from m4v.core.asset_catalog import asset_folder
 from m4v.core.errors import DataIntegrityError
 from m4v.text import open_text_encoder
 from m4v.text.bert import load_bert
-from m4v.text.config import TextEncoderConfig
+from m4v.text.config import MiniLmConfig
 from m4v.text.interface import TextEncoder, TextFeatures
 
 TEXTS = ["a red circle moves left", "", "three rodents laugh and point from the roots of a tree"]
@@ -13,7 +13,7 @@ TEXTS = ["a red circle moves left", "", "three rodents laugh and point from the 
 
 @pytest.fixture(scope="module")
 def encoder() -> TextEncoder:
-    return open_text_encoder(TextEncoderConfig(slots=16))
+    return open_text_encoder(MiniLmConfig(slots=16))
 
 
 def _equal(a: TextFeatures, b: TextFeatures) -> bool:
@@ -54,7 +54,7 @@ def test_features_do_not_depend_on_neighbours_order_slots_or_threads(encoder):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        fresh = open_text_encoder(TextEncoderConfig(slots=24))
+        fresh = open_text_encoder(MiniLmConfig(slots=24))
         for i in reversed(range(3)):
             alone = fresh.encode([TEXTS[i]])
             assert torch.equal(alone.embedding[:, :16], together.embedding[i : i + 1])
@@ -89,9 +89,9 @@ def test_nothing_to_encode(encoder):
 
 
 def test_digest_holds_slots_and_weights(encoder):
-    assert encoder.digest == open_text_encoder(TextEncoderConfig(slots=16)).digest
-    assert encoder.digest != open_text_encoder(TextEncoderConfig(slots=17)).digest
-    assert set(TextEncoderConfig().weights()) == {"minilm", "minilm/config", "minilm/tokenizer"}
+    assert encoder.digest == open_text_encoder(MiniLmConfig(slots=16)).digest
+    assert encoder.digest != open_text_encoder(MiniLmConfig(slots=17)).digest
+    assert set(MiniLmConfig().weights()) == {"minilm", "minilm/config", "minilm/tokenizer"}
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
