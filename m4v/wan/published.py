@@ -130,9 +130,8 @@ def _headers(files: Mapping[Path, list[str]]) -> Iterator[tuple[Path, str, tuple
         with _opened(path) as file:
             held, listed = set(file.keys()), set(files[path])
             if held != listed:
-                kind = (
-                    "lacks tensors that the index lists" if listed - held else "has tensors that the index leaves out"
-                )
+                missing = bool(listed - held)
+                kind = "lacks tensors that the index lists" if missing else "has tensors that the index leaves out"
                 raise DataIntegrityError(
                     f"weight file {kind}", value=sorted(listed ^ held)[:5], where=str(path), next_step="fetch it again"
                 )
