@@ -6,10 +6,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from m4v.codec.config import CodecConfig
+from m4v.codec.config import CodecConfig, DctCodecConfig
 from m4v.codec.shape import TEMPORAL
 from m4v.core.config import FrozenModel
-from m4v.text.config import TextEncoderConfig
+from m4v.text.config import MiniLmConfig, TextEncoderConfig
 
 PIXEL_MULTIPLE = 64  # 8 (codec) x 2 (patch) x 4 (two halvings of the pyramid)
 GIBIBYTE = 1 << 30
@@ -65,8 +65,8 @@ class EncodeConfig(FrozenModel):
     for one clip. `max_quarantine_rate`: share of the kept clips past which the stage fails.
     """
 
-    codec: CodecConfig = CodecConfig()
-    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    codec: CodecConfig = DctCodecConfig()
+    text_encoder: TextEncoderConfig = MiniLmConfig()
     buckets: BucketConfig = BucketConfig()
     shards: ShardConfig = ShardConfig()
     reconstructions: int = Field(6, ge=0)
@@ -75,5 +75,6 @@ class EncodeConfig(FrozenModel):
 
 
 def weights_of(config: EncodeConfig) -> dict[str, str]:
-    """Asset name -> sha256 of every packaged model that this config uses."""
-    return config.text_encoder.weights()
+    """Asset name -> sha256 of every packaged model that this config uses; imported ones are inputs."""
+    encoder = config.text_encoder
+    return encoder.weights() if isinstance(encoder, MiniLmConfig) else {}

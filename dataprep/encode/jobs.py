@@ -25,6 +25,8 @@ from dataprep.quarantine import ItemError, Reason
 from m4v.codec import open_codec
 from m4v.codec.config import CodecConfig
 from m4v.codec.interface import LatentCodec
+from m4v.core.artifacts import ArtifactRef
+from m4v.core.config import FrozenModel, weights_names
 from m4v.core.errors import DataIntegrityError
 from m4v.core.items import ItemStore
 from m4v.core.storage import Storage
@@ -34,6 +36,7 @@ from m4v.text.interface import TextEncoder
 from m4v.video_io import encode_mp4
 
 Frames = npt.NDArray[np.uint8]
+Weights = tuple[tuple[str, ArtifactRef], ...]
 STILL_FPS = 1.0  # rate of the one-frame video that shows an image
 _LENGTH_BYTES = 8
 _PSNR = struct.Struct("<dd")
@@ -53,7 +56,7 @@ class ClipMedia:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """One clip; the two keys name its items below the two stores."""
+    """One clip; the two keys name its items below the two stores. `weights`: imported ones, by name."""
 
     media: ClipMedia
     codec: CodecConfig
@@ -63,6 +66,8 @@ class EncodeJob:
     text_encoder: TextEncoderConfig
     texts_uri: str
     text_key: str
+    weights: Weights = ()
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -84,13 +89,18 @@ class Reconstruction:
 
 
 @lru_cache(maxsize=2)
-def codec_of(config: CodecConfig) -> LatentCodec:
-    return open_codec(config)
+def codec_of(config: CodecConfig, weights: Weights = (), device: str = "cpu") -> LatentCodec:
+    return open_codec(config, _folders(config, weights), device)
 
 
 @lru_cache(maxsize=2)
-def text_encoder_of(config: TextEncoderConfig) -> TextEncoder:
-    return open_text_encoder(config)
+def text_encoder_of(config: TextEncoderConfig, weights: Weights = (), device: str = "cpu") -> TextEncoder:
+    return open_text_encoder(config, _folders(config, weights), device)
+
+
+def _folders(config: FrozenModel, weights: Weights) -> dict[str, Path]:
+    """Local folders of the weights that `config` names; from a remote store they are fetched here."""
+    return {name: ref.open().folder() for name, ref in weights if name in weights_names(config)}
 
 
 @lru_cache(maxsize=4096)
@@ -139,20 +149,23 @@ def encode_clip(job: EncodeJob) -> Encoded:
     latent = latents.get(job.latent_key)
     latent_hit = latent is not None
     if latent is None:
-        latent = latent_member(codec_of(job.codec), read_frames(job.media)[0])
+        latent = latent_member(codec_of(job.codec, job.weights, job.device), read_frames(job.media)[0])
         latents.put(job.latent_key, latent)
     text_hit = texts.get(job.text_key) is not None
     if not text_hit:
-        texts.put(job.text_key, text_member(text_encoder_of(job.text_encoder), job.captions))
+        texts.put(job.text_key, text_member(text_encoder_of(job.text_encoder, job.weights, job.device), job.captions))
     return Encoded(latent_shape_of(latent), latent_hit, text_hit)
 
 
 def latent_member(codec: LatentCodec, frames: Frames) -> bytes:
-    """`KEY.latent.safetensors`: `mean` bf16 (16, t, h, w), un-normalised."""
+    """`KEY.latent.safetensors`: `mean` and, where the codec's config asks for it, `logvar`; bf16 (16, t, h, w),
+    un-normalised."""
     import torch
     from safetensors.torch import save
 
-    return bytes(save({"mean": torch.from_numpy(codec.encode(frames)).to(torch.bfloat16)}))
+    moments = codec.encode_moments(frames)._asdict()
+    kept = {name: torch.from_numpy(value).to(torch.bfloat16) for name, value in moments.items() if value is not None}
+    return bytes(save(kept))
 
 
 def text_member(encoder: TextEncoder, texts: tuple[str, ...]) -> bytes:
@@ -182,6 +195,8 @@ class ReconstructJob:
     latents_uri: str
     latent_key: str
     reconstructions_uri: str
+    weights: Weights = ()
+    device: str = "cpu"
 
 
 def reconstruct(job: ReconstructJob) -> Reconstruction:
@@ -200,7 +215,8 @@ def _reconstruct(job: ReconstructJob) -> bytes:
     if stored is None:
         raise DataIntegrityError("encoded item is gone", value=job.latent_key, next_step="run the stage again")
     source, _ = read_frames(job.media)
-    decoded = codec_of(job.codec).decode(load(stored)["mean"].to(torch.float32).numpy())
+    codec = codec_of(job.codec, job.weights, job.device)
+    decoded = codec.decode(load(stored)["mean"].to(torch.float32).numpy())
     video = encode_mp4(np.concatenate([source, decoded], axis=2), job.media.fps or STILL_FPS)
     return _PSNR.pack(psnr_db(source, decoded), psnr_db(source[:1], decoded[:1])) + video
 

@@ -98,9 +98,11 @@ class _Work:
     """The stage's parts, with what they share."""
 
     def __init__(self, context: StageContext, config: EncodeConfig) -> None:
-        self._context, self._config = context, config
+        self._context, self._config, self._device = context, config, context.resources.device
+        self._weights = tuple((name, artifact.ref) for name, artifact in sorted(context.weights().items()))
         with single_threaded():
-            codec, text = codec_of(config.codec).digest, text_encoder_of(config.text_encoder).digest
+            codec = codec_of(config.codec, self._weights, self._device).digest
+            text = text_encoder_of(config.text_encoder, self._weights, self._device).digest
         self.identity = Identity(codec, text, config.buckets.fps)
         self._latents = context.items("latents", codec)
         self._texts = context.items("texts", text)
@@ -146,7 +148,7 @@ class _Work:
         return EncodeJob(
             media=plan.media, codec=self._config.codec, latents_uri=self._latents.uri, latent_key=plan.latent_key,
             captions=plan.clip.captions, text_encoder=self._config.text_encoder, texts_uri=self._texts.uri,
-            text_key=plan.clip.text_key(),
+            text_key=plan.clip.text_key(), weights=self._weights, device=self._device,
         )  # fmt: skip
 
     def _done(self, plan: _Planned, result: Encoded) -> _Done:
@@ -181,14 +183,17 @@ class _Work:
     def null_text(self) -> bytes:
         """Features of the empty prompt, one row."""
         with single_threaded():
-            return text_member(text_encoder_of(self._config.text_encoder), ("",))
+            return text_member(text_encoder_of(self._config.text_encoder, self._weights, self._device), ("",))
 
     def write_reconstructions(self, engine: Engine, done: Sequence[_Done], directory: Path) -> None:
         """A few clips beside what their latents decode to, and `reconstructions.json` with the PSNR of each."""
         chosen = _spread(done, self._config.reconstructions)
         store = self._context.items("reconstructions", self.identity.codec).uri
         jobs = [
-            ReconstructJob(d.media, self._config.codec, self._latents.uri, d.encoded.latent_key, store) for d in chosen
+            ReconstructJob(
+                d.media, self._config.codec, self._latents.uri, d.encoded.latent_key, store, self._weights, self._device
+            )
+            for d in chosen
         ]
         rows = []
         tick = self.tick(len(jobs), "reconstructions")
