@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,10 +10,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from m4v.checkpoint import CONFIG, MODEL, read_config
+from m4v.config import ModelConfig
 from m4v.core.artifacts import Artifact
 from m4v.core.errors import ConfigError, DataIntegrityError
-from m4v.model.convert import attention_to_mamba, sizes_of
+from m4v.model.convert import attention_to_mamba
 from training.config import InitConfig, StartConfig
+
+# Sizes that published weights decide; the other fields of the model are the recipe's choice.
+SIZES = (
+    "width", "heads", "double_blocks", "single_blocks", "latent_channels", "patch", "mlp_ratio", "text_dim",
+    "pooled_dim", "axes", "use_temporal_causal",
+)  # fmt: skip
+_FIELDS = {"axes": "rope_axes"}
 
 
 def imported_state(artifact: Artifact, start: StartConfig, config: InitConfig, seed: int) -> Mapping[str, Tensor]:
@@ -22,38 +32,36 @@ def imported_state(artifact: Artifact, start: StartConfig, config: InitConfig, s
     2.2 billion weights are in memory once. Raises ConfigError when sizes in the recipe are not those of the
     weights, DataIntegrityError when the artifact holds no such transformer.
     """
-    published = read_tensors(artifact.folder())
-    check_sizes({key: tuple(value.shape) for key, value in published.items()}, config, start.weights)
+    check_sizes(read_config(artifact.path(CONFIG)).model, config.model, start.weights)
+    published = read_tensors(artifact.path(MODEL))
     if start.convert == "none":
         return published
     return attention_to_mamba(published, config.model, seed)
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the safetensors files in `folder`, memory-mapped."""
-    tensors: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            tensors |= load_file(path)
-        except SafetensorError as error:
-            raise DataIntegrityError(
-                f"weights are truncated or not in safetensors format ({error})",
-                where=path.name,
-                next_step="m4v artifacts verify, or import the weights again",
-            ) from None
-    if not tensors:
-        raise DataIntegrityError("imported weights hold no safetensors file", where=str(folder))
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file as memory maps; raises DataIntegrityError when it is damaged."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise DataIntegrityError(
+            f"imported weights are truncated or not in safetensors format ({error})",
+            where=str(path),
+            next_step="m4v artifacts verify, then import the weights again",
+        ) from None
     return tensors
 
 
-def check_sizes(shapes: Mapping[str, tuple[int, ...]], config: InitConfig, name: str) -> None:
+def check_sizes(published: ModelConfig, model: ModelConfig, name: str) -> None:
     """Raise ConfigError naming the first field of the recipe's model that is not as in the weights."""
-    for field, needs in sizes_of(shapes).items():
-        has = getattr(config.model, field)
+    for attribute in SIZES:
+        has, needs = getattr(model, attribute), getattr(published, attribute)
         if has != needs:
+            field = f"model.{_FIELDS.get(attribute, attribute)}"
+            shown = json.dumps(needs)
             raise ConfigError(
-                f"model.{field} does not fit the imported weights {name!r}, which have {needs}",
+                f"{field} does not fit the imported weights {name!r}, which have {shown}",
                 value=has,
                 where="init",
-                next_step=f"set model.{field} to {needs}",
+                next_step=f"set {field} to {shown}",
             )

@@ -6,7 +6,7 @@ the order `dual`. The paper's text pairs them the other way round: `literal`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -52,35 +52,6 @@ def attention_to_mamba(attention: Mapping[str, Tensor], config: ModelConfig, see
     if left:
         raise DataIntegrityError("attention weights have tensors that fit nowhere", value=sorted(left)[:5])
     return state
-
-
-def sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """Fields of ModelConfig that the shapes of a transformer's tensors decide, by the published keys.
-
-    Raises DataIntegrityError naming a tensor that is missing.
-    """
-
-    def shape(key: str) -> Sequence[int]:
-        if key not in shapes:
-            raise DataIntegrityError("weights lack a tensor of the transformer", value=key)
-        return shapes[key]
-
-    width, token = shape("x_embedder.weight")
-    (head_dim,) = shape("transformer_blocks.0.attn.norm_q.weight")
-    return {
-        "width": width,
-        "heads": width // head_dim,
-        "double_blocks": _blocks(shapes, "transformer_blocks"),
-        "single_blocks": _blocks(shapes, "single_transformer_blocks"),
-        "latent_channels": token // 4,  # a token is 2x2 latent places
-        "mlp_ratio": shape("transformer_blocks.0.ff.net.0.proj.weight")[0] // width,
-        "text_dim": shape("context_embedder.weight")[1],
-        "pooled_dim": shape("time_text_embed.text_embedder.linear_1.weight")[1],
-    }
-
-
-def _blocks(shapes: Mapping[str, Sequence[int]], module: str) -> int:
-    return len({key.split(".")[1] for key in shapes if key.startswith(f"{module}.")})
 
 
 def _source(key: str, config: ModelConfig) -> str | None:
