@@ -120,7 +120,7 @@ def check(
     wrong with the files: the report says it.
     """
     folder = found.folder() if folder is None else folder
-    files = source_files(found, folder)
+    files = source_files(found, folder, published)
     states, done = [], 0
     total = sum(f.path.stat().st_size for f in files if f.path.is_file()) if hashing else 0
     for file in files:

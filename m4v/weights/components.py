@@ -12,15 +12,13 @@ from typing import Literal
 from m4v.core.errors import DataIntegrityError
 from m4v.weights.catalogue import CatalogueEntry, WeightsFormat
 from m4v.weights.pyramidflow import our_key
-from m4v.weights.source import SourceFile, read_index
+from m4v.weights.source import INDEX_SUFFIX, PICKLE_SUFFIXES, WEIGHT_SUFFIXES, SourceFile, read_index
 from m4v.weights.tensors import SafetensorsFile, TensorFile, TensorInfo
 
 Kind = Literal[
     "pyramidflow_dit", "pyramidflow_vae", "clip_text", "t5", "wan_transformer", "umt5", "wan_vae", "state_dict"
 ]
 MODEL, CONFIG = "model.safetensors", "config.json"
-_PICKLES = (".bin", ".pt", ".pth")
-_INDEX = ".safetensors.index.json"
 # Kind by the folder that the files lie in; None stands for any.
 _KINDS: Mapping[WeightsFormat, Mapping[str | None, Kind]] = {
     "pyramidflow_dit": {None: "pyramidflow_dit"},
@@ -95,7 +93,7 @@ class Component:
 
 def open_tensors(path: Path) -> TensorFile:
     """Reader of a weight file by its suffix; torch is loaded for pickled ones only."""
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLE_SUFFIXES:
         from m4v.weights.pickles import PickledFile
 
         return PickledFile(path)
@@ -119,12 +117,12 @@ def _components(found: CatalogueEntry, files: list[SourceFile]) -> Iterator[Comp
     for folder in folders:
         here = [file for file in files if PurePosixPath(file.place).parent.as_posix() == folder]
         kind = kinds.get(folder, kinds.get(None))
-        weights = [file for file in here if file.place.endswith((".safetensors", *_PICKLES))]
+        weights = [file for file in here if file.place.endswith(WEIGHT_SUFFIXES)]
         if found.format == "wan_original":
-            for file in (f for f in weights if f.place.endswith(_PICKLES)):
+            for file in (f for f in weights if f.place.endswith(PICKLE_SUFFIXES)):
                 stem = PurePosixPath(file.place).stem
                 yield Component(stem, "state_dict", (file,), None, None, _WAN_FOLDERS.get(stem, stem), True)
-            weights = [file for file in weights if not file.place.endswith(_PICKLES)]
+            weights = [file for file in weights if not file.place.endswith(PICKLE_SUFFIXES)]
         if kind is None or not weights:
             continue
         single = found.format in ("pyramidflow_dit", "pyramidflow_vae", "state_dict")
@@ -133,7 +131,7 @@ def _components(found: CatalogueEntry, files: list[SourceFile]) -> Iterator[Comp
             kind=kind,
             weights=tuple(weights),
             config_file=next((f for f in here if PurePosixPath(f.place).name == CONFIG), None),
-            index_file=next((f for f in here if f.place.endswith(_INDEX)), None),
+            index_file=next((f for f in here if f.place.endswith(INDEX_SUFFIX)), None),
             output="" if single or folder == "." else folder,
-            merged=single or any(file.place.endswith(_PICKLES) for file in weights),
+            merged=single or any(file.place.endswith(PICKLE_SUFFIXES) for file in weights),
         )

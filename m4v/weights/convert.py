@@ -74,7 +74,7 @@ def convert(
     `published`: see WeightsConfig. Raises InputError when a file is missing, DataIntegrityError when one is
     damaged, differs from the catalogue, holds code, or does not fit the model it is for.
     """
-    files = source_files(found, folder)
+    files = source_files(found, folder, published)
     report = check(found, folder, published=published)
     require(found, report, files)
     run = _Run(output, files, published, progress)

@@ -16,6 +16,9 @@ from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.weights.catalogue import CatalogueEntry, CatalogueFile, entry
 from m4v.weights.config import WeightsConfig
 
+INDEX_SUFFIX = ".safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 _BLOCKS, _BLOCK_BYTES = 64, 64 << 10
 
 
@@ -29,17 +32,19 @@ class SourceFile:
     catalogued: CatalogueFile
 
 
-def source_files(found: CatalogueEntry, folder: Path) -> list[SourceFile]:
+def source_files(found: CatalogueEntry, folder: Path, published: bool = True) -> list[SourceFile]:
     """Every file that an import of the entry from `folder` would read, present or not, in catalogue order.
 
     `folder` may be the copy of the hub's repository, the weights root above it, or, of an entry whose files
-    share one folder (`diffusion_transformer_768p/`), that folder under any name.
+    share one folder (`diffusion_transformer_768p/`), that folder under any name. Not `published`: the weight
+    files of a component may have other names or another number of shards.
     """
     layouts = [_layout(found, folder, ""), _layout(found, folder / found.place, "")]
     parents = {PurePosixPath(f.place).parent.as_posix() for f in found.files}
     if len(parents) == 1 and "." not in parents:
         layouts.append(_layout(found, folder, parents.pop() + "/"))
-    return max(layouts, key=lambda files: sum(f.path.is_file() for f in files))
+    files = max(layouts, key=lambda files: sum(f.path.is_file() for f in files))
+    return files if published else _own_names(files)
 
 
 def _layout(found: CatalogueEntry, base: Path, strip: str) -> list[SourceFile]:
@@ -50,10 +55,41 @@ def _layout(found: CatalogueEntry, base: Path, strip: str) -> list[SourceFile]:
     return files
 
 
+def _own_names(files: list[SourceFile]) -> list[SourceFile]:
+    """The same, with the weight files that each folder really has where it lacks the catalogued ones."""
+    found: list[SourceFile] = []
+    for folder in dict.fromkeys(PurePosixPath(f.place).parent for f in files):
+        here = [f for f in files if PurePosixPath(f.place).parent == folder]
+        weights = [f for f in here if f.place.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX))]
+        if weights and not all(f.path.is_file() for f in weights):
+            names = _weight_names(weights[0].path.parent)
+            own = [_uncatalogued(folder, weights[0].path.parent / name) for name in names]
+            here = [f for f in here if f not in weights] + (own or weights)
+        found += here
+    return found
+
+
+def _weight_names(folder: Path) -> list[str]:
+    """Index and shards, or the one weight file of a folder; empty when it is not clear which they are."""
+    indexes = sorted(path.name for path in folder.glob(f"*{INDEX_SUFFIX}"))
+    if len(indexes) == 1:
+        return [*indexes, *read_index(folder / indexes[0]).shards]
+    for suffix in WEIGHT_SUFFIXES:
+        names = sorted(path.name for path in folder.glob(f"*{suffix}"))
+        if names:
+            return names if len(names) == 1 else []
+    return []
+
+
+def _uncatalogued(folder: PurePosixPath, path: Path) -> SourceFile:
+    place = (folder / path.name).as_posix()
+    return SourceFile(place, path, CatalogueFile(file=place))
+
+
 def _shards(base: Path, row: CatalogueFile) -> list[str]:
     """Places of the shards that a pattern stands for: those that the index beside them names."""
     parent, stem = PurePosixPath(row.place).parent, PurePosixPath(row.place).name.split("-*")[0]
-    index = base / parent / f"{stem}.safetensors.index.json"
+    index = base / parent / f"{stem}{INDEX_SUFFIX}"
     if not index.is_file():
         return [row.place]
     return [str(parent / name) for name in read_index(index).shards]
@@ -105,7 +141,7 @@ def probe(config: WeightsConfig, locations: Mapping[str, str]) -> str:
     """
     found = entry(config.entry)
     rows = []
-    for file in source_files(found, source_folder(config, locations)):
+    for file in source_files(found, source_folder(config, locations), config.published):
         if not file.path.is_file():
             raise missing_file(found, file)
         rows.append([file.place, sampled_digest(file.path)])
