@@ -36,7 +36,9 @@ class WanVae:
         if frames < 1 or (frames - 1) % self.time_stride:
             near = max(frames - 1, 0) // self.time_stride * self.time_stride + 1
             raise InputError(
-                f"a clip needs {self.time_stride} k + 1 frames", value=frames, next_step=f"take {near} frames"
+                f"a clip needs {self.time_stride} k + 1 frames",
+                value=frames,
+                next_step=f"take {near} frame{'s' if near > 1 else ''}",
             )
         if height < step or width < step or height % step or width % step:
             raise InputError(f"height and width must be multiples of {step}", value=f"{height} x {width}")
@@ -100,4 +102,6 @@ def open_wan_vae(folder: Path, dtype: torch.dtype = torch.float32, device: str =
         if report[kind]:
             what = f"Wan VAE has {kind.replace('_', ' ')}"
             raise DataIntegrityError(what, value=sorted(report[kind])[:5], where=str(folder))
+    if vae.config.patch_size is not None or vae.config.is_residual:
+        raise DataIntegrityError("this is Wan2.2's VAE, not Wan2.1's", where=str(folder))
     return WanVae(vae.to(device))
