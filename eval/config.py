@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from eval.prompts import SEED_STRIDE, PromptList
-from m4v.config import SamplerConfig
+from m4v.config import Dtype, VideoConfig
 from m4v.core.config import FrozenModel
 from m4v.scores.config import ConseConfig
 
@@ -21,38 +21,21 @@ METRICS = (
     "local.motion_follow",
     "conse.alignment",
 )
-PIXEL_MULTIPLE = 64  # three pyramid levels x 2x2 patches x 8x8 pixels a latent
 
 
-class GenerateConfig(FrozenModel):
+class GenerateConfig(VideoConfig):
     """What is sampled: every prompt x sample index, each video from a seed of its own.
 
-    - frames: 8k + 1, as the causal codec has them; fps is the true rate the model was trained at.
     - ema: take the averaged weights when the checkpoint has them.
-    - crf: H.264 quality; at most 12 for figures one wants to keep (compression moves flicker).
+    - dtype: of the transformer while sampling.
     """
 
     prompts: PromptList
     samples_per_prompt: int = Field(default=1, ge=1, lt=SEED_STRIDE)
     base_seed: int = Field(default=0, ge=0)
-    frames: int = Field(ge=1)
-    height: int = Field(ge=PIXEL_MULTIPLE)
-    width: int = Field(ge=PIXEL_MULTIPLE)
-    fps: float = Field(default=24.0, gt=0)
-    sampler: SamplerConfig = SamplerConfig.model_validate({})
     ema: bool = True
-    crf: int = Field(default=12, ge=0, le=51)
+    dtype: Dtype = "float32"
     keep_latents: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.frames % 8 != 1:
-            near = max(1, (self.frames - 1) // 8 * 8 + 1)
-            raise ValueError(f"frames must be 8k + 1 (the codec is causal): use {near} or {near + 8}")
-        for name, value in (("height", self.height), ("width", self.width)):
-            if value % PIXEL_MULTIPLE:
-                raise ValueError(f"{name} {value} is no multiple of {PIXEL_MULTIPLE}")
-        return self
 
 
 class EvaluateConfig(FrozenModel):

@@ -187,7 +187,7 @@ class VideoConfig(FrozenModel):
     def _causal(cls, frames: int) -> int:
         if frames % 8 != 1:
             near = max(1, (frames - 1) // 8 * 8 + 1)
-            raise ValueError(f"frames must be 8k + 1 (the codec is causal): use {near} or {near + 8}")
+            raise ValueError(f"must be 8k + 1 (the codec is causal): use {near} or {near + 8}")
         return frames
 
     @field_validator("height", "width")

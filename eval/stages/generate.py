@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import JsonValue
 
 from eval.config import GenerateConfig
@@ -31,10 +32,10 @@ from m4v.core.errors import DataIntegrityError, InfrastructureError
 from m4v.core.items import ItemStore
 from m4v.core.stage import StageContext
 from m4v.core.storage import Storage, write_atomic
-from m4v.video_io import encode_mp4
+from m4v.video_io import encode_frames
 
 if TYPE_CHECKING:
-    from eval.sampling import CheckpointSampler
+    from m4v.sampling import CheckpointSampler
 
 Job = tuple[int, int]
 _CONFIG = "config.json"
@@ -48,11 +49,15 @@ class Worker:
     config: GenerateConfig
     state_uri: str
     device: str
+    folders: dict[str, Path]  # of imported weights, by name
 
     def open(self) -> CheckpointSampler:
-        from eval.sampling import CheckpointSampler
+        from m4v.sampling import CheckpointSampler
 
-        return CheckpointSampler(self._path_of, self.config, self.device)
+        config = self.config
+        return CheckpointSampler(
+            self._path_of, ema=config.ema, device=self.device, dtype=config.dtype, folders=self.folders
+        )
 
     def _path_of(self, name: str) -> Path:
         if name not in self.files:
@@ -72,6 +77,7 @@ def run(context: StageContext) -> None:
         config=config,
         state_uri=state.uri,
         device=context.resources.device,
+        folders=context.weights_folders(),
     )
     _make_all(context, worker, missing, len(all_jobs))
     samples = _collect(context.output("samples"), finished, config, artifact, all_jobs)
@@ -92,10 +98,10 @@ def _make_all(context: StageContext, worker: Worker, missing: list[Job], total: 
     if processes > 1:
         _make_in_processes(context, worker, missing, processes, progress)
     elif missing:
-        sampler = worker.open()
+        sampler, config = worker.open(), worker.config
         store = ItemStore(Storage(worker.state_uri))
         for job in missing:
-            _make(sampler, store, job, progress.frame)
+            _make(sampler, config, store, job, progress.frame)
             progress.video()
             context.check_drain()
     seconds = time.monotonic() - started
@@ -120,17 +126,32 @@ class _Progress:
         self._context.progress.update(self._done, self._total, "videos")
 
 
-def _make(sampler: CheckpointSampler, store: ItemStore, job: Job, on_frame: Callable[[int], None] | None) -> None:
+def _make(
+    sampler: CheckpointSampler,
+    config: GenerateConfig,
+    store: ItemStore,
+    job: Job,
+    on_frame: Callable[[int], None] | None,
+) -> None:
     prompt_index, sample_index = job
-    config = sampler.config
+    latents = []
+
+    def seen(index: int, latent: npt.NDArray[np.float32]) -> None:
+        if config.keep_latents:
+            latents.append(latent)
+        if on_frame is not None:
+            on_frame(index + 1)
+
     seed = video_seed(config.base_seed, prompt_index, sample_index)
-    sample = sampler.sample(config.prompts[prompt_index].text, seed, on_frame)
+    video = io.BytesIO()
+    chunks = sampler.stream(config.prompts[prompt_index].text, seed, config, on_latent=seen)
+    encode_frames(chunks, video, config.fps, config.crf)
     if config.keep_latents:
         stream = io.BytesIO()
-        np.save(stream, sample.latent, allow_pickle=False)
+        np.save(stream, np.concatenate(latents, axis=1), allow_pickle=False)
         store.put(_key(job, "latent"), stream.getvalue())
     # The video last: a job counts as finished by it.
-    store.put(_key(job), encode_mp4(sample.frames, config.fps, config.crf))
+    store.put(_key(job), video.getvalue())
 
 
 # One sampler per worker process, loaded by its first job, so that what is wrong with it is that job's error.
@@ -155,7 +176,7 @@ def _make_in_worker(job: Job) -> None:
     worker = _WORKER[0]
     if not _SAMPLER:
         _SAMPLER.append(worker.open())
-    _make(_SAMPLER[0], ItemStore(Storage(worker.state_uri)), job, None)
+    _make(_SAMPLER[0], worker.config, ItemStore(Storage(worker.state_uri)), job, None)
 
 
 def _make_in_processes(

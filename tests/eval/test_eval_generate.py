@@ -17,12 +17,12 @@ from eval_support import publish, stage_context, stage_request
 from eval.config import EvaluateConfig, GenerateConfig
 from eval.prompts import video_seed
 from eval.records import SAMPLES, SCORES, SampleSet, ScoreSet, read_record
-from eval.sampling import CheckpointSampler
 from eval.stages import evaluate, generate
 from m4v.core.artifacts import Artifact, ArtifactKind, build_manifest
 from m4v.core.config import parse
 from m4v.core.errors import DataIntegrityError, Drained
 from m4v.core.stage import Resources
+from m4v.sampling import CheckpointSampler
 from m4v.video_io import read_mp4
 
 PROMPTS = ["a red circle moves up on a white background", "a blue square stays still on a black background"]
@@ -93,8 +93,8 @@ def test_a_video_does_not_depend_on_its_neighbours(reference: Path, checkpoint: 
 
 def test_prompt_and_negative_prompt_reach_the_model(checkpoint: Artifact) -> None:
     def latent(prompt: str, **sampler: object) -> np.ndarray:
-        settings = config(sampler={**SAMPLER, **sampler})
-        return CheckpointSampler(checkpoint.path, settings).sample(prompt, 5).latent
+        options = {"frames": 9, "height": 64, "width": 64, "sampler": config(sampler={**SAMPLER, **sampler}).sampler}
+        return CheckpointSampler.open(checkpoint).generate(prompt, seed=5, **options).latent
 
     base = latent(PROMPTS[0])
     assert np.array_equal(base, latent(PROMPTS[0]))
@@ -108,13 +108,13 @@ def test_drained_stage_goes_on_without_repeating(
 ) -> None:
     settings = config(keep_latents=True)
     made: list[int] = []
-    original = CheckpointSampler.sample
+    original = CheckpointSampler.stream
 
-    def counting(self: CheckpointSampler, prompt: str, seed: int, on_frame=None):
+    def counting(self: CheckpointSampler, prompt: str, seed: int, *rest, **options):
         made.append(seed)
-        return original(self, prompt, seed, on_frame)
+        return original(self, prompt, seed, *rest, **options)
 
-    monkeypatch.setattr(CheckpointSampler, "sample", counting)
+    monkeypatch.setattr(CheckpointSampler, "stream", counting)
     first = stage_context(tmp_path, "generate", settings, {"checkpoint": checkpoint}, "samples", ArtifactKind.SAMPLES)
     first.request_drain()
     with pytest.raises(Drained):
