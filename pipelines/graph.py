@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from dataprep.encode_config import weights_of as packaged_weights
 from m4v.core.assets import resolve
-from m4v.core.config import FrozenModel
+from m4v.core.config import FrozenModel, weights_names
 from m4v.core.errors import ConfigError
+from m4v.core.stage import WEIGHTS_INPUT, Resources
+from m4v.weights.config import WeightsConfig
 from pipelines import stages
 from pipelines.recipe import Recipe
 from pipelines.spec import StageNode, StageSpec
@@ -25,6 +30,7 @@ class _Builder:
         config: FrozenModel,
         inputs: Inputs,
         locations: dict[str, str] | None = None,
+        weights: Mapping[str, str] | None = None,
     ) -> str:
         self.nodes.append(
             StageNode(
@@ -35,6 +41,7 @@ class _Builder:
                 seed=self.recipe.seed,
                 resources=self.recipe.active_profile.resources(spec.name),
                 locations=locations or {},
+                weights=weights or {},
             )
         )
         return node_id
@@ -49,28 +56,51 @@ def build_graph(recipe: Recipe) -> list[StageNode]:
         here = {entry.name: locations[entry.name]} if entry.name in locations else {}
         node = build.add(f"source.{entry.name}", stages.SOURCE, entry.config, {}, here)
         sources[f"source.{number}"] = (node, "source")
+    for weights in recipe.weights:  # before the long work, so that what is wrong with them is found first
+        resources = recipe.active_profile.resources(stages.WEIGHTS.name)
+        build.nodes.append(weights_node(weights.config, weights.location, resources))
     curate = build.add("curate", stages.CURATE, recipe.curate, sources, locations)
-    encode = build.add("encode", stages.ENCODE, recipe.encode, {"clips": (curate, "clips"), **sources}, locations)
+    inputs = {"clips": (curate, "clips"), **sources, **imported(recipe.encode.codec, recipe.encode.text_encoder)}
+    encode = build.add("encode", stages.ENCODE, recipe.encode, inputs, locations)
     checkpoint, trained = _training(build, encode)
     evaluated = _evaluation(build, checkpoint)
     _report(build, sources, curate, encode, trained, evaluated)
     return build.nodes
 
 
+def weights_node(config: WeightsConfig, location: str | None, resources: Resources | None = None) -> StageNode:
+    """The import of third-party weights. Its seed is always 0: nothing in it is drawn, so one import serves
+    every recipe and `m4v weights import`."""
+    return StageNode(
+        id=f"{WEIGHTS_INPUT}.{config.name}",
+        spec=stages.WEIGHTS,
+        config=config,
+        resources=resources or Resources(ranks=1, threads=1, workers=1),
+        locations={} if location is None else {config.name: resolve(location)},
+    )
+
+
+def imported(*configs: FrozenModel | None) -> Inputs:
+    """Inputs `weights.NAME` of the imported weights that `configs` name."""
+    names = [f"{WEIGHTS_INPUT}.{name}" for name in weights_names(*configs)]
+    return {name: (name, "weights") for name in names}
+
+
 def _training(build: _Builder, encode: str) -> tuple[str, list[str]]:
     """The ladder: every stage starts from the checkpoint of the one before."""
     recipe = build.recipe
+    codec, text_encoder = recipe.encode.codec, recipe.encode.text_encoder
     init = InitConfig(
-        model=recipe.model, schedule=recipe.schedule, codec=recipe.encode.codec, text_encoder=recipe.encode.text_encoder
+        model=recipe.model, schedule=recipe.schedule, codec=codec, text_encoder=text_encoder, start=recipe.init
     )
-    checkpoint = build.add("init", stages.INIT, init, {})
+    checkpoint = build.add("init", stages.INIT, init, imported(recipe.init, codec, text_encoder))
     trained: list[str] = []
     for config in recipe.train:
         inputs = {"dataset": (encode, "dataset"), "checkpoint": (checkpoint, "checkpoint")}
         checkpoint = build.add(f"train.{config.name}", stages.TRAIN, config, inputs)
         trained.append(checkpoint)
     if recipe.reward is not None:
-        inputs = {"dataset": (encode, "dataset"), "checkpoint": (checkpoint, "checkpoint")}
+        inputs = {"dataset": (encode, "dataset"), "checkpoint": (checkpoint, "checkpoint"), **imported(codec)}
         checkpoint = build.add("reward", stages.REWARD, recipe.reward, inputs)
         trained.append(checkpoint)
     return checkpoint, trained
@@ -79,9 +109,11 @@ def _training(build: _Builder, encode: str) -> tuple[str, list[str]]:
 def _evaluation(build: _Builder, checkpoint: str) -> Inputs:
     """The trained model and, with the same prompts and seeds, the untrained one it must beat."""
     recipe, outputs = build.recipe, {}
+    codec, text_encoder = recipe.encode.codec, recipe.encode.text_encoder
     for name, source in (("trained", checkpoint), ("untrained", "init")):
+        inputs = {"checkpoint": (source, "checkpoint"), **imported(codec, text_encoder)}
         samples = build.add(
-            f"generate.{name}", stages.GENERATE, recipe.generate, {"checkpoint": (source, "checkpoint")}
+            f"generate.{name}", stages.GENERATE, recipe.generate, inputs, weights=packaged_weights(recipe.encode)
         )
         scores = build.add(f"evaluate.{name}", stages.EVALUATE, recipe.evaluate, {"samples": (samples, "samples")})
         suffix = "" if name == "trained" else "_untrained"

@@ -9,7 +9,8 @@ sections are checked on loading.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -17,13 +18,15 @@ from pydantic import Field, model_validator
 from dataprep.config import AdapterConfig, CurateConfig, EncodeConfig, SourceConfig
 from eval.config import EvaluateConfig, GateConfig, GenerateConfig
 from m4v.config import ModelConfig, ScheduleConfig
-from m4v.core.config import FrozenModel, parse
+from m4v.core.config import FrozenModel, parse, weights_names
 from m4v.core.stage import Resources
+from m4v.weights import catalogue
+from m4v.weights.config import WeightsConfig
 from pipelines.recipe_files import apply_override, read_recipe, shipped_recipes
 from pipelines.web.config import ReportConfig
-from training.config import RewardConfig, TrainConfig
+from training.config import RewardConfig, StartConfig, TrainConfig, check_start
 
-__all__ = ["Profile", "Recipe", "SourceEntry", "load_recipe", "shipped_recipes"]
+__all__ = ["Profile", "Recipe", "SourceEntry", "WeightsEntry", "load_recipe", "shipped_recipes"]
 
 
 class SourceEntry(FrozenModel):
@@ -36,6 +39,21 @@ class SourceEntry(FrozenModel):
     @property
     def config(self) -> SourceConfig:
         return SourceConfig(name=self.name, adapter=self.adapter)
+
+
+class WeightsEntry(WeightsConfig):
+    """Third-party weights to import, and where their published files lie.
+
+    `name` is what `encode.codec.weights`, `encode.text_encoder.weights` and `init.weights` say; `entry` is a row of
+    `m4v weights list`. `location` (a directory, the entry's place below the weights root by default) is never in
+    a key: the files' bytes are. `published` false takes a model of one's own in the same format.
+    """
+
+    location: str | None = None
+
+    @property
+    def config(self) -> WeightsConfig:
+        return WeightsConfig(name=self.name, entry=self.entry, published=self.published)
 
 
 class Profile(FrozenModel):
@@ -57,10 +75,12 @@ class Recipe(FrozenModel):
     description: str = ""
     seed: int = Field(0, ge=0)
     sources: tuple[SourceEntry, ...] = Field(min_length=1)
+    weights: tuple[WeightsEntry, ...] = ()
     curate: CurateConfig
     encode: EncodeConfig
     model: ModelConfig
     schedule: ScheduleConfig
+    init: StartConfig | None = None  # absent: the model starts from the seed
     train: tuple[TrainConfig, ...] = Field(min_length=1)
     reward: RewardConfig | None = None
     generate: GenerateConfig
@@ -74,9 +94,26 @@ class Recipe(FrozenModel):
     def _check(self) -> Self:
         _unique("sources", [s.name for s in self.sources])
         _unique("train", [t.name for t in self.train])
+        _unique("weights", [w.name for w in self.weights])
+        self._check_weights()
         if self.profile not in self.profiles:
             raise ValueError(f"profile {self.profile!r} is not one of {', '.join(sorted(self.profiles))}")
         return self
+
+    def _check_weights(self) -> None:
+        """Every name that is used stands in `weights` with an entry of the right kind, and every entry is used."""
+        entries = {w.name: w.entry for w in self.weights}
+        uses = {"init": self.init, "encode.codec": self.encode.codec, "encode.text_encoder": self.encode.text_encoder}
+        used: set[str] = set()
+        for section, config in uses.items():
+            for name in weights_names(config):
+                used.add(name)
+                _check_use(section, name, entries)
+        if self.init is not None:
+            check_start(self.init, self.model)
+        if unused := sorted(entries.keys() - used):
+            places = ", ".join(f"{section}.weights" for section in uses)
+            raise ValueError(f"weights: nothing uses {unused[0]!r}; name it in one of {places}, or remove it")
 
     @property
     def active_profile(self) -> Profile:
@@ -87,6 +124,21 @@ def _unique(section: str, names: Sequence[str]) -> None:
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ValueError(f"{section}: the name {twice[0]!r} stands twice")
+
+
+_FORMATS = {"init": "pyramidflow_dit", "encode.codec": "pyramidflow_vae", "encode.text_encoder": "t5_clip"}
+
+
+def _check_use(section: str, name: str, entries: Mapping[str, str]) -> None:
+    """Raise ValueError when `section` names weights that the recipe does not have, or of the wrong kind."""
+    if name not in entries:
+        near = difflib.get_close_matches(name, list(entries), n=3, cutoff=0.5)
+        known = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(entries) or 'none'}"
+        raise ValueError(f"{section}.weights: the recipe has no weights called {name!r}; {known}")
+    needs, found = _FORMATS[section], catalogue.entry(entries[name])
+    if found.format != needs:
+        fits = ", ".join(e.name for e in catalogue.entries() if e.format == needs)
+        raise ValueError(f"{section}.weights: {name!r} is {found.name} ({found.purpose}); use one of {fits}")
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:

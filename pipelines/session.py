@@ -12,7 +12,7 @@ from pipelines.launchers import Launcher, LocalLauncher
 from pipelines.ledger import Ledger
 from pipelines.lookup import Lookup
 from pipelines.plan import Plan, make_plan
-from pipelines.recipe import Recipe, load_recipe
+from pipelines.recipe import Profile, Recipe, load_recipe
 from pipelines.spec import StageNode
 from pipelines.workspace import Workspace
 
@@ -68,10 +68,10 @@ def open_session(recipe: str, overrides: Iterable[str] = (), home: str | None = 
     resolved = load_recipe(recipe, overrides)
     nodes = tuple(build_graph(resolved))
     workspace = Workspace.open(home)
-    return Session(resolved, nodes, workspace, Ledger.open(workspace.ledger_url), _launcher(resolved))
+    return Session(resolved, nodes, workspace, Ledger.open(workspace.ledger_url), launcher_of(resolved.active_profile))
 
 
-def _launcher(recipe: Recipe) -> Launcher:
-    """The profile's launcher. A relative lock file stands beside the packages, as in a checkout."""
-    lock_file = recipe.active_profile.lock_file
+def launcher_of(profile: Profile) -> Launcher:
+    """A profile's launcher. A relative lock file stands beside the packages, as in a checkout."""
+    lock_file = profile.lock_file
     return LocalLauncher(None if lock_file is None else str(CODE_ROOT / lock_file))

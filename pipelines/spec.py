@@ -21,7 +21,7 @@ ANY_NAME = "*"
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One declared input. `kind` None takes any kind; `many`: a node names it `name.0`, `name.1`, …
+    """One declared input. `kind` None takes any kind; `many`: a node names it `name.0`, `name.1`, … or `name.LABEL`.
 
     Declared under the name `*`, it admits inputs of any name (the report takes everything by node id).
     """
@@ -39,7 +39,8 @@ class StageSpec:
     - config_model: a FrozenModel; the node's config is an instance of it.
     - numeric: the numerics record (device, world size, …) belongs to the key.
     - distributed: may run with more than one rank (torchrun).
-    - weights: `config -> {asset name: sha256}` of third-party models the stage reads.
+    - weights: `config -> {asset name: sha256}` of packaged third-party models that the stage's config names. Imported
+      ones are inputs of kind `weights`; those that an input names stand at the node (`StageNode.weights`).
     - probe: `(config, locations) -> digest` of mutable things outside (a source folder), torch-free and
       quick; evaluated at plan time, so that a changed folder is seen without running.
     - data_files: globs below the directory that holds our packages (`dataprep/data/*.tsv`); their bytes
@@ -71,7 +72,9 @@ class StageSpec:
 @dataclass(frozen=True)
 class StageNode:
     """A stage in a pipeline. `inputs` maps the stage's input name to (node id, output name); list inputs
-    are `name.0`, `name.1`, … `locations` says where mutable collections lie and is not in the key."""
+    are `name.0`, `name.1`, … `locations` says where mutable collections lie and is not in the key. `weights`:
+    packaged models (asset name -> sha256) that the stage reads because an input says so: the checkpoint's text
+    encoder is known when the graph is built, and its digest belongs to the key of whoever encodes a prompt."""
 
     id: str
     spec: StageSpec
@@ -80,6 +83,7 @@ class StageNode:
     seed: int = 0
     resources: Resources = field(default_factory=lambda: Resources(ranks=1, threads=1, workers=1))
     locations: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def upstream(self) -> list[str]:

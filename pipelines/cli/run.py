@@ -106,7 +106,7 @@ def run(
     pipeline_run = session.new_run(until, deep_verify=verify, on_event=display)
     as_flow = prefect and not made.all_hits  # a plan of cache hits alone starts no server
     try:
-        with _drain_on_signal(pipeline_run, as_flow=as_flow), display:
+        with drain_on_signal(pipeline_run, as_flow=as_flow), display:
             if as_flow:
                 _run_as_flow(session, pipeline_run, display)
             else:
@@ -128,7 +128,7 @@ def _run_as_flow(session: Session, pipeline_run: PipelineRun, display: RunDispla
 
 
 @contextmanager
-def _drain_on_signal(pipeline_run: PipelineRun, *, as_flow: bool) -> Iterator[None]:
+def drain_on_signal(pipeline_run: PipelineRun, *, as_flow: bool) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM saves state and stops; the second ends at once.
 
     Without Prefect the second Ctrl-C is an exception that cancels the stage. In a flow stages run in threads,

@@ -94,6 +94,5 @@ def probe_value(node: StageNode) -> str | None:
 
 
 def _weights(node: StageNode) -> dict[str, str]:
-    if node.spec.weights is None:
-        return {}
-    return {str(name): str(digest) for name, digest in load_function(node.spec.weights)(node.config).items()}
+    named = {} if node.spec.weights is None else load_function(node.spec.weights)(node.config)
+    return {str(name): str(digest) for name, digest in {**named, **node.weights}.items()}

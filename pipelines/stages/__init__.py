@@ -4,7 +4,11 @@ never import them."""
 from __future__ import annotations
 
 from m4v.core.artifacts import ArtifactKind as Kind
+from m4v.core.stage import WEIGHTS_INPUT
 from pipelines.spec import ANY_NAME, InputSpec, StageSpec
+
+# Inputs `weights.NAME`, exactly those that the node's codec, text encoder or start name in the recipe.
+_IMPORTED = {WEIGHTS_INPUT: InputSpec(Kind.WEIGHTS, many=True, optional=True)}
 
 SOURCE = StageSpec(
     name="source",
@@ -13,6 +17,15 @@ SOURCE = StageSpec(
     config_model="dataprep.sources.config:SourceConfig",
     outputs={"source": Kind.SOURCE},
     probe="dataprep.sources:probe",
+)
+WEIGHTS = StageSpec(
+    name="weights",
+    version=1,
+    function="m4v.weights.stage:run",
+    config_model="m4v.weights.config:WeightsConfig",
+    outputs={"weights": Kind.WEIGHTS},
+    probe="m4v.weights.source:probe",
+    data_files=("m4v/weights/catalogue.json",),
 )
 CURATE = StageSpec(
     name="curate",
@@ -28,7 +41,7 @@ ENCODE = StageSpec(
     version=1,
     function="dataprep.stages.encode:run",
     config_model="dataprep.encode_config:EncodeConfig",
-    inputs={"clips": InputSpec(Kind.CLIPS), "source": InputSpec(Kind.SOURCE, many=True)},
+    inputs={"clips": InputSpec(Kind.CLIPS), "source": InputSpec(Kind.SOURCE, many=True), **_IMPORTED},
     outputs={"dataset": Kind.DATASET},
     numeric=True,
     weights="dataprep.encode_config:weights_of",
@@ -38,6 +51,7 @@ INIT = StageSpec(
     version=1,
     function="training.stages.init:run",
     config_model="training.config:InitConfig",
+    inputs=_IMPORTED,
     outputs={"checkpoint": Kind.CHECKPOINT},
     numeric=True,
 )
@@ -56,7 +70,7 @@ REWARD = StageSpec(
     version=1,
     function="training.stages.reward:run",
     config_model="training.config:RewardConfig",
-    inputs={"dataset": InputSpec(Kind.DATASET), "checkpoint": InputSpec(Kind.CHECKPOINT)},
+    inputs={"dataset": InputSpec(Kind.DATASET), "checkpoint": InputSpec(Kind.CHECKPOINT), **_IMPORTED},
     outputs={"checkpoint": Kind.CHECKPOINT},
     numeric=True,
     distributed=True,
@@ -68,7 +82,7 @@ GENERATE = StageSpec(
     version=1,
     function="eval.stages.generate:run",
     config_model="eval.config:GenerateConfig",
-    inputs={"checkpoint": InputSpec(Kind.CHECKPOINT)},
+    inputs={"checkpoint": InputSpec(Kind.CHECKPOINT), **_IMPORTED},
     outputs={"samples": Kind.SAMPLES},
     numeric=True,
 )
@@ -77,7 +91,7 @@ EVALUATE = StageSpec(
     version=1,
     function="eval.stages.evaluate:run",
     config_model="eval.config:EvaluateConfig",
-    inputs={"samples": InputSpec(Kind.SAMPLES)},
+    inputs={"samples": InputSpec(Kind.SAMPLES), **_IMPORTED},
     outputs={"scores": Kind.SCORES},
     weights="eval.config:weights_of",
     data_files=("m4v/scores/imagenet_names.txt",),
@@ -100,4 +114,4 @@ REPORT = StageSpec(
     data_files=("pipelines/web/templates/**/*", "pipelines/web/static/**/*"),
 )
 
-ALL = (SOURCE, CURATE, ENCODE, INIT, TRAIN, REWARD, GENERATE, EVALUATE, GATE, REPORT)
+ALL = (SOURCE, WEIGHTS, CURATE, ENCODE, INIT, TRAIN, REWARD, GENERATE, EVALUATE, GATE, REPORT)
