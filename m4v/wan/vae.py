@@ -33,16 +33,13 @@ class WanVae:
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """(t, h, w) of a clip. Raises InputError for a size that has no latents or no whole tokens."""
         step = 2 * self.space_stride  # a token is two latent places wide
-        if frames < 1 or (frames - 1) % self.time_stride:
-            near = max(frames - 1, 0) // self.time_stride * self.time_stride + 1
-            raise InputError(
-                f"a clip needs {self.time_stride} k + 1 frames",
-                value=frames,
-                next_step=f"take {near} frame{'s' if near > 1 else ''}",
-            )
+        stride = self.time_stride
+        if frames < 1 or (frames - 1) % stride:
+            near = max(frames - 1, 0) // stride * stride + 1
+            raise InputError(f"a clip needs {stride} k + 1 frames", value=frames, next_step=f"ask for {near}")
         if height < step or width < step or height % step or width % step:
             raise InputError(f"height and width must be multiples of {step}", value=f"{height} x {width}")
-        return (frames - 1) // self.time_stride + 1, height // self.space_stride, width // self.space_stride
+        return (frames - 1) // stride + 1, height // self.space_stride, width // self.space_stride
 
     @torch.no_grad()
     def encode(self, frames: Frames) -> Tensor:

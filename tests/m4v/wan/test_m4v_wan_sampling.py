@@ -87,9 +87,9 @@ def test_euler_goes_straight_down_the_shifted_levels() -> None:
 
 def test_unipc_levels_follow_the_shift() -> None:
     sigmas = make_scheduler(WanSamplerConfig(steps=3, shift=3.0)).sigmas
-    # diffusers' UniPC begins one training step short of pure noise and takes even steps from there.
-    expected = [shifted(0.999 * part / 3, 3.0) for part in (3, 2, 1, 0)]
-    torch.testing.assert_close(sigmas, torch.tensor(expected), atol=1e-6, rtol=0)
+    # diffusers' UniPC takes even steps towards the last training step and ends with none.
+    expected = [*(shifted(1 - 0.999 * part / 3, 3.0) for part in range(3)), 0.0]
+    torch.testing.assert_close(sigmas, torch.tensor(expected), atol=2e-6, rtol=0)
 
 
 def test_a_sample_depends_on_its_seed_alone() -> None:
@@ -167,7 +167,7 @@ def test_encoding_is_diffusers_mean_normalised() -> None:
 
 @pytest.mark.parametrize(
     ("size", "words"),
-    [((6, 32, 32), "take 5 frames"), ((5, 40, 32), "multiples of 16"), ((0, 32, 32), "take 1 frames")],
+    [((6, 32, 32), "ask for 5"), ((5, 40, 32), "multiples of 16"), ((0, 32, 32), "ask for 1")],
 )
 def test_sizes_without_latents_are_refused(size: tuple[int, int, int], words: str) -> None:
     with pytest.raises(InputError, match=words):
