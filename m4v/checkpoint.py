@@ -1,6 +1,10 @@
-"""Checkpoint folders: `model.safetensors` (fp32, consolidated), optional `ema.safetensors`, `config.json`.
+"""Checkpoint folders: `model.safetensors` (float32, consolidated), optional `ema.safetensors`, `config.json`.
 
-Only safetensors and JSON are read, so nothing in a checkpoint can be executed.
+Only safetensors and JSON are read, and a folder with a pickle in it is refused: nothing in a checkpoint can be
+executed. In Python (`directory.joinpath` or an artifact's `path` finds the files):
+
+    model, config = load_checkpoint(Path("checkpoint").joinpath)
+    export_checkpoint(Path("checkpoint").joinpath, Path("exported"), dtype=torch.bfloat16)
 """
 
 from __future__ import annotations
@@ -11,19 +15,28 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from m4v.config import CheckpointConfig
-from m4v.core.errors import DataIntegrityError
+from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.storage import write_atomic
+from m4v.model.mamba import FLOAT32_PARAMETERS
 from m4v.model.transformer import M4VTransformer
 
 MODEL, EMA, CONFIG = "model.safetensors", "ema.safetensors", "config.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+DTYPES = (torch.float32, torch.bfloat16)
+_PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _SHOWN = 5  # keys named in a message
+Shape = tuple[int, ...]
 
-__all__ = ["CONFIG", "EMA", "MODEL", "CheckpointConfig", "load_checkpoint", "read_config", "save_checkpoint"]
+__all__ = [
+    "CONFIG", "EMA", "MODEL", "CheckpointConfig", "export_checkpoint", "load_checkpoint", "read_config",
+    "save_checkpoint",
+]  # fmt: skip
 
 
 def save_checkpoint(
@@ -35,25 +48,60 @@ def save_checkpoint(
     """Write a checkpoint; `config.ema` is set from `ema`. Raises DataIntegrityError if the weights do not fit."""
     config = config.model_copy(update={"ema": ema is not None})
     expected = _expected(config)
-    _compare(state_dict, expected, f"weights for {MODEL}")
+    _compare(_shapes(state_dict), expected, f"weights for {MODEL}")
     _write_weights(directory / MODEL, state_dict)
     if ema is not None:
-        _compare(ema, expected, f"weights for {EMA}")
+        _compare(_shapes(ema), expected, f"weights for {EMA}")
         _write_weights(directory / EMA, ema)
-    text = json.dumps(config.canonical(), indent=1, sort_keys=True)
-    write_atomic(directory / CONFIG, text.encode())
+    _write_config(directory, config)
 
 
-def _write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    # Sorted, contiguous and own memory: equal weights give equal bytes.
-    plain = {key: state[key].detach().to("cpu", torch.float32).contiguous() for key in sorted(state)}
-    write_atomic(path, save(plain))
+def load_checkpoint(
+    path_of: Callable[[str], Path], ema: bool = True, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[M4VTransformer, CheckpointConfig]:
+    """The model of a checkpoint whose files `path_of` finds (`Artifact.path`, or `directory.joinpath`).
+
+    Takes the EMA weights when there are some and `ema` is true; whatever type they are stored in, the parameters
+    get `dtype`, those of the state-space recurrence at least float32. Raises DataIntegrityError naming a missing,
+    unknown or misshapen tensor, a missing or broken file, or a pickle; InputError for another dtype.
+    """
+    _check_dtype(dtype)
+    config, _, state = _read(path_of, ema)
+    with torch.device("meta"):
+        model = M4VTransformer(config.model)
+    model.load_state_dict(state, assign=True)
+    return model.cast(dtype).to(device), config
+
+
+def export_checkpoint(
+    path_of: Callable[[str], Path],
+    directory: Path,
+    ema: bool | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write one set of a checkpoint's weights to a new folder: `model.safetensors` and `config.json`.
+
+    The result is a checkpoint again. `ema` true takes the averaged weights, false the raw ones, None the averaged
+    ones if there are some; the file's metadata says which (`weights`: `ema` or `raw`). In bfloat16 the parameters
+    of the state-space recurrence (A_log, dt_bias, D) stay float32. Raises InputError for averaged weights that
+    do not exist, a folder that is not empty, or another dtype; DataIntegrityError as `load_checkpoint`.
+    """
+    _check_dtype(dtype)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError("export needs a new or empty folder", value=str(directory))
+    if ema and not read_config(path_of(CONFIG)).ema:
+        raise InputError(
+            "checkpoint has no averaged weights", where=str(path_of(CONFIG)), next_step="export the raw ones: ema=False"
+        )
+    config, name, state = _read(path_of, ema is not False)
+    _write_weights(directory / MODEL, state, dtype, {"weights": "ema" if name == EMA else "raw"})
+    _write_config(directory, config.model_copy(update={"ema": False}))
 
 
 def read_config(path: Path) -> CheckpointConfig:
-    """Parse a `config.json`; raises DataIntegrityError naming the first wrong key."""
+    """Parse a `config.json`; raises DataIntegrityError if it is missing, or naming the first wrong key."""
     try:
-        return CheckpointConfig.model_validate_json(path.read_bytes())
+        return CheckpointConfig.model_validate_json(_existing(path).read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "(root)"
@@ -62,61 +110,109 @@ def read_config(path: Path) -> CheckpointConfig:
         ) from None
 
 
-def load_checkpoint(
-    path_of: Callable[[str], Path], ema: bool = True, device: str = "cpu"
-) -> tuple[M4VTransformer, CheckpointConfig]:
-    """The model of a checkpoint whose files `path_of` finds (`Artifact.path`, or `directory.joinpath`).
-
-    Takes the EMA weights when there are some and `ema` is true. Raises DataIntegrityError naming a missing,
-    unknown or misshapen tensor, or a file that is truncated or not safetensors.
-    """
-    config = read_config(path_of(CONFIG))
-    path = path_of(EMA if ema and config.ema else MODEL)
-    state = _read_weights(path)
-    _compare(state, _expected(config), str(path))
-    with torch.device("meta"):
-        model = M4VTransformer(config.model)
-    model.load_state_dict(state, assign=True)
-    return model.to(device), config
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        raise InputError("weights are float32 or bfloat16", value=str(dtype))
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read(path_of: Callable[[str], Path], ema: bool) -> tuple[CheckpointConfig, str, dict[str, Tensor]]:
+    """Configuration, the name of the weights' file, and the weights, which fit the configuration."""
+    path = path_of(CONFIG)
+    _refuse_pickles(path.parent)
+    config = read_config(path)
+    name = EMA if ema and config.ema else MODEL
+    return config, name, _read_weights(path_of(name), _expected(config))
+
+
+def _refuse_pickles(directory: Path) -> None:
+    names = sorted(p.name for p in directory.iterdir()) if directory.is_dir() else []
+    if found := [name for name in names if name.endswith(PICKLES)]:
+        raise DataIntegrityError(
+            "checkpoint folder holds a pickled file, which could run code when read",
+            value=found[0],
+            where=str(directory),
+            next_step=f"take weights in safetensors format ({MODEL}) and remove the pickled file",
+        )
+
+
+def _read_weights(path: Path, expected: Mapping[str, Shape]) -> dict[str, Tensor]:
+    """Tensors of a file whose names, shapes and types fit; these are compared before any tensor is read."""
+    try:
+        with safe_open(_existing(path), framework="pt") as file:
+            headers = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            _compare({key: tuple(header.get_shape()) for key, header in headers.items()}, expected, str(path))
+            types = {key: header.get_dtype() for key, header in headers.items()}
+            if wrong := [f"{key}: {kind}" for key, kind in sorted(types.items()) if kind not in _FLOATS]:
+                raise DataIntegrityError("tensors are no floating-point numbers", value=wrong[:_SHOWN], where=str(path))
+            return {key: file.get_tensor(key) for key in headers}
+    except SafetensorError as error:
+        raise _unreadable(path, " ".join(str(error).split())) from None
+
+
+def _unreadable(path: Path, reason: str) -> DataIntegrityError:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(_PICKLE_STARTS):
+        return DataIntegrityError(
+            "weights are a pickled file, which could run code when read, and not in safetensors format",
+            where=str(path),
+            next_step="take them in safetensors format",
+        )
+    return DataIntegrityError(
+        f"weights are truncated or not in safetensors format ({reason})",
+        where=str(path),
+        next_step="m4v artifacts verify, or import the weights again",
+    )
+
+
+def _existing(path: Path) -> Path:
     if not path.is_file():
         raise DataIntegrityError("checkpoint has no such file", value=path.name, where=str(path.parent))
-    try:
-        state: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise DataIntegrityError(
-            f"weights are truncated or not in safetensors format ({error})",
-            where=str(path),
-            next_step="m4v artifacts verify, or import the weights again",
-        ) from None
-    return state
+    return path
 
 
-def _expected(config: CheckpointConfig) -> dict[str, tuple[int, ...]]:
+def _write_weights(
+    path: Path, state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, facts: dict[str, str] | None = None
+) -> None:
+    # Sorted, contiguous and own memory: equal weights give equal bytes (so `facts` has one entry at most, too).
+    plain = {key: state[key].detach().to("cpu", _stored(key, dtype)).contiguous() for key in sorted(state)}
+    write_atomic(path, save(plain, metadata=facts))
+
+
+def _stored(key: str, dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if key.rpartition(".")[2] in FLOAT32_PARAMETERS else dtype
+
+
+def _write_config(directory: Path, config: CheckpointConfig) -> None:
+    text = json.dumps(config.canonical(), indent=1, sort_keys=True)
+    write_atomic(directory / CONFIG, text.encode())
+
+
+def _expected(config: CheckpointConfig) -> dict[str, Shape]:
     with torch.device("meta"):
         model = M4VTransformer(config.model)
-    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    return _shapes(model.state_dict())
 
 
-def _compare(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def _compare(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], where: str) -> None:
     """Raise DataIntegrityError on the first kind of difference, naming a few keys."""
-    hint = "check the model section of config.json"
-    if missing := sorted(set(expected) - set(state)):
-        raise DataIntegrityError(
-            f"{len(missing)} tensors are missing", value=missing[:_SHOWN], where=where, next_step=hint
-        )
-    if unknown := sorted(set(state) - set(expected)):
-        raise DataIntegrityError(
-            f"{len(unknown)} tensors are not part of this model", value=unknown[:_SHOWN], where=where, next_step=hint
-        )
+    missing, unknown = sorted(set(expected) - set(shapes)), sorted(set(shapes) - set(expected))
     wrong = [
-        f"{key}: {tuple(value.shape)}, expected {expected[key]}"
-        for key, value in sorted(state.items())
-        if tuple(value.shape) != expected[key]
+        f"{key}: {shape}, expected {expected[key]}"
+        for key, shape in sorted(shapes.items())
+        if key in expected and shape != expected[key]
     ]
-    if wrong:
-        raise DataIntegrityError(
-            f"{len(wrong)} tensors have another shape", value=wrong[:_SHOWN], where=where, next_step=hint
-        )
+    for found, what in (
+        (missing, "tensors are missing"),
+        (unknown, "tensors are not part of this model"),
+        (wrong, "tensors have another shape"),
+    ):
+        if found:
+            raise DataIntegrityError(
+                f"{len(found)} {what}", value=found[:_SHOWN], where=where,
+                next_step="check the model section of config.json",
+            )  # fmt: skip

@@ -11,8 +11,8 @@ from m4v.core.errors import ExitClass
 from pipelines.cli.main import main
 
 ROW = {
-    "name", "params", "params_b", "paper_params_b", "tflops_121", "tflops_241", "paper_121", "paper_241", "residual_121",
-    "residual_241", "counted_121", "counted_241", "forward_121", "forward_241",
+    "name", "params", "params_b", "paper_params_b", "tflops_121", "tflops_241", "paper_121", "paper_241",
+    "residual_121", "residual_241", "counted_121", "counted_241", "forward_121", "forward_241",
 }  # fmt: skip
 FORWARD = {"frames", "stage", "tokens", "tflops", "counted", "forward"}
 M4v = Callable[..., tuple[int, str, str]]
