@@ -72,9 +72,7 @@ class CausalVideoVae(nn.Module):
         """
         _check_latents(latents, window, tile)
         if not 0 <= context < latents.shape[2]:
-            raise ValueError(
-                f"context must be 0 to {latents.shape[2] - 1} of the {latents.shape[2]} latents: {context}"
-            )
+            raise ValueError(f"context must leave at least one of {latents.shape[2]} latents, not {context}")
 
         def run(piece: Tensor, _: int) -> Tensor:
             cache = FrameCache()
