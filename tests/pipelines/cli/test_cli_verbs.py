@@ -31,11 +31,11 @@ FROZEN = {
 }  # fmt: skip
 SHIPPED = {
     "demo", "plan", "run", "deploy", "doctor", "runs list", "runs show", "runs logs", "artifacts list",
-    "artifacts show", "artifacts verify", "lineage up", "lineage down", "ledger verify", "ledger backup",
+    "artifacts show", "artifacts verify", "lineage up", "lineage down", "ledger verify", "ledger backup", "flops",
 }  # fmt: skip
 READS = (
     "plan", "doctor", "runs list", "runs show", "artifacts list", "artifacts show", "artifacts verify", "lineage up",
-    "lineage down", "ledger verify",
+    "lineage down", "ledger verify", "flops",
 )  # fmt: skip
 PLAN_CPU_S = 2.0
 
