@@ -107,7 +107,7 @@ def _recorded(name: str, given: Mapping[str, Path], ema: bool) -> FoundCheckpoin
         cache = Path(os.environ.get("M4V_CACHE", workspace.home / "cache"))
         artifact = Artifact(row.uri, row.artifact_id, ArtifactKind.CHECKPOINT, cache)
         config = _config(artifact.path(CONFIG))
-        missing = set(weights_names(config)) - set(given)
+        missing = set(needed_names(config)) - set(given)
         made_with = {name: _weights(ledger, config.weights[name], cache) for name in missing & set(config.weights)}
     folders = {**{n: a.folder() for n, a in made_with.items()}, **given}
     used = _needed(config, folders, "import them, or give --weights")
@@ -140,14 +140,14 @@ def _weights(ledger: Ledger, artifact_id: str, cache: Path) -> Artifact:
     return Artifact(row.uri, row.artifact_id, ArtifactKind.WEIGHTS, cache)
 
 
-def weights_names(config: CheckpointConfig) -> list[str]:
+def needed_names(config: CheckpointConfig) -> list[str]:
     """Names of the imported weights that codec and text encoder use."""
     named = [section.get("weights") for section in (config.codec, config.text_encoder)]
     return [name for name in named if isinstance(name, str)]
 
 
 def _needed(config: CheckpointConfig, folders: Mapping[str, Path], how: str) -> dict[str, Path]:
-    names = weights_names(config)
+    names = needed_names(config)
     if missing := [name for name in names if name not in folders]:
         raise ConfigError(
             f"the checkpoint's codec or text encoder needs the imported weights {', '.join(missing)}",

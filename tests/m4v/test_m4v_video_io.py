@@ -1,7 +1,10 @@
 """`m4v.video_io`: equal bytes on every run, true rates and colours, clear refusals."""
 
+import itertools
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 
 from m4v.core.canonical import digest_bytes
 from m4v.core.errors import DataIntegrityError, InputError
-from m4v.video_io import encode_mp4, rational_fps, read_mp4, write_mp4
+from m4v.video_io import encode_mp4, rational_fps, read_mp4, stream_mp4, write_mp4
 
 COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 255, 255], [0, 0, 0]], np.uint8)
 
@@ -103,3 +106,43 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
     with pytest.raises(DataIntegrityError):
         read_mp4(tmp_path / "cut.mp4")
+
+
+@pytest.mark.parametrize("sizes", [(9,), (1, 8), (1, 1, 3, 4), (1,) * 9])
+def test_frames_in_pieces_give_the_same_bytes(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    video, edges = clip(), np.cumsum((0, *sizes))
+    pieces = [video[a:b] for a, b in itertools.pairwise(edges)]
+    assert stream_mp4(tmp_path / "a.mp4", iter(pieces), 24) == 9
+    assert (tmp_path / "a.mp4").read_bytes() == encode_mp4(video, 24)
+
+
+def test_pieces_are_taken_one_by_one_and_let_go(tmp_path: Path) -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def pieces() -> Iterator[np.ndarray]:
+        nonlocal most
+        for _ in range(12):
+            piece = clip(frames=8)
+            alive.append(weakref.ref(piece))
+            most = max(most, sum(r() is not None for r in alive))
+            yield piece
+
+    stream_mp4(tmp_path / "a.mp4", pieces(), 24)
+    assert most <= 2
+
+
+def test_a_stream_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    def broken() -> Iterator[np.ndarray]:
+        yield clip(frames=8)
+        raise RuntimeError("model broke")
+
+    (tmp_path / "a.mp4").write_bytes(b"before")
+    with pytest.raises(RuntimeError, match="model broke"):
+        stream_mp4(tmp_path / "a.mp4", broken(), 24)
+    with pytest.raises(InputError, match="at least one frame"):
+        stream_mp4(tmp_path / "a.mp4", [], 24)
+    with pytest.raises(InputError, match="32x96 cannot go on with other frames: '32x48'"):
+        stream_mp4(tmp_path / "a.mp4", [clip(), clip(width=48)], 24)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+    assert (tmp_path / "a.mp4").read_bytes() == b"before"

@@ -1,5 +1,7 @@
 """The autoregressive sampler with models whose right answer is known."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +10,9 @@ from torch import Tensor
 
 from m4v.config import SamplerConfig, ScheduleConfig
 from m4v.core.errors import ConfigError
+from m4v.flow.guidance import guidance_at
 from m4v.flow.latents import denormalise, normalise
-from m4v.flow.sampler import generate, guidance_at
+from m4v.flow.sampler import generate, stream
 from m4v.flow.schedule import PyramidSchedule
 
 SCHEDULE = PyramidSchedule(ScheduleConfig())
@@ -103,3 +106,38 @@ def test_steps_for_another_number_of_stages_are_refused() -> None:
         generate(Anything(), SCHEDULE, config, text(1), text(1), (1, 8, 16), [0], channels=4)
     with pytest.raises(ValueError, match="one positive count per stage"):
         SamplerConfig(steps_first=(2, 2, 0))
+
+
+def test_frames_are_let_go_as_they_are_passed_on() -> None:
+    """Of the tensors at full size only the newest frame's live on, however long the video is."""
+    living = {}
+    for frames in (4, 12):
+        passed: list[weakref.ref[Tensor]] = []
+        for latent in stream(Anything(), SCHEDULE, QUICK, text(1, 1.0), text(1), (frames, 8, 16), [7], channels=5):
+            passed.append(weakref.ref(latent))
+            if len(passed) == frames:
+                gc.collect()
+                full = sum(type(o) is Tensor and o.shape == latent.shape for o in gc.get_objects())
+                living[frames] = (sum(r() is not None for r in passed), full)
+    assert living[4] == living[12]
+    assert living[12][0] == 1
+
+
+def test_streamed_frames_are_those_of_generate() -> None:
+    parts = stream(Anything(), SCHEDULE, QUICK, text(1, 1.0), text(1), (5, 8, 16), [7], channels=4)
+    assert torch.equal(torch.cat(list(parts), dim=2), run(Anything(), [7], frames=5))
+
+
+def test_low_precision_is_the_models_alone() -> None:
+    """The model sees its own type; the steps are summed in float32."""
+    seen = set()
+
+    def model(columns, timesteps, embedding, mask, pooled, stages):  # type: ignore[no-untyped-def]
+        seen.update(c.dtype for c in columns[0])
+        return [torch.ones_like(columns[0][-1])]
+
+    rows = text(1)
+    half = SimpleNamespace(embedding=rows.embedding.bfloat16(), mask=rows.mask, pooled=rows.pooled.bfloat16())
+    found = generate(model, SCHEDULE, QUICK, half, half, (2, 8, 16), [0], channels=4)
+    assert seen == {torch.bfloat16}
+    assert found.dtype == torch.float32
