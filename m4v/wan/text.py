@@ -1,0 +1,97 @@
+"""UMT5, Wan's text encoder, through transformers, from a local folder alone."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m4v.core.canonical import digest_file, digest_json
+from m4v.core.errors import DataIntegrityError, InputError
+from m4v.text.interface import TextFeatures
+from m4v.text.threads import one_thread
+
+ALGORITHM = 1  # raise it when the same weights come to mean other features
+SLOTS = 512  # what Wan was trained with
+_MODEL, _TOKENS = "text_encoder", ("tokenizer", "google/umt5-xxl")
+
+
+class Umt5:
+    """`TextEncoder`. Embedding: UMT5's last hidden states of `slots` tokens, zero at pads; `pooled` has no columns.
+
+    Each text goes through the network alone, so the texts beside it cannot change its features.
+    """
+
+    def __init__(self, folder: Path, model: Any, tokenizer: Any, slots: int) -> None:
+        self._folder, self._model, self._tokenizer, self._slots = folder, model, tokenizer, slots
+
+    @cached_property
+    def digest(self) -> str:
+        """Reads every file of the encoder once."""
+        files = sorted(path for path in self._folder.rglob("*") if path.is_file() and _is_part(path, self._folder))
+        sums = {str(path.relative_to(self._folder)): digest_file(path) for path in files}
+        identity = {"kind": "umt5", "algorithm": ALGORITHM, "slots": self._slots, "dtype": str(self._model.dtype)}
+        return digest_json({**identity, "weights": sums})
+
+    def encode(self, texts: Sequence[str]) -> TextFeatures:
+        """Features of `texts`; the empty string gives the null text of classifier-free guidance."""
+        if not texts:
+            raise ValueError("no text to encode")
+        with one_thread(), torch.no_grad():
+            return TextFeatures.cat([self._one(cleaned(text)) for text in texts])
+
+    def _one(self, text: str) -> TextFeatures:
+        found = self._tokenizer(
+            text, padding="max_length", max_length=self._slots, truncation=True, return_tensors="pt"
+        )
+        ids, mask = (u.to(self._model.device) for u in (found.input_ids, found.attention_mask))
+        hidden: Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+        real = mask.bool()
+        embedding = torch.where(real[..., None], hidden.float(), 0.0)
+        return TextFeatures(embedding.cpu(), real.cpu(), torch.zeros(1, 0))
+
+
+def cleaned(text: str) -> str:
+    """The prompt as Wan's own code hands it on: entities of HTML resolved, white space collapsed.
+
+    Wan also repairs wrongly decoded characters with a library that is not used here.
+    """
+    return " ".join(html.unescape(html.unescape(text)).split())
+
+
+def open_umt5(folder: Path, slots: int = SLOTS, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> Umt5:
+    """The encoder of a folder with `text_encoder` and `tokenizer`, as diffusers' Wan folders have them.
+
+    Raises InputError when either is not there, DataIntegrityError when files are damaged or lack tensors.
+    """
+    from transformers import AutoTokenizer, UMT5EncoderModel
+    from transformers.utils import logging
+
+    tokens = next((folder / name for name in _TOKENS if (folder / name).is_dir()), None)
+    if tokens is None or not (folder / _MODEL / "config.json").is_file():
+        needs = f"{_MODEL} with a config.json, and {_TOKENS[0]}"
+        raise InputError("folder has no UMT5 text encoder", value=str(folder), next_step=f"it needs {needs}")
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokens, local_files_only=True)
+        model, report = UMT5EncoderModel.from_pretrained(
+            folder / _MODEL, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # the library raises what its parts raise: OSError, ValueError, SafetensorError, …
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise DataIntegrityError(
+            f"text encoder cannot be read: {type(error).__name__}: {reason}", where=str(folder)
+        ) from error
+    # The library would start these at random and only warn.
+    if lacking := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
+        raise DataIntegrityError("text encoder lacks tensors", value=lacking[:5], where=str(folder / _MODEL))
+    return Umt5(folder, model.eval().requires_grad_(False).to(device), tokenizer, slots)
+
+
+def _is_part(path: Path, folder: Path) -> bool:
+    return path.relative_to(folder).as_posix().startswith((f"{_MODEL}/", *(f"{name}/" for name in _TOKENS)))
