@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 BLOCK = 128  # tokens per block
 FLEX_FROM = 1024  # tokens; below, `auto` takes the dense mask, which is small and needs no compilation
 LEAST_HEAD = 16  # channels
-COMPILED_SHAPES = 256  # recompilations allowed before a new shape is an error
 
 Grid = NDArray[np.bool_]
 
@@ -80,16 +79,18 @@ def with_owners(static: BlockMask, owner: Tensor, time: Tensor) -> BlockMask:
 
 
 @lru_cache
-def _compiled() -> Any:
-    from torch._dynamo import config
+def _attention(compiled: bool) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    config.recompile_limit = max(config.recompile_limit, COMPILED_SHAPES)
-    # With fullgraph a shape too many is an error: without, it would run uncompiled, on the whole square of scores.
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    if not compiled:
+        return flex_attention
+    # One compilation serves all lengths (two: one row and several). With fullgraph an unforeseen kind of input is
+    # an error: without, it would run uncompiled, on the whole square of scores.
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
-def attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """Attention under `mask`; q, k, v (b, L, H, size) -> (b, L, H size)."""
-    out: Tensor = _compiled()(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), block_mask=mask)
+def attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, *, compiled: bool = True) -> Tensor:
+    """Attention under `mask`; q, k, v (b, L, H, size) -> (b, L, H size). Uncompiled it works on any device and
+    computes the whole square."""
+    out: Tensor = _attention(compiled)(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), block_mask=mask)
     return out.transpose(1, 2).flatten(2)

@@ -17,8 +17,8 @@ import torch
 from m4v.core.errors import ConfigError
 from m4v.kernels.selection import CONVOLUTION, MAMBA, SCAN_VARIABLE
 
-# Triton's variable for keeping the fastest block sizes on disk.
-_KEEP_TUNING = "TRITON_CACHE_AUTOTUNING"
+_KEEP_TUNING = "TRITON_CACHE_AUTOTUNING"  # Triton: the fastest block sizes are kept on disk
+_FIXED = "MAMBA_DETERMINISTIC"  # mamba-ssm: fixed block sizes and no atomics, as torch's deterministic mode
 
 
 @lru_cache
@@ -29,7 +29,7 @@ def ssd_kernel() -> Callable[..., Any]:
     library takes fixed ones; else the fastest are kept on disk, so that a restart takes the same.
     The mode counts at the first call: the library reads it when it is imported.
     """
-    if not torch.are_deterministic_algorithms_enabled():
+    if not (torch.are_deterministic_algorithms_enabled() or os.environ.get(_FIXED, "").startswith("1")):
         os.environ.setdefault(_KEEP_TUNING, "1")
     return _opaque(_load("mamba_ssm.ops.triton.ssd_combined", MAMBA).mamba_chunk_scan_combined)
 

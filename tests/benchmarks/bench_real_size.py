@@ -1,0 +1,228 @@
+"""Real-size models on one GPU at 768p: `python tests/benchmarks/bench_real_size.py [--generate OUT.mp4]`.
+
+Times and peak memory of the last unit of 57, 121 and 241 frames, forward and forward with backward, bfloat16,
+one sample: each pyramid stage alone and all three as columns of one row. Weights are random, none is zero.
+Every case must give a finite loss and finite gradients. `recompute` counts blocks of each kind whose
+activations are recomputed in backward: all where the rest does not fit into memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from m4v.config import ModelConfig, SamplerConfig, ScheduleConfig
+from m4v.flow.packing import history_shape
+from m4v.kernels import kernel_set, use_kernels
+from m4v.model import M4VTransformer
+
+FRAMES = (57, 121, 241)
+HEIGHT, WIDTH = 96, 160  # latent places at 768 x 1280
+VARIANTS = {
+    "attention": (ModelConfig(mixer="attention"), "flex"),
+    "attention, dense mask": (ModelConfig(mixer="attention"), "dense"),
+    "M4V": (ModelConfig(), "flex"),
+}
+GIB = 2**30
+HEADER = ("variant", "frames", "stage", "tokens", "fwd ms", "fwd+bwd ms", "peak GiB", "recompute", "loss")
+
+
+class Case(NamedTuple):
+    """Stages of the columns of one row, and the number of pixel frames."""
+
+    stages: list[int]
+    frames: int
+
+    @property
+    def unit(self) -> int:
+        return (self.frames - 1) // 8 + 1
+
+    @property
+    def name(self) -> str:
+        return "all three" if len(self.stages) > 1 else ("low", "mid", "high")[self.stages[0]]
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> M4VTransformer:
+    """bfloat16 on the GPU; matrices normal(0.02), what scales near one, decays and steps in Mamba's ranges."""
+    with torch.device("meta"):
+        model = M4VTransformer(config)
+    model.cast(torch.bfloat16).to_empty(device="cuda")
+    generator = torch.Generator("cuda").manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            leaf = name.rpartition(".")[2]
+            parameter.normal_(0, 0.02, generator=generator)
+            if leaf == "A_log":
+                parameter.uniform_(0, 2.77, generator=generator)
+            elif leaf == "dt_bias":
+                parameter.uniform_(-6.9, -2.2, generator=generator)
+            elif leaf in ("D", "scale") or (leaf == "weight" and parameter.dim() == 1):
+                parameter.add_(1)
+    return model
+
+
+def inputs_of(config: ModelConfig, case: Case) -> dict[str, object]:
+    generator = torch.Generator("cuda").manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device="cuda").bfloat16()
+
+    def clips(stage: int) -> list[Tensor]:
+        sizes = [*history_shape(stage, case.unit), (stage, 1)]
+        return [normal(1, 16, n, HEIGHT >> (2 - s), WIDTH >> (2 - s)) for s, n in sizes]
+
+    rows, slots = len(case.stages), config.text_slots
+    return {
+        "columns": [clips(stage) for stage in case.stages],
+        "timesteps": torch.full((rows,), 500.0, device="cuda"),
+        "text": normal(rows, slots, config.text_dim),
+        "text_mask": (torch.arange(slots) < 77).expand(rows, -1).cuda(),
+        "pooled": normal(rows, config.pooled_dim),
+        "stages": case.stages,
+    }
+
+
+def loss_of(model: M4VTransformer, inputs: dict[str, object]) -> Tensor:
+    """Mean squared error against noise, as in training."""
+    generator, outs = torch.Generator("cuda").manual_seed(2), model(**inputs)  # type: ignore[arg-type]
+    errors = [(o.float() - torch.randn(o.shape, generator=generator, device="cuda")).square().mean() for o in outs]
+    return torch.stack(errors).mean()
+
+
+def milliseconds(call: Callable[[], object], repeats: int) -> float:
+    """Median over `repeats` calls after one that is not counted."""
+    call()
+    found = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        found.append(begin.elapsed_time(end))
+    return statistics.median(found)
+
+
+def measure(model: M4VTransformer, case: Case, repeats: int) -> dict[str, object]:
+    inputs = inputs_of(model.config, case)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+
+    with torch.no_grad():
+        loss = float(loss_of(model, inputs))
+        forward = milliseconds(lambda: model(**inputs), repeats)  # type: ignore[arg-type]
+    torch.cuda.reset_peak_memory_stats()
+    both = milliseconds(step, repeats)
+    finite = all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    if not (torch.tensor(loss).isfinite() and finite) or missing:
+        raise SystemExit(f"loss {loss}, gradients finite: {finite}, without gradient: {missing[:3]}")
+    columns = inputs["columns"]
+    image = sum(c.shape[2] * c.shape[3] * c.shape[4] // 4 for column in columns for c in column)  # type: ignore[attr-defined]
+    return {
+        "tokens": image + model.config.text_slots * len(case.stages), "fwd ms": round(forward, 1),
+        "fwd+bwd ms": round(both, 1), "peak GiB": round(torch.cuda.max_memory_allocated() / GIB, 1),
+        "recompute": model.recompute_blocks, "loss": round(loss, 3),
+    }  # fmt: skip
+
+
+def fitted(model: M4VTransformer, case: Case, repeats: int) -> dict[str, object]:
+    """Without recomputation if that fits, else with all blocks recomputed."""
+    for blocks in (0, max(model.config.double_blocks, model.config.single_blocks)):
+        model.recompute_blocks = blocks
+        try:
+            return measure(model, case, repeats)
+        except torch.OutOfMemoryError:
+            model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+    return dict.fromkeys(HEADER[3:], "out of memory")
+
+
+def rows(names: list[str], frames: list[int], repeats: int) -> Iterator[dict[str, object]]:
+    for name in names:
+        config, attention = VARIANTS[name]
+        model = random_model(config)
+        for count in frames:
+            for stages in ([0], [1], [2], [0, 1, 2]):
+                case = Case(stages, count)
+                with use_kernels(attention=attention):  # type: ignore[arg-type]
+                    yield {"variant": name, "frames": count, "stage": case.name} | fitted(model, case, repeats)
+        del model
+        torch.cuda.empty_cache()
+
+
+def generate(path: Path, latents: int) -> None:
+    """A video from random weights, all the way: sampler with its default steps and guidance, codec, file."""
+    from m4v.codec import open_codec
+    from m4v.codec.config import DctCodecConfig
+    from m4v.flow.sampler import generate as sample
+    from m4v.flow.schedule import PyramidSchedule
+    from m4v.video_io import read_mp4, write_mp4
+
+    class Text(NamedTuple):
+        embedding: Tensor
+        mask: Tensor
+        pooled: Tensor
+
+    config = ModelConfig()
+    model = random_model(config)
+    generator = torch.Generator("cuda").manual_seed(3)
+    size = {"generator": generator, "device": "cuda"}
+    texts = [
+        Text(
+            torch.randn(1, config.text_slots, config.text_dim, **size).bfloat16(),  # type: ignore[call-overload]
+            torch.arange(config.text_slots, device="cuda")[None] < words,
+            torch.randn(1, config.pooled_dim, **size).bfloat16(),  # type: ignore[call-overload]
+        )
+        for words in (20, 45)
+    ]
+    torch.cuda.reset_peak_memory_stats()
+    begin = time.perf_counter()
+    schedule = PyramidSchedule(ScheduleConfig())
+    latent = sample(model, schedule, SamplerConfig(), *texts, (latents, HEIGHT, WIDTH), [0])
+    torch.cuda.synchronize()
+    middle, peak = time.perf_counter(), torch.cuda.max_memory_allocated() / GIB
+    video = open_codec(DctCodecConfig()).decode(latent[0].float().cpu().numpy())
+    write_mp4(path, video, 24)
+    again, _ = read_mp4(path)
+    print(
+        f"generated {latents} latents in {middle - begin:.1f} s, peak {peak:.1f} GiB, latent mean {latent.mean():.3f} "
+        f"std {latent.std():.3f} finite {bool(latent.isfinite().all())}; decoded and written in "
+        f"{time.perf_counter() - middle:.1f} s: {path.stat().st_size} bytes, {again.shape} frames read back"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--variant", action="append", choices=list(VARIANTS))
+    parser.add_argument("--frames", action="append", type=int, choices=FRAMES)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the rows here, too")
+    parser.add_argument("--generate", type=Path, metavar="OUT.mp4", help="generate a video instead of the table")
+    parser.add_argument("--latents", type=int, default=2)
+    arguments = parser.parse_args()
+    print(torch.cuda.get_device_name(), "torch", torch.__version__, kernel_set("cuda"), flush=True)
+    if arguments.generate:
+        generate(arguments.generate, arguments.latents)
+        return
+    print("| " + " | ".join(HEADER) + " |", "| " + " | ".join("---" for _ in HEADER) + " |", sep="\n")
+    found = []
+    for row in rows(arguments.variant or list(VARIANTS), arguments.frames or list(FRAMES), arguments.repeats):
+        found.append(row)
+        print("| " + " | ".join(str(row[key]) for key in HEADER) + " |", flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

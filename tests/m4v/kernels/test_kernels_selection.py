@@ -1,0 +1,119 @@
+"""Which kernels are chosen, what is refused, and how libraries are found; no CUDA device needed."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from m4v.core.errors import ConfigError
+from m4v.kernels import kernel_set, kernel_summary, use_kernels
+from m4v.kernels.libraries import _import_below, convolution_kernel, ssd_kernel
+from m4v.kernels.scan import causal_conv_silu, convolves_fast, selective_scan, ssd_scan, uses_library
+from m4v.kernels.selection import version_of
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the path for packages of this test."""
+    monkeypatch.syspath_prepend(tmp_path)
+    caches = (version_of, ssd_kernel, convolution_kernel)
+    for cached in caches:
+        cached.cache_clear()
+    yield tmp_path
+    for cached in caches:
+        cached.cache_clear()
+
+
+def distribution(folder: Path, name: str, version: str) -> None:
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_plain_torch_on_the_cpu(install: Path) -> None:
+    distribution(install, "mamba-ssm", "9.1")
+    assert kernel_set("cpu") == {"scan": "torch", "convolution": "torch", "attention": "dense"}
+    assert kernel_summary("cpu") == "torch"
+    x = torch.zeros(1, 8, 16, dtype=torch.bfloat16)
+    with use_kernels(scan="mamba_ssm", attention="flex"):
+        assert not uses_library(x)
+        assert not convolves_fast(x, 4)
+
+
+def test_cuda_names_what_is_installed(install: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, version in (("mamba-ssm", "9.1"), ("causal-conv1d", "8.2"), ("triton", "7.3")):
+        distribution(install, name, version)
+    torch_version = version_of("torch")
+    assert kernel_set("cuda") == {
+        "scan": "mamba-ssm 9.1", "convolution": "causal-conv1d 8.2", "attention": f"flex {torch_version}",
+    }  # fmt: skip
+    assert kernel_summary("cuda") == f"mamba-ssm 9.1, causal-conv1d 8.2, flex {torch_version}"
+    monkeypatch.setenv("M4V_KERNELS", "torch")
+    assert kernel_summary("cuda") == f"flex {torch_version}"
+    monkeypatch.setenv("M4V_ATTENTION", "dense")
+    assert kernel_summary("cuda") == "torch"
+    with use_kernels(scan="mamba_ssm"):
+        assert kernel_set("cuda")["scan"] == "mamba-ssm 9.1"
+        assert kernel_set("cuda")["attention"] == "dense"
+    assert kernel_summary("cuda") == "torch"
+
+
+def test_what_cannot_be_had_is_refused(install: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if version_of("mamba-ssm") is None:
+        with use_kernels(scan="mamba_ssm"), pytest.raises(ConfigError, match=r"mamba-ssm is not installed.*\[gpu\]"):
+            kernel_set("cuda")
+    monkeypatch.setenv("M4V_KERNELS", "mamba")
+    with pytest.raises(ConfigError, match=r"no such kernels: 'mamba'.*auto, torch, mamba_ssm"):
+        kernel_set("cuda")
+    assert kernel_set("cpu")["scan"] == "torch"
+
+
+def test_a_library_that_does_not_load_is_an_error(install: Path) -> None:
+    (install / "causal_conv1d").mkdir()
+    (install / "causal_conv1d" / "__init__.py").write_text("")
+    (install / "causal_conv1d" / "causal_conv1d_interface.py").write_text("raise ImportError('undefined symbol')")
+    with pytest.raises(ConfigError, match=r"causal-conv1d is installed but does not load: undefined symbol.*M4V_KERN"):
+        convolution_kernel()
+
+
+def test_submodules_load_without_their_package(install: Path) -> None:
+    (install / "heavy" / "ops").mkdir(parents=True)
+    (install / "heavy" / "__init__.py").write_text("from heavy.ops import answer\nloaded = True")
+    (install / "heavy" / "ops" / "__init__.py").write_text("answer = 42")
+    assert _import_below("heavy.ops").answer == 42
+    assert "heavy" not in sys.modules
+    import heavy
+    from heavy.ops import answer
+
+    assert (heavy.loaded, answer) == (True, 42)
+    with pytest.raises(ImportError, match="no package"):
+        _import_below("no_such_package_here.ops")
+
+
+def test_too_large_calls_are_refused_before_any_kernel_runs() -> None:
+    """Shapes alone: an expanded zero takes no memory. The kernels would overflow their int32 in silence."""
+    zero = torch.zeros(1)
+    x, dt = zero.expand(8, 80_000, 30, 64), zero.expand(8, 80_000, 30)
+    with pytest.raises(ConfigError, match=r"SSD scan is too large for mamba-ssm.*2457600000.*smaller micro-batch"):
+        ssd_scan(x, dt, zero.expand(30), x, x, zero.expand(30), None)
+    with pytest.raises(ConfigError, match="convolution is too large for causal-conv1d"):
+        causal_conv_silu(zero.expand(16, 80_000, 1920), zero.expand(1920, 4), zero.expand(1920))
+    wide, group = zero.expand(16, 80_000, 1920), zero.expand(16, 80_000, 120, 16)
+    with pytest.raises(ConfigError, match="selective scan is too large"):
+        selective_scan(wide, wide, zero.expand(1920, 16), group, group, zero.expand(1920))
+
+
+def test_choosing_loads_no_torch() -> None:
+    code = "import sys, m4v.kernels as k; k.kernel_set('cuda'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_model_loads_neither_compiler_nor_libraries() -> None:
+    code = (
+        "import sys, m4v.model; "
+        "assert not {'torch._dynamo', 'torch.nn.attention.flex_attention', 'mamba_ssm', 'triton'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
