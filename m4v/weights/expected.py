@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from m4v.core.errors import DataIntegrityError
+from m4v.core.errors import DataIntegrityError, M4VError
 from m4v.weights.components import Kind
 from m4v.weights.pyramidflow import model_config
 
@@ -41,8 +41,11 @@ def expected(kind: Kind, config: Config, where: str) -> Expected | None:
         return None
     try:
         return builder(config, where)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise DataIntegrityError(f"no model can be built from the config ({error})", where=where) from None
+    except M4VError:
+        raise
+    except Exception as error:  # each library has its own kind for a config that it does not take
+        reason = " ".join(str(error).split())
+        raise DataIntegrityError(f"no model can be built from the config ({reason})", where=where) from error
 
 
 def _shapes(model: nn.Module) -> Shapes:
