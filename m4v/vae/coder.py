@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from m4v.vae.blocks import Downsample, FrameNorm, MidBlock, ResnetBlock, SpatialUpsample, TemporalUpsample
 from m4v.vae.config import LEVELS, VaeConfig
 from m4v.vae.convolution import CausalConv3d, FrameCache
+
+Step = Callable[[Tensor, FrameCache | None], Tensor]
 
 
 class DownBlock(nn.Module):
@@ -90,10 +93,13 @@ class Decoder(nn.Module):
         x = _run(self.mid_block, self.conv_in(z, cache), cache, recompute)
         for block in self.up_blocks:
             x = block(x, cache, recompute)
+        return _run(self._to_pixels, x, cache, recompute)
+
+    def _to_pixels(self, x: Tensor, cache: FrameCache | None) -> Tensor:
         return self.conv_out(F.silu(self.conv_norm_out(x)), cache)  # type: ignore[no-any-return]
 
 
-def _run(module: nn.Module, x: Tensor, cache: FrameCache | None, recompute: bool) -> Tensor:
+def _run(step: Step, x: Tensor, cache: FrameCache | None, recompute: bool) -> Tensor:
     if recompute:
-        return checkpoint(module, x, cache, use_reentrant=False)  # type: ignore[no-any-return]
-    return module(x, cache)  # type: ignore[no-any-return]
+        return checkpoint(step, x, cache, use_reentrant=False)  # type: ignore[no-any-return]
+    return step(x, cache)
