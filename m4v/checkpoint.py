@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from m4v.config import CheckpointConfig
-from m4v.core.errors import DataIntegrityError, InputError
-from m4v.core.storage import write_atomic
+from m4v.core.errors import DataIntegrityError, InfrastructureError, InputError
+from m4v.core.storage import replacing, storage_faults, write_atomic
 from m4v.model.mamba import FLOAT32_PARAMETERS
 from m4v.model.transformer import M4VTransformer
 
@@ -174,9 +174,16 @@ def _existing(path: Path) -> Path:
 def _write_weights(
     path: Path, state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, facts: dict[str, str] | None = None
 ) -> None:
-    # Sorted, contiguous and own memory: equal weights give equal bytes (so `facts` has one entry at most, too).
+    # Sorted and contiguous: equal weights give equal bytes (so `facts` has one entry at most, too). Straight to the
+    # file: a serialised copy in memory would be as large as the model.
     plain = {key: state[key].detach().to("cpu", _stored(key, dtype)).contiguous() for key in sorted(state)}
-    write_atomic(path, save(plain, metadata=facts))
+    with storage_faults(str(path)), replacing(path) as temporary:
+        try:
+            save_file(plain, temporary, metadata=facts)
+        except SafetensorError as error:  # the library's word for a disk that is full or gone
+            raise InfrastructureError(
+                f"weights cannot be written ({error})", where=str(path), next_step="check disk space, then run again"
+            ) from None
 
 
 def _stored(key: str, dtype: torch.dtype) -> torch.dtype:
