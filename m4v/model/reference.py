@@ -1,4 +1,4 @@
-"""The MM-DiM mixer and the temporal branch by their definitions: slow, unpadded, one sample at a time.
+"""Attention, the MM-DiM mixer and the temporal branch by their definitions: slow, unpadded, one sample at a time.
 
 Every fast path is tested against these, in float64, with gradients.
 """
@@ -16,6 +16,31 @@ from m4v.model.scan import LAYER_ORDER, scan_order
 from m4v.model.selective_scan import scan_sequential
 from m4v.model.ssd import ssd_sequential
 from m4v.model.temporal import TemporalBranch
+
+
+def attention_reference(q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, valid: Tensor, causal: bool) -> Tensor:
+    """Attention of packed tokens (b, text + image, H, size) -> (b, text + image, H size), text pads left out.
+
+    Each column attends over its own text and image; if `causal`, to what is not later (text has time 0).
+    `valid` (b, C, slots) bool; the result is zero at text pads.
+    """
+    slots, rows = layout.text_slots, []
+    for row in range(q.shape[0]):
+        texts, images, begin = [], [], layout.text_tokens
+        for number, column in enumerate(layout.columns):
+            keep = valid[row, number]
+            text = number * slots + keep.nonzero()[:, 0]
+            place = torch.cat([text, torch.arange(begin, begin + column.tokens)])
+            time = torch.cat([torch.zeros(len(text)), torch.from_numpy(image_ids(column)[:, 0])])
+            scores = torch.einsum("qhc,khc->hqk", q[row, place], k[row, place]) / q.shape[-1] ** 0.5
+            if causal:
+                scores = scores.masked_fill(time[:, None] < time, float("-inf"))
+            mixed = torch.einsum("hqk,khc->qhc", scores.softmax(dim=-1), v[row, place]).flatten(1)
+            texts.append(mixed.new_zeros(slots, mixed.shape[1]).masked_scatter(keep[:, None], mixed[: len(text)]))
+            images.append(mixed[len(text) :])
+            begin += column.tokens
+        rows.append(torch.cat([*texts, *images]))
+    return torch.stack(rows)
 
 
 def mixer_reference(mixer: MambaMixer, x: Tensor, layout: BatchLayout, valid: Tensor, path: int) -> Tensor:
