@@ -13,6 +13,7 @@ from m4v.core.config import FrozenModel, parse
 from m4v.core.errors import ConfigError, InputError
 
 LEVELS = 4
+IMPORT_WEIGHTS = "m4v weights check, then m4v weights import"
 Widths = tuple[int, int, int, int]
 Switches = tuple[bool, bool, bool, bool]
 _HALVED: Switches = (True, True, True, False)
@@ -101,7 +102,9 @@ def read_vae_config(path: Path) -> VaeConfig:
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise InputError("VAE has no such file", value=path.name, where=str(path.parent)) from None
+        raise InputError(
+            "VAE has no such file", value=path.name, where=str(path.parent), next_step=IMPORT_WEIGHTS
+        ) from None
     except ValueError as error:
         raise InputError(f"VAE configuration is no JSON: {error}", where=str(path)) from None
     if not isinstance(data, dict):

@@ -16,12 +16,11 @@ from safetensors.torch import load_file, save
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.storage import write_atomic
 from m4v.vae.autoencoder import CausalVideoVae
-from m4v.vae.config import VaeConfig, read_vae_config
+from m4v.vae.config import IMPORT_WEIGHTS, VaeConfig, read_vae_config
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 Shape = tuple[int, ...]
 _SHOWN = 5  # tensors named in a message
-_IMPORT = "m4v weights check, then m4v weights import"
 
 
 def expected_shapes(config: VaeConfig) -> dict[str, Shape]:
@@ -60,13 +59,13 @@ def load_vae(directory: Path, device: torch.device | str = "cpu", dtype: torch.d
 
 def _shapes_in(path: Path) -> dict[str, Shape]:
     if not path.is_file():
-        raise InputError("VAE has no such file", value=path.name, where=str(path.parent), next_step=_IMPORT)
+        raise InputError("VAE has no such file", value=path.name, where=str(path.parent), next_step=IMPORT_WEIGHTS)
     try:
         with safe_open(path, "pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise DataIntegrityError(
-            f"weights are truncated or not in safetensors format ({error})", where=str(path), next_step=_IMPORT
+            f"weights are truncated or not in safetensors format ({error})", where=str(path), next_step=IMPORT_WEIGHTS
         ) from None
 
 
@@ -82,4 +81,6 @@ def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], wher
         ("are missing", missing), ("are not part of the causal video VAE", unknown), ("have another shape", wrong),
     ):  # fmt: skip
         if keys:
-            raise DataIntegrityError(f"{len(keys)} tensors {kind}", value=keys[:_SHOWN], where=where, next_step=_IMPORT)
+            raise DataIntegrityError(
+                f"{len(keys)} tensors {kind}", value=keys[:_SHOWN], where=where, next_step=IMPORT_WEIGHTS
+            )

@@ -187,3 +187,44 @@ def test_frame_arithmetic():
         latent_frames(16)
     with pytest.raises(ValueError, match="at least one"):
         pixel_frames(0)
+
+
+def test_stream_gives_the_bytes_of_decode(codec):
+    latent = codec.encode(_clip(33))
+    pieces = list(codec.decode_stream(np.split(latent, 5, axis=1)))
+    assert [len(p) for p in pieces] == [1, 8, 8, 8, 8]
+    assert np.array_equal(np.concatenate(pieces), codec.decode(latent))
+    tensors = codec.decode_stream(torch.from_numpy(latent).split(1, dim=1))
+    assert np.array_equal(np.concatenate(list(tensors)), codec.decode(latent))
+
+
+def test_stream_is_lazy(codec):
+    latent = codec.encode(_clip(17))
+    asked = []
+
+    def latents():
+        for number in range(3):
+            asked.append(number)
+            yield latent[:, number : number + 1]
+
+    stream = codec.decode_stream(latents())
+    assert len(next(stream)) == 1
+    assert asked == [0]
+    assert len(next(stream)) == 8
+    assert asked == [0, 1]
+
+
+@pytest.mark.parametrize("context", [1, 2])
+def test_decoding_after_a_context_is_the_end_of_the_whole(codec, context):
+    latents = torch.from_numpy(codec.encode(_clip(25)))[None].requires_grad_()
+    tail, whole = codec.decode_tensor(latents, context), codec.decode_tensor(latents)
+    assert torch.equal(tail, whole[:, :, 8 * context - 7 :])
+    (gradient,) = torch.autograd.grad(tail.sum(), latents)
+    assert (gradient[:, :, :context] == 0).all()
+    assert float(gradient[:, :, context:].abs().max()) > 0
+
+
+def test_moments_are_the_mean_alone(codec):
+    moments = codec.encode_moments(_clip(9))
+    assert np.array_equal(moments.mean, codec.encode(_clip(9)))
+    assert moments.logvar is None
