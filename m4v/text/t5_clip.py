@@ -50,9 +50,11 @@ class T5Clip:
 
     @property
     def digest(self) -> str:
-        # Not the name: what a recipe calls its weights changes no feature.
+        """Not over the name that a recipe gives its weights. The kind of device counts: its kernels round in
+        their own way."""
         config = {key: value for key, value in self._config.canonical().items() if key != "weights"}
-        return digest_json({"config": config, "algorithm": ALGORITHM, "weights": self._weights})
+        facts = {"config": config, "algorithm": ALGORITHM, "weights": self._weights, "device": self._device.type}
+        return digest_json(facts)
 
     def encode(self, texts: Sequence[str]) -> TextFeatures:
         if not texts:

@@ -18,7 +18,7 @@ from m4v.weights.tensors import SafetensorsFile, TensorFile, TensorInfo
 Kind = Literal[
     "pyramidflow_dit", "pyramidflow_vae", "clip_text", "t5", "wan_transformer", "umt5", "wan_vae", "state_dict"
 ]
-MODEL, CONFIG = "model.safetensors", "config.json"
+MODEL, PUBLISHED_MODEL, CONFIG = "model.safetensors", "diffusion_pytorch_model.safetensors", "config.json"
 # Kind by the folder that the files lie in; None stands for any.
 _KINDS: Mapping[WeightsFormat, Mapping[str | None, Kind]] = {
     "pyramidflow_dit": {None: "pyramidflow_dit"},
@@ -36,7 +36,7 @@ _WAN_FOLDERS = {"Wan2.1_VAE": "vae", "models_t5_umt5-xxl-enc-bf16": "text_encode
 @dataclass(frozen=True)
 class Component:
     """One model: its weight files in order, `config.json` and index. `output` is its folder in the artifact
-    (empty: the artifact's own), `merged`: it becomes one `model.safetensors` there."""
+    (empty: the artifact's own), `merged`: it becomes one safetensors file there."""
 
     name: str
     kind: Kind
@@ -45,6 +45,11 @@ class Component:
     index_file: SourceFile | None
     output: str
     merged: bool
+
+    @property
+    def merged_name(self) -> str:
+        """File name of the merged weights, as the loader of the kind looks for it."""
+        return PUBLISHED_MODEL if self.kind in ("pyramidflow_vae", "wan_vae") else MODEL
 
     @cached_property
     def files(self) -> tuple[TensorFile, ...]:

@@ -16,7 +16,7 @@ from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.storage import replacing, storage_faults, write_atomic
 from m4v.weights.catalogue import CatalogueEntry, WeightsFormat
 from m4v.weights.check import Progress, check, digests, require
-from m4v.weights.components import CONFIG, MODEL, Component, components, rest
+from m4v.weights.components import CONFIG, Component, components, rest
 from m4v.weights.pyramidflow import checkpoint_config
 from m4v.weights.source import SourceFile, source_files
 from m4v.weights.tensors import TensorFile, TensorInfo, write_tensors
@@ -122,7 +122,7 @@ class _Run:
         self._record(file, file.path.stat().st_size, digest_file(file.path))
 
     def write_model(self, part: Component, infos: dict[str, TensorInfo], chunks: dict[str, Iterator[bytes]]) -> None:
-        target = self.output / part.output / MODEL
+        target = self.output / part.output / part.merged_name
         with storage_faults(str(target)), replacing(target) as temporary:
             write_tensors(temporary, infos, chunks)
 
@@ -155,7 +155,7 @@ def _convert_component(part: Component, run: _Run) -> None:
         _merge(part, run)
         return
     for file in part.weights:
-        run.copy(file, prefix + (MODEL if part.merged else Path(file.place).name))
+        run.copy(file, prefix + (part.merged_name if part.merged else Path(file.place).name))
     if part.index_file is not None:
         run.copy(part.index_file, prefix + Path(part.index_file.place).name)
 

@@ -15,8 +15,14 @@ def run(context: StageContext) -> None:
     """Check and convert `context.location(config.name)` into the output `weights`.
 
     Raises InputError when a file is missing, DataIntegrityError when one is damaged, is not what the catalogue
-    says, holds code, or does not fit the model it is for.
+    says, holds code, or does not fit the model it is for; Drained on request (the next run
+    starts the import again).
     """
+
+    def progress(done: int, total: int, note: str) -> None:
+        context.check_drain()
+        context.progress.update(done, total, "bytes", note)
+
     config = context.config(WeightsConfig)
     folder = source_folder(config, context.request.locations)
     record = convert(
@@ -24,7 +30,7 @@ def run(context: StageContext) -> None:
         folder,
         context.output(OUTPUT),
         published=config.published,
-        progress=lambda done, total, note: context.progress.update(done, total, "bytes", note),
+        progress=progress,
     )
     facts = {
         "name": config.name, "entry": record.entry, "licence": record.licence, "format": record.format,

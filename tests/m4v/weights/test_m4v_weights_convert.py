@@ -13,6 +13,7 @@ from m4v.checkpoint import load_checkpoint
 from m4v.core.artifacts import ArtifactKind, build_manifest
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.stage import OutputRef, StageContext, StageRequest
+from m4v.vae.weights import load_vae
 from m4v.weights.catalogue import CatalogueEntry, CatalogueFile, entry
 from m4v.weights.check import check
 from m4v.weights.convert import convert, read_record
@@ -117,11 +118,11 @@ def test_own_fine_tune_in_shards_is_merged(oracles: Path, tmp_path: Path) -> Non
 def test_vae_pickle_becomes_safetensors_with_the_same_values(oracles: Path, tmp_path: Path) -> None:
     state = published_vae(oracles, tmp_path / "hub")
     record = convert(VAE, tmp_path / "hub", tmp_path / "out")
-    found = load_file(tmp_path / "out/model.safetensors")
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[key], value) for key, value in state.items())
+    vae = load_vae(tmp_path / "out")
+    assert vae.state_dict().keys() == state.keys()
+    assert all(torch.equal(vae.state_dict()[key], value) for key, value in state.items())
     assert record.parameters == 351_719
-    assert sorted(tree(tmp_path / "out")) == ["config.json", "model.safetensors", "weights.json"]
+    assert sorted(tree(tmp_path / "out")) == ["config.json", "diffusion_pytorch_model.safetensors", "weights.json"]
 
 
 def test_vae_pickle_with_code_is_refused_and_nothing_runs(oracles: Path, tmp_path: Path) -> None:
