@@ -35,14 +35,14 @@ class PublishedWan:
     layout: Layout
     tensors: Mapping[str, tuple[Path, str]]
 
-    def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """All tensors under diffusers' keys, on the CPU."""
+    def state(self, dtype: torch.dtype | None = torch.float32) -> dict[str, Tensor]:
+        """All tensors under diffusers' keys, on the CPU; as they are stored for None."""
         found: dict[str, Tensor] = {}
         for path in sorted({path for path, _ in self.tensors.values()}):
             with _opened(path) as file:
                 for key, (where, name) in self.tensors.items():
                     if where == path:
-                        found[key] = file.get_tensor(name).to(dtype)
+                        found[key] = file.get_tensor(name).to(dtype)  # type: ignore[call-overload]
         return {key: found[key] for key in self.tensors}
 
 
@@ -78,7 +78,7 @@ def load_published(folder: Path, dtype: torch.dtype = torch.float32, device: str
     """
     found = open_published(folder)
     model = empty_wan(found.config)
-    model.load_state_dict(found.state(), assign=True)
+    model.load_state_dict(found.state(None), assign=True)
     model.restore_rotary()
     model.cast(dtype)
     model.to(device)

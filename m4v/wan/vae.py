@@ -1,27 +1,34 @@
-"""Wan's causal video VAE (`diffusers.AutoencoderKLWan`) between frames and normalised latents.
+"""Wan's causal video VAE (`diffusers.AutoencoderKLWan`) as a latent codec, four frames to a latent.
 
-Normalised latents have the published mean and deviation per channel taken out; the transformer works on them.
+Codec latents are un-normalised, as everywhere; the transformer works on normalised ones, from which the
+published mean and deviation of each channel are taken out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKLWan
 from safetensors import SafetensorError
 from torch import Tensor
 
+from m4v.codec.interface import Frames, Latent, Moments
+from m4v.core.canonical import digest_json
 from m4v.core.errors import DataIntegrityError, InputError
 
-Frames = npt.NDArray[np.uint8]
+ALGORITHM = 1  # raise it when the same weights come to mean other latents or frames
 
 
 class WanVae:
-    """A frozen VAE. `time_stride` frames share a latent after the first, `space_stride` pixels a latent place."""
+    """`LatentCodec` but for its time stride: `time_stride` frames share a latent after the first (4, not 8).
+
+    The network is frozen. `space_stride` pixels make a latent place.
+    """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae.eval().requires_grad_(False)
@@ -30,10 +37,19 @@ class WanVae:
         self._mean = torch.tensor(vae.config.latents_mean).reshape(-1, 1, 1, 1)
         self._deviation = torch.tensor(vae.config.latents_std).reshape(-1, 1, 1, 1)
 
+    @cached_property
+    def digest(self) -> str:
+        """Identity from the config and the weights; reads every weight once."""
+        sha = hashlib.sha256()
+        for name, tensor in sorted(self.vae.state_dict().items()):
+            sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        constants = {"mean": list(self.vae.config.latents_mean), "deviation": list(self.vae.config.latents_std)}
+        return digest_json({"kind": "wan_vae", "algorithm": ALGORITHM, "weights": sha.hexdigest(), **constants})
+
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """(t, h, w) of a clip. Raises InputError for a size that has no latents or no whole tokens."""
-        step = 2 * self.space_stride  # a token is two latent places wide
-        stride = self.time_stride
+        stride, step = self.time_stride, 2 * self.space_stride  # a token is two latent places wide
         if frames < 1 or (frames - 1) % stride:
             near = max(frames - 1, 0) // stride * stride + 1
             raise InputError(f"a clip needs {stride} k + 1 frames", value=frames, next_step=f"ask for {near}")
@@ -41,41 +57,76 @@ class WanVae:
             raise InputError(f"height and width must be multiples of {step}", value=f"{height} x {width}")
         return (frames - 1) // stride + 1, height // self.space_stride, width // self.space_stride
 
-    @torch.no_grad()
-    def encode(self, frames: Frames) -> Tensor:
-        """uint8 RGB (T, H, W, 3) to the normalised mean latent, float32 (c, t, h, w) on the CPU."""
-        self.latent_shape(*frames.shape[:3])
-        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(self.vae.device, self.vae.dtype)
-        mean: Tensor = self.vae.encode(pixels / 127.5 - 1).latent_dist.mode()[0].float().cpu()
-        return (mean - self._mean) / self._deviation
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Codec latents (…, c, t, h, w) to those of the transformer, in the type of `latents`."""
+        return (latents - self._mean.to(latents)) / self._deviation.to(latents)
 
-    @torch.no_grad()
-    def decode(self, latent: Tensor) -> Frames:
-        """A normalised latent (c, t, h, w) to uint8 RGB frames (T, H, W, 3)."""
-        return np.concatenate(list(self.decode_stream(latent)))
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """Inverse of `normalise`."""
+        return latents * self._deviation.to(latents) + self._mean.to(latents)
 
-    @torch.no_grad()
-    def decode_stream(self, latent: Tensor) -> Iterator[Frames]:
-        """The frames of each latent in turn, (1, H, W, 3) and then (time_stride, H, W, 3) each.
+    def encode(self, frames: Frames) -> Latent:
+        """Mean latent, float32 (c, t, h, w), of uint8 RGB frames (T, H, W, 3) with T = 4(t-1)+1.
 
-        Only the decoder's window of past features is kept, so memory does not grow with the clip's length.
+        Raises ValueError for sizes it cannot take.
         """
+        return self.encode_moments(frames).mean
+
+    @torch.no_grad()
+    def encode_moments(self, frames: Frames) -> Moments:
+        """Mean and log-variance of the posterior. Raises ValueError for sizes it cannot take."""
+        count, height, width, _ = frames.shape
+        if (count - 1) % self.time_stride or height % self.space_stride or width % self.space_stride:
+            raise ValueError(f"{count} frames of {height} x {width} have no whole latents")
+        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(self.vae.device, self.vae.dtype)
+        posterior = self.vae.encode(pixels / 127.5 - 1).latent_dist
+        mean, logvar = (u[0].float().cpu().numpy() for u in (posterior.mean, posterior.logvar))
+        return Moments(mean, logvar)
+
+    def decode(self, latent: Latent | Tensor) -> Frames:
+        """uint8 RGB frames (T, H, W, 3) of one latent (c, t, h, w)."""
+        pieces = torch.as_tensor(latent).split(1, dim=1)
+        return np.concatenate(list(self.decode_stream(pieces)))
+
+    def decode_stream(self, latents: Iterable[Latent | Tensor]) -> Iterator[Frames]:
+        """Frames (1, H, W, 3), then (time_stride, H, W, 3) each, as soon as their latents (c, 1, h, w) have come.
+
+        Only the decoder's window of past features is kept, so memory does not grow with length.
+        """
+        pixels = self._decoded(torch.as_tensor(latent)[None] for latent in latents)
+        while (piece := _next_without_gradient(pixels)) is not None:
+            scaled = ((piece[0].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            frames: Frames = scaled.permute(1, 2, 3, 0).cpu().numpy()
+            yield frames
+
+    def decode_tensor(self, latents: Tensor, context: int = 0) -> Tensor:
+        """(b, c, t, h, w) to (b, 3, T, H, W) in [0, 1], fp32, differentiable.
+
+        With a context, only the frames of the latents after the first `context` come back, decoded as part of
+        the whole but with gradients to these latents alone. The gradient goes straight through the final
+        clamp, so saturated pixels keep theirs. Raises ValueError for a context that leaves nothing.
+        """
+        if not 0 <= context < latents.shape[2]:
+            raise ValueError(f"context {context} of {latents.shape[2]} latents")
+        pixels = self._decoded(iter(latents.split(1, dim=2)))
+        for _ in range(context):
+            _next_without_gradient(pixels)
+        whole = (torch.cat(list(pixels), dim=2).float() + 1) / 2
+        return whole + (whole.clamp(0, 1) - whole).detach()
+
+    def _decoded(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Pixels around [-1, 1] of each latent frame (b, c, 1, h, w) in turn."""
         vae = self.vae
-        vae.clear_cache()
-        features = vae._feat_map
-        for frame in range(latent.shape[1]):
-            piece = latent[:, frame : frame + 1].float().cpu() * self._deviation + self._mean
-            mixed = vae.post_quant_conv(piece[None].to(vae.device, vae.dtype))
-            # The decoder keeps each convolution's past in `features` and counts them in a list of one number.
-            pixels = vae.decoder(mixed, feat_cache=features, feat_idx=[0], first_chunk=frame == 0)
-            yield _to_bytes(pixels[0])
-        vae.clear_cache()
+        # Each causal convolution of the decoder keeps its past here, in the order of their calls.
+        past: list[Tensor | str | None] = [None] * vae._cached_conv_counts["decoder"]
+        for number, latent in enumerate(latents):
+            mixed = vae.post_quant_conv(latent.to(vae.device, vae.dtype))
+            yield vae.decoder(mixed, feat_cache=past, feat_idx=[0], first_chunk=number == 0)
 
 
-def _to_bytes(pixels: Tensor) -> Frames:
-    scaled = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    frames: Frames = scaled.permute(1, 2, 3, 0).cpu().numpy()
-    return frames
+@torch.no_grad()
+def _next_without_gradient(pixels: Iterator[Tensor]) -> Tensor | None:
+    return next(pixels, None)
 
 
 def open_wan_vae(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> WanVae:
@@ -83,10 +134,11 @@ def open_wan_vae(folder: Path, dtype: torch.dtype = torch.float32, device: str =
 
     Raises InputError if there is none, DataIntegrityError if the files are broken or not this model's.
     """
-    if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
+    if (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"
     if not (folder / "config.json").is_file():
         raise InputError("folder has no config.json of a Wan VAE", where=str(folder))
+    name = next((path.name for path in sorted(folder.glob("*.safetensors"))), None)
     try:
         vae, report = AutoencoderKLWan.from_pretrained(
             folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False,
@@ -94,7 +146,7 @@ def open_wan_vae(folder: Path, dtype: torch.dtype = torch.float32, device: str =
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
-        raise DataIntegrityError(f"Wan VAE does not load: {first}", where=str(folder)) from None
+        raise DataIntegrityError(f"Wan VAE does not load: {first}", value=name, where=str(folder)) from None
     for kind in ("missing_keys", "unexpected_keys"):
         if report[kind]:
             what = f"Wan VAE has {kind.replace('_', ' ')}"
