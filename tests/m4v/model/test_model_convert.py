@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from m4v.config import ModelConfig
@@ -14,6 +15,7 @@ from m4v.model.layers import rotate
 from m4v.model.layout import BatchLayout, Clip, Column, rotary
 from m4v.model.mamba import MambaMixer
 from m4v.model.recomposition import recomposition, text_order
+from m4v.model.scan import LAYER_ORDER, scan_order
 from m4v.model.tables import composition_table, register_types
 
 SIZES = {
@@ -39,32 +41,88 @@ def converted(order: str, **changes: object) -> M4VTransformer:
     return model
 
 
-@torch.no_grad()
-def test_zero_decay_is_unnormalised_causal_linear_attention() -> None:
-    """With decay, step, gate, convolution and skip neutral, the mixer is sum over j <= i of (q_i k_j) silu(v_j)."""
-    mixer = converted("dual", **PLAIN).single_transformer_blocks[0].mamba.double()
-    assert isinstance(mixer, MambaMixer)
+def neutral(mixer: MambaMixer) -> MambaMixer:
+    """No decay, steps of one, an open gate, a convolution that passes on, no skip: what is left is linear attention."""
     mixer.A_log.fill_(-math.inf)
-    mixer.to_dt.weight.zero_()
+    for parameter in mixer.to_dt.parameters():
+        parameter.zero_()
     mixer.dt_bias.fill_(math.log(math.e - 1))  # softplus gives a step of 1
     mixer.to_z.weight.zero_()
     mixer.conv.weight.zero_()
     mixer.conv.weight[:, -1] = 1
     mixer.conv.bias.zero_()
     mixer.D.zero_()
-    layout = BatchLayout((Column(0, (Clip(3, 2, 2),)),), 3)
-    table = composition_table(layout, 0, "raster", False, False, 8, 3, "cpu")
-    tables = recomposition(table, text_order(torch.ones(1, 1, 3, dtype=torch.bool)), 15, torch.float64)
-    turn = rotary(layout, mixer.config.axes, 10000.0, False, "cpu", True)
-    x = torch.randn(1, 15, 32, dtype=torch.float64)
-    y = mixer(x, register_types(layout, "cpu"), turn, tables)
+    return mixer
+
+
+def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Unnormalised and causal: sum over j <= i of (q_i k_j) v_j; (L, H, N) each -> (L, H N)."""
+    scores = torch.einsum("lhn,mhn->hlm", query, key).tril()
+    return torch.einsum("hlm,mhp->lhp", scores, value).flatten(1)
+
+
+@pytest.mark.parametrize("ssm", ["ssd", "mamba1"])
+@pytest.mark.parametrize("features", [PLAIN, {"temporal_branch": False}], ids=["plain", "registers and text copies"])
+@pytest.mark.parametrize("order", ["dual", "literal"])
+@torch.no_grad()
+def test_zero_decay_is_unnormalised_causal_linear_attention(order: str, features: dict, ssm: str) -> None:
+    """After conversion, over the mixer's own sequence; with `literal` keys read and queries write (the paper's text)."""
+    state = {"ssm": ssm, "state_size": 8 if ssm == "mamba1" else None}
+    mixer = converted(order, **features, **state).single_transformer_blocks[0].mamba.double()
+    assert isinstance(mixer, MambaMixer)
+    neutral(mixer)
+    config, words, path = mixer.config, 2, 1
+    layout = BatchLayout((Column(1, (Clip(2, 2, 2), Clip(1, 4, 4))),), 3)
+    valid = torch.arange(3)[None, None] < words
+    table = composition_table(
+        layout, path, config.scan, config.registers, config.text_recomposition, config.chunk_size, 3, "cpu"
+    )
+    tokens = layout.text_tokens + layout.image_tokens
+    tables = recomposition(table, text_order(valid), tokens, torch.float64)
+    turn = rotary(layout, config.axes, config.rope_theta, config.registers, "cpu", True)
+    x = torch.randn(1, tokens, 32, dtype=torch.float64)
+    y = mixer(x, register_types(layout, "cpu"), turn, tables)[0]
+
+    # The sequence by hand: text, each frame in scan order behind its register, text.
+    visual, begin = [], layout.text_tokens
+    for frame, (height, width) in enumerate([(2, 2), (2, 2), (4, 4)]):
+        visual += [tokens + frame] * config.registers
+        visual += (begin + scan_order(LAYER_ORDER[path], height, width, config.scan)).tolist()
+        begin += height * width
+    text = list(range(words))
+    sequence = torch.tensor(text + visual + text * config.text_recomposition)
+    registers = mixer.registers[[0, 0, 1]] if config.registers else x.new_zeros(0, 32)
+    packed, turned = torch.cat([x[0], registers])[sequence], turn[sequence]
 
     attention = attention_model().single_transformer_blocks[0].attn.double()
-    q = rotate(attention.norm_q(attention.to_q(x).unflatten(-1, (2, 16))), turn)
-    k = rotate(attention.norm_k(attention.to_k(x).unflatten(-1, (2, 16))), turn)
-    scores = torch.einsum("blhn,bmhn->bhlm", q, k).tril()
-    expected = torch.einsum("bhlm,bmhp->blhp", scores, F.silu(attention.to_v(x)).unflatten(-1, (2, 16)))
-    torch.testing.assert_close(y, expected.flatten(2), rtol=1e-6, atol=1e-7)
+    q = rotate(attention.norm_q(attention.to_q(packed).unflatten(-1, (2, 16)))[None], turned)[0]
+    k = rotate(attention.norm_k(attention.to_k(packed).unflatten(-1, (2, 16)))[None], turned)[0]
+    read, write = (q, k) if order == "dual" else (k, q)
+    groups = (-1, config.ssm_state)  # mamba1 keeps several states per head
+    mixed = linear_attention(
+        *(u.flatten(1).unflatten(-1, groups) for u in (read, write, F.silu(attention.to_v(packed))))
+    )
+    expected = x.new_zeros(tokens + layout.columns[0].frames, 32).index_add(0, sequence, mixed)[:tokens]
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-7)
+    assert (y[words:3] == 0).all(), "text pads"
+
+
+def test_conversion_keeps_the_function_of_what_is_not_replaced() -> None:
+    """With the mixers' outputs cut off, converted and attention model are the same function."""
+    attention, model = attention_model().double(), converted("dual").double()
+    torch.manual_seed(1)
+    given = {
+        "columns": [[torch.randn(1, 4, 1, 4, 4).double(), torch.randn(1, 4, 1, 8, 8).double()]],
+        "timesteps": torch.tensor([300.0]).double(), "text": torch.randn(1, 3, 8).double(),
+        "text_mask": torch.ones(1, 3), "pooled": torch.randn(1, 6).double(), "stages": [1],
+    }  # fmt: skip
+    outputs = []
+    for each in (attention, model):
+        with torch.no_grad():
+            each.single_transformer_blocks[0].proj_out.weight[:, :32] = 0
+            outputs.append(each(**given)[0])
+    assert outputs[0].abs().max() > 0.1
+    torch.testing.assert_close(outputs[1], outputs[0])
 
 
 def test_orders_pair_query_and_key_differently() -> None:
