@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column
 
 from m4v.config import Dtype, VideoConfig
+from m4v.core.config import parse
 from pipelines.cli.output import JsonOption, console, duration, print_json, short
 from pipelines.generation.checkpoint import FoundCheckpoint, find_checkpoint, parse_weights
 from pipelines.generation.folder import MANIFEST, Settings, VideoRecord, opened_folder
@@ -76,7 +77,8 @@ def generate(
     json_: JsonOption = False,
 ) -> None:
     """Generate videos from prompts; what a folder already holds is not made again."""
-    lines = [*(PromptLine(prompt=p) for p in prompt or []), *(read_prompts(prompts) if prompts else [])]
+    spoken = [parse(PromptLine, {"prompt": p}, "--prompt") for p in prompt or []]
+    lines = [*spoken, *(read_prompts(prompts) if prompts else [])]
     jobs = jobs_of(lines, seed=seed, samples=samples, negative=negative, image=image)
     found = find_checkpoint(checkpoint, parse_weights(weights or []), ema=ema)
     sampler = sampler_options(found.config.schedule.stages, steps, guidance, guidance_decay, self_guidance)
@@ -165,7 +167,7 @@ class GenerateDisplay:
         config, weights = self._config, "averaged" if self._found.ema else "raw"
         known = f", as in {self._found.origin}" if self._found.origin else ""
         self._tell(
-            f"{total} videos of {config.frames} frames, {config.width}x{config.height}, {config.fps:g} fps{known}"
+            f"{_videos(total)} of {config.frames} frames, {config.width}x{config.height}, {config.fps:g} fps{known}"
         )
         self._tell(
             f"checkpoint {short(self._found.identity)}, {weights} weights" + (f"; {there} are there" if there else "")
@@ -214,6 +216,10 @@ class GenerateDisplay:
             self._live.console.print(text, markup=False)
         else:
             print(text, flush=True)
+
+
+def _videos(count: int) -> str:
+    return "1 video" if count == 1 else f"{count} videos"
 
 
 def _bar() -> Progress:

@@ -1,0 +1,190 @@
+"""`m4v generate`: prompts to files, resume after kills, one-line errors, defaults from the ledger."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from eval_checkpoint import SAMPLER
+from PIL import Image
+
+from m4v.core.artifacts import Artifact, ArtifactKind
+from m4v.core.canonical import digest_file
+from m4v.core.errors import ExitClass
+from m4v.core.stage import InputRef
+from m4v.video_io import read_mp4
+from pipelines.generation.folder import MANIFEST
+from pipelines.ledger import Ledger, NewRun
+from pipelines.store import ArtifactRecord
+
+RED, BLUE = "a red circle moves up", "a blue square, resting"
+QUICK = ("--frames", "9", "--height", "64", "--width", "64", "--steps", "1", "--guidance", "2", "--device", "cpu")
+M4v = Callable[..., tuple[int, str, str]]
+
+
+def made(m4v_here: M4v, *arguments: str) -> dict[str, Any]:
+    code, out, error = m4v_here("generate", *arguments, "--json")
+    assert code == ExitClass.OK, error
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def manifest(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / MANIFEST).read_text().splitlines()]
+
+
+def contents(out: Path) -> dict[str, str]:
+    return {p.name: digest_file(p) for p in out.iterdir()}
+
+
+def test_videos_and_their_origin(m4v_here: M4v, folder: str, checkpoint: Artifact, tmp_path: Path) -> None:
+    code, out, error = m4v_here(
+        "generate", folder, "--prompt", RED, "--prompt", BLUE, "--samples", "2", "--seed", "7", *QUICK
+    )
+    assert (code, error) == (ExitClass.OK, "")
+    assert "0001-a-blue-square-resting-s8.mp4  4 of 4" in out
+    assert "4 made; in generated" in out
+    records = manifest(tmp_path / "generated")
+    assert [r["file"] for r in records] == [
+        f"{i:04d}-{words}-s{s}.mp4"
+        for i, words in enumerate(("a-red-circle-moves-up", "a-blue-square-resting"))
+        for s in (7, 8)
+    ]
+    assert [(r["prompt"], r["seed"]) for r in records] == [(p, s) for p in (RED, BLUE) for s in (7, 8)]
+    for record in records:
+        path = tmp_path / "generated" / record["file"]
+        assert digest_file(path) == record["sha256"]
+        assert read_mp4(path)[0].shape == (9, 64, 64, 3)
+        assert record["settings"]["checkpoint"] == checkpoint.id
+        assert record["settings"]["sampler"]["steps_first"] == [1, 1, 1]
+        assert "cartoon" in record["negative"]
+    assert len({r["sha256"] for r in records}) == 4
+    assert not (tmp_path / "home").exists(), "a folder needs no ledger"
+
+
+def test_order_and_company_change_no_video(m4v_here: M4v, folder: str) -> None:
+    together = made(m4v_here, folder, "--prompt", RED, "--prompt", BLUE, "--out", "a", *QUICK)["videos"]
+    turned = made(m4v_here, folder, "--prompt", BLUE, "--prompt", RED, "--out", "b", *QUICK)["videos"]
+    alone = made(m4v_here, folder, "--prompt", BLUE, "--out", "c", *QUICK)["videos"]
+    assert [v["sha256"] for v in together] == [v["sha256"] for v in reversed(turned)]
+    assert alone[0]["sha256"] == together[1]["sha256"]
+
+
+def test_a_finished_list_is_left_alone_and_grows(m4v_here: M4v, folder: str, tmp_path: Path) -> None:
+    first = made(m4v_here, folder, "--prompt", RED, *QUICK)
+    assert (first["made"], first["already_there"]) == (1, 0)
+    before = (tmp_path / "generated" / first["videos"][0]["file"]).stat().st_mtime_ns
+    again = made(m4v_here, folder, "--prompt", RED, *QUICK)
+    assert (again["made"], again["already_there"], again["videos"]) == (0, 1, first["videos"])
+    more = made(m4v_here, folder, "--prompt", RED, "--prompt", BLUE, *QUICK)
+    assert (more["made"], more["already_there"]) == (1, 1)
+    assert (tmp_path / "generated" / first["videos"][0]["file"]).stat().st_mtime_ns == before
+
+
+def test_damaged_and_deleted_files_are_made_again(m4v_here: M4v, folder: str, tmp_path: Path) -> None:
+    out, prompts = tmp_path / "generated", ("--prompt", RED, "--prompt", BLUE)
+    made(m4v_here, folder, *prompts, *QUICK)
+    whole = contents(out)
+    red, blue = sorted(p for p in out.iterdir() if p.suffix == ".mp4")
+    red.write_bytes(red.read_bytes()[:-5])
+    blue.unlink()
+    (out / f".{red.name}.{'0' * 32}.tmp").write_bytes(b"of a killed process")
+    (out / ".mine.tmp").write_text("not ours")
+    with (out / MANIFEST).open("a") as stream:
+        stream.write('{"file": "0002-torn')
+    assert made(m4v_here, folder, *prompts, *QUICK)["made"] == 2
+    assert contents(out) == {**whole, ".mine.tmp": digest_file(out / ".mine.tmp")}
+
+
+def test_a_killed_list_goes_on_to_the_same_bytes(m4v_here: M4v, folder: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a red circle number {n}" for n in range(6)))
+    arguments = ["generate", folder, "--prompts", "prompts.txt", *QUICK, "--frames", "25"]
+    made(m4v_here, *arguments[1:], "--out", "whole")
+    out, kills = tmp_path / "killed", 0
+    for kills in (1, 2):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli.main", *arguments, "--out", "killed"], cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while len(list(out.glob("*.mp4"))) < 2 * kills and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it was killed in the middle"
+        for video in out.glob("*.mp4"):
+            assert len(read_mp4(video)[0]) == 25, "no half-written file has a video's name"
+    kept = {p: p.stat().st_mtime_ns for p in out.glob("*.mp4")}
+    assert 0 < len(kept) < 6
+    resumed = made(m4v_here, *arguments[1:], "--out", "killed")
+    assert resumed["already_there"] >= len(kept) - 1, "one may have been killed between its rename and its line"
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_other_settings_and_other_videos_are_refused(m4v_here: M4v, folder: str, tmp_path: Path) -> None:
+    made(m4v_here, folder, "--prompt", RED, *QUICK)
+    before = contents(tmp_path / "generated")
+    code, _, error = m4v_here("generate", folder, "--prompt", RED, *QUICK, "--steps", "2,1", "--crf", "20")
+    assert code == ExitClass.CONFIG
+    assert "steps_first was [1, 1, 1], now [2, 2, 2]" in error
+    assert "crf was 12, now 20" in error
+    assert "use another --out" in error
+    code, _, error = m4v_here("generate", folder, "--prompt", RED, "--negative", "fog", *QUICK)
+    assert code == ExitClass.CONFIG
+    assert "0000-a-red-circle-moves-up-s0.mp4 was made with another negative" in error
+    assert contents(tmp_path / "generated") == before
+
+
+def test_jsonl_lines_say_seed_negative_and_image(m4v_here: M4v, folder: str, tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((96, 64)).save(tmp_path / "lists" / "start.png")
+    lines = [{"prompt": RED, "seed": 5}, {"prompt": RED, "negative": "fog"}, {"prompt": BLUE, "image": "start.png"}]
+    (tmp_path / "lists" / "p.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
+    videos = made(m4v_here, folder, "--prompts", "lists/p.jsonl", "--seed", "9", "--negative", "blur", *QUICK)["videos"]
+    assert [(v["seed"], v["negative"]) for v in videos] == [(5, "blur"), (9, "fog"), (9, "blur")]
+    assert [v["image"] for v in videos] == [None, None, digest_file(tmp_path / "lists" / "start.png")]
+    alone = made(m4v_here, folder, "--prompt", BLUE, "--image", "lists/start.png", "--seed", "9", "--negative", "blur",
+                 "--out", "alone", *QUICK)["videos"]  # fmt: skip
+    assert alone[0]["sha256"] == videos[2]["sha256"]
+    plain = made(m4v_here, folder, "--prompt", BLUE, "--seed", "9", "--negative", "blur", "--out", "plain", *QUICK)[
+        "videos"
+    ]
+    assert plain[0]["sha256"] != videos[2]["sha256"]
+
+
+def record_in_ledger(home: Path, checkpoint: Artifact, config: dict[str, Any]) -> None:
+    """A ledger in which `checkpoint` was made by init and sampled with `config`."""
+    home.mkdir()
+    with Ledger.open(f"sqlite:///{home / 'ledger.db'}") as ledger:
+        pipeline = ledger.begin_pipeline_run("mine", {"name": "mine", "generate": config}, trigger="cli")
+        claim = ledger.claim("key" * 8, "tester")
+        attempt = ledger.begin_attempt(
+            claim, stage="init", work_dir="work", log_path="log", pipeline_run_id=pipeline, node_id="init"
+        )
+        row = ArtifactRecord(
+            artifact_id=checkpoint.id, kind=ArtifactKind.CHECKPOINT, uri=checkpoint.storage.uri, size_bytes=1, files=2,
+            summary={},
+        )  # fmt: skip
+        facts = NewRun(
+            stage="init", stage_version=1, stage_key="key" * 8, key_record={}, config={}, code_digest="c" * 64, seed=0
+        )
+        no_inputs: list[InputRef] = []
+        ledger.commit_run(claim, attempt, facts, no_inputs, {"checkpoint": row}, {})
+
+
+def test_an_artifact_is_sampled_as_its_recipe_does(m4v_here: M4v, checkpoint: Artifact, tmp_path: Path) -> None:
+    config = {"prompts": [{"text": "x"}], "frames": 9, "height": 64, "width": 128, "fps": 8.0, "sampler": SAMPLER}
+    record_in_ledger(tmp_path / "home", checkpoint, config)
+    code, out, error = m4v_here("generate", checkpoint.id[:10], "--prompt", RED, "--device", "cpu")
+    assert (code, error) == (ExitClass.OK, "")
+    assert "1 video of 9 frames, 128x64, 8 fps, as in recipe mine" in out
+    (record,) = manifest(tmp_path / "generated")
+    assert record["settings"]["checkpoint"] == checkpoint.id
+    assert record["settings"]["sampler"]["steps_first"] == SAMPLER["steps_first"]
+    assert made(m4v_here, checkpoint.id, "--prompt", RED, "--width", "64", "--out", "b", "--device", "cpu")["made"] == 1
