@@ -1,4 +1,11 @@
-"""`m4v flops`: what a recipe's model costs, and the paper's tables on cost beside the printed figures."""
+"""`m4v flops`: what a recipe's model costs, and the paper's tables on cost beside the printed figures.
+
+JSON. `--table4`, `--table3`: {table, rows, rows_ssd}, rows of the paper's preset (mamba1) and of the product (ssd):
+name, params, params_b (billions), and for 121 and 241 frames tflops_N, counted_N, forward_N; Table 4 also paper_N,
+residual_N (tflops / paper - 1), paper_params_b, and `note` where a figure needs one. Otherwise {name, params, parts:
+{part: parameters}, forwards}; a forward has frames, stage, tokens (image), visible (share of the scores that the
+frame-causal mask keeps), tflops, counted, forward. `--parts` leaves forwards out.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +46,13 @@ def flops(
 ) -> None:
     """Parameters and TFLOPs of one forward (batch 1, last latent frame), without a GPU.
 
-    tflops: the mixers, counted as the paper does. counted: the mixers as built, by torch's counter, with text.
-    forward: the whole model, by the same counter. residual: tflops against the paper's figure, as a fraction.
-    --table4 and --table3 print the paper's SSM (mamba1; JSON: rows) and the product's (ssd; JSON: rows_ssd).
+    tflops: the mixers, counted as the paper does.
+    counted: the mixers as built, by torch's counter, text and every score.
+    forward: the whole model, by the same counter.
+    residual: tflops against the paper's figure (JSON: a fraction).
+    visible: the share of the scores that the frame-causal mask keeps.
+    The tables print the paper's SSM (mamba1; JSON: rows) and the product's
+    (ssd; JSON: rows_ssd).
     """
     if sum((table4, table3, parts)) > 1:
         raise typer.BadParameter("--table4, --table3 and --parts exclude each other")
@@ -96,7 +107,7 @@ def _model(recipe: str | None, overrides: list[str], parts: bool, json_: bool) -
         rows = [(part, f"{count:,}", f"{count / total(model):.1%}") for part, count in by_part.items()]
         print_rows(("part", "parameters", "share"), [*rows, ("all", f"{total(model):,}", "100.0%")], title=name)
         return
-    columns = ("frames", "stage", "tokens", "tflops", "counted", "forward")
+    columns = ("frames", "stage", "tokens", "visible", "tflops", "counted", "forward")
     shown = [[_figure(f[c]) for c in columns] for f in forwards]
     print_rows(columns, shown, title=f"{name}: {total(model):,} parameters")
 
@@ -131,14 +142,15 @@ def _what(recipe: str | None, overrides: list[str]) -> tuple[str, ModelConfig, l
 
 
 def _forward(model: Any, frames: int, setting: Setting) -> dict[str, Any]:
-    from m4v.flops import count_forward
+    from m4v.flops import count_forward, visible_share
     from m4v.flops_table import mixer_flops
 
-    counted = count_forward(model, setting)
+    counted, column = count_forward(model, setting), setting.column(model.config.patch)
     return {
         "frames": frames,
         "stage": STAGE_NAMES[setting.stage],
-        "tokens": setting.column(model.config.patch).tokens,
+        "tokens": column.tokens,
+        "visible": visible_share(column),
         "tflops": mixer_flops(model.config, setting) / 1e12,
         "counted": counted.mixer_total / 1e12,
         "forward": counted.forward / 1e12,

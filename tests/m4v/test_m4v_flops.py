@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from m4v.config import ModelConfig
-from m4v.flops import SCAN_FLOPS, Setting, count_forward, meta_model, parameters_by_part, total
+from m4v.flops import SCAN_FLOPS, Setting, count_forward, meta_model, parameters_by_part, total, visible_share
 from m4v.flops_table import TABLE4, mixer_flops, table3, table4, variant
 from m4v.model import M4VTransformer
+from m4v.model.layout import frame_mask
 
 TINY = {
     "width": 32, "heads": 2, "double_blocks": 2, "single_blocks": 4, "latent_channels": 4, "text_dim": 8,
@@ -64,6 +65,15 @@ def test_tokens_of_the_last_unit() -> None:
     assert Setting(1).column().tokens == 3840
     with pytest.raises(ValueError, match="multiple of 8"):
         Setting(16, height=12).column()
+
+
+def test_visible_share_is_the_frame_causal_masks() -> None:
+    assert visible_share(Setting(31).column()) == pytest.approx(0.567, abs=1e-3)  # spec/performance, section 0
+    column = Setting(6, **SMALL).column()
+    mask = frame_mask(column, 0, True, "cpu")
+    assert mask is not None
+    assert visible_share(column) == float(mask.double().mean())
+    assert visible_share(Setting(1).column()) == 1.0
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 @pytest.mark.parametrize("order", ["dual", "literal"])
 @torch.no_grad()
 def test_zero_decay_is_unnormalised_causal_linear_attention(order: str, features: dict, ssm: str) -> None:
-    """After conversion, over the mixer's own sequence; with `literal` keys read and queries write (the paper's text)."""
+    """After conversion, over the mixer's own sequence; with `literal` keys read and queries write (paper D.2)."""
     state = {"ssm": ssm, "state_size": 8 if ssm == "mamba1" else None}
     mixer = converted(order, **features, **state).single_transformer_blocks[0].mamba.double()
     assert isinstance(mixer, MambaMixer)
