@@ -1,11 +1,13 @@
 """Stage `init` from imported weights: every architecture, what is taken over, what is refused in which words."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from training_helpers import TEXT, publish, request
 
 from m4v.checkpoint import load_checkpoint, read_config
@@ -14,6 +16,9 @@ from m4v.core.artifacts import ArtifactKind, build_manifest, write_manifest
 from m4v.core.errors import ConfigError, DataIntegrityError
 from m4v.core.stage import StageContext
 from m4v.model import build_model
+from m4v.text.config import T5ClipConfig
+from m4v.weights.catalogue import entry
+from m4v.weights.convert import convert
 from training.config import InitConfig, StartConfig
 from training.stages import init
 
@@ -163,8 +168,8 @@ def test_a_truncated_file_and_a_missing_input_are_told(tmp_path: Path, published
 
 
 def test_the_way_of_starting_must_lead_to_the_mixers() -> None:
-    for mixer, convert, words in (("mm_dim", "none", "set init.convert"), ("attention", "attention_to_mamba", "none")):
-        start = StartConfig.model_validate({"weights": "dit", "convert": convert})
+    for mixer, way, words in (("mm_dim", "none", "set init.convert"), ("attention", "attention_to_mamba", "none")):
+        start = StartConfig.model_validate({"weights": "dit", "convert": way})
         with pytest.raises(ValueError, match=words):
             InitConfig(model=sizes(mixer=mixer), text_encoder=TEXT, start=start)
 
@@ -177,3 +182,39 @@ def test_without_weights_the_seed_decides(tmp_path: Path) -> None:
     state, expected = load_checkpoint(directory.joinpath)[0].state_dict(), build_model(sizes(), 7).state_dict()
     assert all(torch.equal(state[key], value) for key, value in expected.items())
     assert read_config(directory / "config.json").model == sizes()
+
+
+def test_the_reference_s_weights_keep_their_numbers_on_the_way_to_a_checkpoint(
+    tmp_path: Path, oracles: Path, oracle_close: Callable[..., None]
+) -> None:
+    """Published folder -> weights artifact -> init -> checkpoint, then the reference's own inputs and outputs."""
+    tiny, folder = oracles / "pyramidflow/flux_tiny", tmp_path / "published/diffusion_transformer_768p"
+    folder.mkdir(parents=True)
+    shutil.copy(tiny / "state_dict.safetensors", folder / "diffusion_pytorch_model.safetensors")
+    config = json.loads((tiny / "config.json").read_text()) | {"_class_name": "PyramidFluxTransformer"}
+    (folder / "config.json").write_text(json.dumps(config))
+    convert(entry("pyramidflow-dit-768p"), tmp_path / "published", tmp_path / "artifact")
+    manifest = build_manifest(tmp_path / "artifact", ArtifactKind.WEIGHTS, {})
+    write_manifest(tmp_path / "artifact", manifest)
+
+    text = T5ClipConfig(weights="text", slots=6, embedding_dim=24, pooled_dim=20)
+    model = ModelConfig(
+        width=32, heads=2, double_blocks=2, single_blocks=2, latent_channels=4, text_dim=24, pooled_dim=20,
+        text_slots=6, mixer="attention",
+    )  # fmt: skip
+    artifact = (ArtifactKind.WEIGHTS, manifest.artifact_id, tmp_path / "artifact")
+    inputs = [("weights.dit", *artifact), ("weights.text", *artifact)]
+    chosen = InitConfig(model=model, text_encoder=text, start=StartConfig(weights="dit"))
+    context = StageContext(request("init", chosen, tmp_path, inputs))
+    init.run(context)
+    context.progress.close()
+    loaded, checkpoint = load_checkpoint(publish(context)[1].joinpath)
+    assert checkpoint.weights == {"text": manifest.artifact_id}
+    case = load_file(tiny / "case_ar.safetensors")
+    clips = [case[key] for key in sorted(case) if key.startswith("in.sample.0.")]
+    with torch.no_grad():
+        (out,) = loaded(
+            [clips], case["in.timestep_ratio"], case["in.encoder_hidden_states"], case["in.encoder_attention_mask"],
+            case["in.pooled_projections"],
+        )  # fmt: skip
+    oracle_close("flux_tiny/case_ar.safetensors", out, case["out.0"], atol=2e-5, rtol=1e-4)

@@ -10,11 +10,14 @@ import yaml
 
 from m4v.core.asset_catalog import PACKAGES, asset_file
 from m4v.core.config import parse
+from m4v.weights import catalogue
+from m4v.weights.config import WeightsConfig
 from pipelines import stages
 from pipelines.spec import load_function, load_object
 from pipelines.web.facts import EdgeFacts, NodeFacts, RunFacts
 from pipelines.web.graph_layout import BOX_HEIGHT, BOX_WIDTH, GraphLayout, lay_out
 
+WEIGHTS = stages.WEIGHTS.name
 _STATUS_WORDS = {
     "hit": "reused", "ran": "ran", "failed": "failed", "blocked": "blocked", "drained": "drained",
     "pending": "this page",
@@ -87,7 +90,7 @@ def _short(value: object) -> str:
 
 
 def _models(nodes: Sequence[NodeFacts]) -> tuple[Credit, ...]:
-    """Packaged models that the run's stages read, by their stage declarations."""
+    """Third-party models of the run: packaged ones by the stages' declarations, imported ones by their nodes."""
     specs = {spec.name: spec for spec in stages.ALL}
     packages: set[str] = set()
     for node in nodes:
@@ -96,7 +99,11 @@ def _models(nodes: Sequence[NodeFacts]) -> tuple[Credit, ...]:
             continue
         config = parse(load_object(spec.config_model), node.config, f"facts of {node.node_id}")
         packages |= {asset_file(name).package for name in load_function(spec.weights)(config)}
+    imported = [parse(WeightsConfig, n.config, f"facts of {n.node_id}").entry for n in nodes if n.stage == WEIGHTS]
     return tuple(
         Credit(f"{p.requirement} {p.version}", p.licence, p.credit)
         for p in sorted((PACKAGES[name] for name in packages), key=lambda p: p.requirement)
+    ) + tuple(
+        Credit(e.name, e.licence or "not stated", f"{e.purpose}; {e.hub or e.address}")
+        for e in map(catalogue.entry, sorted(set(imported)))
     )

@@ -32,10 +32,11 @@ FROZEN = {
 SHIPPED = {
     "demo", "plan", "run", "deploy", "doctor", "runs list", "runs show", "runs logs", "artifacts list",
     "artifacts show", "artifacts verify", "lineage up", "lineage down", "ledger verify", "ledger backup", "flops",
+    "weights list", "weights check", "weights import",
 }  # fmt: skip
 READS = (
     "plan", "doctor", "runs list", "runs show", "artifacts list", "artifacts show", "artifacts verify", "lineage up",
-    "lineage down", "ledger verify", "flops",
+    "lineage down", "ledger verify", "flops", "weights list", "weights check",
 )  # fmt: skip
 PLAN_CPU_S = 2.0
 

@@ -10,6 +10,7 @@ from report_fixture import HOSTILE, RunFixture
 
 from m4v.core.asset_catalog import FILM_CREDIT
 from m4v.core.errors import ConfigError, DataIntegrityError
+from m4v.weights.config import WeightsConfig
 from pipelines.web import report
 from pipelines.web.sections.curation import asset_credits
 
@@ -83,6 +84,26 @@ def test_files_of_the_asset_catalogue_are_credited() -> None:
     assert asset_credits("asset:corpus/film", ["bbb.mp4"]) == (f"{FILM_CREDIT} (CC-BY-3.0)",)
     assert asset_credits("asset:corpus/film/", ["another.mp4"]) == ()
     assert asset_credits("s3://bucket/film", ["bbb.mp4"]) == ()
+
+
+def test_imported_weights_stand_in_the_lineage_and_the_credits(run: RunFixture, tmp_path: Path) -> None:
+    facts = run.facts()
+    node = next(n for n in facts["nodes"] if n["node_id"] == "source.film")
+    weights = WeightsConfig(name="dit", entry="pyramidflow-dit-768p")
+    facts["nodes"].insert(0, {**node, "node_id": "weights.dit", "stage": "weights", "config": weights.canonical()})
+    edge = {"from": "weights.dit", "to": "init", "input": "weights.dit", "artifact_id": "d" * 64, "kind": "weights"}
+    facts["edges"].append(edge)
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(facts))
+    context = run.context()
+    context.request.attachments["facts"] = str(path)
+    page = report.build(context)
+    Balanced().feed(page)
+    assert 'data-from="weights.dit" data-to="init"' in page
+    assert 'id="stage-weights.dit"' in page
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    assert "pyramidflow-dit-768p Apache-2.0 PyramidFlow miniflux transformer" in text
+    assert "dddddddddd" in text
 
 
 def test_refused_gate_gives_its_reasons(tmp_path: Path) -> None:
