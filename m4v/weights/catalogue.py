@@ -30,7 +30,7 @@ _HUB_ADDRESS = "https://huggingface.co/{hub}"
 class CatalogueFile(FrozenModel):
     """One file of an entry. `file` is its name at the origin (`*` for shards that an index beside it names),
     `path` its place below the entry's folder when that differs. `size_bytes`, `sha256` and `md5` are facts to
-    hold a copy to; `about_bytes` only says how much to download."""
+    hold a copy to; `about_bytes` only says how much to download. `optional`: an import does without it."""
 
     file: str
     path: str | None = None
@@ -38,6 +38,7 @@ class CatalogueFile(FrozenModel):
     about_bytes: int | None = Field(None, ge=0)
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     md5: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
+    optional: bool = False
 
     @property
     def place(self) -> str:

@@ -15,7 +15,8 @@ from m4v.weights.components import Component, components
 from m4v.weights.expected import expected
 from m4v.weights.source import SourceFile, missing_file, source_files
 
-State = Literal["ok", "missing", "wrong size", "wrong digest"]
+State = Literal["ok", "not here", "missing", "wrong size", "wrong digest"]
+_FINE = ("ok", "not here")
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, file
 _SHOWN = 5
 _CHUNK_BYTES = 4 << 20
@@ -23,7 +24,8 @@ _CHUNK_BYTES = 4 << 20
 
 class FileState(FrozenModel):
     """One file. `place` is its path below the entry's folder, `path` where it was looked for. `sha256` is what
-    was found, None when nobody asked for digests; `digest_known`: the catalogue states one to hold it to."""
+    was found, None when nobody asked for digests; `digest_known`: the catalogue states one to hold it to. An
+    optional file may be `not here`."""
 
     place: str
     path: str
@@ -82,7 +84,7 @@ class CheckReport(FrozenModel):
 
     @property
     def ok(self) -> bool:
-        return all(f.state == "ok" for f in self.files) and all(c.ok for c in self.components)
+        return all(f.state in _FINE for f in self.files) and all(c.ok for c in self.components)
 
     @property
     def present(self) -> bool:
@@ -129,7 +131,7 @@ def check(
         states.append(_file_state(file, published, hashing))
         done += states[-1].size_bytes or 0
     missing = {s.place for s in states if s.state == "missing"}
-    parts = components(found, files)
+    parts = components(found, [file for file in files if not file.is_absent])
     whole = [p for p in parts if not missing & {f.place for f in (*p.weights, p.config_file, p.index_file) if f}]
     return CheckReport(
         entry=found.name, folder=str(folder), files=tuple(states), components=tuple(compare(p) for p in whole)
@@ -139,7 +141,8 @@ def check(
 def _file_state(file: SourceFile, published: bool, hashing: bool) -> FileState:
     row = file.catalogued
     if not file.path.is_file():
-        return FileState(place=file.place, path=str(file.path), state="missing", expected_bytes=row.size_bytes)
+        gone: State = "not here" if row.optional else "missing"
+        return FileState(place=file.place, path=str(file.path), state=gone, expected_bytes=row.size_bytes)
     size, state, sha256 = file.path.stat().st_size, "ok", None
     known = published and (row.sha256 is not None or row.md5 is not None) and not row.is_pattern
     if published and row.size_bytes is not None and not row.is_pattern and size != row.size_bytes:
@@ -204,7 +207,7 @@ def require(found: CatalogueEntry, report: CheckReport, files: list[SourceFile])
     for state, file in zip(report.files, files, strict=True):
         if state.state == "missing":
             raise missing_file(found, file)
-        if state.state != "ok":
+        if state.state not in _FINE:
             raise DataIntegrityError(
                 f"file has {state.state}", value=state.place, where=str(file.path.parent),
                 next_step="fetch it again; for another model in this format set published: false",

@@ -14,6 +14,7 @@ from m4v.weights.catalogue import CatalogueEntry, WeightsFormat
 from m4v.weights.pyramidflow import our_key
 from m4v.weights.source import INDEX_SUFFIX, PICKLE_SUFFIXES, WEIGHT_SUFFIXES, SourceFile, read_index
 from m4v.weights.tensors import SafetensorsFile, TensorFile, TensorInfo
+from m4v.weights.wan_original import text_encoder_config, text_encoder_key, vae_config, vae_keys
 
 Kind = Literal[
     "pyramidflow_dit", "pyramidflow_vae", "clip_text", "t5", "wan_transformer", "umt5", "wan_vae", "state_dict"
@@ -29,14 +30,18 @@ _KINDS: Mapping[WeightsFormat, Mapping[str | None, Kind]] = {
     "state_dict": {None: "state_dict"},
     "in_place": {},
 }
-# Where the pickles of the original Wan layout go: beside the transformer they would be taken for its shards.
-_WAN_FOLDERS = {"Wan2.1_VAE": "vae", "models_t5_umt5-xxl-enc-bf16": "text_encoder"}
+# The original Wan layout has its other models beside the transformer; they go where diffusers has them.
+_WAN_ORIGINAL: Mapping[str, tuple[str, Kind]] = {
+    "Wan2.1_VAE": ("vae", "wan_vae"),
+    "models_t5_umt5-xxl-enc-bf16": ("text_encoder", "umt5"),
+}
 
 
 @dataclass(frozen=True)
 class Component:
     """One model: its weight files in order, `config.json` and index. `output` is its folder in the artifact
-    (empty: the artifact's own), `merged`: it becomes one safetensors file there."""
+    (empty: the artifact's own), `merged`: it becomes one safetensors file there, `wan_original`: keys are
+    Wan's own, and there is no `config.json`, since its values follow from the tensors."""
 
     name: str
     kind: Kind
@@ -45,6 +50,7 @@ class Component:
     index_file: SourceFile | None
     output: str
     merged: bool
+    wan_original: bool = False
 
     @property
     def merged_name(self) -> str:
@@ -57,6 +63,9 @@ class Component:
 
     def config(self) -> dict[str, object]:
         """The published `config.json`; empty when the kind has none. Raises DataIntegrityError if it is no object."""
+        if self.wan_original:
+            where = str(self.weights[0].path)
+            return vae_config() if self.kind == "wan_vae" else text_encoder_config(self.infos(), where)
         if self.config_file is None:
             return {}
         try:
@@ -72,8 +81,7 @@ class Component:
         two files hold one tensor, or the index says another file than the one that holds it."""
         found: dict[str, tuple[TensorFile, str]] = {}
         for file in self.files:
-            for name in file.tensors:
-                key = our_key(name) if self.kind == "pyramidflow_dit" else name
+            for name, key in self._keys(file).items():
                 if key is None:
                     continue
                 if key in found:
@@ -81,6 +89,19 @@ class Component:
                 found[key] = (file, name)
         self._check_index({name: file.path.name for file, name in found.values()})
         return found
+
+    def _keys(self, file: TensorFile) -> Mapping[str, str | None]:
+        """Published name -> our key, None for tensors of other models."""
+        names = file.tensors
+        if self.kind == "pyramidflow_dit":
+            return {name: our_key(name) for name in names}
+        if self.wan_original:
+            return (
+                vae_keys(names, str(file.path))
+                if self.kind == "wan_vae"
+                else {name: text_encoder_key(name) for name in names}
+            )
+        return {name: name for name in names}
 
     def infos(self) -> dict[str, TensorInfo]:
         return {key: file.tensors[name] for key, (file, name) in self.tensors().items()}
@@ -124,10 +145,10 @@ def _components(found: CatalogueEntry, files: list[SourceFile]) -> Iterator[Comp
         kind = kinds.get(folder, kinds.get(None))
         weights = [file for file in here if file.place.endswith(WEIGHT_SUFFIXES)]
         if found.format == "wan_original":
-            for file in (f for f in weights if f.place.endswith(PICKLE_SUFFIXES)):
-                stem = PurePosixPath(file.place).stem
-                yield Component(stem, "state_dict", (file,), None, None, _WAN_FOLDERS.get(stem, stem), True)
-            weights = [file for file in weights if not file.place.endswith(PICKLE_SUFFIXES)]
+            others = {f: _WAN_ORIGINAL[s] for f in weights if (s := PurePosixPath(f.place).stem) in _WAN_ORIGINAL}
+            for file, (output, other) in others.items():
+                yield Component(output, other, (file,), None, None, output, merged=True, wan_original=True)
+            weights = [file for file in weights if file not in others]
         if kind is None or not weights:
             continue
         single = found.format in ("pyramidflow_dit", "pyramidflow_vae", "state_dict")

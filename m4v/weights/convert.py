@@ -77,6 +77,7 @@ def convert(
     files = source_files(found, folder, published)
     report = check(found, folder, published=published)
     require(found, report, files)
+    files = [file for file in files if not file.is_absent]
     run = _Run(output, files, published, progress)
     parts = components(found, files)
     for part in parts:
@@ -151,6 +152,9 @@ def _convert_component(part: Component, run: _Run) -> None:
             write_atomic(run.output / prefix / CONFIG, text.encode())
         else:
             run.copy(part.config_file, prefix + CONFIG)
+    elif part.wan_original:
+        text = json.dumps(part.config(), indent=1, sort_keys=True)
+        write_atomic(run.output / prefix / CONFIG, text.encode())
     if part.merged and not _is_final(part):
         _merge(part, run)
         return

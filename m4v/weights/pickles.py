@@ -33,7 +33,7 @@ class PickledFile:
 
     @cached_property
     def _state(self) -> dict[str, Tensor]:
-        return _state_dict(_load(self.path), self.path)
+        return _state_dict(load_pickle(self.path), self.path)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -50,7 +50,11 @@ class PickledFile:
             yield part.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _load(path: Path) -> object:
+def load_pickle(path: Path) -> object:
+    """What a file of `torch.save` holds, tensors mapped from disk and nothing executed.
+
+    Raises DataIntegrityError naming the file, and the offending global when the pickle would run code.
+    """
     try:
         # Nothing but tensors and plain containers is built; storages stay on disk until they are read.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

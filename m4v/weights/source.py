@@ -31,6 +31,11 @@ class SourceFile:
     path: Path
     catalogued: CatalogueFile
 
+    @property
+    def is_absent(self) -> bool:
+        """Optional, and not here."""
+        return self.catalogued.optional and not self.path.is_file()
+
 
 def source_files(found: CatalogueEntry, folder: Path, published: bool = True) -> list[SourceFile]:
     """Every file that an import of the entry from `folder` would read, present or not, in catalogue order.
@@ -60,7 +65,8 @@ def _own_names(files: list[SourceFile]) -> list[SourceFile]:
     found: list[SourceFile] = []
     for folder in dict.fromkeys(PurePosixPath(f.place).parent for f in files):
         here = [f for f in files if PurePosixPath(f.place).parent == folder]
-        weights = [f for f in here if f.place.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX))]
+        needed = [f for f in here if not f.catalogued.optional]
+        weights = [f for f in needed if f.place.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX))]
         if weights and not all(f.path.is_file() for f in weights):
             names = _weight_names(weights[0].path.parent)
             own = [_uncatalogued(folder, weights[0].path.parent / name) for name in names]
@@ -142,6 +148,8 @@ def probe(config: WeightsConfig, locations: Mapping[str, str]) -> str:
     found = entry(config.entry)
     rows = []
     for file in source_files(found, source_folder(config, locations), config.published):
+        if file.is_absent:
+            continue
         if not file.path.is_file():
             raise missing_file(found, file)
         rows.append([file.place, sampled_digest(file.path)])
