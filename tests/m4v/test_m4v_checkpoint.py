@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -146,6 +148,25 @@ def test_other_bytes_are_refused(folder: Path, content: bytes, words: str) -> No
     message = refused(folder)
     assert words in message
     assert MODEL in message
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_damage_anywhere_in_the_header_is_refused_or_harmless(folder: Path, data: st.DataObject) -> None:
+    """One wrong byte, or an end too early: a message about this file, or the tensors that the header still names."""
+    whole = (folder / EMA).read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    place = data.draw(st.integers(0, header - 1))
+    damaged = bytearray(whole)
+    damaged[place] ^= data.draw(st.integers(1, 255))
+    (folder / MODEL).write_bytes(damaged if data.draw(st.booleans()) else whole[: data.draw(st.integers(0, header))])
+    message = MODEL
+    try:
+        load_checkpoint(folder.joinpath, ema=False)
+    except DataIntegrityError as error:
+        message = str(error)
+    assert MODEL in message
+    assert "\n" not in message
 
 
 def test_integer_weights_are_named(folder: Path) -> None:
