@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
@@ -73,12 +72,24 @@ def published_config(data: Mapping[str, object], where: str) -> WanConfig:
             fields[ours] = value
     if missing := [key for key in _NEEDED[str(kind)] if key not in data]:
         raise DataIntegrityError("config lacks a size", value=missing, where=where)
+    if kind == "WanTransformer3DModel":
+        fields["width"] = _product(data, ("attention_head_dim", "num_attention_heads"), where)
     try:
-        if kind == "WanTransformer3DModel":
-            fields["width"] = cast(int, data["attention_head_dim"]) * cast(int, data["num_attention_heads"])
         return parse(WanConfig, fields, where)
-    except (ConfigError, TypeError) as error:
-        raise DataIntegrityError(f"config is not valid: {error}", where=where) from None
+    except ConfigError as error:
+        ours, _, rest = error.what.partition(":")
+        theirs = next((key for key, name in names.items() if name == ours), ours)
+        raise DataIntegrityError(f"config is not valid: {theirs}:{rest}", value=error.value, where=where) from None
+
+
+def _product(data: Mapping[str, object], keys: tuple[str, ...], where: str) -> int:
+    product = 1
+    for key in keys:
+        value = data[key]
+        if not isinstance(value, int):
+            raise DataIntegrityError(f"config is not valid: {key} is no whole number", value=value, where=where)
+        product *= value
+    return product
 
 
 def _check_out(key: str, value: object, data: Mapping[str, object], where: str) -> None:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from m4v.model.layout import Clip
 from m4v.model.reference import mixer_reference, temporal_reference
@@ -97,6 +98,21 @@ def test_mm_dim_parameters_are_those_of_its_parts(name: str) -> None:
     base = sum(parameter.numel() for parameter in empty_wan(wan_preset(name, mixer="attention")).parameters())
     expected = base + config.blocks * (mamba + temporal + 1 - attention)
     assert sum(parameter.numel() for parameter in empty_wan(config).parameters()) == expected
+
+
+@pytest.mark.parametrize(("name", "saved"), [("1.3B", 5.0), ("14B", 2.5)])
+def test_published_sizes_run_at_720p(name: str, saved: float) -> None:
+    """81 frames on the meta device through eight blocks, one per scan path: shapes, and what the linear mixer saves."""
+    counted = []
+    for mixer in ("attention", "mm_dim"):
+        model = empty_wan(wan_preset(name, mixer=mixer, blocks=8))
+        model.rope.to("meta")
+        latents, text = (torch.empty(shape, device="meta") for shape in ((1, 16, 21, 90, 160), (1, 512, 4096)))
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            found = model(latents, torch.empty(1, device="meta"), text).sample
+        assert found.shape == latents.shape
+        counted.append(counter.get_total_flops())
+    assert counted[0] > saved * counted[1]
 
 
 @st.composite

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -11,11 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError, M4VError
+from m4v.model.initialise import SILU_ONE
+from m4v.model.layers import rotate
+from m4v.model.layout import Clip
+from m4v.model.scan import LAYER_ORDER, scan_order
 from m4v.wan.checkpoint import WanCheckpointConfig, load_wan, save_wan
 from m4v.wan.config import WanConfig, wan_preset
 from m4v.wan.convert import attention_to_mm_dim
 from m4v.wan.initialise import build_wan, empty_wan
 from m4v.wan.keys import layout_of, to_diffusers, to_original
+from m4v.wan.mixer import clip_layout, mix_context
 from m4v.wan.published import load_published, open_published
 from m4v.wan.published_config import published_config
 from m4v.wan.transformer import WanTransformer
@@ -109,7 +115,7 @@ def test_diffusers_own_conversion_agrees() -> None:
 
 def test_original_folder_loads_equal_to_diffusers(original: Path) -> None:
     found = open_published(original)
-    assert (found.layout, found.config) == ("original", config_of(mixer="attention", chunk_size=32))
+    assert (found.layout, found.config) == ("original", config_of(mixer="attention", chunk_size=128))
     state, source = found.state(), contents(random_attention())
     assert state.keys() == source.keys()
     assert all(torch.equal(state[key], source[key]) for key in source)
@@ -127,7 +133,7 @@ def test_folder_saved_by_diffusers_loads(tmp_path: Path, shard: str, place: str)
     twin.save_pretrained(tmp_path / place, max_shard_size=shard)
     assert len(list((tmp_path / place).glob("*.safetensors"))) > (shard == "20KB")
     loaded = load_published(tmp_path)
-    assert loaded.wan == config_of(mixer="attention", text_slots=512, chunk_size=32)
+    assert loaded.wan == config_of(mixer="attention", text_slots=512, chunk_size=128)
     torch.testing.assert_close(output(loaded), output(twin), atol=1e-5, rtol=0)
 
 
@@ -242,7 +248,9 @@ def test_broken_folders_are_refused_by_name(original: Path, damage: Callable[[Pa
         ({"model_type": "i2v"}, "model_type is not that of Wan2.1's text-to-video model (t2v): 'i2v'"),
         ({"in_dim": 36}, "out_dim differs from the 36 input channels: 4"),
         ({"patch_size": [1, 4, 4]}, "patch_size is not"),
-        ({"dim": "wide"}, "width"),
+        ({"dim": "wide"}, "config is not valid: dim: Input should be a valid integer"),
+        ({"num_heads": 5}, "width 24 must be an even multiple of heads 5"),
+        ({"num_layers": 0}, "config is not valid: num_layers: Input should be greater than or equal to 1: 0"),
         ({"num_head": 2}, "config has a key that is not Wan2.1's: 'num_head'"),
         ({"_class_name": "FluxTransformer2DModel"}, "config is of another model"),
     ],
@@ -251,6 +259,12 @@ def test_configs_of_other_models_are_refused(change: dict[str, object], words: s
     with pytest.raises(DataIntegrityError) as caught:
         published_config(ORIGINAL_CONFIG | change, "config.json")
     assert words in caught.value.message
+
+
+def test_diffusers_sizes_must_be_numbers() -> None:
+    data = {"attention_head_dim": "128", "num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
+    with pytest.raises(DataIntegrityError, match="attention_head_dim is no whole number: '128'"):
+        published_config(data, "config.json")
 
 
 def test_a_config_without_a_size_is_refused() -> None:
@@ -329,10 +343,6 @@ def test_converted_queries_and_keys_are_those_of_the_attention() -> None:
         c, s = cos[..., 0::2], sin[..., 1::2]
         return torch.stack([first * c - second * s, first * s + second * c], dim=-1).flatten(-2)
 
-    from m4v.model.layers import rotate
-    from m4v.model.layout import Clip
-    from m4v.wan.mixer import clip_layout, mix_context
-
     context = mix_context(config, clip_layout(Clip(2, 2, 3), 0), torch.ones(1, 0, dtype=torch.bool), x)
     for project, norm, own, own_norm in (
         (theirs.to_q, theirs.norm_q, ours.to_c, ours.norm_c),
@@ -341,6 +351,42 @@ def test_converted_queries_and_keys_are_those_of_the_attention() -> None:
         expected = rotated(norm(project(x)).unflatten(-1, (2, -1)))
         found = rotate(own_norm(own(x).unflatten(-1, (2, -1))), context.turn)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_zero_decay_is_causal_linear_attention() -> None:
+    """Without decay, step size, convolution, skip and gate, the converted mixer is Wan's attention, causal in the
+    scan order, with the raw scores q k in the place of the softmax."""
+    source = random_attention()
+    config = config_of(text_recomposition=False, registers=False, temporal_branch=False)
+    model = empty_wan(config)
+    model.load_state_dict(attention_to_mm_dim(contents(source), config, 0), assign=True)
+    model.double(), source.double()
+    mixer, attention = model.blocks[0].attn1, source.blocks[0].attn1
+    mamba = mixer.mamba
+    with torch.no_grad():
+        mamba.A_log.fill_(-1e4)
+        mamba.to_dt.weight.zero_()
+        mamba.dt_bias.fill_(np.log(np.e - 1))  # softplus: 1
+        mamba.conv.weight.zero_()
+        mamba.conv.weight[:, -1] = 1
+        mamba.conv.bias.zero_()
+        mamba.D.zero_()
+        mamba.to_z.weight.zero_()
+        mamba.to_z.bias.fill_(SILU_ONE)
+    clip, x = Clip(3, 3, 2), torch.randn(1, 18, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    context = mix_context(config, clip_layout(clip, 0), torch.ones(1, 0, dtype=torch.bool), x)
+    q, k = (
+        rotate(norm(project(x)).unflatten(-1, (2, -1)), context.turn)
+        for project, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k))
+    )
+    v = torch.nn.functional.silu(attention.to_v(x)).unflatten(-1, (2, -1))  # Mamba's activation stays
+    frame = scan_order(LAYER_ORDER[0], 3, 2)
+    order = np.concatenate([frame + 6 * number for number in range(3)])
+    q, k, v = (u[:, order].transpose(1, 2) for u in (q, k, v))
+    mixed = (q @ k.transpose(-1, -2)).tril() @ v
+    expected = torch.empty_like(x)
+    expected[:, order] = mixed.transpose(1, 2).flatten(2)
+    torch.testing.assert_close(mixer(x, context), attention.to_out[0](expected), atol=1e-8, rtol=1e-8)
 
 
 def test_conversion_names_what_does_not_fit() -> None:
