@@ -6,14 +6,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError, ExitClass
 from m4v.weights.catalogue import CatalogueEntry, entries, entry, weights_root
-from m4v.weights.check import CheckReport, Progress, check
 from m4v.weights.config import WeightsConfig
 from m4v.weights.source import source_files
 from pipelines.cli.display import RunDisplay
@@ -25,6 +24,9 @@ from pipelines.ledger import Ledger
 from pipelines.recipe import Profile
 from pipelines.session import launcher_of
 from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from m4v.weights.check import CheckReport, Progress
 
 EntryArgument = Annotated[str, typer.Argument(metavar="ENTRY", help="Entry of `m4v weights list`.")]
 OwnOption = Annotated[
@@ -95,10 +97,7 @@ def check_(
     Ends with 10 when an entry lacks a file, with 20 when something is not what it should be.
     """
     chosen = [entry(name) for name in names] if names else [e for e in entries() if _present(e, root)[0]]
-    reports = [
-        check(e, e.folder() if root is None else root, published=not own, hashing=digest, progress=_say(json_))
-        for e in chosen
-    ]
+    reports = [_check(e, root, own, digest, _say(json_)) for e in chosen]
     if json_:
         print_json({"root": str(root or weights_root()), "entries": [_report_json(r) for r in reports]})
     else:
@@ -107,6 +106,14 @@ def check_(
         if not reports:
             print(f"no entry has a file below {root or weights_root()}; m4v weights list says what there is")
     raise typer.Exit(int(_verdict(reports)))
+
+
+def _check(
+    found: CatalogueEntry, folder: Path | None, own: bool, hashing: bool = False, progress: Progress | None = None
+) -> CheckReport:
+    from m4v.weights.check import check  # needs torch, which the other verbs do without
+
+    return check(found, folder, published=not own, hashing=hashing, progress=progress)
 
 
 def _say(quiet: bool) -> Progress | None:
@@ -170,7 +177,7 @@ def import_(
                      "size": size(made.size_bytes), "took": duration(outcome.seconds), "place": made.uri})  # fmt: skip
     elif run.exit_class in (ExitClass.DATA_INTEGRITY, ExitClass.CONFIG):
         print(f"{node.id} {outcome.status}: {outcome.error}")
-        print("\n".join(check(entry(name), from_, published=not own).lines()))
+        print("\n".join(_check(entry(name), from_, own).lines()))
     raise typer.Exit(int(run.exit_class))
 
 
