@@ -34,8 +34,8 @@ _SHOWN = 5  # keys named in a message
 Shape = tuple[int, ...]
 
 __all__ = [
-    "CONFIG", "EMA", "MODEL", "CheckpointConfig", "export_checkpoint", "load_checkpoint", "read_config",
-    "save_checkpoint",
+    "CONFIG", "EMA", "MODEL", "CheckpointConfig", "compare_shapes", "existing_file", "export_checkpoint",
+    "load_checkpoint", "read_config", "read_weights", "refuse_pickles", "save_checkpoint", "shapes_of", "write_weights",
 ]  # fmt: skip
 
 
@@ -48,11 +48,11 @@ def save_checkpoint(
     """Write a checkpoint; `config.ema` is set from `ema`. Raises DataIntegrityError if the weights do not fit."""
     config = config.model_copy(update={"ema": ema is not None})
     expected = _expected(config)
-    _compare(_shapes(state_dict), expected, f"weights for {MODEL}")
-    _write_weights(directory / MODEL, state_dict)
+    compare_shapes(shapes_of(state_dict), expected, f"weights for {MODEL}")
+    write_weights(directory / MODEL, state_dict)
     if ema is not None:
-        _compare(_shapes(ema), expected, f"weights for {EMA}")
-        _write_weights(directory / EMA, ema)
+        compare_shapes(shapes_of(ema), expected, f"weights for {EMA}")
+        write_weights(directory / EMA, ema)
     _write_config(directory, config)
 
 
@@ -94,14 +94,14 @@ def export_checkpoint(
             "checkpoint has no averaged weights", where=str(path_of(CONFIG)), next_step="export the raw ones: ema=False"
         )
     config, name, state = _read(path_of, ema is not False)
-    _write_weights(directory / MODEL, state, dtype, {"weights": "ema" if name == EMA else "raw"})
+    write_weights(directory / MODEL, state, dtype, {"weights": "ema" if name == EMA else "raw"})
     _write_config(directory, config.model_copy(update={"ema": False}))
 
 
 def read_config(path: Path) -> CheckpointConfig:
     """Parse a `config.json`; raises DataIntegrityError if it is missing, or naming the first wrong key."""
     try:
-        return CheckpointConfig.model_validate_json(_existing(path).read_bytes())
+        return CheckpointConfig.model_validate_json(existing_file(path).read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "(root)"
@@ -118,13 +118,14 @@ def _check_dtype(dtype: torch.dtype) -> None:
 def _read(path_of: Callable[[str], Path], ema: bool) -> tuple[CheckpointConfig, str, dict[str, Tensor]]:
     """Configuration, the name of the weights' file, and the weights, which fit the configuration."""
     path = path_of(CONFIG)
-    _refuse_pickles(path.parent)
+    refuse_pickles(path.parent)
     config = read_config(path)
     name = EMA if ema and config.ema else MODEL
-    return config, name, _read_weights(path_of(name), _expected(config))
+    return config, name, read_weights(path_of(name), _expected(config))
 
 
-def _refuse_pickles(directory: Path) -> None:
+def refuse_pickles(directory: Path) -> None:
+    """Raise DataIntegrityError if a pickled file lies in the folder, whatever it is for."""
     names = sorted(p.name for p in directory.iterdir()) if directory.is_dir() else []
     if found := [name for name in names if name.endswith(PICKLES)]:
         raise DataIntegrityError(
@@ -135,12 +136,12 @@ def _refuse_pickles(directory: Path) -> None:
         )
 
 
-def _read_weights(path: Path, expected: Mapping[str, Shape]) -> dict[str, Tensor]:
+def read_weights(path: Path, expected: Mapping[str, Shape]) -> dict[str, Tensor]:
     """Tensors of a file whose names, shapes and types fit; these are compared before any tensor is read."""
     try:
-        with safe_open(_existing(path), framework="pt") as file:
+        with safe_open(existing_file(path), framework="pt") as file:
             headers = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-            _compare({key: tuple(header.get_shape()) for key, header in headers.items()}, expected, str(path))
+            compare_shapes({key: tuple(header.get_shape()) for key, header in headers.items()}, expected, str(path))
             types = {key: header.get_dtype() for key, header in headers.items()}
             if wrong := [f"{key}: {kind}" for key, kind in sorted(types.items()) if kind not in _FLOATS]:
                 raise DataIntegrityError("tensors are no floating-point numbers", value=wrong[:_SHOWN], where=str(path))
@@ -165,15 +166,17 @@ def _unreadable(path: Path, reason: str) -> DataIntegrityError:
     )
 
 
-def _existing(path: Path) -> Path:
+def existing_file(path: Path) -> Path:
+    """The path; raises DataIntegrityError if no file is there."""
     if not path.is_file():
         raise DataIntegrityError("checkpoint has no such file", value=path.name, where=str(path.parent))
     return path
 
 
-def _write_weights(
+def write_weights(
     path: Path, state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, facts: dict[str, str] | None = None
 ) -> None:
+    """Write one safetensors file in `dtype`, but the recurrence's parameters in float32; equal weights, equal bytes."""
     # Sorted and contiguous: equal weights give equal bytes (so `facts` has one entry at most, too). Straight to the
     # file: a serialised copy in memory would be as large as the model.
     plain = {key: state[key].detach().to("cpu", _stored(key, dtype)).contiguous() for key in sorted(state)}
@@ -198,14 +201,20 @@ def _write_config(directory: Path, config: CheckpointConfig) -> None:
 def _expected(config: CheckpointConfig) -> dict[str, Shape]:
     with torch.device("meta"):
         model = M4VTransformer(config.model)
-    return _shapes(model.state_dict())
+    return shapes_of(model.state_dict())
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Shape of each tensor."""
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def _compare(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], where: str) -> None:
+def compare_shapes(
+    shapes: Mapping[str, Shape],
+    expected: Mapping[str, Shape],
+    where: str,
+    next_step: str = "check the model section of config.json",
+) -> None:
     """Raise DataIntegrityError on the first kind of difference, naming a few keys."""
     missing, unknown = sorted(set(expected) - set(shapes)), sorted(set(shapes) - set(expected))
     wrong = [
@@ -219,7 +228,4 @@ def _compare(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], where: 
         (wrong, "tensors have another shape"),
     ):
         if found:
-            raise DataIntegrityError(
-                f"{len(found)} {what}", value=found[:_SHOWN], where=where,
-                next_step="check the model section of config.json",
-            )  # fmt: skip
+            raise DataIntegrityError(f"{len(found)} {what}", value=found[:_SHOWN], where=where, next_step=next_step)

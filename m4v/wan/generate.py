@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from m4v.checkpoint import CONFIG, EMA, MODEL
 from m4v.codec.interface import Frames
 from m4v.config import Dtype
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.sampling import Video, default_dtype, usable_device
 from m4v.text.interface import TextEncoder, TextFeatures
-from m4v.wan.checkpoint import CONFIG, EMA, MODEL, load_wan
+from m4v.wan.checkpoint import load_wan
 from m4v.wan.config import WanSamplerConfig
 from m4v.wan.published import load_published
 from m4v.wan.sampler import WanSampler

@@ -15,15 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from m4v.checkpoint import PICKLES, compare_shapes, shapes_of
 from m4v.core.errors import DataIntegrityError, InputError
-from m4v.wan.compare import compare_tensors
 from m4v.wan.config import WanConfig
 from m4v.wan.initialise import empty_wan
 from m4v.wan.keys import Layout, layout_of, to_diffusers
 from m4v.wan.published_config import read_published_config
 from m4v.wan.transformer import WanTransformer
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -66,8 +65,8 @@ def open_published(folder: Path) -> PublishedWan:
     for path, name, shape in _headers(files):
         key = to_diffusers(name) if layout == "original" else name
         tensors[key], shapes[key] = (path, name), shape
-    expected = {key: tuple(value.shape) for key, value in empty_wan(config).state_dict().items()}
-    compare_tensors(shapes, expected, str(folder), "check that config.json belongs to these weights")
+    expected = shapes_of(empty_wan(config).state_dict())
+    compare_shapes(shapes, expected, str(folder), "check that config.json belongs to these weights")
     return PublishedWan(config, layout, {key: tensors[key] for key in expected})
 
 
@@ -96,7 +95,7 @@ def _weight_files(folder: Path) -> dict[Path, list[str]]:
         return _indexed_files(indexes[0])
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         what = "weights are pickled, which can run code" if pickles else "folder has no weights in safetensors format"
         hint = "fetch the safetensors files of the model"
         raise InputError(what, value=pickles or None, where=str(folder), next_step=hint)

@@ -324,7 +324,7 @@ def test_equal_seeds_give_equal_weights() -> None:
 
 def test_config_loads_neither_torch_nor_diffusers() -> None:
     code = (
-        "import sys, m4v.wan, m4v.wan.config, m4v.wan.keys, m4v.wan.compare, m4v.wan.published_config;"
+        "import sys, m4v.wan, m4v.wan.config, m4v.wan.keys, m4v.wan.published_config;"
         "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

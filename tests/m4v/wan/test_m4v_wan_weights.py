@@ -220,10 +220,10 @@ def break_no_index(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (break_missing, "1 tensor is missing: ['blocks.0.attn2.to_k.bias']"),
+        (break_missing, "1 tensors are missing: ['blocks.0.attn2.to_k.bias']"),
         (break_shape, "blocks.0.attn2.to_k.bias: (7,), expected (24,)"),
         (break_unknown, "not part of Wan's text-to-video model: 'blocks.0.self_attn.k_img.bias'"),
-        (break_extra_block, "1 tensor is not part of this model: ['blocks.9.ffn.net.0.proj.bias']"),
+        (break_extra_block, "1 tensors are not part of this model: ['blocks.9.ffn.net.0.proj.bias']"),
         (break_truncated, "truncated or not in safetensors"),
         (break_absent, "weight file is missing: 'diffusion_pytorch_model-00002-of-00003.safetensors'"),
         (break_index, "needs a weight_map"),
@@ -426,12 +426,16 @@ def test_equal_checkpoints_have_equal_bytes(tmp_path: Path) -> None:
 def test_broken_checkpoints_are_refused(tmp_path: Path) -> None:
     config = WanCheckpointConfig(model=config_of())
     state = contents(build_wan(config_of(), 1))
-    with pytest.raises(DataIntegrityError, match=r"1 tensor is missing.*text_scale"):
+    with pytest.raises(DataIntegrityError, match=r"1 tensors are missing.*text_scale"):
         save_wan(tmp_path, config, {k: v for k, v in state.items() if k != "blocks.0.attn1.text_scale"})
     save_wan(tmp_path, config, state)
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-9])
     with pytest.raises(DataIntegrityError, match="truncated"):
         load_wan(tmp_path.joinpath)
+    (tmp_path / "optimizer.pt").write_bytes(b"cos")
+    with pytest.raises(DataIntegrityError, match=r"pickled file.*'optimizer\.pt'"):
+        load_wan(tmp_path.joinpath)
+    (tmp_path / "optimizer.pt").unlink()
     (tmp_path / "config.json").write_text(json.dumps({"model": {"kind": "wan", "widht": 3}}))
     with pytest.raises(DataIntegrityError, match="widht"):
         load_wan(tmp_path.joinpath)
