@@ -105,7 +105,8 @@ def count_forward(model: M4VTransformer, setting: Setting) -> Counted:
     """Count one forward of a model on the meta device in `setting`, all text slots in use.
 
     Matrix products, convolutions and attention (every score of the dense mask) by torch's own counter, the selective
-    scan by SCAN_FLOPS; other elementwise work is not counted. A mixer ends with its output projection: attention's
+    scan by SCAN_FLOPS; other elementwise work is not counted. It is the plain torch path that is counted; kernel
+    libraries on a GPU cut the same sums otherwise. A mixer ends with its output projection: attention's
     own one in the dual-stream blocks, its columns of the shared `proj_out` in the single-stream blocks.
     Of blocks that are built alike one is run and counted for all.
     """

@@ -9,11 +9,13 @@ frame-causal mask keeps), tflops, counted, forward. `--parts` leaves forwards ou
 
 from __future__ import annotations
 
+import sys
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.cli.output import JsonOption, SetOption, print_json, print_rows
+from pipelines.cli.output import JsonOption, SetOption, console, print_json, print_rows
 
 if TYPE_CHECKING:
     from m4v.config import ModelConfig
@@ -72,24 +74,28 @@ def _tables(number: int, json_: bool) -> None:
     if json_:
         print_json({"table": number, "rows": rows, "rows_ssd": rows_ssd})
         return
-    for title, part in (("paper's preset, mamba1", rows), ("product, ssd", rows_ssd)):
-        _print_table(f"Table {number}, mixer TFLOPs at 768p ({title})", part)
+    cells = [
+        [ssm, *_cells(row, frames)]
+        for ssm, part in (("mamba1", rows), ("ssd", rows_ssd))
+        for frames in FRAMES
+        for row in part
+    ]
+    paper = ["paper", "residual"] if number == 4 else []
+    columns = ["ssm", "frames", "model", "params B", "tflops", *paper, "counted", "forward"]
+    print_rows(
+        columns, cells, title=f"Table {number}: one forward at 768p, TFLOPs of the mixers and of the whole model"
+    )
     for note in {row["note"] for row in rows if "note" in row}:
-        print(f"* {note}")
+        print(textwrap.fill(f"* {note}", console().width) if sys.stdout.isatty() else f"* {note}")
 
 
-def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    columns, cells = ["model", "params B"], [[r["name"] + "*" * ("note" in r), f"{r['params_b']:.3f}"] for r in rows]
-    for frames in FRAMES:
-        columns += [f"tflops {frames}"]
-        columns += ["paper", "residual"] if "paper_121" in rows[0] else []
-        columns += ["counted", "forward"]
-        for line, row in zip(cells, rows, strict=True):
-            line.append(f"{row[f'tflops_{frames}']:.2f}")
-            if f"paper_{frames}" in row:
-                line += [f"{row[f'paper_{frames}']:.2f}", f"{row[f'residual_{frames}']:+.1%}"]
-            line += [f"{row[f'counted_{frames}']:.2f}", f"{row[f'forward_{frames}']:.2f}"]
-    print_rows(columns, cells, title=title)
+def _cells(row: dict[str, Any], frames: int) -> list[str]:
+    figure = {name: row.get(f"{name}_{frames}") for name in ("tflops", "paper", "residual", "counted", "forward")}
+    cells = [str(frames), row["name"] + "*" * ("note" in row), f"{row['params_b']:.3f}"]
+    for name, value in figure.items():
+        if value is not None:
+            cells.append(f"{value:+.1%}" if name == "residual" else f"{value:.2f}")
+    return cells
 
 
 def _model(recipe: str | None, overrides: list[str], parts: bool, json_: bool) -> None:

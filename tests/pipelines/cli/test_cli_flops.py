@@ -48,6 +48,13 @@ def test_table4_json(m4v: M4v) -> None:
     assert printed["rows"][-1]["params"] != printed["rows_ssd"][-1]["params"]
 
 
+def test_tables_for_people(m4v: M4v) -> None:
+    lines = m4v("--table3")[1].splitlines()
+    assert lines[0].split("\t") == ["ssm", "frames", "model", "params B", "tflops", "counted", "forward"]
+    assert len(lines) == 1 + 2 * 2 * 5
+    assert lines[-1].startswith("ssd\t241\tText+Vis+Temp\t2.209\t29.53\t")
+
+
 def test_the_models_of_recipes(m4v: M4v) -> None:
     code, out, _ = m4v("micro", "--json")
     assert code == ExitClass.OK
