@@ -1,8 +1,8 @@
 """Every third-party model file of the product: where it comes from, where it belongs, how large, which licence.
 
 `catalogue.json` beside this module holds the rows; what is not known stands as null and is never checked.
-Files belong below one root, `M4V_WEIGHTS`, as `ROOT/<hub id>/<file>`: what `huggingface-cli download ID
---local-dir ROOT/ID` or an rsync from another cluster leaves there is found.
+Files belong below one root, `M4V_WEIGHTS`, as `ROOT/<hub id>/<file>`: what `hf download ID --local-dir
+ROOT/ID` or an rsync from another cluster leaves there is found.
 """
 
 from __future__ import annotations
@@ -104,12 +104,13 @@ class CatalogueEntry(FrozenModel):
     def fetch_command(self) -> str:
         """How to bring the files there on a machine with network."""
         if self.hub is None:
-            return f"download {self.url} and put it below $M4V_WEIGHTS/{self.place}"
+            wanted = " and ".join(f"$M4V_WEIGHTS/{self.place}/{f.place}" for f in self.files)
+            return f"download {self.url} so that {wanted} is there"
+        first = self.files[0]
+        folder = f"{self.place}/{first.place.removesuffix(first.file)}".rstrip("/")
         revision = f" --revision {self.revision}" if self.revision else ""
-        patterns = " ".join(sorted({_include(f.file) for f in self.files}))
-        return (
-            f"huggingface-cli download {self.hub}{revision} --include {patterns} --local-dir $M4V_WEIGHTS/{self.place}"
-        )
+        includes = " ".join(f"--include {pattern}" for pattern in sorted({_include(f.file) for f in self.files}))
+        return f"hf download {self.hub}{revision} {includes} --local-dir $M4V_WEIGHTS/{folder}"
 
 
 def _include(file: str) -> str:

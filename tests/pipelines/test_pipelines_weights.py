@@ -206,7 +206,7 @@ def test_a_missing_file_ends_the_plan_with_its_name_and_how_to_get_it(home: Home
     with pytest.raises(InputError) as caught:
         make_plan("tiny", moved, Lookup(home.ledger, home.launcher))
     message = caught.value.message
-    assert all(word in message for word in (f"{FOLDER}/{CONFIG}", f"m4v weights check {ENTRY}", "huggingface-cli"))
+    assert all(word in message for word in (f"{FOLDER}/{CONFIG}", f"m4v weights check {ENTRY}", "hf download"))
     assert "\n" not in message
     assert json.loads((home.folder / FOLDER / CONFIG).read_text())["num_layers"] == 1
 

@@ -66,6 +66,15 @@ def test_fetch_command_puts_files_where_they_are_looked_for(monkeypatch: pytest.
         "--include 'causal_video_vae/*' --local-dir $M4V_WEIGHTS/rain1011/pyramid-flow-miniflux" in found.fetch_command
     )
     assert "--revision 0fad780a" in entry("wan2.1-t2v-1.3b").fetch_command
+    assert entry("vbench-umt").fetch_command.endswith("--local-dir $M4V_WEIGHTS/vbench/umt_model")
+    assert "so that $M4V_WEIGHTS/vbench/clip_model/ViT-B-32.pt is there" in entry("vbench-clip-b32").fetch_command
+
+
+def test_fetched_files_of_a_hub_lie_where_they_are_looked_for() -> None:
+    for found in entries():
+        if found.hub is not None:
+            target = found.fetch_command.split("--local-dir $M4V_WEIGHTS/")[1]
+            assert {f"{target}/{f.file}" for f in found.files} == {f"{found.place}/{f.place}" for f in found.files}
 
 
 def test_entries_without_an_origin_or_with_paths_that_lead_out_are_refused() -> None:

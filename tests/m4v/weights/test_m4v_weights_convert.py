@@ -192,7 +192,7 @@ def test_missing_and_truncated_files_are_refused_by_name(oracles: Path, tmp_path
     with pytest.raises(DataIntegrityError, match=r"diffusion_pytorch_model\.safetensors has \d+ bytes where"):
         convert(DIT, source, tmp_path / "out")
     path.unlink()
-    with pytest.raises(InputError, match=r"diffusion_pytorch_model\.safetensors.*huggingface-cli download"):
+    with pytest.raises(InputError, match=r"diffusion_pytorch_model\.safetensors.*hf download"):
         convert(DIT, source, tmp_path / "out")
 
 

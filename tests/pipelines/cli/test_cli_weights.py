@@ -47,7 +47,7 @@ def test_the_list_says_what_there_is_where_it_belongs_and_what_is_here(m4v: M4v,
     assert (entry["files_present"], entry["files_total"], entry["importable"]) == (2, 2, True)
     assert entry["folder"] == str(tmp_path / "root/rain1011/pyramid-flow-miniflux")
     assert (entry["hub"], entry["licence"]) == ("rain1011/pyramid-flow-miniflux", "Apache-2.0")
-    assert "huggingface-cli download rain1011/pyramid-flow-miniflux" in entry["fetch_command"]
+    assert "hf download rain1011/pyramid-flow-miniflux" in entry["fetch_command"]
     assert entry["size_bytes"] > 7 * 10**9
     other = next(e for e in listed["entries"] if e["name"] == "hpsv2.1")
     assert other["files_present"] == 0
