@@ -28,11 +28,15 @@ class CausalVaeConfig(FrozenModel):
 
     - weights: name of an entry of the recipe's `weights` section, made by `m4v weights import`.
     - dtype: what the network computes in; `bfloat16` is for GPUs and halves memory.
-    - encode_window (frames), decode_window (latents): chunks of time. Larger ones take more memory and are
-      faster where pictures are small; values change by rounding only.
+    - encode_window (frames), decode_window (latents): chunks of time. Larger ones are faster where pictures are
+      small; values change by rounding only.
     - tile: edge in pixels of blended spatial tiles, none by default. Tiles are for GPUs that a whole picture
       does not fit; they change values, so encode and decode with what the model was trained on.
     - logvar: shards also keep the posterior's log-variance, and training draws from the posterior.
+
+    Tensors alive at 768 x 1280 in bfloat16, besides 0.7 GB of weights and what cuDNN takes: encode 13 GB, decode
+    and streaming 16 GB, whatever the length; decode in tiles of 256, 3 GB (streaming in tiles holds the cached
+    frames of all of them: 16 GB); a reward's forward and backward pass 47 GB.
     """
 
     kind: Literal["causal_vae"] = "causal_vae"

@@ -46,10 +46,7 @@ class CausalVideoVae(nn.Module):
 
         def run(piece: Tensor, _: int) -> Tensor:
             cache, moments = FrameCache(), []
-            cuts = chunks(piece.shape[2], window)
-            for cut in cuts:
-                if cut is cuts[-1]:
-                    cache.close()
+            for cut in chunks(piece.shape[2], window):
                 moments.append(self.quant_conv(self.encoder(self._pixels(piece[:, :, cut]), cache)))
             return torch.cat(moments, dim=2)
 
@@ -80,13 +77,11 @@ class CausalVideoVae(nn.Module):
             with torch.no_grad():
                 for cut in chunks(context, window) if context else ():
                     self._decode_chunk(before[:, :, cut], cache)
-            frames = []
-            cuts = chunks(after.shape[2], None if recompute else window, begins=context == 0)
-            for cut in cuts:
-                if cut is cuts[-1]:
-                    cache.close()
-                frames.append(self._decode_chunk(after[:, :, cut], cache, recompute))
-            return torch.cat(frames, dim=2)
+            if recompute:
+                cache.closed = True
+                return self._decode_chunk(after, cache, recompute)
+            cuts = chunks(after.shape[2], window, begins=context == 0)
+            return torch.cat([self._decode_chunk(after[:, :, cut], cache) for cut in cuts], dim=2)
 
         return tiled(run, latents, None if tile is None else tile // SPACE, tile)
 

@@ -18,16 +18,13 @@ MAX_ELEMENTS = 2**31 - 1
 class FrameCache:
     """Frames that a video's next chunk needs from its earlier ones: at most two for each convolution.
 
-    Give one cache to all chunks of one video, in order. `close` before the last chunk: the frames are then
-    read but no longer replaced, which spares memory and lets a checkpointed pass run twice.
+    Give one cache to all chunks of one video, in order. Once `closed` is set, frames are read but no longer
+    replaced, so that a checkpointed pass over the last chunk can run twice.
     """
 
     def __init__(self) -> None:
         self._frames: dict[nn.Module, Tensor] = {}
-        self._closed = False
-
-    def close(self) -> None:
-        self._closed = True
+        self.closed = False
 
     def __contains__(self, convolution: nn.Module) -> bool:
         """Whether the convolution has seen a chunk of this video."""
@@ -37,12 +34,9 @@ class FrameCache:
         return self._frames[convolution]
 
     def keep(self, convolution: nn.Module, frames: Tensor) -> None:
-        if not self._closed:
+        if not self.closed:
             # A copy: a view would hold the whole chunk.
             self._frames[convolution] = frames.clone()
-
-    def size_bytes(self) -> int:
-        return sum(frames.numel() * frames.element_size() for frames in self._frames.values())
 
 
 class CausalConv3d(nn.Module):
