@@ -63,6 +63,10 @@ def test_equal_weights_give_equal_bytes(folder: Path, tmp_path_factory: pytest.T
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_weights_can_be_read_by_whoever_may_read_the_configuration(folder: Path) -> None:
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(folder / CONFIG).stat().st_mode}
+
+
 def change(folder: Path, edit) -> None:  # type: ignore[no-untyped-def]
     state = load_file(folder / MODEL)
     edit(state)
