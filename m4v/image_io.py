@@ -33,7 +33,7 @@ def read_image(path: Path) -> Picture:
             if "A" in upright.getbands() or "transparency" in upright.info:
                 layer = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-            return np.asarray(upright.convert("RGB"))
+            return np.array(upright.convert("RGB"))  # a copy: PIL's own memory is read-only
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(
             f"file cannot be read as a picture ({error})", value=str(path), next_step="use a PNG or JPEG file"
@@ -47,4 +47,4 @@ def cover(picture: Picture, height: int, width: int) -> Picture:
     if picture.shape[:2] == (height, width):
         return picture
     fitted = ImageOps.fit(Image.fromarray(picture), (width, height), Image.Resampling.BICUBIC)
-    return np.asarray(fitted)
+    return np.array(fitted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -103,11 +104,10 @@ def _run(
 
     started = time.monotonic()
     settings = _settings(found, config, device, dtype)
-    with (
-        opened_folder(out, settings, config.sampler.negative_prompt) as folder,
-        GenerateDisplay(found, config, quiet=json_) as display,
-    ):
+    display = GenerateDisplay(found, config, quiet=json_)
+    with opened_folder(out, settings, config.sampler.negative_prompt) as folder, display:
         records, made = make_videos(folder, jobs, config, open_sampler, display)
+    display.end(made, len(records), out)
     if json_:
         print_json(
             {
@@ -116,9 +116,6 @@ def _run(
                 "videos": [record.canonical() for record in records],
             }
         )  # fmt: skip
-    else:
-        there = f", {len(records) - made} were there" if made < len(records) else ""
-        print(f"{made} made{there}; in {out}, each with its origin in {MANIFEST}", flush=True)
 
 
 def _chosen(device: str) -> str:
@@ -204,18 +201,27 @@ class GenerateDisplay:
     def _note(self, text: str) -> None:
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=self._there + self._made + self._part, note=text)
-        elif not self._quiet and time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
-            self._printed = time.monotonic()
-            print(f"  {text}", flush=True)
+        elif time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
+            self._tell(f"  {text}")
 
     def _tell(self, text: str) -> None:
+        """A reader that went away (`m4v generate … | head`) does not end the work."""
         if self._quiet:
             return
         self._printed = time.monotonic()
-        if self._live is not None:
-            self._live.console.print(text, markup=False)
-        else:
-            print(text, flush=True)
+        try:
+            if self._live is not None:
+                self._live.console.print(text, markup=False)
+            else:
+                print(text, flush=True)
+        except OSError:
+            self._quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+
+    def end(self, made: int, total: int, out: Path) -> None:
+        """The last line."""
+        there = f", {total - made} were there" if made < total else ""
+        self._tell(f"{made} made{there}; in {out}, each with its origin in {MANIFEST}")
 
 
 def _videos(count: int) -> str:

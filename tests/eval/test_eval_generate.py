@@ -11,19 +11,25 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "m4v"))
+
 from eval_checkpoint import SAMPLER, tiny_checkpoint
 from eval_support import publish, stage_context, stage_request
+from tiny_vae import write_tiny_vae
 
 from eval.config import EvaluateConfig, GenerateConfig
 from eval.prompts import video_seed
 from eval.records import SAMPLES, SCORES, SampleSet, ScoreSet, read_record
 from eval.stages import evaluate, generate
+from m4v.codec import open_codec
+from m4v.codec.config import CausalVaeConfig
 from m4v.core.artifacts import Artifact, ArtifactKind, build_manifest
 from m4v.core.config import parse
 from m4v.core.errors import DataIntegrityError, Drained
 from m4v.core.stage import Resources
 from m4v.sampling import CheckpointSampler
-from m4v.video_io import read_mp4
+from m4v.video_io import encode_mp4, read_mp4
 
 PROMPTS = ["a red circle moves up on a white background", "a blue square stays still on a black background"]
 
@@ -204,3 +210,22 @@ def test_samples_can_be_evaluated_with_conse(reference: Path, tmp_path: Path) ->
     assert alignment.mean is not None
     assert -1 < alignment.mean < 1
     assert scores.identity.sampler == config().sampler.canonical()
+
+
+def test_imported_weights_reach_codec(checkpoint: Artifact, tmp_path: Path) -> None:
+    """A checkpoint with the causal VAE: its weights are the stage's input `weights.wide`."""
+    shutil.copytree(checkpoint.storage.local_root, tmp_path / "vae")
+    path = tmp_path / "vae/config.json"
+    codec = CausalVaeConfig(weights="wide").canonical()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "codec": codec}))
+    inputs = {
+        "checkpoint": publish(tmp_path / "vae", ArtifactKind.CHECKPOINT),
+        "weights.wide": publish(write_tiny_vae(tmp_path / "weights"), ArtifactKind.WEIGHTS),
+    }
+    settings = config(prompts=PROMPTS[:1], samples_per_prompt=1, keep_latents=True)
+    context = stage_context(tmp_path, "generate", settings, inputs, "samples", ArtifactKind.SAMPLES)
+    generate.run(context)
+    output = context.output("samples")
+    latent = np.load(output / "latents/0000-0000.npy")
+    expected = open_codec(CausalVaeConfig(weights="wide"), {"wide": tmp_path / "weights"}).decode(latent)
+    assert (output / "videos/0000-0000.mp4").read_bytes() == encode_mp4(expected, 8)

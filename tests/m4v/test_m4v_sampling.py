@@ -1,6 +1,8 @@
 """`m4v.sampling`: a video from a checkpoint in a few lines, image to video, streaming decode."""
 
 import gc
+import json
+import shutil
 import sys
 import tracemalloc
 import weakref
@@ -14,8 +16,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "eval"))
 
 from eval_checkpoint import SAMPLER, tiny_checkpoint
+from tiny_vae import write_tiny_vae
 
-from m4v.codec.config import DctCodecConfig
+from m4v.codec.config import CausalVaeConfig, DctCodecConfig
 from m4v.codec.dct import DctCodec
 from m4v.config import SamplerConfig, VideoConfig
 from m4v.core.artifacts import Artifact
@@ -174,3 +177,28 @@ def test_numbers_that_are_not_finite_end_the_video(checkpoint: Artifact) -> None
         broken.model.proj_out.weight.fill_(float("nan"))
     with pytest.raises(DataIntegrityError, match=r"not finite: 'a red circle moves up'.*latent frame 0"):
         broken.generate(PROMPT, seed=1, **SIZE)
+
+
+@pytest.fixture(scope="module")
+def with_vae(checkpoint: Artifact, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint whose codec is the causal VAE `wide`, and the folder of its weights."""
+    root = tmp_path_factory.mktemp("vae")
+    shutil.copytree(checkpoint.storage.local_root, root / "checkpoint")
+    path = root / "checkpoint" / "config.json"
+    codec = CausalVaeConfig(weights="wide").canonical()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "codec": codec}))
+    return root / "checkpoint", write_tiny_vae(root / "weights")
+
+
+def test_imported_vae_streams_and_takes_an_image(with_vae: tuple[Path, Path], picture: Path) -> None:
+    checkpoint, weights = with_vae
+    sampler = CheckpointSampler.open(checkpoint, folders={"wide": weights})
+    video = sampler.generate(PROMPT, seed=1, image=picture, **SIZE)
+    assert video.frames.shape == (17, 64, 64, 3)
+    chunks = list(sampler.stream(PROMPT, 1, VideoConfig.model_validate(SIZE), image=read_image(picture)))
+    assert len(chunks) > 1
+    assert np.array_equal(np.concatenate(chunks), sampler.codec.decode(video.latent))
+    mean = sampler.codec.encode(cover(read_image(picture), 64, 64)[None])
+    np.testing.assert_allclose(video.latent[:, :1], mean, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match="wide"):
+        CheckpointSampler.open(checkpoint)

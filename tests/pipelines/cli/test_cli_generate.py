@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 from eval_checkpoint import SAMPLER
 from PIL import Image
+from safetensors.torch import load_file
 
+from m4v.checkpoint import save_checkpoint
+from m4v.config import CheckpointConfig
 from m4v.core.artifacts import Artifact, ArtifactKind
 from m4v.core.canonical import digest_file
 from m4v.core.errors import ExitClass
@@ -102,28 +105,65 @@ def test_damaged_and_deleted_files_are_made_again(m4v_here: M4v, folder: str, tm
     assert contents(out) == {**whole, ".mine.tmp": digest_file(out / ".mine.tmp")}
 
 
-def test_a_killed_list_goes_on_to_the_same_bytes(m4v_here: M4v, folder: str, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("\n".join(f"a red circle number {n}" for n in range(6)))
-    arguments = ["generate", folder, "--prompts", "prompts.txt", *QUICK, "--frames", "25"]
-    made(m4v_here, *arguments[1:], "--out", "whole")
-    out, kills = tmp_path / "killed", 0
-    for kills in (1, 2):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli.main", *arguments, "--out", "killed"], cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+def started(tmp_path: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """The command as a process of its own that Ctrl-C reaches, wherever pytest itself was started."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli.main", "generate", *arguments], cwd=tmp_path, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options,
+    )  # fmt: skip
+
+
+def test_a_killed_and_interrupted_list_goes_on_to_the_same_bytes(m4v_here: M4v, folder: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a red circle number {n}" for n in range(7)))
+    arguments = [folder, "--prompts", "prompts.txt", *QUICK, "--frames", "25"]
+    made(m4v_here, *arguments, "--out", "whole")
+    out = tmp_path / "killed"
+    for enough, sent, code in ((2, signal.SIGKILL, -signal.SIGKILL), (4, signal.SIGINT, ExitClass.DRAINED)):
+        process = started(tmp_path, *arguments, "--out", "killed", stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
-        while len(list(out.glob("*.mp4"))) < 2 * kills and process.poll() is None and time.monotonic() < deadline:
+        while len(list(out.glob("*.mp4"))) < enough and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it was killed in the middle"
+        process.send_signal(sent)
+        _, error = process.communicate()
+        assert process.returncode == code, "it was ended in the middle"
         for video in out.glob("*.mp4"):
             assert len(read_mp4(video)[0]) == 25, "no half-written file has a video's name"
-    kept = {p: p.stat().st_mtime_ns for p in out.glob("*.mp4")}
-    assert 0 < len(kept) < 6
-    resumed = made(m4v_here, *arguments[1:], "--out", "killed")
-    assert resumed["already_there"] >= len(kept) - 1, "one may have been killed between its rename and its line"
+    assert error == "m4v: interrupted; the same command goes on from the saved state\n"
+    assert not [p.name for p in out.iterdir() if p.name.endswith(".tmp")]
+    there = len(list(out.glob("*.mp4")))
+    assert 4 <= there < 7
+    resumed = made(m4v_here, *arguments, "--out", "killed")
+    assert resumed["already_there"] >= there - 1, "one may have been ended between its rename and its line"
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_reader_that_goes_away_does_not_end_the_work(folder: str, tmp_path: Path) -> None:
+    process = started(tmp_path, folder, "--prompt", RED, "--samples", "2", *QUICK, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait() == ExitClass.OK
+    assert len(manifest(tmp_path / "generated")) == 2
+
+
+def test_averaged_or_raw_weights(m4v_here: M4v, checkpoint: Artifact, tmp_path: Path) -> None:
+    config = json.loads(checkpoint.path("config.json").read_text())
+    state = load_file(checkpoint.path("model.safetensors"))
+    averaged = {name: value * 0.9 for name, value in state.items()}
+    save_checkpoint(tmp_path / "both", CheckpointConfig.model_validate(config), state, averaged)
+    folder = str(tmp_path / "both")
+    videos = {
+        option: made(m4v_here, folder, "--prompt", RED, "--out", option, option, *QUICK)["videos"][0]
+        for option in ("--ema", "--raw")
+    }
+    assert [videos[o]["settings"]["weights"] for o in ("--ema", "--raw")] == ["ema", "raw"]
+    assert videos["--ema"]["sha256"] != videos["--raw"]["sha256"]
+    plain = made(m4v_here, str(checkpoint.storage.local_root), "--prompt", RED, "--out", "plain", *QUICK)["videos"][0]
+    assert plain["sha256"] == videos["--raw"]["sha256"]
+    assert plain["settings"]["weights"] == "raw", "there are no averaged ones"
 
 
 def test_other_settings_and_other_videos_are_refused(m4v_here: M4v, folder: str, tmp_path: Path) -> None:
