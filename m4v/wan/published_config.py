@@ -9,6 +9,7 @@ from pathlib import Path
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.wan.config import WanConfig
+from m4v.wan.keys import Layout
 
 # Their name -> ours, for the sizes that a config must give.
 _DIFFUSERS = {
@@ -80,6 +81,17 @@ def published_config(data: Mapping[str, object], where: str) -> WanConfig:
         ours, _, rest = error.what.partition(":")
         theirs = next((key for key, name in names.items() if name == ours), ours)
         raise DataIntegrityError(f"config is not valid: {theirs}:{rest}", value=error.value, where=where) from None
+
+
+def published_fields(config: WanConfig, layout: Layout) -> dict[str, object]:
+    """`config.json` of the attention model in a published form; the inverse of `published_config`."""
+    names = _ORIGINAL if layout == "original" else _DIFFUSERS
+    fields: dict[str, object] = {key: getattr(config, ours) for key, ours in names.items() if ours is not None}
+    if layout == "original":
+        return {"_class_name": "WanModel", "model_type": "t2v", **fields, "out_dim": config.latent_channels}
+    fixed = {key: _FIXED[key][0] for key in ("patch_size", "qk_norm", "image_dim", "added_kv_proj_dim")}
+    sizes = {"attention_head_dim": config.head_dim, "out_channels": config.latent_channels}
+    return {"_class_name": "WanTransformer3DModel", **fixed, **fields, **sizes}
 
 
 def _product(data: Mapping[str, object], keys: tuple[str, ...], where: str) -> int:
