@@ -1,4 +1,4 @@
-"""Real-size models on one GPU at 768p: `python tests/benchmarks/bench_real_size.py [--generate OUT.mp4]`.
+"""Real-size models on one GPU at 768p: `python tests/benchmarks/bench_real_size.py [--generate FOLDER]`.
 
 Times and peak memory of the last unit of 57, 121 and 241 frames, forward and forward with backward, bfloat16,
 one sample: each pyramid stage alone and all three as columns of one row. Weights are random, none is zero.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +20,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from m4v.codec import open_codec
+from m4v.codec.config import CausalVaeConfig, DctCodecConfig
+from m4v.codec.interface import LatentCodec
 from m4v.config import ModelConfig, SamplerConfig, ScheduleConfig
 from m4v.flow.packing import history_shape
+from m4v.flow.sampler import generate as sample
+from m4v.flow.schedule import PyramidSchedule
 from m4v.kernels import kernel_set, use_kernels
 from m4v.model import M4VTransformer
+from m4v.vae.config import VaeConfig
+from m4v.vae.initialise import build_vae
+from m4v.vae.weights import save_vae
+from m4v.video_io import read_mp4, write_mp4
 
 FRAMES = (57, 121, 241)
 HEIGHT, WIDTH = 96, 160  # latent places at 768 x 1280
@@ -92,7 +102,7 @@ def inputs_of(config: ModelConfig, case: Case) -> dict[str, object]:
 
 def loss_of(model: M4VTransformer, inputs: dict[str, object]) -> Tensor:
     """Mean squared error against noise, as in training."""
-    generator, outs = torch.Generator("cuda").manual_seed(2), model(**inputs)  # type: ignore[arg-type]
+    generator, outs = torch.Generator("cuda").manual_seed(2), model(**inputs)
     errors = [(o.float() - torch.randn(o.shape, generator=generator, device="cuda")).square().mean() for o in outs]
     return torch.stack(errors).mean()
 
@@ -116,11 +126,11 @@ def measure(model: M4VTransformer, case: Case, repeats: int) -> dict[str, object
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+        loss_of(model, inputs).backward()
 
     with torch.no_grad():
         loss = float(loss_of(model, inputs))
-        forward = milliseconds(lambda: model(**inputs), repeats)  # type: ignore[arg-type]
+        forward = milliseconds(lambda: model(**inputs), repeats)
     torch.cuda.reset_peak_memory_stats()
     both = milliseconds(step, repeats)
     finite = all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
@@ -128,7 +138,7 @@ def measure(model: M4VTransformer, case: Case, repeats: int) -> dict[str, object
     if not (torch.tensor(loss).isfinite() and finite) or missing:
         raise SystemExit(f"loss {loss}, gradients finite: {finite}, without gradient: {missing[:3]}")
     columns = inputs["columns"]
-    image = sum(c.shape[2] * c.shape[3] * c.shape[4] // 4 for column in columns for c in column)  # type: ignore[attr-defined]
+    image = sum(c.shape[2] * c.shape[3] * c.shape[4] // 4 for column in columns for c in column)
     return {
         "tokens": image + model.config.text_slots * len(case.stages), "fwd ms": round(forward, 1),
         "fwd+bwd ms": round(both, 1), "peak GiB": round(torch.cuda.max_memory_allocated() / GIB, 1),
@@ -155,51 +165,66 @@ def rows(names: list[str], frames: list[int], repeats: int) -> Iterator[dict[str
         for count in frames:
             for stages in ([0], [1], [2], [0, 1, 2]):
                 case = Case(stages, count)
-                with use_kernels(attention=attention):  # type: ignore[arg-type]
+                with use_kernels(attention=attention):
                     yield {"variant": name, "frames": count, "stage": case.name} | fitted(model, case, repeats)
         del model
         torch.cuda.empty_cache()
 
 
-def generate(path: Path, latents: int) -> None:
-    """A video from random weights, all the way: sampler with its default steps and guidance, codec, file."""
-    from m4v.codec import open_codec
-    from m4v.codec.config import DctCodecConfig
-    from m4v.flow.sampler import generate as sample
-    from m4v.flow.schedule import PyramidSchedule
-    from m4v.video_io import read_mp4, write_mp4
+class Text(NamedTuple):
+    """Features as a text encoder gives them."""
 
-    class Text(NamedTuple):
-        embedding: Tensor
-        mask: Tensor
-        pooled: Tensor
+    embedding: Tensor
+    mask: Tensor
+    pooled: Tensor
 
+
+def random_text(config: ModelConfig, words: int) -> Text:
+    generator = torch.Generator("cuda").manual_seed(words)
+    embedding = torch.randn(1, config.text_slots, config.text_dim, generator=generator, device="cuda")
+    pooled = torch.randn(1, config.pooled_dim, generator=generator, device="cuda")
+    return Text(embedding.bfloat16(), torch.arange(config.text_slots, device="cuda")[None] < words, pooled.bfloat16())
+
+
+def codecs(folder: Path) -> Iterator[tuple[str, LatentCodec]]:
+    """The transform codec, and the causal VAE at its published size with random weights."""
+    yield "dct", open_codec(DctCodecConfig())
+    save_vae(folder, build_vae(VaeConfig()))
+    config = CausalVaeConfig(weights="vae", dtype="bfloat16")
+    yield "causal_vae", open_codec(config, {"vae": folder}, "cuda")
+
+
+def generate(folder: Path, latents: int) -> None:
+    """Videos from random weights, all the way: sampler with its default steps and guidance, codec, file."""
     config = ModelConfig()
-    model = random_model(config)
-    generator = torch.Generator("cuda").manual_seed(3)
-    size = {"generator": generator, "device": "cuda"}
-    texts = [
-        Text(
-            torch.randn(1, config.text_slots, config.text_dim, **size).bfloat16(),  # type: ignore[call-overload]
-            torch.arange(config.text_slots, device="cuda")[None] < words,
-            torch.randn(1, config.pooled_dim, **size).bfloat16(),  # type: ignore[call-overload]
-        )
-        for words in (20, 45)
-    ]
+    model, texts = random_model(config), (random_text(config, 20), random_text(config, 45))
     torch.cuda.reset_peak_memory_stats()
-    begin = time.perf_counter()
-    schedule = PyramidSchedule(ScheduleConfig())
+    begin, schedule = time.perf_counter(), PyramidSchedule(ScheduleConfig())
     latent = sample(model, schedule, SamplerConfig(), *texts, (latents, HEIGHT, WIDTH), [0])
     torch.cuda.synchronize()
-    middle, peak = time.perf_counter(), torch.cuda.max_memory_allocated() / GIB
-    video = open_codec(DctCodecConfig()).decode(latent[0].float().cpu().numpy())
-    write_mp4(path, video, 24)
-    again, _ = read_mp4(path)
     print(
-        f"generated {latents} latents in {middle - begin:.1f} s, peak {peak:.1f} GiB, latent mean {latent.mean():.3f} "
-        f"std {latent.std():.3f} finite {bool(latent.isfinite().all())}; decoded and written in "
-        f"{time.perf_counter() - middle:.1f} s: {path.stat().st_size} bytes, {again.shape} frames read back"
+        f"sampled {latents} latents in {time.perf_counter() - begin:.1f} s (compilation included), peak "
+        f"{torch.cuda.max_memory_allocated() / GIB:.1f} GiB, mean {latent.mean():.3f}, std {latent.std():.3f}, "
+        f"finite: {bool(latent.isfinite().all())}",
+        flush=True,
     )
+    del model
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as weights:
+        for kind, codec in codecs(Path(weights)):
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            begin = time.perf_counter()
+            video = codec.decode(latent[0].float().cpu().numpy())
+            spent, path = time.perf_counter() - begin, folder / f"{kind}.mp4"
+            write_mp4(path, video, 24, crf=23)
+            frames, fps = read_mp4(path)
+            print(
+                f"{kind}: decoded {video.shape} in {spent:.1f} s, peak {torch.cuda.max_memory_allocated() / GIB:.1f} "
+                f"GiB, std of the pixels {video.std():.1f}; {path.name} {path.stat().st_size} bytes, read back as "
+                f"{frames.shape} at {fps:g} a second",
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -208,7 +233,7 @@ def main() -> None:
     parser.add_argument("--frames", action="append", type=int, choices=FRAMES)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the rows here, too")
-    parser.add_argument("--generate", type=Path, metavar="OUT.mp4", help="generate a video instead of the table")
+    parser.add_argument("--generate", type=Path, metavar="FOLDER", help="make videos there instead of the table")
     parser.add_argument("--latents", type=int, default=2)
     arguments = parser.parse_args()
     print(torch.cuda.get_device_name(), "torch", torch.__version__, kernel_set("cuda"), flush=True)

@@ -60,7 +60,8 @@ def test_blocks_equal_the_dense_mask(
     qkv = [torch.randn(batch, tokens, 3, 64, generator=generator, device="cuda").bfloat16() for _ in range(3)]
     weight = torch.randn(batch, tokens, 192, generator=generator, device="cuda").bfloat16()
     blocks, dense = attended(layout, valid, causal, qkv, weight)
-    errors = [float((b.double() - d).norm() / d.norm()) for b, d in zip(blocks, dense, strict=True)]
+    # A token that sees itself alone gives its key no gradient: there the error is absolute.
+    errors = [float((b.double() - d).norm() / d.norm().clamp(min=0.05)) for b, d in zip(blocks, dense, strict=True)]
     print(" ".join(f"{e:.1e}" for e in errors))
     assert max(errors) < BFLOAT16
 

@@ -23,7 +23,7 @@ from m4v.model.selective_scan import scan_sequential
 from m4v.model.ssd import ssd_sequential
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-BFLOAT16, TF32 = 4 * 2**-9, 8 * 2**-11
+BFLOAT16, TF32, FLOOR = 4 * 2**-9, 8 * 2**-11, 0.05
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -31,7 +31,8 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 def error(found: Tensor, exact: Tensor) -> float:
-    return float((found.double() - exact).norm() / exact.norm())
+    """Relative to the exact norm; absolute where that is next to nothing (one token decays no state)."""
+    return float((found.double() - exact).norm() / exact.norm().clamp(min=FLOOR))
 
 
 def compare(
