@@ -10,6 +10,7 @@ from typing import Literal
 
 from m4v.core.config import FrozenModel
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
+from m4v.core.storage import storage_faults
 from m4v.weights.catalogue import CatalogueEntry
 from m4v.weights.components import Component, components
 from m4v.weights.expected import expected
@@ -119,7 +120,7 @@ def check(
 
     `hashing` reads every byte, `progress` then hears of it. With `published` false the sizes and digests of
     the catalogue do not count: the files are of another model in the same format. Never raises for what is
-    wrong with the files: the report says it.
+    wrong with the files, the report says it; InfrastructureError when a disk cannot be read.
     """
     folder = found.folder() if folder is None else folder
     files = source_files(found, folder, published)
@@ -162,7 +163,7 @@ def _file_state(file: SourceFile, published: bool, hashing: bool) -> FileState:
 def digests(path: Path, md5: bool) -> tuple[str, str | None]:
     """sha256 of a file, and its md5 if asked for."""
     sha, other = hashlib.sha256(), hashlib.md5(usedforsecurity=False) if md5 else None
-    with path.open("rb") as stream:
+    with storage_faults(str(path)), path.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             sha.update(chunk)
             if other is not None:
@@ -179,6 +180,8 @@ def compare(part: Component) -> TensorDiff:
         found = {} if wanted is None else {wanted.rename(key): infos[key] for key in infos}
     except (ConfigError, DataIntegrityError, InputError) as error:
         return TensorDiff(component=part.name, kind=part.kind, problem=str(error))
+    except OSError as error:
+        return TensorDiff(component=part.name, kind=part.kind, problem=f"cannot be read: {error}")
     facts = TensorDiff(
         component=part.name, kind=part.kind, tensors=len(infos), parameters=sum(i.elements for i in infos.values())
     )

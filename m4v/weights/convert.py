@@ -10,8 +10,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from m4v.core.canonical import canonical_json, digest_file
-from m4v.core.config import FrozenModel, parse
+from m4v.core.config import FrozenModel
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.storage import replacing, storage_faults, write_atomic
 from m4v.weights.catalogue import CatalogueEntry, WeightsFormat
@@ -48,17 +50,21 @@ class WeightsRecord(FrozenModel):
 
 
 def read_record(folder: Path) -> WeightsRecord:
-    """`weights.json` of an imported folder; raises InputError when the folder was not imported."""
+    """`weights.json` of an imported folder. Raises InputError when the folder was not imported,
+    DataIntegrityError when the record is damaged."""
     path = folder / RECORD
     if not path.is_file():
         raise InputError(
             "folder holds no imported weights", value=RECORD, where=str(folder), next_step="m4v weights import"
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataIntegrityError(f"record of imported weights does not parse ({error})", where=str(path)) from None
-    return parse(WeightsRecord, data, str(path))
+        return WeightsRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "(root)"
+        raise DataIntegrityError(
+            f"record of imported weights is not valid: {where}: {first['msg']}", where=str(path)
+        ) from None
 
 
 def convert(

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from m4v.core.canonical import digest_json
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
+from m4v.core.storage import storage_faults
 from m4v.weights.catalogue import CatalogueEntry, CatalogueFile, entry
 from m4v.weights.config import WeightsConfig
 
@@ -129,7 +130,7 @@ def sampled_digest(path: Path) -> str:
     any size, and the same on every machine that holds the same file."""
     size = path.stat().st_size
     sha = hashlib.sha256(f"sampled:{size}:".encode())
-    with path.open("rb") as stream:
+    with storage_faults(str(path)), path.open("rb") as stream:
         if size <= _BLOCKS * _BLOCK_BYTES:
             sha.update(stream.read())
         else:

@@ -128,6 +128,7 @@ def test_no_network_is_asked(imported: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise AssertionError("a connection was tried")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert len(open_text_encoder(TINY, {"text": imported}).encode(["a star"])) == 1
 
@@ -170,6 +171,9 @@ def test_weights_of_another_entry_are_refused(imported: Path, tmp_path: Path) ->
     record = json.loads((imported / "weights.json").read_text())
     (tmp_path / "weights.json").write_text(json.dumps({**record, "format": "state_dict", "entry": "hpsv2.1"}))
     with pytest.raises(InputError, match=r"no text encoder but hpsv2\.1"):
+        open_text_encoder(TINY, {"text": tmp_path})
+    (tmp_path / "weights.json").write_text('{"entry": 3}')
+    with pytest.raises(DataIntegrityError, match=r"record of imported weights.*weights\.json"):
         open_text_encoder(TINY, {"text": tmp_path})
 
 

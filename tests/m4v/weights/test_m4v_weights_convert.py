@@ -11,7 +11,7 @@ from torch import Tensor
 
 from m4v.checkpoint import load_checkpoint
 from m4v.core.artifacts import ArtifactKind, build_manifest
-from m4v.core.errors import DataIntegrityError, InputError
+from m4v.core.errors import DataIntegrityError, Drained, InputError
 from m4v.core.stage import OutputRef, StageContext, StageRequest
 from m4v.vae.weights import load_vae
 from m4v.weights.catalogue import CatalogueEntry, CatalogueFile, entry
@@ -149,6 +149,21 @@ def test_text_encoders_are_taken_over_byte_by_byte(tiny_text: Path, tmp_path: Pa
     assert converted == published
 
 
+def test_pickled_text_tower_of_ones_own_becomes_safetensors(text_source: Callable[[], Path], tmp_path: Path) -> None:
+    from transformers import CLIPTextModel
+
+    source = text_source()
+    path = source / "text_encoder/model.safetensors"
+    state = load_file(path)
+    torch.save(state, source / "text_encoder/pytorch_model.bin")
+    path.unlink()
+    convert(TEXT, source, tmp_path / "out", published=False)
+    model, facts = CLIPTextModel.from_pretrained(tmp_path / "out/text_encoder", output_loading_info=True)
+    assert not facts["missing_keys"]
+    assert torch.equal(model.final_layer_norm.weight, state["text_model.final_layer_norm.weight"])
+    assert not list((tmp_path / "out").rglob("*.bin"))
+
+
 def test_equal_sources_give_equal_bytes(oracles: Path, tmp_path: Path) -> None:
     for number in "12":
         published_vae(oracles, tmp_path / number)
@@ -265,6 +280,26 @@ def test_report_says_what_is_wrong_with_which_file(oracles: Path, tmp_path: Path
     assert not report.present
     assert not report.components
     assert "missing      diffusion_transformer_768p/config.json" in "\n".join(report.lines())
+
+
+def test_unreadable_file_is_a_line_of_the_report(oracles: Path, tmp_path: Path) -> None:
+    source = published_dit(oracles, tmp_path / "hub")
+    config = source / "diffusion_transformer_768p/config.json"
+    config.write_text("{")
+    (part,) = check(DIT, source).components
+    assert not part.ok
+    assert "config does not parse" in part.lines()[0]
+    config.write_text('{"_class_name": "PyramidFluxTransformer"}')
+    assert "config lacks a size" in check(DIT, source).components[0].lines()[0]
+
+
+def test_drain_stops_an_import(oracles: Path, tmp_path: Path) -> None:
+    context = stage_context(
+        {"name": "dit", "entry": DIT.name}, published_dit(oracles, tmp_path / "hub"), tmp_path / "work"
+    )
+    context.request_drain()
+    with pytest.raises(Drained):
+        run(context)
 
 
 def test_report_digests_are_those_of_the_files(oracles: Path, tmp_path: Path) -> None:
