@@ -181,8 +181,11 @@ def write_weights(
     # file: a serialised copy in memory would be as large as the model.
     plain = {key: state[key].detach().to("cpu", _stored(key, dtype)).contiguous() for key in sorted(state)}
     with storage_faults(str(path)), replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         try:
             save_file(plain, temporary, metadata=facts)
+            temporary.chmod(mode)  # the library makes files for their owner alone
         except SafetensorError as error:  # the library's word for a disk that is full or gone
             raise InfrastructureError(
                 f"weights cannot be written ({error})", where=str(path), next_step="check disk space, then run again"
