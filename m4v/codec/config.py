@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from m4v.codec.shape import TEMPORAL
 from m4v.core.config import FrozenModel
@@ -48,4 +48,12 @@ class CausalVaeConfig(FrozenModel):
     logvar: bool = False
 
 
-CodecConfig = Annotated[DctCodecConfig | CausalVaeConfig, Field(discriminator="kind")]
+def _kind(value: object) -> str:
+    kind = value.get("kind", "dct") if isinstance(value, dict) else getattr(value, "kind", "")
+    return str(kind)
+
+
+# Tagged by `kind`; without one it is the transform codec, which recipes wrote before there was another.
+CodecConfig = Annotated[
+    Annotated[DctCodecConfig, Tag("dct")] | Annotated[CausalVaeConfig, Tag("causal_vae")], Discriminator(_kind)
+]

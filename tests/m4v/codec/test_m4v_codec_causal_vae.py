@@ -176,7 +176,9 @@ def test_latents_it_cannot_take(codec):
 def test_configs_are_told_apart_by_kind():
     adapter: TypeAdapter[CodecConfig] = TypeAdapter(CodecConfig)
     assert adapter.validate_python({"kind": "dct"}) == DctCodecConfig()
+    assert adapter.validate_python({"smoothing": False}) == DctCodecConfig(smoothing=False)
     assert adapter.validate_python(CONFIG.canonical()) == CONFIG
+    assert adapter.validate_python(CONFIG) == CONFIG
     for wrong in ({"kind": "vae"}, {"kind": "causal_vae"}, {"kind": "causal_vae", "weights": "v", "tile": 100}):
         with pytest.raises(ValidationError):
             adapter.validate_python(wrong)
