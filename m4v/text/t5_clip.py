@@ -16,7 +16,7 @@ from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.text.config import T5ClipConfig
 from m4v.text.interface import TextFeatures
 from m4v.text.threads import one_thread
-from m4v.weights.convert import read_record
+from m4v.weights.record import read_record
 
 ALGORITHM = 1  # raise it when the same weights come to mean other features
 CACHED_TEXTS = 32  # 2 MiB each at the published sizes

@@ -10,61 +10,18 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from m4v.core.canonical import canonical_json, digest_file
-from m4v.core.config import FrozenModel
-from m4v.core.errors import DataIntegrityError, InputError
+from m4v.core.errors import DataIntegrityError
 from m4v.core.storage import replacing, storage_faults, write_atomic
-from m4v.weights.catalogue import CatalogueEntry, WeightsFormat
+from m4v.weights.catalogue import CatalogueEntry
 from m4v.weights.check import Progress, check, digests, require
 from m4v.weights.components import CONFIG, Component, components, rest
 from m4v.weights.pyramidflow import checkpoint_config
+from m4v.weights.record import RECORD, SourceRecord, WeightsRecord
 from m4v.weights.source import SourceFile, source_files
 from m4v.weights.tensors import TensorFile, TensorInfo, write_tensors
 
-RECORD = "weights.json"
 _CHUNK_BYTES = 4 << 20
-
-
-class SourceRecord(FrozenModel):
-    """A published file that was read."""
-
-    path: str
-    size_bytes: int
-    sha256: str
-
-
-class WeightsRecord(FrozenModel):
-    """`weights.json`: what an artifact of kind `weights` was made from."""
-
-    schema_version: int = 1
-    entry: str
-    format: WeightsFormat
-    hub: str | None
-    licence: str | None
-    published: bool
-    source: tuple[SourceRecord, ...]
-    tensors: int
-    parameters: int
-
-
-def read_record(folder: Path) -> WeightsRecord:
-    """`weights.json` of an imported folder. Raises InputError when the folder was not imported,
-    DataIntegrityError when the record is damaged."""
-    path = folder / RECORD
-    if not path.is_file():
-        raise InputError(
-            "folder holds no imported weights", value=RECORD, where=str(folder), next_step="m4v weights import"
-        )
-    try:
-        return WeightsRecord.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "(root)"
-        raise DataIntegrityError(
-            f"record of imported weights is not valid: {where}: {first['msg']}", where=str(path)
-        ) from None
 
 
 def convert(

@@ -16,7 +16,8 @@ from m4v.core.stage import OutputRef, StageContext, StageRequest
 from m4v.vae.weights import load_vae
 from m4v.weights.catalogue import CatalogueEntry, CatalogueFile, entry
 from m4v.weights.check import check
-from m4v.weights.convert import convert, read_record
+from m4v.weights.convert import convert
+from m4v.weights.record import read_record
 from m4v.weights.stage import run
 
 DIT, VAE, TEXT = (entry(f"pyramidflow-{part}") for part in ("dit-768p", "vae", "text"))
