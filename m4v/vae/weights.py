@@ -20,6 +20,7 @@ from m4v.vae.config import IMPORT_WEIGHTS, VaeConfig, read_vae_config
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 Shape = tuple[int, ...]
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _SHOWN = 5  # tensors named in a message
 
 
@@ -62,11 +63,16 @@ def _shapes_in(path: Path) -> dict[str, Shape]:
         raise InputError("VAE has no such file", value=path.name, where=str(path.parent), next_step=IMPORT_WEIGHTS)
     try:
         with safe_open(path, "pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            headers = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            shapes = {key: tuple(header.get_shape()) for key, header in headers.items()}
+            integers = sorted(key for key, header in headers.items() if header.get_dtype() not in _FLOATS)
     except SafetensorError as error:
         raise DataIntegrityError(
             f"weights are truncated or not in safetensors format ({error})", where=str(path), next_step=IMPORT_WEIGHTS
         ) from None
+    if integers:
+        raise DataIntegrityError("tensors are no floating-point numbers", value=integers[:_SHOWN], where=str(path))
+    return shapes
 
 
 def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: str) -> None:

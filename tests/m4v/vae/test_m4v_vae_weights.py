@@ -76,6 +76,12 @@ def test_misshapen_tensor_is_named_with_both_shapes(folder):
         load_vae(folder)
 
 
+def test_integers_are_named(folder):
+    _change(folder, lambda state: state.update({KEY: state[KEY].to(torch.int8)}))
+    with pytest.raises(DataIntegrityError, match=rf"no floating-point numbers.*{KEY}"):
+        load_vae(folder)
+
+
 def test_truncated_file(folder):
     data = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
