@@ -116,3 +116,11 @@ def test_tiny_text_encoders_match_their_own_configs(tiny_text: Path) -> None:
     assert report.ok
     assert [(c.component, c.compared) for c in report.components] == [("text_encoder", True), ("text_encoder_2", True)]
     assert all(c.parameters > 0 for c in report.components)
+
+
+def test_code_of_models_is_not_in_the_key_of_an_import() -> None:
+    from pipelines.keys.code import reachable_files
+
+    files = reachable_files(["m4v.weights.stage:run", "m4v.weights.config:WeightsConfig"])
+    assert "m4v/weights/convert.py" in files
+    assert not [path for path in files if path.startswith(("m4v/model/", "m4v/vae/", "m4v/wan/"))]
