@@ -92,7 +92,7 @@ def test_attention(sizes: list[tuple[int, ...]], words: int, causal: bool, seed:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @torch.no_grad()
-@settings(QUICK, max_examples=10)
+@settings(QUICK, max_examples=4)
 @given(st.lists(SIZES, min_size=1, max_size=2), WORDS, st.booleans(), SEEDS)
 @example([LONG, EMPTY], 0, True, 0)
 def test_block_sparse_attention(sizes: list[tuple[int, ...]], words: int, causal: bool, seed: int) -> None:
