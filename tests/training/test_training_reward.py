@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from training_helpers import TEXT, clips, write_dataset
 
 from m4v.codec import open_codec
-from m4v.codec.config import DctCodecConfig
+from m4v.codec.config import CausalVaeConfig, DctCodecConfig
+from m4v.codec.interface import LatentCodec
 from m4v.config import ModelConfig, ScheduleConfig
 from m4v.core.shard_index import INDEX, read_index
 from m4v.flow.schedule import PyramidSchedule
 from m4v.model import build_model
+from m4v.vae.config import VaeConfig
+from m4v.vae.initialise import build_vae
+from m4v.vae.weights import save_vae
 from training.config import OrderConfig, RewardConfig, RewardTermConfig, weights_of
 from training.exposure import rows_of
 from training.loader import Batch
@@ -76,10 +80,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def objective(weight: float = 1.0, scorer: Redness | None = None) -> RewardObjective:
+def tiny_vae(folder: Path) -> LatentCodec:
+    narrow = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4}
+    config = VaeConfig.model_validate({f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in narrow.items()})
+    save_vae(folder, build_vae(config))
+    return open_codec(CausalVaeConfig(weights="vae"), {"vae": folder})
+
+
+def objective(weight: float = 1.0, scorer: Redness | None = None, codec: LatentCodec | None = None) -> RewardObjective:
     rewards = Rewards([WeightedScore(scorer or Redness(), 1.0)])
     config = RewardTermConfig(weight=weight)
-    return RewardObjective(config, PyramidSchedule(ScheduleConfig()), open_codec(DctCodecConfig()), rewards)
+    return RewardObjective(config, PyramidSchedule(ScheduleConfig()), codec or open_codec(DctCodecConfig()), rewards)
 
 
 def batches(dataset: Path, order: DataOrder, steps: int, text_drop: float = 0.0) -> list[Batch]:
@@ -99,10 +110,14 @@ def model(seed: int = 1) -> nn.Module:
     return made
 
 
-def test_gradient_of_the_reward_equals_finite_differences(dataset: Path, order: DataOrder) -> None:
+@pytest.mark.parametrize("kind", ["dct", "causal_vae"])
+def test_gradient_of_the_reward_equals_finite_differences(
+    dataset: Path, order: DataOrder, tmp_path: Path, kind: str
+) -> None:
     """The surrogate's parameter gradient is that of `flow - weight * reward`, followed along one direction."""
     batch, size = batches(dataset, order, 1)[0], order.step_size(0)
-    engine, goal = PlainEngine(model()), objective(weight=3.0)
+    codec = tiny_vae(tmp_path) if kind == "causal_vae" else None
+    engine, goal = PlainEngine(model()), objective(weight=3.0, codec=codec)
     parameter = engine.model.proj_out.weight  # type: ignore[union-attr]
     assert isinstance(parameter, nn.Parameter)
 
