@@ -126,6 +126,21 @@ def test_batches_and_their_rows_agree(vae):
     torch.testing.assert_close(vae.encode(videos).mean, rows, **EXACT)
 
 
+def test_memory_order_of_channels_changes_nothing():
+    """GPUs run the weights in channels_last_3d order; activations of either order must pass every view."""
+    plain, last = (
+        tiny_vae(config=THIN).double(),
+        tiny_vae(config=THIN).double().to(memory_format=torch.channels_last_3d),
+    )
+    video = _randn(1, 3, 17, 48, 40).clamp(-1, 1)
+    ordered = video.contiguous(memory_format=torch.channels_last_3d)
+    for how in ({}, {"window": 8}, {"tile": 32}):
+        torch.testing.assert_close(last.encode(ordered, **how).mean, plain.encode(video, **how).mean, **EXACT)
+    latents = _randn(1, 16, 3, 3, 5)
+    for how in ({}, {"window": 1}):
+        torch.testing.assert_close(last.decode(latents, **how), plain.decode(latents, **how), **EXACT)
+
+
 def test_bytes_are_pixels(vae):
     pixels = torch.arange(3 * 9 * 16 * 16).view(1, 3, 9, 16, 16).mul(37).remainder(256).to(torch.uint8)
     expected = vae.encode((pixels.double() / 127.5 - 1).float())
