@@ -163,6 +163,11 @@ def test_wrapped_state_dicts_and_views_are_read(tmp_path: Path) -> None:
     rewrite(source, tmp_path / "a.safetensors")
     found = load_file(tmp_path / "a.safetensors")
     assert all(torch.equal(found[name], value) for name, value in state.items())
+    module = torch.nn.Linear(2, 3)
+    for saved in (module.state_dict(), dict(module.named_parameters())):  # an OrderedDict with metadata; parameters
+        torch.save(saved, tmp_path / "c.pt")
+        assert PickledFile(tmp_path / "c.pt").tensors["weight"] == TensorInfo("F32", (3, 2))
+        assert b"".join(PickledFile(tmp_path / "c.pt").chunks("bias")) == module.bias.detach().numpy().tobytes()
     for strange in ({"a": 3}, {"a": torch.ones(2, 2).to_sparse()}, [torch.ones(2)], {}):
         torch.save(strange, tmp_path / "b.pt")
         with pytest.raises(DataIntegrityError, match=r"b\.pt"):
