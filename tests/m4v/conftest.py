@@ -22,12 +22,16 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders `text_encoder`, `text_encoder_2`, `tokenizer`, `tokenizer_2` as PyramidFlow publishes them,
     with random networks of width 32 (T5) and 24 (CLIP) and vocabularies learnt from `SENTENCES`."""
     folder = tmp_path_factory.mktemp("tiny_text")
+    write_tiny_text(folder)
+    return folder
+
+
+def write_tiny_text(folder: Path) -> None:
     pieces = _t5_tokenizer(folder / "tokenizer_2")
     words = _clip_tokenizer(folder / "tokenizer")
     torch.manual_seed(7)
     _t5(folder / "text_encoder_2", pieces)
     _clip(folder / "text_encoder", words)
-    return folder
 
 
 @pytest.fixture
