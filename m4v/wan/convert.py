@@ -22,7 +22,8 @@ def attention_to_mm_dim(attention: Mapping[str, Tensor], config: WanConfig, seed
 
     C and B take the weights of q and k with their norms over the width, x those of v; the output projection
     and everything outside the self-attention stay. Gate, step sizes, decays, convolution, registers, temporal
-    branch and text scale start fresh from `seed`. Raises ConfigError if `config` has no MM-DiM,
+    branch and text scale start fresh from `seed`. Tensors are taken one at a time, so `attention` may be
+    `PublishedWan.stored()`. Raises ConfigError if `config` has no MM-DiM,
     DataIntegrityError when a weight is missing, left over, or of another shape.
     """
     if config.mixer != "mm_dim":

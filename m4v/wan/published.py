@@ -34,15 +34,30 @@ class PublishedWan:
     layout: Layout
     tensors: Mapping[str, tuple[Path, str]]
 
-    def state(self, dtype: torch.dtype | None = torch.float32) -> dict[str, Tensor]:
-        """All tensors under diffusers' keys, on the CPU; as they are stored for None."""
-        found: dict[str, Tensor] = {}
-        for path in sorted({path for path, _ in self.tensors.values()}):
-            with _opened(path) as file:
-                for key, (where, name) in self.tensors.items():
-                    if where == path:
-                        found[key] = file.get_tensor(name).to(dtype)  # type: ignore[call-overload]
-        return {key: found[key] for key in self.tensors}
+    def stored(self) -> Mapping[str, Tensor]:
+        """The tensors in their stored types under diffusers' keys, on the CPU, each read when it is asked for."""
+        return _Stored(self.tensors)
+
+    def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """All tensors under diffusers' keys, on the CPU."""
+        return {key: tensor.to(dtype) for key, tensor in self.stored().items()}
+
+
+class _Stored(Mapping[str, Tensor]):
+    def __init__(self, tensors: Mapping[str, tuple[Path, str]]) -> None:
+        self._tensors = tensors
+        self._files = {path: _opened(path) for path, _ in tensors.values()}
+
+    def __getitem__(self, key: str) -> Tensor:
+        path, name = self._tensors[key]
+        tensor: Tensor = self._files[path].get_tensor(name)  # type: ignore[no-untyped-call]
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def open_published(folder: Path) -> PublishedWan:
@@ -77,7 +92,7 @@ def load_published(folder: Path, dtype: torch.dtype = torch.float32, device: str
     """
     found = open_published(folder)
     model = empty_wan(found.config)
-    model.load_state_dict(found.state(None), assign=True)
+    model.load_state_dict(dict(found.stored()), assign=True)
     model.restore_rotary()
     model.cast(dtype)
     model.to(device)

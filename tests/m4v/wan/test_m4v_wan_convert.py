@@ -1,5 +1,7 @@
 """The MM-DiM model started from Wan's attention weights."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,13 @@ from m4v.model.initialise import SILU_ONE
 from m4v.model.layers import rotate
 from m4v.model.layout import Clip
 from m4v.model.scan import LAYER_ORDER, scan_order
+from m4v.wan.checkpoint import WanCheckpointConfig, load_wan, save_wan
 from m4v.wan.config import WanConfig
 from m4v.wan.convert import attention_to_mm_dim
+from m4v.wan.export import export_published
 from m4v.wan.initialise import build_wan, empty_wan
 from m4v.wan.mixer import clip_layout, mix_context
+from m4v.wan.published import open_published
 from m4v.wan.transformer import WanTransformer
 
 SIZES = {
@@ -85,6 +90,19 @@ def test_converted_queries_and_keys_are_those_of_the_attention() -> None:
         expected = rotated(norm(project(x)).unflatten(-1, (2, -1)))
         found = rotate(own_norm(own(x).unflatten(-1, (2, -1))), context.turn)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+def test_published_weights_become_a_checkpoint(tmp_path: Path, layout: str) -> None:
+    """The lines of the package's docstring: published folder in, MM-DiM checkpoint out."""
+    source = random_attention()
+    export_published(tmp_path / "published", source.wan, source.state_dict(), layout, torch.bfloat16)
+    state = attention_to_mm_dim(open_published(tmp_path / "published").stored(), config_of(), seed=3)
+    save_wan(tmp_path / "checkpoint", WanCheckpointConfig(model=config_of()), state)
+    model, _ = load_wan((tmp_path / "checkpoint").joinpath)
+    rounded = {key: value.bfloat16().float() for key, value in contents(source).items()}
+    expected = attention_to_mm_dim(rounded, config_of(), seed=3)
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
 
 
 def test_zero_decay_is_causal_linear_attention() -> None:

@@ -33,7 +33,7 @@ def test_exported_folders_read_back(tmp_path: Path, layout: str, dtype: torch.dt
     assert found.layout == layout
     slots = 512 if layout == "diffusers" else 5  # diffusers' config does not say
     assert found.config == config_of("attention").model_copy(update={"text_slots": slots})
-    back = found.state(None)
+    back = found.stored()
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], value.to(dtype)) for key, value in state.items())
 

@@ -1,5 +1,8 @@
 """Published sizes on the meta device: diffusers' parameters exactly, and a forward at 720p."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -44,3 +47,12 @@ def test_published_sizes_run_at_720p(name: str, saved: float) -> None:
         assert found.shape == latents.shape
         counted.append(counter.get_total_flops())
     assert counted[0] > saved * counted[1]
+
+
+def test_config_loads_neither_torch_nor_diffusers() -> None:
+    code = (
+        "import sys, m4v.wan, m4v.wan.config, m4v.wan.keys, m4v.wan.published_config;"
+        "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
