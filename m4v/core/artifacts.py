@@ -179,9 +179,10 @@ class Artifact:
     @property
     def manifest(self) -> Manifest:
         if self._manifest is None:
-            self._manifest = read_manifest(self.storage)
-            if self._manifest.artifact_id != self.id:
+            found = read_manifest(self.storage)
+            if found.artifact_id != self.id:
                 raise DataIntegrityError("manifest is of another artifact", value=self.id, where=self.storage.uri)
+            self._manifest = found
         return self._manifest
 
     def path(self, name: str) -> Path:

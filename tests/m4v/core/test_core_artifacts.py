@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -143,10 +144,13 @@ def test_reading_a_local_artifact_in_place(directory: Path, tmp_path: Path) -> N
     assert artifact.names("shards/") == ["shards/0.tar"]
     with pytest.raises(DataIntegrityError, match="artifact has no such file: 'nothing'"):
         artifact.path("nothing")
+    assert artifact.folder() == directory
+    assert artifact.ref.open().folder() == directory
     assert not (tmp_path / "cache").exists()
     stranger = Artifact(str(directory), "0" * 64, ArtifactKind.DATASET, tmp_path / "cache")
-    with pytest.raises(DataIntegrityError, match="manifest is of another artifact"):
-        stranger.path("index.json")
+    for read in (stranger.folder, lambda: stranger.path("index.json")):
+        with pytest.raises(DataIntegrityError, match="manifest is of another artifact"):
+            read()
 
 
 def test_reading_a_remote_artifact_through_a_checked_copy(directory: Path, s3_root: str, tmp_path: Path) -> None:
@@ -163,6 +167,14 @@ def test_reading_a_remote_artifact_through_a_checked_copy(directory: Path, s3_ro
     assert artifact.path("shards/0.tar") == copy, "what is here and checked is not asked for again"
     another = Artifact(s3_root, manifest.artifact_id, ArtifactKind.DATASET, cache)
     assert another.path("shards/0.tar").read_bytes() == b"shard", "nor by another process with the same cache"
+    remote.put_file(directory / "shards/0.tar", "shards/0.tar")
+    elsewhere = Artifact(s3_root, manifest.artifact_id, ArtifactKind.DATASET, tmp_path / "elsewhere")
+    folder = pickle.loads(pickle.dumps(elsewhere.ref)).open().folder()
+    assert folder == tmp_path / "elsewhere" / manifest.artifact_id
+    assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == {
+        "index.json",
+        "shards/0.tar",
+    }
     remote.write_bytes("index.json", b"[]")
     with pytest.raises(DataIntegrityError, match=r"bytes differ from their digest: 'index.json'"):
         artifact.path("index.json")

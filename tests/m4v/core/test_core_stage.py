@@ -80,6 +80,15 @@ def test_a_context_hands_out_what_was_declared(context: StageContext, tmp_path: 
             call(name)
 
 
+def test_imported_weights_are_found_by_their_name(request_: StageRequest, tmp_path: Path) -> None:
+    given = request_.inputs[1].model_copy(update={"name": "weights.vae"})
+    context = StageContext(request_.model_copy(update={"inputs": (*request_.inputs, given)}))
+    assert {name: artifact.id for name, artifact in context.weights().items()} == {"vae": given.artifact_id}
+    assert context.weights_folders() == {"vae": tmp_path / "in1"}
+    assert len(context.input_list("source")) == 4
+    assert StageContext(request_).weights_folders() == {}
+
+
 def test_a_wrong_config_names_the_stage(request_: StageRequest) -> None:
     context = StageContext(request_.model_copy(update={"config": {"widht": 64}}))
     with pytest.raises(ConfigError, match=r"unknown key widht.*in request of curate.*did you mean width"):
