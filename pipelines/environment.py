@@ -23,6 +23,7 @@ from packaging.utils import canonicalize_name
 from m4v.core.config import FrozenModel
 from m4v.core.errors import ConfigError
 from m4v.core.stage import Resources
+from m4v.kernels import kernel_summary
 
 DISTRIBUTION = "m4v-pipeline"
 LIBRARIES = ("torch", "deepspeed", "numpy", "ray", "transformers", "decord", "av", "onnxruntime", "mamba_ssm")
@@ -130,11 +131,9 @@ def _cuda_architecture() -> str:
     return "+".join(f"sm_{c}" for c in capabilities)
 
 
-@lru_cache
 def kernel_set(device: str) -> str:
-    """`mamba-ssm VERSION` where the compiled scan is used (CUDA with the package installed), else `torch`."""
-    version = installed_versions().get("mamba-ssm") if device == "cuda" else None
-    return f"mamba-ssm {version}" if version else "torch"
+    """The model's kernels on a device in one line, e.g. `mamba-ssm 2.3.2, flex 2.11.0`; plain `torch` on the CPU."""
+    return kernel_summary(device)
 
 
 def file_digest(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 import warnings
@@ -15,7 +16,9 @@ from typing import Any
 import torch
 
 from m4v.core.errors import ConfigError
-from m4v.kernels.selection import CONVOLUTION, MAMBA, SCAN_VARIABLE
+from m4v.kernels.selection import CONVOLUTION, MAMBA, SCAN_VARIABLE, version_of
+
+_log = logging.getLogger(__name__)
 
 _KEEP_TUNING = "TRITON_CACHE_AUTOTUNING"  # Triton: the fastest block sizes are kept on disk
 _FIXED = "MAMBA_DETERMINISTIC"  # mamba-ssm: fixed block sizes and no atomics, as torch's deterministic mode
@@ -50,12 +53,14 @@ def _load(name: str, distribution: str) -> ModuleType:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _import_below(name)
+            module = _import_below(name)
     except Exception as error:  # a broken build raises anything, from ImportError to Triton's own
         raise ConfigError(
             f"{distribution} is installed but does not load: {error}", where=name,
             next_step=f"build it for torch {torch.__version__}, or set {SCAN_VARIABLE}=torch",
         ) from error  # fmt: skip
+    _log.info("%s: %s %s", name.rpartition(".")[2], distribution, version_of(distribution))
+    return module
 
 
 def _import_below(name: str) -> ModuleType:

@@ -1,7 +1,7 @@
 """The whole small model on the fast kernels against float64 plain torch, forwards and gradients.
 
-Both 16-bit models round in every layer, so the plain one sets the scale. It scans in float32, while the kernels
-multiply bfloat16 operands, so they may be further from float64 than it is by half.
+Both 16-bit models round in every layer, so the plain one sets the scale: the kernels may not be further from
+float64 than it is, but for a quarter.
 """
 
 import pytest
@@ -94,9 +94,12 @@ def test_the_kernels_are_as_near_to_float64_as_plain_torch(changes: dict[str, ob
         chosen = {k: exact[k] for k in keys}
         errors = error(fast, chosen), error(plain, chosen)
         print(f"{kind or 'gradients'}: kernels {errors[0]:.2e}, plain torch {errors[1]:.2e}")
-        assert errors[0] < 1.5 * errors[1] + 1e-4
-    worst = {k: (error(fast, {k: exact[k]}), error(plain, {k: exact[k]})) for k in exact if exact[k].norm() > 0}
-    assert {k: e for k, e in worst.items() if not e[0] < 2 * e[1] + 1e-2} == {}
+        assert errors[0] < 1.25 * errors[1] + 1e-4
+    for key, value in exact.items():
+        if float(value.norm()) > 0:
+            of_kernels, of_torch = (error(found, {key: value}) for found in (fast, plain))
+            # A lone number is a sum that nearly cancels: its error is chance, of either model.
+            assert of_kernels < 2 * of_torch + (1e-2 if value.numel() > 1 else 0.1), (key, of_kernels, of_torch)
 
 
 def test_recomputed_blocks_give_the_same_gradients() -> None:
