@@ -27,6 +27,7 @@ from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.flow.sampler import stream
 from m4v.flow.schedule import PyramidSchedule
 from m4v.image_io import Picture, cover, read_image
+from m4v.model.layout import forget_layouts
 from m4v.text import open_text_encoder
 from m4v.text.config import TextEncoderConfig
 from m4v.text.interface import TextFeatures
@@ -180,6 +181,7 @@ class CheckpointSampler:
             channels=self.checkpoint.model.latent_channels, first_frame=first,
         )  # fmt: skip
         for index, frame in enumerate(made):
+            forget_layouts()
             latent = frame[0].float().cpu().numpy()
             if not np.isfinite(latent).all():
                 raise DataIntegrityError(

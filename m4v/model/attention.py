@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from m4v.config import ModelConfig
 from m4v.kernels.blocks import attend_blocks, block_mask, uses_blocks, with_owners
 from m4v.model.layers import RMSNorm, rotate
-from m4v.model.layout import BatchLayout, frame_mask, image_ids
+from m4v.model.layout import BatchLayout, frame_mask, image_ids, per_layout
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -47,7 +46,7 @@ def attention_blocks(layout: BatchLayout, text_mask: Tensor, causal: bool) -> Bl
     return with_owners(static, 2 * column + pads.int(), time)
 
 
-@lru_cache(maxsize=256)
+@per_layout(256)
 def _static_blocks(layout: BatchLayout, causal: bool, device: str) -> tuple[BlockMask, Tensor, Tensor]:
     """Block mask without pads, and column and time of every packed token, int32."""
     number = np.arange(len(layout.columns))

@@ -8,8 +8,9 @@ Packed order of one batch row: the text of column 0, 1, ..., then the image toke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,6 +18,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Indices = NDArray[np.int64]
+Maker = TypeVar("Maker", bound=Callable[..., object])
+_FORGET: list[Callable[[], None]] = []
+
+
+def per_layout(kept: int) -> Callable[[Maker], Maker]:
+    """Cache the tables of the last `kept` layouts; `forget_layouts` empties every such cache."""
+
+    def cached(make: Maker) -> Maker:
+        found = lru_cache(maxsize=kept)(make)
+        _FORGET.append(found.cache_clear)
+        return cast(Maker, found)
+
+    return cached
+
+
+def forget_layouts() -> None:
+    """Let go of all cached tables. Training meets the same layouts again and again, a sampler a new one with every
+    frame: at 768p each is about 10 MB."""
+    for forget in _FORGET:
+        forget()
 
 
 class Clip(NamedTuple):
@@ -108,7 +129,7 @@ def frame_types(column: Column) -> Indices:
     return np.concatenate([np.full(c.frames, column.level(c), dtype=np.int64) for c in column.clips])
 
 
-@lru_cache(maxsize=1024)
+@per_layout(1024)
 def rotary(
     layout: BatchLayout, axes: tuple[int, int, int], theta: float, with_registers: bool, device: str, double: bool
 ) -> Tensor:
@@ -127,7 +148,7 @@ def rotary(
     return turn.to(device, torch.complex128 if double else torch.complex64)
 
 
-@lru_cache(maxsize=1024)
+@per_layout(1024)
 def _times(column: Column, text_slots: int, device: str) -> Tensor:
     return torch.from_numpy(np.concatenate([np.zeros(text_slots, np.float32), image_ids(column)[:, 0]])).to(device)
 

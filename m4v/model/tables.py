@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from m4v.model.layout import BatchLayout, Column, Indices, frame_types
+from m4v.model.layout import BatchLayout, Column, Indices, frame_types, per_layout
 from m4v.model.scan import LAYER_ORDER, scan_order
 
 
@@ -34,7 +33,7 @@ class CompositionTable(NamedTuple):
     spans: tuple[tuple[int, int], ...]
 
 
-@lru_cache(maxsize=1024)
+@per_layout(1024)
 def composition_table(
     layout: BatchLayout,
     path: int,
@@ -95,7 +94,7 @@ def _visual_orders(
     return orders
 
 
-@lru_cache(maxsize=1024)
+@per_layout(1024)
 def register_types(layout: BatchLayout, device: str) -> Tensor:
     """(frames of all columns, 3) one-hot type of each register, float32."""
     types = torch.from_numpy(np.concatenate([frame_types(c) for c in layout.columns]))
@@ -117,7 +116,7 @@ class TemporalTable(NamedTuple):
     places: tuple[int, ...]
 
 
-@lru_cache(maxsize=1024)
+@per_layout(1024)
 def temporal_table(layout: BatchLayout, device: str) -> TemporalTable:
     """Pieces of the lowest grid's size: one per history frame (area mean), factor^2 per noisy frame.
 
@@ -170,7 +169,7 @@ def _order_of(where: list[tuple[int, int]], groups: list[int]) -> Indices:
     return np.concatenate(rows)
 
 
-@lru_cache(maxsize=1024)
+@per_layout(1024)
 def piece_mask(column: Column, device: str) -> Tensor:
     """(pieces, pieces) bool: a piece sees the pieces of its own and of earlier frames."""
     counts = [len(cells) if noisy else 1 for cells, noisy in _cut_frames(column, 0)]

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column
 
 from m4v.config import Dtype, VideoConfig
+from m4v.core.canonical import plain_json
 from m4v.core.config import parse
 from pipelines.cli.output import JsonOption, console, duration, print_json, short
 from pipelines.generation.checkpoint import FoundCheckpoint, find_checkpoint, parse_weights
@@ -130,11 +131,11 @@ def _chosen(device: str) -> str:
 
 
 def _settings(found: FoundCheckpoint, config: VideoConfig, device: str, dtype: Dtype) -> Settings:
-    sampler = cast(dict[str, JsonValue], config.sampler.canonical())
-    del sampler["negative_prompt"]
+    # Every option, unlike the canonical form: a default may change one day.
+    sampler = {name: value for name, value in config.sampler if name != "negative_prompt"}
     return Settings(
         checkpoint=found.identity, weights="ema" if found.ema else "raw", imported=dict(found.imported),
-        sampler=sampler, frames=config.frames, height=config.height, width=config.width, fps=config.fps,
+        sampler=cast(dict[str, JsonValue], plain_json(sampler)), frames=config.frames, height=config.height, width=config.width, fps=config.fps,
         crf=config.crf, device=device.partition(":")[0], dtype=dtype,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from m4v.checkpoint import save_checkpoint
-from m4v.config import CheckpointConfig
+from m4v.config import CheckpointConfig, SamplerConfig
 from m4v.core.artifacts import Artifact, ArtifactKind
 from m4v.core.canonical import digest_file
 from m4v.core.errors import ExitClass
@@ -82,6 +82,9 @@ def test_order_and_company_change_no_video(m4v_here: M4v, folder: str) -> None:
 def test_a_finished_list_is_left_alone_and_grows(m4v_here: M4v, folder: str, tmp_path: Path) -> None:
     first = made(m4v_here, folder, "--prompt", RED, *QUICK)
     assert (first["made"], first["already_there"]) == (1, 0)
+    assert set(first) == {"checkpoint", "out", "manifest", "made", "already_there", "seconds", "videos"}
+    assert set(first["videos"][0]) == {"file", "prompt", "negative", "seed", "image", "sha256", "settings"}
+    assert set(SamplerConfig.model_fields) - {"negative_prompt"} == set(first["videos"][0]["settings"]["sampler"])
     before = (tmp_path / "generated" / first["videos"][0]["file"]).stat().st_mtime_ns
     again = made(m4v_here, folder, "--prompt", RED, *QUICK)
     assert (again["made"], again["already_there"], again["videos"]) == (0, 1, first["videos"])
