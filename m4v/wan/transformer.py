@@ -86,7 +86,7 @@ class WanTransformer(WanTransformer3DModel):  # type: ignore[misc]
             rope_max_seq_len=config.rope_limit,
         )  # fmt: skip
         self.wan = config
-        # Blocks whose activations are recomputed in backward instead of kept.
+        # Blocks whose activations are recomputed in backward instead of kept; diffusers' switch means all.
         self.recompute_blocks = 0
         if own_blocks:
             self.blocks = nn.ModuleList([WanMMDiMBlock(config, number) for number in range(config.blocks)])
@@ -129,8 +129,9 @@ class WanTransformer(WanTransformer3DModel):  # type: ignore[misc]
             valid = encoder_hidden_states[:, :slots].ne(0).any(dim=-1)
             shared = mix_context(self.wan, clip_layout(clip, slots), valid, x)
         modulation = modulation.unflatten(1, (6, -1))
+        recomputed = len(self.blocks) if self.gradient_checkpointing else self.recompute_blocks
         for number, block in enumerate(self.blocks):
-            if number < self.recompute_blocks and torch.is_grad_enabled():
+            if number < recomputed and torch.is_grad_enabled():
                 x = checkpoint(block, x, text, modulation, shared, use_reentrant=False)
             else:
                 x = block(x, text, modulation, shared)

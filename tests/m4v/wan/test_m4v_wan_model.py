@@ -255,13 +255,21 @@ def test_closing_text_lets_later_frames_reach_earlier_ones() -> None:
     assert (before - after).abs().max() > 1e-6
 
 
-def test_recomputing_blocks_changes_no_gradient() -> None:
-    grads = []
-    for blocks in (0, 2):
+@pytest.mark.parametrize("diffusers_switch", [False, True])
+def test_recomputing_blocks_changes_no_gradient(diffusers_switch: bool) -> None:
+    grads, calls = [], []
+    for recompute in (False, True):
         model = random_wan(wan_config())
-        model.recompute_blocks = blocks
+        if recompute and diffusers_switch:
+            model.enable_gradient_checkpointing()
+        elif recompute:
+            model.recompute_blocks = 2
+        seen: list[int] = []
+        model.blocks[1].ffn.register_forward_hook(lambda *_, seen=seen: seen.append(1))
         model(*inputs(model.wan, (2, 4, 4), (3, 1))).sample.square().sum().backward()
         grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        calls.append(len(seen))
+    assert calls == [1, 2]
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
 
 
