@@ -96,6 +96,7 @@ class Recipe(FrozenModel):
         _unique("train", [t.name for t in self.train])
         _unique("weights", [w.name for w in self.weights])
         self._check_weights()
+        self._check_text()
         if self.profile not in self.profiles:
             raise ValueError(f"profile {self.profile!r} is not one of {', '.join(sorted(self.profiles))}")
         return self
@@ -114,6 +115,16 @@ class Recipe(FrozenModel):
         if unused := sorted(entries.keys() - used):
             places = ", ".join(f"{section}.weights" for section in uses)
             raise ValueError(f"weights: nothing uses {unused[0]!r}; name it in one of {places}, or remove it")
+
+    def _check_text(self) -> None:
+        """The model takes the text features that are encoded: otherwise training would fail after hours of encoding."""
+        text = self.encode.text_encoder
+        pairs = {"text_dim": text.embedding_dim, "pooled_dim": text.pooled_dim, "text_slots": text.slots}
+        for key, needs in pairs.items():
+            if (has := getattr(self.model, key)) != needs:
+                raise ValueError(
+                    f"model.{key} is {has} and encode.text_encoder gives {needs}: set model.{key} to {needs}"
+                )
 
     @property
     def active_profile(self) -> Profile:

@@ -56,6 +56,8 @@ def recipe(*overrides: str) -> Recipe:
         ([f"weights=[{DIT}]", *START, "model.mixer=attention"], ["nothing is converted", "set init.convert to none"]),
         ([f"weights=[{TEXT}]", "init.weights=text", START[1]], ["'text' is pyramidflow-text", ENTRY]),
         ([f"weights=[{DIT}]", "encode.codec={kind: causal_vae, weights: dit}"], ["encode.codec", "pyramidflow-vae"]),
+        (["model.text_slots=16"], ["model.text_slots is 16", "set model.text_slots to 24"]),
+        (["encode.text_encoder={slots: 32}"], ["model.text_slots is 24", "set model.text_slots to 32"]),
         ([f"weights=[{DIT}, {DIT}]", *START], ["weights: the name 'dit' stands twice"]),
         (["weights=[{name: dit, entry: pyramidflow-dit}]"], ["weights.dit.entry", "did you mean pyramidflow-dit-768p"]),
         (["weights=[{name: raft, entry: vbench-raft}]"], ["used in place and never imported"]),
@@ -101,6 +103,13 @@ def test_an_import_is_one_for_every_recipe_and_its_place_is_in_no_key() -> None:
     found = [next(n for n in nodes if n.id == "weights.dit") for nodes in (first, second, [third])]
     assert [n.locations for n in found] == [{"dit": "/weights"}, {"dit": "/elsewhere"}, {}]
     assert len({key_record(n, {}, target, "probe").stage_key for n in found}) == 1
+
+
+def test_a_relative_place_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = WeightsConfig(name="dit", entry=ENTRY)
+    assert weights_node(config, "models/pyramid").locations == {"dit": str(tmp_path / "models/pyramid")}
+    assert weights_node(config, "s3://bucket/models").locations == {"dit": "s3://bucket/models"}
 
 
 def test_generate_s_key_holds_the_packaged_text_encoder_that_the_checkpoint_names() -> None:
