@@ -19,14 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from m4v.checkpoint_files import CONFIG, EMA, MODEL, PICKLES, existing_file, refuse_pickles
 from m4v.config import CheckpointConfig
 from m4v.core.errors import DataIntegrityError, InfrastructureError, InputError
 from m4v.core.storage import replacing, storage_faults, write_atomic
 from m4v.model.mamba import FLOAT32_PARAMETERS
 from m4v.model.transformer import M4VTransformer
 
-MODEL, EMA, CONFIG = "model.safetensors", "ema.safetensors", "config.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 DTYPES = (torch.float32, torch.bfloat16)
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -34,7 +33,7 @@ _SHOWN = 5  # keys named in a message
 Shape = tuple[int, ...]
 
 __all__ = [
-    "CONFIG", "EMA", "MODEL", "CheckpointConfig", "compare_shapes", "existing_file", "export_checkpoint",
+    "CONFIG", "EMA", "MODEL", "PICKLES", "CheckpointConfig", "compare_shapes", "existing_file", "export_checkpoint",
     "load_checkpoint", "read_config", "read_weights", "refuse_pickles", "save_checkpoint", "shapes_of", "write_weights",
 ]  # fmt: skip
 
@@ -124,18 +123,6 @@ def _read(path_of: Callable[[str], Path], ema: bool) -> tuple[CheckpointConfig, 
     return config, name, read_weights(path_of(name), _expected(config))
 
 
-def refuse_pickles(directory: Path) -> None:
-    """Raise DataIntegrityError if a pickled file lies in the folder, whatever it is for."""
-    names = sorted(p.name for p in directory.iterdir()) if directory.is_dir() else []
-    if found := [name for name in names if name.endswith(PICKLES)]:
-        raise DataIntegrityError(
-            "checkpoint folder holds a pickled file, which could run code when read",
-            value=found[0],
-            where=str(directory),
-            next_step=f"take weights in safetensors format ({MODEL}) and remove the pickled file",
-        )
-
-
 def read_weights(path: Path, expected: Mapping[str, Shape]) -> dict[str, Tensor]:
     """Tensors of a file whose names, shapes and types fit; these are compared before any tensor is read."""
     try:
@@ -164,13 +151,6 @@ def _unreadable(path: Path, reason: str) -> DataIntegrityError:
         where=str(path),
         next_step="m4v artifacts verify, or import the weights again",
     )
-
-
-def existing_file(path: Path) -> Path:
-    """The path; raises DataIntegrityError if no file is there."""
-    if not path.is_file():
-        raise DataIntegrityError("checkpoint has no such file", value=path.name, where=str(path.parent))
-    return path
 
 
 def write_weights(

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from m4v.checkpoint_files import CONFIG, EMA, MODEL, existing_file, refuse_pickles
 from m4v.config import CheckpointConfig
 from m4v.core.artifacts import MANIFEST, Artifact, ArtifactKind, build_manifest, verify
 from m4v.core.canonical import FileEntry, digest_file, merkle_root
@@ -18,7 +19,6 @@ from m4v.core.storage import Storage
 from pipelines.ledger import Ledger
 from pipelines.workspace import Workspace
 
-CONFIG, MODEL, EMA = "config.json", "model.safetensors", "ema.safetensors"  # as m4v.checkpoint has them
 _KNOWN = ("frames", "height", "width", "fps", "crf", "sampler")
 
 
@@ -71,6 +71,7 @@ def parse_weights(pairs: list[str]) -> dict[str, Path]:
 
 def _folder(directory: Path, given: Mapping[str, Path], ema: bool) -> FoundCheckpoint:
     config = _config(directory / CONFIG)
+    refuse_pickles(directory)
     ema = ema and config.ema
     identity = folder_identity(directory, [CONFIG, EMA if ema else MODEL])
     imported = {n: folder_identity(p) for n, p in _needed(config, given, "give --weights").items()}
@@ -86,10 +87,7 @@ def folder_identity(directory: Path, names: list[str] | None = None) -> str:
         return verify(Storage(str(directory)), deep=False).artifact_id
     if names is None:
         return build_manifest(directory, ArtifactKind.WEIGHTS, {}).artifact_id
-    for name in names:
-        if not (directory / name).is_file():
-            raise DataIntegrityError("checkpoint has no such file", value=name, where=str(directory))
-    files = [(n, directory / n) for n in names]
+    files = [(n, existing_file(directory / n)) for n in names]
     return merkle_root(FileEntry(n, p.stat().st_size, digest_file(p)) for n, p in files)
 
 
