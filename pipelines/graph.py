@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from dataprep.encode_config import weights_of as packaged_weights
 from m4v.core.assets import resolve
@@ -76,8 +77,13 @@ def weights_node(config: WeightsConfig, location: str | None, resources: Resourc
         spec=stages.WEIGHTS,
         config=config,
         resources=resources or Resources(ranks=1, threads=1, workers=1),
-        locations={} if location is None else {config.name: resolve(location)},
+        locations={} if location is None else {config.name: _absolute(resolve(location))},
     )
+
+
+def _absolute(location: str) -> str:
+    """A stage process may have another working directory."""
+    return location if "://" in location else str(Path(location).expanduser().absolute())
 
 
 def imported(*configs: FrozenModel | None) -> Inputs:

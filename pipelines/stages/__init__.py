@@ -55,6 +55,8 @@ INIT = StageSpec(
     outputs={"checkpoint": Kind.CHECKPOINT},
     numeric=True,
 )
+# Neither `train` nor `generate` declares `weights`: their configs name none. Training reads features that the
+# dataset holds; what encodes a prompt is named in the checkpoint, so the graph writes it into the node's key.
 TRAIN = StageSpec(
     name="train",
     version=1,
