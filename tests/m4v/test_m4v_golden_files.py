@@ -2,8 +2,11 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 TESTS = Path(__file__).parents[1]
 RECORDERS = ("oracle_error", "oracle_close")
@@ -59,3 +62,30 @@ def test_every_golden_file_is_compared(oracles: Path) -> None:
             used |= used_by(module.read_text(), files)
     unused = [file for file in files if file not in used]
     assert not unused, f"no test compares with {unused}"
+
+
+def test_the_table_has_the_largest_error_of_each_file(pytestconfig: pytest.Config) -> None:
+    """Reports as they come from workers, where pairs have become lists."""
+    table = type(pytestconfig.pluginmanager.get_plugin("golden-table"))()
+    for properties, failed in (
+        ([("golden fixture", ["a/x.safetensors", 1e-7, "2e-5 / 1e-4"]), ("other", 1)], False),
+        ([["golden fixture", ["a/x.safetensors", 3e-6, "2e-5 / 1e-4"]]], False),
+        ([["golden fixture", ["a/index.json", 0, "exact"]], ["golden fixture", ["b/y.json", 0.5, "exact"]]], True),
+        ([], False),
+    ):
+        table.pytest_runtest_logreport(SimpleNamespace(user_properties=properties, failed=failed))
+    lines: list[str] = []
+    table.pytest_terminal_summary(SimpleNamespace(section=lines.append, write_line=lines.append))
+    assert [line.split() for line in lines[:1] + lines[2:]] == [
+        ["golden", "fixtures"],
+        ["a/index.json", "0", "exact", "FAILED"],
+        ["a/x.safetensors", "3.00e-06", "2e-5", "/", "1e-4"],
+        ["b/y.json", "5.00e-01", "exact", "FAILED"],
+    ]
+
+
+def test_only_fixtures_and_numbers_can_be_recorded(oracle_error: Callable[..., None]) -> None:
+    with pytest.raises(AssertionError, match="no golden fixture is named nothing"):
+        oracle_error("nothing", 0, "exact")
+    with pytest.raises(AssertionError, match="not a number"):
+        oracle_error("flux_tiny/config", float("nan"), "exact")
