@@ -4,6 +4,7 @@ are for. Only headers are read unless digests are asked for."""
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -16,8 +17,14 @@ from m4v.weights.components import Component, components
 from m4v.weights.expected import expected
 from m4v.weights.source import SourceFile, missing_file, source_files
 
-State = Literal["ok", "not here", "missing", "wrong size", "wrong digest"]
+State = Literal["ok", "not here", "missing", "wrong size", "wrong digest", "no JSON", "LFS pointer"]
 _FINE = ("ok", "not here")
+_REMEDY: dict[State, str] = {
+    "LFS pointer": "git lfs pull, or fetch the file itself",
+    "wrong size": "fetch it again; for another model in this format set published: false",
+}
+_LFS_HEADER = b"version https://git-lfs.github.com/spec/"
+_LFS_BYTES = 1024  # a pointer is smaller
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, file
 _SHOWN = 5
 _CHUNK_BYTES = 4 << 20
@@ -26,7 +33,7 @@ _CHUNK_BYTES = 4 << 20
 class FileState(FrozenModel):
     """One file. `place` is its path below the entry's folder, `path` where it was looked for. `sha256` is what
     was found, None when nobody asked for digests; `digest_known`: the catalogue states one to hold it to. An
-    optional file may be `not here`."""
+    optional file may be `not here`. `LFS pointer`: a clone without Git LFS left a note in place of the file."""
 
     place: str
     path: str
@@ -76,7 +83,7 @@ class TensorDiff(FrozenModel):
 
 
 class CheckReport(FrozenModel):
-    """What `m4v weights check` says of one entry. Components are compared only when all their files are there."""
+    """What `m4v weights check` says of one entry. Components are compared only when their files can be read."""
 
     entry: str
     folder: str
@@ -131,7 +138,7 @@ def check(
             progress(done, total, file.place)
         states.append(_file_state(file, published, hashing))
         done += states[-1].size_bytes or 0
-    missing = {s.place for s in states if s.state == "missing"}
+    missing = {s.place for s in states if s.state in ("missing", "LFS pointer", "no JSON")}
     parts = components(found, [file for file in files if not file.is_absent])
     whole = [p for p in parts if not missing & {f.place for f in (*p.weights, p.config_file, p.index_file) if f}]
     return CheckReport(
@@ -144,9 +151,11 @@ def _file_state(file: SourceFile, published: bool, hashing: bool) -> FileState:
     if not file.path.is_file():
         gone: State = "not here" if row.optional else "missing"
         return FileState(place=file.place, path=str(file.path), state=gone, expected_bytes=row.size_bytes)
-    size, state, sha256 = file.path.stat().st_size, "ok", None
+    size, state, sha256 = file.path.stat().st_size, _form(file.path), None
     known = published and (row.sha256 is not None or row.md5 is not None) and not row.is_pattern
-    if published and row.size_bytes is not None and not row.is_pattern and size != row.size_bytes:
+    if state != "ok":
+        pass
+    elif published and row.size_bytes is not None and not row.is_pattern and size != row.size_bytes:
         state = "wrong size"
     elif hashing:
         sha256, md5 = digests(file.path, md5=known and row.md5 is not None)
@@ -158,6 +167,19 @@ def _file_state(file: SourceFile, published: bool, hashing: bool) -> FileState:
             "expected_bytes": row.size_bytes if published else None, "sha256": sha256, "digest_known": known,
         }
     )  # fmt: skip
+
+
+def _form(path: Path) -> State:
+    """What the first look at a file says: small files are read, large ones not."""
+    with storage_faults(str(path)):
+        if path.stat().st_size < _LFS_BYTES and path.read_bytes().startswith(_LFS_HEADER):
+            return "LFS pointer"
+        if path.suffix == ".json":
+            try:
+                json.loads(path.read_bytes())
+            except ValueError:
+                return "no JSON"
+    return "ok"
 
 
 def digests(path: Path, md5: bool) -> tuple[str, str | None]:
@@ -212,8 +234,8 @@ def require(found: CatalogueEntry, report: CheckReport, files: list[SourceFile])
             raise missing_file(found, file)
         if state.state not in _FINE:
             raise DataIntegrityError(
-                f"file has {state.state}", value=state.place, where=str(file.path.parent),
-                next_step="fetch it again; for another model in this format set published: false",
+                f"file is not what it should be ({state.state})", value=state.place, where=str(file.path.parent),
+                next_step=_REMEDY.get(state.state, "fetch it again"),
             )  # fmt: skip
     for part in report.components:
         if part.problem:

@@ -283,15 +283,27 @@ def test_report_says_what_is_wrong_with_which_file(oracles: Path, tmp_path: Path
     assert "missing      diffusion_transformer_768p/config.json" in "\n".join(report.lines())
 
 
-def test_unreadable_file_is_a_line_of_the_report(oracles: Path, tmp_path: Path) -> None:
+def test_files_of_no_use_are_lines_of_the_report(oracles: Path, tmp_path: Path) -> None:
     source = published_dit(oracles, tmp_path / "hub")
-    config = source / "diffusion_transformer_768p/config.json"
-    config.write_text("{")
+    home = source / "diffusion_transformer_768p"
+    (home / "config.json").write_text('{"_class_name": "PyramidFluxTransformer"}')
     (part,) = check(DIT, source).components
-    assert not part.ok
-    assert "config does not parse" in part.lines()[0]
-    config.write_text('{"_class_name": "PyramidFluxTransformer"}')
-    assert "config lacks a size" in check(DIT, source).components[0].lines()[0]
+    assert "config lacks a size" in part.lines()[0]
+    (home / "config.json").write_text("{")
+    report = check(DIT, source)
+    assert [f.state for f in report.files] == ["no JSON", "ok"]
+    assert not report.components
+    with pytest.raises(DataIntegrityError, match=r"\(no JSON\): 'diffusion_transformer_768p/config\.json'"):
+        convert(DIT, source, tmp_path / "out")
+
+
+def test_lfs_pointers_are_recognised(oracles: Path, tmp_path: Path) -> None:
+    source = published_dit(oracles, tmp_path / "hub")
+    pointer = source / "diffusion_transformer_768p/diffusion_pytorch_model.safetensors"
+    pointer.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 7888321464\n")
+    assert [f.state for f in check(DIT, source).files] == ["ok", "LFS pointer"]
+    with pytest.raises(DataIntegrityError, match=r"LFS pointer.*git lfs pull"):
+        convert(DIT, source, tmp_path / "out")
 
 
 def test_drain_stops_an_import(oracles: Path, tmp_path: Path) -> None:
