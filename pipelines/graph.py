@@ -10,11 +10,15 @@ from m4v.core.assets import resolve
 from m4v.core.config import FrozenModel, weights_names
 from m4v.core.errors import ConfigError
 from m4v.core.stage import WEIGHTS_INPUT, Resources
+from m4v.weights import catalogue
 from m4v.weights.config import WeightsConfig
+from m4v.weights.pyramidflow import read_model_config
+from m4v.weights.source import source_files, source_folder
 from pipelines import stages
 from pipelines.recipe import Recipe
 from pipelines.spec import StageNode, StageSpec
 from training.config import InitConfig
+from training.sizes import check_sizes
 
 Inputs = dict[str, tuple[str, str]]
 
@@ -49,7 +53,11 @@ class _Builder:
 
 
 def build_graph(recipe: Recipe) -> list[StageNode]:
-    """All nodes of `recipe`; raises InputError when an `asset:` location is not on this machine."""
+    """All nodes of `recipe`.
+
+    Raises InputError when an `asset:` location is not on this machine, ConfigError when the model has other sizes
+    than the weights it starts from, DataIntegrityError when their published config is of no such model.
+    """
     build = _Builder(recipe)
     locations = {s.name: resolve(s.location) for s in recipe.sources if s.location is not None}
     sources: Inputs = {}
@@ -60,6 +68,8 @@ def build_graph(recipe: Recipe) -> list[StageNode]:
     for weights in recipe.weights:  # before the long work, so that what is wrong with them is found first
         resources = recipe.active_profile.resources(stages.WEIGHTS.name)
         build.nodes.append(weights_node(weights.config, weights.location, resources))
+        if recipe.init is not None and recipe.init.weights == weights.name:
+            _check_start(recipe, build.nodes[-1])
     curate = build.add("curate", stages.CURATE, recipe.curate, sources, locations)
     inputs = {"clips": (curate, "clips"), **sources, **imported(recipe.encode.codec, recipe.encode.text_encoder)}
     encode = build.add("encode", stages.ENCODE, recipe.encode, inputs, locations)
@@ -84,6 +94,16 @@ def weights_node(config: WeightsConfig, location: str | None, resources: Resourc
 def _absolute(location: str) -> str:
     """A stage process may have another working directory."""
     return location if "://" in location else str(Path(location).expanduser().absolute())
+
+
+def _check_start(recipe: Recipe, node: StageNode) -> None:
+    """Hold the recipe's model against the published config of the weights it starts from: a wrong size would end
+    `init`, but only after hours of curation. Where the file is not there, the node's probe says so."""
+    assert isinstance(node.config, WeightsConfig)
+    entry = catalogue.entry(node.config.entry)
+    for file in source_files(entry, source_folder(node.config, node.locations)):
+        if file.path.name == "config.json" and file.path.is_file():
+            check_sizes(read_model_config(file.path), recipe.model, node.config.name)
 
 
 def imported(*configs: FrozenModel | None) -> Inputs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,18 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from m4v.checkpoint import CONFIG, MODEL, read_config
-from m4v.config import ModelConfig
 from m4v.core.artifacts import Artifact
-from m4v.core.errors import ConfigError, DataIntegrityError
+from m4v.core.errors import DataIntegrityError
 from m4v.model.convert import attention_to_mamba
 from training.config import InitConfig, StartConfig
-
-# Sizes that published weights decide; the other fields of the model are the recipe's choice.
-SIZES = (
-    "width", "heads", "double_blocks", "single_blocks", "latent_channels", "patch", "mlp_ratio", "text_dim",
-    "pooled_dim", "axes", "use_temporal_causal",
-)  # fmt: skip
-_FIELDS = {"axes": "rope_axes"}
+from training.sizes import check_sizes
 
 
 def imported_state(artifact: Artifact, start: StartConfig, config: InitConfig, seed: int) -> Mapping[str, Tensor]:
@@ -50,18 +42,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             next_step="m4v artifacts verify, then import the weights again",
         ) from None
     return tensors
-
-
-def check_sizes(published: ModelConfig, model: ModelConfig, name: str) -> None:
-    """Raise ConfigError naming the first field of the recipe's model that is not as in the weights."""
-    for attribute in SIZES:
-        has, needs = getattr(model, attribute), getattr(published, attribute)
-        if has != needs:
-            field = f"model.{_FIELDS.get(attribute, attribute)}"
-            shown = json.dumps(needs)
-            raise ConfigError(
-                f"{field} does not fit the imported weights {name!r}, which have {shown}",
-                value=has,
-                where="init",
-                next_step=f"set {field} to {shown}",
-            )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from m4v.config import CheckpointConfig, ModelConfig, ScheduleConfig
 from m4v.core.config import parse
@@ -47,6 +49,17 @@ def model_config(published: Mapping[str, object], where: str) -> ModelConfig:
         return parse(ModelConfig, fields, where)
     except ConfigError as error:
         raise DataIntegrityError(f"config is of no model that can be built: {error.what}", where=where) from None
+
+
+def read_model_config(path: Path) -> ModelConfig:
+    """`model_config` of a published file; raises DataIntegrityError as well when it is no JSON object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataIntegrityError(f"config does not parse ({error})", where=str(path)) from None
+    if not isinstance(data, dict):
+        raise DataIntegrityError("config is no JSON object", where=str(path))
+    return model_config(data, str(path))
 
 
 def checkpoint_config(published: Mapping[str, object], where: str) -> CheckpointConfig:

@@ -11,7 +11,7 @@ import pytest
 from published_weights import CONFIG, ENTRY, FOLDER, MODEL, write_published
 
 from m4v.core.artifacts import ArtifactKind
-from m4v.core.errors import ConfigError, ExitClass, InputError
+from m4v.core.errors import ConfigError, DataIntegrityError, ExitClass, InputError
 from m4v.core.stage import Resources
 from m4v.weights.config import WeightsConfig
 from pipelines.cli.lineage import tree_lines
@@ -121,6 +121,19 @@ def test_generate_s_key_holds_the_packaged_text_encoder_that_the_checkpoint_name
     assert summarise(changes(before, key_record(other, {"checkpoint": "0" * 64}, target))) == "weights minilm changed"
     imported = build_graph(recipe(f"weights=[{VAE}, {TEXT}]", *ENCODERS))
     assert all(not n.weights for n in imported), "imported weights are inputs, not packaged files"
+
+
+def test_sizes_other_than_the_weights_end_the_plan_before_any_work(published: Path) -> None:
+    weights = f"weights=[{DIT.replace('/weights', str(published))}]"
+    with pytest.raises(ConfigError) as caught:
+        build_graph(recipe(weights, *START))
+    message = caught.value.message
+    assert "model.mlp_ratio does not fit the imported weights 'dit', which have 4: 2 (in init)" in message
+    assert "set model.mlp_ratio to 4" in message
+    assert build_graph(recipe(weights, *START, "model.mlp_ratio=4"))
+    (published / FOLDER / CONFIG).write_text("{}")
+    with pytest.raises(DataIntegrityError, match="config lacks a size"):
+        build_graph(recipe(weights, *START))
 
 
 # The ledger
