@@ -111,9 +111,9 @@ def count_forward(model: M4VTransformer, setting: Setting) -> Counted:
     Of blocks that are built alike one is run and counted for all.
     """
     slim, times = _one_of_each(model)
-    counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    counter = FlopCounterMode(display=False, custom_mapping=formulas())
     with torch.no_grad(), counter:
-        slim(**_inputs(model.config, setting))
+        slim(**meta_inputs(model.config, setting))
     counts = {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}
     forward, mixers = counter.get_total_flops(), Counter[str]()
     for block, repeats in times.items():
@@ -147,7 +147,8 @@ def _one_of_each(model: M4VTransformer) -> tuple[M4VTransformer, dict[str, int]]
     return slim, times
 
 
-def _inputs(config: ModelConfig, setting: Setting) -> dict[str, object]:
+def meta_inputs(config: ModelConfig, setting: Setting) -> dict[str, object]:
+    """Arguments of the model's forward in `setting`, as shapes."""
     clips = [
         torch.empty(1, config.latent_channels, c.frames, c.height * config.patch, c.width * config.patch, device="meta")
         for c in setting.column(config.patch).clips
@@ -162,7 +163,8 @@ def _inputs(config: ModelConfig, setting: Setting) -> dict[str, object]:
     }
 
 
-def _formulas() -> dict[object, object]:
+def formulas() -> dict[object, object]:
+    """What torch's counter does not know: our operators, and attention kernels that it leaves out."""
     aten = torch.ops.aten
     return {
         torch.ops.m4v.selective_scan: _scan_flops,

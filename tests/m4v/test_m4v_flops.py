@@ -181,7 +181,7 @@ def test_blocks_that_are_built_alike_are_counted_once_for_all(mixer: str) -> Non
     model = meta_model(ModelConfig.model_validate(TINY | {"mixer": mixer}))
     setting = Setting(5, **SMALL)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(**flops._inputs(model.config, setting))
+        model(**flops.meta_inputs(model.config, setting))
     counted = count_forward(model, setting)
     assert counted.forward == counter.get_total_flops()
     assert len(model.transformer_blocks) == 2, "counting leaves the model as it was"
@@ -198,10 +198,10 @@ def test_counting_on_meta_equals_counting_real_tensors() -> None:
     model = M4VTransformer(config)
     for parameter in model.parameters():
         parameter.zero_()
-    given = flops._inputs(config, setting)
+    given = flops.meta_inputs(config, setting)
     real = {k: torch.zeros_like(v, device="cpu") for k, v in given.items() if isinstance(v, torch.Tensor)}
     clips = [[torch.zeros_like(clip, device="cpu") for clip in given["columns"][0]]]
-    with FlopCounterMode(display=False, custom_mapping=flops._formulas()) as counter:
+    with FlopCounterMode(display=False, custom_mapping=flops.formulas()) as counter:
         model(**given | real | {"columns": clips})
     assert count_forward(meta_model(config), setting).forward == counter.get_total_flops()
 
