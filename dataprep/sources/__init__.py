@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dataprep.sources.adapter import Adapter, ScanContext
-from dataprep.sources.config import AdapterConfig, FolderConfig, ImagesConfig, OpenVidConfig, SourceConfig
+from dataprep.sources.config import AdapterConfig, SourceConfig
 from dataprep.sources.digests import DigestCache
 from dataprep.sources.listing import Entry, SourceListing
 from m4v.core.canonical import digest_json
@@ -19,18 +19,29 @@ from m4v.core.storage import Storage
 
 
 def adapter_of(config: AdapterConfig) -> Adapter[Any]:
-    """The adapter of a config's `kind`. Imports wait: only `synthetic` loads a video encoder."""
-    if isinstance(config, FolderConfig | ImagesConfig):
-        from dataprep.sources.tree import TreeAdapter
+    """The adapter of a config's `kind`. Imports wait (only `synthetic` loads a video encoder) and are written
+    out: a stage's key covers the code that it imports."""
+    match config.kind:
+        case "folder" | "images":
+            from dataprep.sources.tree import TreeAdapter
 
-        return TreeAdapter("video" if isinstance(config, FolderConfig) else "image")
-    if isinstance(config, OpenVidConfig):
-        from dataprep.sources.openvid import OpenVidAdapter
+            return TreeAdapter("video" if config.kind == "folder" else "image")
+        case "openvid":
+            from dataprep.sources.openvid import OpenVidAdapter
 
-        return OpenVidAdapter()
-    from dataprep.sources.synthetic import SyntheticAdapter
+            return OpenVidAdapter()
+        case "webvid":
+            from dataprep.sources.webvid import WebVidAdapter
 
-    return SyntheticAdapter()
+            return WebVidAdapter()
+        case "opensora_plan":
+            from dataprep.sources.opensora_plan import OpenSoraPlanAdapter
+
+            return OpenSoraPlanAdapter()
+        case "synthetic":
+            from dataprep.sources.synthetic import SyntheticAdapter
+
+            return SyntheticAdapter()
 
 
 def entries(config: AdapterConfig, location: Storage, context: ScanContext) -> Iterator[Entry]:

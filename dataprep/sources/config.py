@@ -9,6 +9,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dataprep.sources.config_base import Adapter
+from dataprep.sources.config_tables import (
+    GeneratedConfig,
+    LaionConfig,
+    OpenSoraPlanConfig,
+    PyramidFlowConfig,
+    WebDatasetConfig,
+    WebVidConfig,
+)
 from m4v.core.config import FrozenModel
 from m4v.core.palette import COLOURS
 
@@ -18,19 +27,6 @@ Camera = Literal["pan-right", "pan-left", "zoom-in"]
 
 SHAPES: tuple[Shape, ...] = ("circle", "square", "triangle", "star", "diamond", "hexagon")
 MOTIONS: tuple[Motion, ...] = ("right", "left", "up", "down", "circles", "grows", "shrinks", "still")
-
-
-class Adapter(FrozenModel):
-    """Common to all kinds. `licence` holds where a row has none of its own; `terms` is kept for reviewers.
-
-    `max_rejected`: share of rows that may be rejected before the stage fails (collections of under 20 rows
-    are exempt). `max_caption_chars`: longer captions are cut at a word.
-    """
-
-    licence: str = "unstated"
-    terms: str = ""
-    max_rejected: float = Field(0.5, ge=0, le=1)
-    max_caption_chars: int = Field(4000, ge=16)
 
 
 class _Tree(Adapter):
@@ -127,7 +123,15 @@ class SyntheticConfig(Adapter):
         return self
 
 
-AdapterConfig = Annotated[FolderConfig | ImagesConfig | OpenVidConfig | SyntheticConfig, Field(discriminator="kind")]
+AdapterConfig = Annotated[
+    FolderConfig
+    | ImagesConfig
+    | OpenVidConfig
+    | WebVidConfig
+    | OpenSoraPlanConfig
+    | SyntheticConfig,
+    Field(discriminator="kind"),
+]
 
 
 class SourceConfig(FrozenModel):
@@ -135,3 +139,19 @@ class SourceConfig(FrozenModel):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     adapter: AdapterConfig
+
+
+__all__ = [
+    "AdapterConfig",
+    "FolderConfig",
+    "GeneratedConfig",
+    "ImagesConfig",
+    "LaionConfig",
+    "OpenSoraPlanConfig",
+    "OpenVidConfig",
+    "PyramidFlowConfig",
+    "SourceConfig",
+    "SyntheticConfig",
+    "WebDatasetConfig",
+    "WebVidConfig",
+]

@@ -9,17 +9,20 @@ import hashlib
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import IO, Literal
 
 from m4v.core.canonical import digest_file
+from m4v.core.storage import Storage
 
 DigestMode = Literal["full", "sampled"]
 _SAMPLES, _SAMPLE_BYTES = 16, 64 << 10
 # A file changed just now may change again within one tick of the file system's clock.
 _SETTLED_NS = 2_000_000_000
 _BATCH = 512
+_BLOCK = 1 << 20
 
 
 def cache_file() -> Path:
@@ -29,15 +32,26 @@ def cache_file() -> Path:
 
 def sampled_digest(path: Path) -> str:
     """sha256 of the size and 16 evenly spread blocks of 64 KiB; of all bytes for files up to 1 MiB."""
-    size = path.stat().st_size
-    sha = hashlib.sha256(f"sampled:{size}:".encode())
     with path.open("rb") as stream:
-        if size <= _SAMPLES * _SAMPLE_BYTES:
-            sha.update(stream.read())
-        else:
-            for i in range(_SAMPLES):
-                stream.seek((size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
-                sha.update(stream.read(_SAMPLE_BYTES))
+        return stream_digest(stream, path.stat().st_size, "sampled")
+
+
+def stream_digest(stream: IO[bytes], size: int, mode: DigestMode, start: int = 0) -> str:
+    """Digest of the `size` bytes from `start` on of a seekable stream; raises EOFError when it ends before."""
+    if mode == "full":
+        sha = hashlib.sha256()
+        blocks = [(at, min(_BLOCK, size - at)) for at in range(0, size, _BLOCK)]
+    elif size <= _SAMPLES * _SAMPLE_BYTES:
+        sha, blocks = hashlib.sha256(f"sampled:{size}:".encode()), [(0, size)]
+    else:
+        sha = hashlib.sha256(f"sampled:{size}:".encode())
+        blocks = [((size - _SAMPLE_BYTES) * i // (_SAMPLES - 1), _SAMPLE_BYTES) for i in range(_SAMPLES)]
+    for at, length in blocks:
+        stream.seek(start + at)
+        block = stream.read(length)
+        if len(block) != length:
+            raise EOFError(f"{len(block)} of {length} bytes at {start + at}")
+        sha.update(block)
     return sha.hexdigest()
 
 
@@ -72,17 +86,31 @@ class DigestCache:
             self._database.close()
             self._database = None
 
+    def of(self, location: Storage, path: str, size: int, mode: DigestMode = "full") -> str:
+        """Digest of a file of a collection, local or remote; raises OSError when it cannot be read."""
+        if location.is_local:
+            local = f"{location.uri}/{path}"
+            return self.digest(local, os.stat(local), mode)  # noqa: PTH116 - a million Path objects cost seconds
+        with location.open(path) as stream:
+            return stream_digest(stream, size, mode)
+
     def digest(self, path: Path | str, status: os.stat_result, mode: DigestMode = "full") -> str:
         """Digest of a local file (by its absolute path) whose `stat` the caller has; raises OSError when it
         cannot be read."""
         key = (os.fsencode(path).decode("utf-8", "backslashreplace"), mode)
         facts = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return self.remembered(
+            key, facts, lambda: digest_file(Path(path)) if mode == "full" else sampled_digest(Path(path))
+        )
+
+    def remembered(self, key: tuple[str, str], facts: tuple[int, int, int], compute: Callable[[], str]) -> str:
+        """A digest under a key of the caller's, computed when it is not known for these facts."""
         if (known := self._lookup(key, facts)) is not None:
             self.hits += 1
             return known
         self.misses += 1
-        value = digest_file(Path(path)) if mode == "full" else sampled_digest(Path(path))
-        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS:
+        value = compute()
+        if time.time_ns() - max(facts[1:]) > _SETTLED_NS:
             self._pending.append((*key, *facts, value))
             if len(self._pending) >= _BATCH:
                 self._flush()
@@ -111,3 +139,19 @@ class DigestCache:
                     self._database.execute("ROLLBACK")
             self._database.execute("BEGIN")
         self._pending = []
+
+
+class NoDigests(DigestCache):
+    """For reports: names a file by its path and size and reads none of its bytes."""
+
+    def __enter__(self) -> NoDigests:
+        return self
+
+    def of(self, location: Storage, path: str, size: int, mode: DigestMode = "full") -> str:
+        return hashlib.sha256(f"unread:{size}:{path}".encode()).hexdigest()
+
+    def digest(self, path: Path | str, status: os.stat_result, mode: DigestMode = "full") -> str:
+        return hashlib.sha256(f"unread:{status.st_size}:".encode() + os.fsencode(path)).hexdigest()
+
+    def remembered(self, key: tuple[str, str], facts: tuple[int, int, int], compute: Callable[[], str]) -> str:
+        return hashlib.sha256(f"unread:{facts[0]}:{key[0]}".encode()).hexdigest()

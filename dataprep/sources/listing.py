@@ -1,7 +1,8 @@
 """The listing of a source collection: files, captions and what was rejected, as rows and as an artifact.
 
-Layout: `listing.parquet`, `captions.parquet`, `rejected.parquet`, `source.json`, and `media/` where the
-collection was generated. Rows stream to disk, so a listing of a million files needs little memory.
+Layout: `listing.parquet`, `captions.parquet`, `rejected.parquet`, `source.json`; `media/` where the
+collection was generated; `wanted.parquet` where missing files can be fetched. Rows stream to disk, so a listing
+of a million files needs little memory.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.storage import Storage, write_atomic
 
 LISTING, CAPTIONS, REJECTED, SOURCE = "listing.parquet", "captions.parquet", "rejected.parquet", "source.json"
+WANTED = "wanted.parquet"
 Media = Literal["video", "image"]
 ROW_GROUP = 8192
 
@@ -55,6 +57,16 @@ CAPTION_SCHEMA = pa.schema(
 REJECTED_SCHEMA = pa.schema(
     [("path", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
 )
+WANTED_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("row", pa.int64()),
+        ("url", pa.string()),
+        ("source_id", pa.string()),
+        ("media", pa.string()),
+        ("extra", pa.string()),
+    ]
+)
 
 
 class Caption(NamedTuple):
@@ -66,6 +78,15 @@ class Caption(NamedTuple):
     origin: str
 
 
+class Wanted(NamedTuple):
+    """Where a file that is not there may be fetched from, and what its table says of it."""
+
+    url: str
+    source_id: str
+    media: Media
+    claims: Mapping[str, object]
+
+
 class Rejected(NamedTuple):
     """Something that is not used, and why. `row` counts the records of a table from 1, its header excluded."""
 
@@ -73,6 +94,7 @@ class Rejected(NamedTuple):
     row: int | None
     reason: str
     detail: str = ""
+    wanted: Wanted | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +176,9 @@ def entry_row(entry: Entry) -> dict[str, object]:
         del row["captions"]
         row["extra"] = _json(row["extra"])
         return row
-    return entry._asdict()
+    row = entry._asdict()
+    row.pop("wanted", None)  # has a table of its own
+    return row
 
 
 def entries_digest(entries: Iterable[Entry]) -> str:
@@ -198,13 +222,16 @@ class ListingWriter:
         self._files = _Table(directory / LISTING, FILE_SCHEMA)
         self._captions = _Table(directory / CAPTIONS, CAPTION_SCHEMA)
         self._rejected = _Table(directory / REJECTED, REJECTED_SCHEMA)
+        self._directory = directory
+        self._wanted: _Table | None = None  # most collections have no such table
 
     def __enter__(self) -> ListingWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for table in (self._files, self._captions, self._rejected):
-            table.close()
+        for table in (self._files, self._captions, self._rejected, self._wanted):
+            if table is not None:
+                table.close()
 
     def add(self, entry: Entry) -> None:
         if isinstance(entry, Count):
@@ -213,6 +240,8 @@ class ListingWriter:
             self._rejected.add(entry_row(entry))
             self.counts["rejected"] += 1
             self.counts[f"rejected_{entry.reason}"] += 1
+            if entry.wanted is not None:
+                self._want(entry, entry.wanted)
         else:
             self._files.add(entry_row(entry))
             for caption in entry.captions:
@@ -224,6 +253,15 @@ class ListingWriter:
             self.counts[f"{entry.media}s"] += 1
             self.counts["captions"] += len(entry.captions)
             self.counts["size_bytes"] += entry.size_bytes
+
+    def _want(self, entry: Rejected, wanted: Wanted) -> None:
+        if self._wanted is None:
+            self._wanted = _Table(self._directory / WANTED, WANTED_SCHEMA)
+        self._wanted.add(
+            {"path": entry.path, "row": entry.row, "url": wanted.url, "source_id": wanted.source_id,
+             "media": wanted.media, "extra": _json(wanted.claims)}
+        )  # fmt: skip
+        self.counts["wanted"] += 1
 
 
 def write_facts(directory: Path, facts: SourceFacts) -> None:
@@ -244,18 +282,33 @@ class SourceReader:
     def files(self) -> Iterator[ListedFile]:
         """Listed files in order, with their captions."""
         captions = _Grouped(self._rows(CAPTIONS, CAPTION_SCHEMA))
-        for row in self._rows(LISTING, FILE_SCHEMA):
-            path = str(row["path"])
+        rows = self._rows(LISTING, FILE_SCHEMA)
+        row = next(rows, None)
+        while row is not None:
+            following = next(rows, None)
+            # Spans of one file that follow each other own the captions of just their frames.
+            shared = following is not None and following["path"] == row["path"]
+            span = (row["first_frame"], row["last_frame"]) if shared else None
             own = tuple(
                 Caption(c["first_frame"], c["last_frame"], c["caption"], c["origin"])  # type: ignore[arg-type]
-                for c in captions.take(path)
+                for c in captions.take(str(row["path"]), span)
             )
             row["extra"] = json.loads(str(row["extra"]))
             yield ListedFile(captions=own, **row)  # type: ignore[arg-type]
+            row = following
 
     def rejected(self) -> Iterator[Rejected]:
         for row in self._rows(REJECTED, REJECTED_SCHEMA):
             yield Rejected(**row)  # type: ignore[arg-type]
+
+    def wanted(self) -> Iterator[Rejected]:
+        """Rejections with where to fetch their file, for a downloader."""
+        if WANTED not in self.artifact.names():
+            return
+        for row in self._rows(WANTED, WANTED_SCHEMA):
+            claims = json.loads(str(row["extra"]))
+            wanted = Wanted(str(row["url"]), str(row["source_id"]), row["media"], claims)  # type: ignore[arg-type]
+            yield Rejected(str(row["path"]), row["row"], "missing_file", "", wanted)  # type: ignore[arg-type]
 
     def media_path(self, file: ListedFile, location: Storage | None, cache: Path) -> Path:
         """A local path of a listed file: inside the artifact, in place at a local `location`, or a copy of a
@@ -289,9 +342,12 @@ class _Grouped:
         self._rows = rows
         self._next: dict[str, object] | None = next(rows, None)
 
-    def take(self, path: str) -> list[dict[str, object]]:
+    def take(self, path: str, span: tuple[object, object] | None) -> list[dict[str, object]]:
+        """The next rows of this file; with a span only as long as they are of just these frames."""
         taken = []
         while self._next is not None and self._next["path"] == path:
+            if span is not None and (self._next["first_frame"], self._next["last_frame"]) != span:
+                break
             taken.append(self._next)
             self._next = next(self._rows, None)
         return taken

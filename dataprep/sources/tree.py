@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
 import re
 from collections.abc import Iterator
@@ -103,7 +102,7 @@ class TreeAdapter:
             outside = f", {len(facts.captions)} outside frames {list(frames)}" if frames and facts.captions else ""
             return Rejected(file.path, None, "missing_caption", f"no caption beside it{outside}")
         try:
-            digest = _digest(file, location, digests)
+            digest = digests.of(location, file.path, file.size_bytes)
         except OSError as error:
             return Rejected(file.path, None, "unreadable", f"{type(error).__name__}: {error.strerror}")
         claims = facts.claims
@@ -133,17 +132,6 @@ def _overlaps(caption: Caption, frames: tuple[int, int] | None) -> bool:
     if frames is None or caption.first_frame is None or caption.last_frame is None:
         return True
     return caption.first_frame <= frames[1] and caption.last_frame >= frames[0]
-
-
-def _digest(file: StoredFile, location: Storage, digests: DigestCache) -> str:
-    if location.is_local:
-        path = location.local_root / file.path
-        return digests.digest(path, path.stat())
-    sha = hashlib.sha256()
-    with location.open(file.path) as stream:
-        while chunk := stream.read(1 << 20):
-            sha.update(chunk)
-    return sha.hexdigest()
 
 
 def _no_location(kind: str) -> InputError:

@@ -160,7 +160,7 @@ def test_drain_stops_between_files(tmp_path: Path) -> None:
     [
         ({"kind": "folder", "inclde": ["*"]}, "unknown key adapter.inclde.*did you mean include"),
         ({"kind": "folder", "frames": [9, 3]}, r"frames \[9, 3\] are not"),
-        ({"kind": "floder"}, "floder.*'folder', 'images', 'openvid', 'synthetic'"),
+        ({"kind": "floder"}, "floder.*'folder', 'images', 'openvid', 'webvid', .*'synthetic'"),
         ({"kind": "synthetic", "count": "many"}, "valid integer"),
     ],
 )
