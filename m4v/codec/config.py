@@ -6,10 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from m4v.codec.shape import TEMPORAL
+from m4v.codec.shape import TEMPORAL, TILE_MULTIPLE
 from m4v.core.config import FrozenModel
-
-TILE_MULTIPLE = 32  # pixels: the overlap of a tile, a quarter, is whole latent pixels
 
 
 class DctCodecConfig(FrozenModel):
@@ -35,7 +33,7 @@ class CausalVaeConfig(FrozenModel):
     - logvar: shards also keep the posterior's log-variance, and training draws from the posterior.
 
     Tensors alive at 768 x 1280 in bfloat16, besides 0.7 GB of weights and what cuDNN takes: encode 13 GB, decode
-    and streaming 16 GB, whatever the length; decode in tiles of 256, 3 GB (streaming in tiles holds the cached
+    and streaming 16 GB, whatever the length (17.5 GB with all that on an H200); decode in tiles of 256, 3 GB (streaming in tiles holds the cached
     frames of all of them: 16 GB); a reward's forward and backward pass 47 GB.
     """
 

@@ -23,7 +23,8 @@ class Moments(NamedTuple):
 
 
 class LatentCodec(Protocol):
-    """A causal codec: latents of the first 8k+1 frames are the first k+1 latents of the whole clip.
+    """A causal codec: latents of the first 8k+1 frames are the first k+1 latents of the whole clip (but for
+    rounding, where a network computes them).
 
     Latents are un-normalised: `m4v.flow` applies the fixed constants of the model family.
     """

@@ -30,7 +30,10 @@ def to_unit(decoded: Tensor) -> Tensor:
 
 
 def to_frames(pixels: Tensor) -> Frames:
-    """(3, T, H, W) in [0, 1] to uint8 (T, H, W, 3), rounded to the nearest."""
+    """(3, T, H, W) in [0, 1] to uint8 (T, H, W, 3), rounded to the nearest.
+
+    PyramidFlow's own script cuts off instead, which darkens a picture by half a level.
+    """
     video = (pixels * 255).round().to(torch.uint8).permute(1, 2, 3, 0)
     return np.ascontiguousarray(video.cpu().numpy())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 CHANNELS = 16
 SPATIAL = 8
 TEMPORAL = 8
+TILE_MULTIPLE = 32  # pixels: the overlap of a spatial tile, a quarter, is whole latent pixels
 
 
 def latent_frames(frames: int) -> int:

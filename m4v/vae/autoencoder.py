@@ -8,14 +8,12 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from m4v.codec.shape import SPATIAL, TEMPORAL, TILE_MULTIPLE, latent_shape
 from m4v.vae.coder import Decoder, Encoder
 from m4v.vae.config import VaeConfig
 from m4v.vae.convolution import CausalConv3d, FrameCache
 from m4v.vae.posterior import Posterior
 from m4v.vae.tiling import chunks, gather, tiled
-
-SPACE = TIME = 8  # pixels and frames a latent pixel
-TILE_MULTIPLE = 32  # the overlap of a tile, a quarter, is whole latent pixels
 
 
 class CausalVideoVae(nn.Module):
@@ -50,7 +48,7 @@ class CausalVideoVae(nn.Module):
                 moments.append(self.quant_conv(self.encoder(self._pixels(piece[:, :, cut]), cache)))
             return torch.cat(moments, dim=2)
 
-        return Posterior.from_moments(tiled(run, video, tile, None if tile is None else tile // SPACE))
+        return Posterior.from_moments(tiled(run, video, tile, None if tile is None else tile // SPATIAL))
 
     def decode(self, latents: Tensor, window: int | None = None, tile: int | None = None) -> Tensor:
         """(b, c, t, h, w), un-normalised, to (b, 3, 8 (t - 1) + 1, 8h, 8w), about [-1, 1] and not clipped.
@@ -83,7 +81,7 @@ class CausalVideoVae(nn.Module):
             cuts = chunks(after.shape[2], window, begins=context == 0)
             return torch.cat([self._decode_chunk(after[:, :, cut], cache) for cut in cuts], dim=2)
 
-        return tiled(run, latents, None if tile is None else tile // SPACE, tile)
+        return tiled(run, latents, None if tile is None else tile // SPATIAL, tile)
 
     def decode_stream(self, latents: Iterable[Tensor], window: int = 1, tile: int | None = None) -> Iterator[Tensor]:
         """Frames of each chunk as soon as its latents, (b, c, n, h, w) with any n, have come.
@@ -99,7 +97,7 @@ class CausalVideoVae(nn.Module):
         for chunk in gather(latents, window):
             _check_latents(chunk, window, tile)
             with torch.no_grad():
-                frames = tiled(run, chunk, None if tile is None else tile // SPACE, tile)
+                frames = tiled(run, chunk, None if tile is None else tile // SPATIAL, tile)
             yield frames
 
     def _decode_chunk(self, latents: Tensor, cache: FrameCache, recompute: bool = False) -> Tensor:
@@ -117,13 +115,9 @@ class CausalVideoVae(nn.Module):
 def _check_video(video: Tensor, window: int | None, tile: int | None) -> None:
     if video.ndim != 5 or video.shape[1] != 3:
         raise ValueError(f"video must be (b, 3, T, H, W), not {tuple(video.shape)}")
-    frames, height, width = video.shape[2:]
-    if frames % TIME != 1:
-        raise ValueError(f"a causal video has 8k + 1 frames, not {frames}")
-    if height % SPACE or width % SPACE or not height * width:
-        raise ValueError(f"height and width must be multiples of {SPACE}, not {height} x {width}")
-    if window is not None and (window < TIME or window % TIME):
-        raise ValueError(f"encode window must be a multiple of {TIME} frames, not {window}")
+    latent_shape(*video.shape[2:])
+    if window is not None and (window < TEMPORAL or window % TEMPORAL):
+        raise ValueError(f"encode window must be a multiple of {TEMPORAL} frames, not {window}")
     _check_tile(tile)
 
 
