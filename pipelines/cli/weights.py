@@ -23,6 +23,7 @@ from pipelines.graph import weights_node
 from pipelines.ledger import Ledger
 from pipelines.recipe import Profile
 from pipelines.session import launcher_of
+from pipelines.spec import StageNode
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -157,16 +158,8 @@ def import_(
     config = parse(WeightsConfig, given, "m4v weights import")
     if from_ is not None and not from_.expanduser().is_dir():
         raise ConfigError("folder does not exist", value=str(from_), where="--from")
-    node = weights_node(config, None if from_ is None else str(from_.expanduser().absolute()))
-    workspace = Workspace.open()
-    display = RunDisplay(quiet=json_)
-    with Ledger.open(workspace.ledger_url) as ledger:
-        run = PipelineRun(
-            RUN_NAME, config.canonical(), [node], workspace,
-            ledger=ledger, launcher=launcher_of(Profile()), on_event=display,
-        )  # fmt: skip
-        with drain_on_signal(run, as_flow=False), display:
-            run.run_all()
+    node = weights_node(config, None if from_ is None else str(from_))
+    run = _run(node, config, quiet=json_)
     outcome = run.outcomes[node.id]
     made = outcome.outputs.get("weights")
     if json_:
@@ -175,10 +168,25 @@ def import_(
     elif made is not None:
         print_facts({"status": str(outcome.status), "run": outcome.run_id, "artifact": made.artifact_id,
                      "size": size(made.size_bytes), "took": duration(outcome.seconds), "place": made.uri})  # fmt: skip
-    elif run.exit_class in (ExitClass.DATA_INTEGRITY, ExitClass.CONFIG):
+    else:
         print(f"{node.id} {outcome.status}: {outcome.error}")
-        print("\n".join(_check(entry(name), from_, own).lines()))
+        if run.exit_class in (ExitClass.DATA_INTEGRITY, ExitClass.CONFIG):
+            print("\n".join(_check(entry(name), from_, own).lines()))
     raise typer.Exit(int(run.exit_class))
+
+
+def _run(node: StageNode, config: WeightsConfig, *, quiet: bool) -> PipelineRun:
+    """The node as a pipeline run of its own, to its end."""
+    workspace = Workspace.open()
+    display = RunDisplay(quiet=quiet)
+    with Ledger.open(workspace.ledger_url) as ledger:
+        run = PipelineRun(
+            RUN_NAME, config.canonical(), [node], workspace,
+            ledger=ledger, launcher=launcher_of(Profile()), on_event=display,
+        )  # fmt: skip
+        with drain_on_signal(run, as_flow=False), display:
+            run.run_all()
+    return run
 
 
 def default_name(name: str) -> str:
