@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import lru_cache
 from importlib import metadata
 from typing import Literal, get_args
@@ -23,18 +22,18 @@ SCAN_VARIABLE = "M4V_KERNELS"
 ATTENTION_VARIABLE = "M4V_ATTENTION"
 MAMBA, CONVOLUTION, TRITON = "mamba-ssm", "causal-conv1d", "triton"
 
-_scan: ContextVar[str | None] = ContextVar("m4v_scan_kernels", default=None)
-_attention: ContextVar[str | None] = ContextVar("m4v_attention_kernels", default=None)
+# Not a context variable: recomputed blocks run in a thread of the backward pass and must choose the same.
+_chosen: dict[str, str | None] = {SCAN_VARIABLE: None, ATTENTION_VARIABLE: None}
 
 
 def scan_choice() -> str:
     """`use_kernels`, else `M4V_KERNELS`, else auto. Raises ConfigError for another word."""
-    return _scan.get() or _from_environment(SCAN_VARIABLE, get_args(ScanChoice))
+    return _chosen[SCAN_VARIABLE] or _from_environment(SCAN_VARIABLE, get_args(ScanChoice))
 
 
 def attention_choice() -> str:
     """`use_kernels`, else `M4V_ATTENTION`, else auto. Raises ConfigError for another word."""
-    return _attention.get() or _from_environment(ATTENTION_VARIABLE, get_args(AttentionChoice))
+    return _chosen[ATTENTION_VARIABLE] or _from_environment(ATTENTION_VARIABLE, get_args(AttentionChoice))
 
 
 def _from_environment(variable: str, known: tuple[str, ...]) -> str:
@@ -49,14 +48,16 @@ def _from_environment(variable: str, known: tuple[str, ...]) -> str:
 
 @contextmanager
 def use_kernels(scan: ScanChoice | None = None, attention: AttentionChoice | None = None) -> Iterator[None]:
-    """Choose within a block, in this thread; None leaves a choice as it is. For tests and comparisons: stage
-    keys record what the environment variables say."""
-    tokens = (_scan.set(scan or _scan.get()), _attention.set(attention or _attention.get()))
+    """Choose for the process inside a block; None leaves a choice as it is. For tests and comparisons: stage keys
+    record what the environment variables say. A backward pass belongs into the block of its forward."""
+    before = dict(_chosen)
+    _chosen.update(
+        {SCAN_VARIABLE: scan or before[SCAN_VARIABLE], ATTENTION_VARIABLE: attention or before[ATTENTION_VARIABLE]}
+    )
     try:
         yield
     finally:
-        _scan.reset(tokens[0])
-        _attention.reset(tokens[1])
+        _chosen.update(before)
 
 
 @lru_cache

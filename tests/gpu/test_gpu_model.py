@@ -102,14 +102,15 @@ def test_the_kernels_are_as_near_to_float64_as_plain_torch(changes: dict[str, ob
             assert of_kernels < 2 * of_torch + (1e-2 if value.numel() > 1 else 0.1), (key, of_kernels, of_torch)
 
 
-def test_recomputed_blocks_give_the_same_gradients() -> None:
-    """Checkpointed blocks run the kernels twice; without atomics in the way the bits are the same."""
+@pytest.mark.parametrize("scan", ["mamba_ssm", "torch"])
+def test_recomputed_blocks_give_the_same_gradients(scan: str) -> None:
+    """Checkpointed blocks run the same kernels twice, the second time in a thread of the backward pass."""
     config = ModelConfig.model_validate(
         {"width": 128, "heads": 2, "double_blocks": 1, "single_blocks": 2, "latent_channels": 4, "text_dim": 8,
          "pooled_dim": 6, "text_slots": 19}
     )  # fmt: skip
     model, inputs = model_of(config), inputs_of(config, [2], [5], batch=1)
-    with use_kernels(scan="mamba_ssm", attention="flex"):
+    with use_kernels(scan=scan, attention="flex"):
         plain = run(model, inputs)
         model.recompute_blocks = 2
         again = run(model, inputs)

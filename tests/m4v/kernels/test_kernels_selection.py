@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def test_cuda_names_what_is_installed(install: Path, monkeypatch: pytest.MonkeyP
         assert kernel_set("cuda")["scan"] == "mamba-ssm 9.1"
         assert kernel_set("cuda")["attention"] == "dense"
     assert kernel_summary("cuda") == "torch"
+
+
+def test_a_choice_holds_in_every_thread(install: Path) -> None:
+    """Backward passes recompute blocks in threads of their own."""
+    for name in ("mamba-ssm", "triton"):
+        distribution(install, name, "1.0")
+    with use_kernels(scan="torch"), ThreadPoolExecutor(1) as other, use_kernels(attention="dense"):
+        assert other.submit(kernel_summary, "cuda").result() == "torch"
+    assert kernel_set("cuda")["scan"] == "mamba-ssm 1.0"
 
 
 def test_what_cannot_be_had_is_refused(install: Path, monkeypatch: pytest.MonkeyPatch) -> None:
