@@ -6,6 +6,7 @@ each is sampled in a batch of its own, on one thread where the device is the CPU
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m4v.checkpoint import CONFIG, EMA, MODEL
+from m4v.checkpoint import CONFIG
 from m4v.codec.interface import Frames
 from m4v.config import Dtype
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
@@ -54,7 +55,8 @@ class WanGenerator:
     ) -> WanGenerator:
         """Load a checkpoint of ours, or a folder that Wan published in either layout.
 
-        - parts: folder with `vae`, `text_encoder` and `tokenizer` in diffusers' layout; None means `transformer`.
+        - parts: folder with `vae`, `text_encoder` and a tokenizer, in diffusers' layout or imported from the
+          original one; None means `transformer`.
         - ema: take a checkpoint's averaged weights when there are some.
         - dtype: of transformer and text encoder; None means bfloat16 on a GPU and float32 on the CPU.
         - threads: given to torch.set_num_threads, since a sum on several threads may round otherwise; None leaves
@@ -71,7 +73,7 @@ class WanGenerator:
                 raise InputError("folder does not exist", value=str(path))
         vae = open_wan_vae(rest, device=device)  # float32 as Wan decodes: bfloat16 shows in flat areas
         encoder = open_umt5(rest, dtype=chosen, device=device)
-        if (folder / CONFIG).is_file() and any((folder / name).is_file() for name in (MODEL, EMA)):
+        if _is_checkpoint(folder):
             model, _ = load_wan(folder.joinpath, ema=ema, dtype=chosen, device=device)
         else:
             model = load_published(folder, chosen, device)
@@ -137,3 +139,11 @@ class WanGenerator:
                 where="text_dim",
             )  # fmt: skip
         return found
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether the folder's config is ours: a published one has the sizes at its top, or is not there at all."""
+    try:
+        return "model" in json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
