@@ -53,5 +53,10 @@ def _kind(value: object) -> str:
 
 # Tagged by `kind`; without one it is the transform codec, which recipes wrote before there was another.
 CodecConfig = Annotated[
-    Annotated[DctCodecConfig, Tag("dct")] | Annotated[CausalVaeConfig, Tag("causal_vae")], Discriminator(_kind)
+    Annotated[DctCodecConfig, Tag("dct")] | Annotated[CausalVaeConfig, Tag("causal_vae")],
+    Discriminator(
+        _kind,
+        custom_error_type="codec_kind",
+        custom_error_message="a codec is a section whose kind is dct or causal_vae",
+    ),
 ]

@@ -179,6 +179,9 @@ def test_configs_are_told_apart_by_kind():
     assert adapter.validate_python({"smoothing": False}) == DctCodecConfig(smoothing=False)
     assert adapter.validate_python(CONFIG.canonical()) == CONFIG
     assert adapter.validate_python(CONFIG) == CONFIG
-    for wrong in ({"kind": "vae"}, {"kind": "causal_vae"}, {"kind": "causal_vae", "weights": "v", "tile": 100}):
+    for wrong in ({"kind": "causal_vae"}, {"kind": "causal_vae", "weights": "v", "tile": 100}):
         with pytest.raises(ValidationError):
             adapter.validate_python(wrong)
+    for unknown in ({"kind": "vae"}, "dct"):
+        with pytest.raises(ValidationError, match="kind is dct or causal_vae"):
+            adapter.validate_python(unknown)
