@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -72,6 +74,19 @@ def test_empty_text_is_its_end_token_and_a_long_one_is_cut_to_the_slots(encoder:
     mask = encoder.encode(TEXTS).mask
     assert mask[1].tolist() == [True] + [False] * 23
     assert mask[2].all()
+
+
+@settings(max_examples=25)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
+def test_any_text_has_finite_features_and_ends_with_its_end_token(encoder: TextEncoder, text: str) -> None:
+    found = encoder.encode([text])
+    assert found.embedding.isfinite().all()
+    assert found.pooled.isfinite().all()
+    length = int(found.mask.sum())
+    assert found.mask[0, :length].all()
+    ids = encoder._networks.t5_tokens(text, max_length=24, truncation=True).input_ids  # type: ignore[attr-defined]
+    assert len(ids) == length
+    assert ids[-1] == 1
 
 
 def test_tokens_are_those_of_sentencepiece(encoder: TextEncoder, tiny_text: Path) -> None:
