@@ -43,6 +43,9 @@ def generate(
         typer.Option(help="File with one prompt a line, or JSONL with prompt, and if wanted seed, negative, image."),
     ] = None,
     negative: Annotated[str | None, typer.Option(help="What not to show (default: the sampler's own).")] = None,
+    suffix: Annotated[
+        str | None, typer.Option(help="Put behind every prompt (default: as the recipe, else words for quality).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="First seed of each prompt.", min=0, max=MAX_SEED)] = 0,
     samples: Annotated[int, typer.Option(help="Videos of each prompt: seeds S, S+1, …", min=1, max=100_000)] = 1,
     image: Annotated[Path | None, typer.Option(help="Picture that becomes the first frame (image to video).")] = None,
@@ -84,6 +87,7 @@ def generate(
     jobs = jobs_of(lines, seed=seed, samples=samples, negative=negative, image=image)
     found = find_checkpoint(checkpoint, parse_weights(weights or []), ema=ema)
     sampler = sampler_options(found.config.schedule.stages, steps, guidance, guidance_decay, self_guidance)
+    sampler["prompt_suffix"] = suffix
     size = {"frames": frames, "height": height, "width": width, "fps": fps, "crf": crf}
     config = video_config(found, size, sampler)
     _run(found, config, jobs, out, device, dtype, json_)
@@ -132,11 +136,11 @@ def _chosen(device: str) -> str:
 
 def _settings(found: FoundCheckpoint, config: VideoConfig, device: str, dtype: Dtype) -> Settings:
     # Every option, unlike the canonical form: a default may change one day.
-    sampler = {name: value for name, value in config.sampler if name != "negative_prompt"}
+    sampler = plain_json({name: value for name, value in config.sampler if name != "negative_prompt"})
+    size = config.model_dump(include={"frames", "height", "width", "fps", "crf"})
     return Settings(
         checkpoint=found.identity, weights="ema" if found.ema else "raw", imported=dict(found.imported),
-        sampler=cast(dict[str, JsonValue], plain_json(sampler)), frames=config.frames, height=config.height, width=config.width, fps=config.fps,
-        crf=config.crf, device=device.partition(":")[0], dtype=dtype,
+        sampler=cast(dict[str, JsonValue], sampler), device=device.partition(":")[0], dtype=dtype, **size,
     )  # fmt: skip
 
 

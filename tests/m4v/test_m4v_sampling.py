@@ -24,6 +24,7 @@ from m4v.config import SamplerConfig, VideoConfig
 from m4v.core.artifacts import Artifact
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.image_io import cover, read_image
+from m4v.model.layout import rotary
 from m4v.model.mamba import FLOAT32_PARAMETERS
 from m4v.sampling import CheckpointSampler
 from m4v.video_io import encode_mp4, read_mp4, stream_mp4
@@ -131,6 +132,7 @@ def test_memory_does_not_grow_with_length(sampler: CheckpointSampler, tmp_path: 
         peaks[frames] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert most <= 4, "a latent and a chunk, and those before them"
+        assert rotary.cache_info().currsize <= 6, "tables of one frame's three stages, with and without registers"
     one_chunk = 8 * 128 * 128 * 3
     assert peaks[65] < peaks[17] + one_chunk
 

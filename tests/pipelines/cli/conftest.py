@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "eval"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "m4v"))
 
 from eval_checkpoint import tiny_checkpoint
 

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 from eval_checkpoint import SAMPLER
+from eval_support import publish
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_vae import write_tiny_vae
 
 from m4v.checkpoint import save_checkpoint
+from m4v.codec.config import CausalVaeConfig
 from m4v.config import CheckpointConfig, SamplerConfig
 from m4v.core.artifacts import Artifact, ArtifactKind
 from m4v.core.canonical import digest_file
@@ -201,8 +204,8 @@ def test_jsonl_lines_say_seed_negative_and_image(m4v_here: M4v, folder: str, tmp
     assert plain[0]["sha256"] != videos[2]["sha256"]
 
 
-def record_in_ledger(home: Path, checkpoint: Artifact, config: dict[str, Any]) -> None:
-    """A ledger in which `checkpoint` was made by init and sampled with `config`."""
+def record_in_ledger(home: Path, config: dict[str, Any], *artifacts: Artifact) -> None:
+    """A ledger in which one run of a pipeline, whose recipe samples by `config`, made all `artifacts`."""
     home.mkdir()
     with Ledger.open(f"sqlite:///{home / 'ledger.db'}") as ledger:
         pipeline = ledger.begin_pipeline_run("mine", {"name": "mine", "generate": config}, trigger="cli")
@@ -210,24 +213,47 @@ def record_in_ledger(home: Path, checkpoint: Artifact, config: dict[str, Any]) -
         attempt = ledger.begin_attempt(
             claim, stage="init", work_dir="work", log_path="log", pipeline_run_id=pipeline, node_id="init"
         )
-        row = ArtifactRecord(
-            artifact_id=checkpoint.id, kind=ArtifactKind.CHECKPOINT, uri=checkpoint.storage.uri, size_bytes=1, files=2,
-            summary={},
-        )  # fmt: skip
+        outputs = {
+            str(a.kind): ArtifactRecord(
+                artifact_id=a.id, kind=a.kind, uri=a.storage.uri, size_bytes=1, files=len(a.names()), summary={}
+            )
+            for a in artifacts
+        }
         facts = NewRun(
             stage="init", stage_version=1, stage_key="key" * 8, key_record={}, config={}, code_digest="c" * 64, seed=0
         )
         no_inputs: list[InputRef] = []
-        ledger.commit_run(claim, attempt, facts, no_inputs, {"checkpoint": row}, {})
+        ledger.commit_run(claim, attempt, facts, no_inputs, outputs, {})
+
+
+RECIPE = {"prompts": [{"text": "x"}], "frames": 9, "height": 64, "width": 128, "fps": 8.0, "sampler": SAMPLER}
 
 
 def test_an_artifact_is_sampled_as_its_recipe_does(m4v_here: M4v, checkpoint: Artifact, tmp_path: Path) -> None:
-    config = {"prompts": [{"text": "x"}], "frames": 9, "height": 64, "width": 128, "fps": 8.0, "sampler": SAMPLER}
-    record_in_ledger(tmp_path / "home", checkpoint, config)
+    record_in_ledger(tmp_path / "home", RECIPE, checkpoint)
     code, out, error = m4v_here("generate", checkpoint.id[:10], "--prompt", RED, "--device", "cpu")
     assert (code, error) == (ExitClass.OK, "")
     assert "1 video of 9 frames, 128x64, 8 fps, as in recipe mine" in out
     (record,) = manifest(tmp_path / "generated")
     assert record["settings"]["checkpoint"] == checkpoint.id
     assert record["settings"]["sampler"]["steps_first"] == SAMPLER["steps_first"]
-    assert made(m4v_here, checkpoint.id, "--prompt", RED, "--width", "64", "--out", "b", "--device", "cpu")["made"] == 1
+    narrow = made(m4v_here, checkpoint.id, "--prompt", RED, "--width", "64", "--out", "b", "--device", "cpu")
+    assert narrow["videos"][0]["settings"]["width"] == 64
+
+
+def test_imported_weights_come_through_the_ledger(m4v_here: M4v, checkpoint: Artifact, tmp_path: Path) -> None:
+    weights = publish(write_tiny_vae(tmp_path / "vae"), ArtifactKind.WEIGHTS)
+    config = json.loads(checkpoint.path("config.json").read_text())
+    named = {**config, "codec": CausalVaeConfig(weights="wide").canonical(), "weights": {"wide": weights.id}}
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "config.json").write_text(json.dumps(named))
+    (tmp_path / "own" / "model.safetensors").write_bytes(checkpoint.path("model.safetensors").read_bytes())
+    own = publish(tmp_path / "own", ArtifactKind.CHECKPOINT)
+    steps = {"steps_first": [1, 1, 1], "steps_later": [1, 1, 1], "guidance_first": 2.0, "guidance_later": 2.0,
+             "guidance_image": 2.0, "prompt_suffix": ""}  # fmt: skip
+    record_in_ledger(tmp_path / "home", {**RECIPE, "width": 64, "sampler": steps}, own, weights)
+    recorded = made(m4v_here, own.id[:12], "--prompt", RED, "--device", "cpu")["videos"][0]
+    assert recorded["settings"]["imported"] == {"wide": weights.id}
+    folder = ("--weights", f"wide={tmp_path / 'vae'}", "--suffix", "", "--fps", "8", "--out", "b")
+    by_folder = made(m4v_here, str(tmp_path / "own"), "--prompt", RED, *folder, *QUICK)["videos"][0]
+    assert by_folder == recorded
