@@ -55,8 +55,8 @@ class WanGenerator:
     ) -> WanGenerator:
         """Load a checkpoint of ours, or a folder that Wan published in either layout.
 
-        - parts: folder with `vae`, `text_encoder` and a tokenizer, in diffusers' layout or imported from the
-          original one; None means `transformer`.
+        - parts: folder with `vae`, `text_encoder` and a tokenizer, in diffusers' layout, as `m4v weights
+          import` leaves them too; None means `transformer`.
         - ema: take a checkpoint's averaged weights when there are some.
         - dtype: of transformer and text encoder; None means bfloat16 on a GPU and float32 on the CPU.
         - threads: given to torch.set_num_threads, since a sum on several threads may round otherwise; None leaves

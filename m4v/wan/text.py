@@ -11,13 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m4v.checkpoint import compare_shapes, shapes_of
 from m4v.core.canonical import digest_file, digest_json
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.text.interface import TextFeatures
 from m4v.text.threads import one_thread
-from m4v.wan.part_keys import umt5_key
-from m4v.wan.vae import read_renamed
 
 ALGORITHM = 1  # raise it when the same weights come to mean other features
 SLOTS = 512  # what Wan was trained with
@@ -68,73 +65,33 @@ def cleaned(text: str) -> str:
 
 
 def open_umt5(folder: Path, slots: int = SLOTS, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> Umt5:
-    """The encoder of a folder: `text_encoder` and `tokenizer` as diffusers' Wan folders have them, or Wan's own as
-    `m4v weights import` leaves them (`text_encoder/model.safetensors` alone, and `google/umt5-xxl`).
+    """The encoder of a folder with `text_encoder` and `tokenizer`, as diffusers' Wan folders have them; the
+    tokenizer may also be where Wan itself publishes it (`google/umt5-xxl`).
 
     Raises InputError when either is not there, DataIntegrityError when files are damaged or lack tensors.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, UMT5EncoderModel
     from transformers.utils import logging
 
     tokens = next((folder / name for name in _TOKENS if (folder / name).is_dir()), None)
-    files = sorted((folder / _MODEL).glob("*.safetensors"))
-    if tokens is None or not files:
-        needs = f"{_MODEL} with safetensors files, and {_TOKENS[0]}"
+    if tokens is None or not (folder / _MODEL / "config.json").is_file():
+        needs = f"{_MODEL} with a config.json, and {_TOKENS[0]}"
         raise InputError("folder has no UMT5 text encoder", value=str(folder), next_step=f"it needs {needs}")
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokens, local_files_only=True)
-    except Exception as error:  # the library raises what its parts raise: OSError, ValueError, …
-        raise _unreadable(tokens, error) from error
-    published = (folder / _MODEL / "config.json").is_file()
-    model = _transformers_model(folder / _MODEL, dtype) if published else _original_model(files[0]).to(dtype)
-    return Umt5(folder, model.eval().requires_grad_(False).to(device), tokenizer, slots)
-
-
-def _transformers_model(folder: Path, dtype: torch.dtype) -> Any:
-    from transformers import UMT5EncoderModel
-
-    try:
         model, report = UMT5EncoderModel.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder / _MODEL, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except Exception as error:  # as above
-        raise _unreadable(folder, error) from error
+    except Exception as error:  # the library raises what its parts raise: OSError, ValueError, SafetensorError, …
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise DataIntegrityError(
+            f"text encoder cannot be read: {type(error).__name__}: {reason}", where=str(folder)
+        ) from error
     # The library would start these at random and only warn.
     if lacking := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
-        raise DataIntegrityError("text encoder lacks tensors", value=lacking[:5], where=str(folder))
-    return model
-
-
-def _original_model(path: Path) -> Any:
-    """The sizes are those of the tensors; buckets and distances are UMT5's own."""
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    state = read_renamed(path, umt5_key)
-    block = "encoder.block.0.layer"
-    bias, wide = f"{block}.0.SelfAttention.relative_attention_bias.weight", f"{block}.1.DenseReluDense.wo.weight"
-    for key in ("shared.weight", bias, wide):
-        if key not in state:
-            raise DataIntegrityError("file is no UMT5 encoder: it lacks a tensor", value=key, where=str(path))
-    vocabulary, width = state["shared.weight"].shape
-    buckets, heads = state[bias].shape
-    query = state.get(f"{block}.0.SelfAttention.q.weight", state["shared.weight"])
-    config = UMT5Config(
-        vocab_size=vocabulary, d_model=width, d_kv=query.shape[0] // heads, d_ff=state[wide].shape[1],
-        num_layers=len({key.split(".")[2] for key in state if key.startswith("encoder.block.")}), num_heads=heads,
-        relative_attention_num_buckets=buckets, feed_forward_proj="gated-gelu",
-    )  # fmt: skip
-    with torch.device("meta"):
-        model = UMT5EncoderModel(config)
-    state["encoder.embed_tokens.weight"] = state["shared.weight"]  # the same table under its second name
-    compare_shapes(shapes_of(state), shapes_of(model.state_dict()), str(path), "import the weights again")
-    model.load_state_dict(state, assign=True)
-    return model
-
-
-def _unreadable(folder: Path, error: Exception) -> DataIntegrityError:
-    reason = (str(error).strip().splitlines() or [""])[0]
-    return DataIntegrityError(f"text encoder cannot be read: {type(error).__name__}: {reason}", where=str(folder))
+        raise DataIntegrityError("text encoder lacks tensors", value=lacking[:5], where=str(folder / _MODEL))
+    return Umt5(folder, model.eval().requires_grad_(False).to(device), tokenizer, slots)
 
 
 def _is_part(path: Path, folder: Path) -> bool:

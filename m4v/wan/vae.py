@@ -7,7 +7,7 @@ published mean and deviation of each channel are taken out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -15,14 +15,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from m4v.checkpoint import compare_shapes, shapes_of
 from m4v.codec.interface import Frames, Latent, Moments
 from m4v.core.canonical import digest_json
 from m4v.core.errors import DataIntegrityError, InputError
-from m4v.wan.part_keys import vae_key
 
 ALGORITHM = 1  # raise it when the same weights come to mean other latents or frames
 
@@ -133,62 +130,27 @@ def _next_without_gradient(pixels: Iterator[Tensor]) -> Tensor | None:
 
 
 def open_wan_vae(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> WanVae:
-    """The VAE of a local folder or its `vae` subfolder: diffusers' files, or Wan's own as `m4v weights import`
-    leaves them (one safetensors file with the original names and no `config.json`).
+    """The VAE of a local folder in diffusers' layout (`config.json` and safetensors, or their `vae` subfolder).
 
     Raises InputError if there is none, DataIntegrityError if the files are broken or not this model's.
     """
-    if (folder / "vae").is_dir():
+    if (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"
-    files = sorted(folder.glob("*.safetensors"))
-    if (folder / "config.json").is_file():
-        vae = _diffusers_vae(folder, files, dtype)
-    elif len(files) == 1:
-        vae = _original_vae(files[0]).to(dtype)
-    else:
-        raise InputError(
-            "folder has no Wan VAE in safetensors format", where=str(folder),
-            next_step="m4v weights import makes it of Wan2.1_VAE.pth",
-        )  # fmt: skip
-    return WanVae(vae.to(device))
-
-
-def _diffusers_vae(folder: Path, files: list[Path], dtype: torch.dtype) -> AutoencoderKLWan:
+    if not (folder / "config.json").is_file():
+        raise InputError("folder has no config.json of a Wan VAE", where=str(folder))
+    name = next((path.name for path in sorted(folder.glob("*.safetensors"))), None)
     try:
         vae, report = AutoencoderKLWan.from_pretrained(
             folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False,
             output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first, names = str(error).strip().splitlines()[0], [path.name for path in files]
-        raise DataIntegrityError(f"Wan VAE does not load: {first}", value=names, where=str(folder)) from None
+        first = str(error).strip().splitlines()[0]
+        raise DataIntegrityError(f"Wan VAE does not load: {first}", value=name, where=str(folder)) from None
     for kind in ("missing_keys", "unexpected_keys"):
         if report[kind]:
             what = f"Wan VAE has {kind.replace('_', ' ')}"
             raise DataIntegrityError(what, value=sorted(report[kind])[:5], where=str(folder))
     if vae.config.patch_size is not None or vae.config.is_residual:
         raise DataIntegrityError("this is Wan2.2's VAE, not Wan2.1's", where=str(folder))
-    return vae
-
-
-def _original_vae(path: Path) -> AutoencoderKLWan:
-    state = read_renamed(path, vae_key)
-    if "encoder.conv_in.weight" not in state:
-        raise DataIntegrityError("file is no Wan VAE: it lacks a tensor", value="encoder.conv1.weight", where=str(path))
-    with torch.device("meta"):
-        vae = AutoencoderKLWan(base_dim=state["encoder.conv_in.weight"].shape[0])
-    compare_shapes(shapes_of(state), shapes_of(vae.state_dict()), str(path), "import the weights again")
-    vae.load_state_dict(state, assign=True)
-    return vae
-
-
-def read_renamed(path: Path, rename: Callable[[str], str]) -> dict[str, Tensor]:
-    """Tensors of a safetensors file under other names; raises DataIntegrityError when it is damaged."""
-    try:
-        return {rename(name): tensor for name, tensor in load_file(path).items()}
-    except SafetensorError as error:
-        raise DataIntegrityError(
-            f"weights are truncated or not in safetensors format ({error})",
-            where=str(path),
-            next_step="m4v artifacts verify, or import the weights again",
-        ) from None
+    return WanVae(vae.to(device))
