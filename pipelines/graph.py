@@ -15,6 +15,7 @@ from m4v.weights.config import WeightsConfig
 from m4v.weights.pyramidflow import read_model_config
 from m4v.weights.source import source_files, source_folder
 from pipelines import stages
+from pipelines.lookup import PINNED
 from pipelines.recipe import Recipe
 from pipelines.spec import StageNode, StageSpec
 from training.config import InitConfig
@@ -93,7 +94,7 @@ def weights_node(config: WeightsConfig, location: str | None, resources: Resourc
 
 def _absolute(location: str) -> str:
     """A stage process may have another working directory."""
-    return location if "://" in location else str(Path(location).expanduser().absolute())
+    return location if "://" in location or location.startswith(PINNED) else str(Path(location).expanduser().absolute())
 
 
 def _check_start(recipe: Recipe, node: StageNode) -> None:

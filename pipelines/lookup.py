@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m4v.core.artifacts import ArtifactKind, verify
-from m4v.core.errors import DataIntegrityError, InputError
+from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.core.storage import Storage
 from pipelines.keys import CODE_ROOT, KeyRecord, changes, key_record, probe_value, summarise
 from pipelines.launchers import Launcher
 from pipelines.ledger import Ledger, RunRow
 from pipelines.spec import StageNode
+
+PINNED = "artifact:"
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,34 @@ class Lookup:
         self._deep, self._code_root = deep, code_root
 
     def record(self, node: StageNode, inputs: Mapping[str, str]) -> KeyRecord:
-        """Key record of `node` on inputs (name -> artifact id), its probe evaluated now."""
+        """Key record of `node` on inputs (name -> artifact id), its probe evaluated now; of a node that is pinned to
+        an artifact, the record of the run that made it.
+
+        Raises InputError or ConfigError for an artifact that is unknown, gone, or not of such a node.
+        """
+        pinned = pinned_artifact(node)
+        if pinned is not None:
+            return self._record_of(node, pinned)
         target = self.launcher.target(node.resources)
         return key_record(node, inputs, target, probe_value(node), self._code_root)
+
+    def _record_of(self, node: StageNode, artifact_id: str) -> KeyRecord:
+        kind = next(iter(node.spec.outputs.values()))
+        row = self.ledger.artifact(artifact_id, kind)
+        runs = [run for run in self.ledger.producers(row.artifact_id) if run.stage == node.spec.name]
+        # The name is what a recipe calls it; all else says what it is.
+        wanted = {**node.config.canonical(), "name": None}
+        for run in reversed(runs):
+            if {**run.config, "name": None} == wanted:
+                found = self.find(run.stage_key)
+                if isinstance(found, Hit):
+                    return known_record(run)
+                raise InputError(f"the artifact cannot be used: {found.reason}", value=artifact_id, where=node.id)
+        made = runs[-1].config if runs else {}
+        raise ConfigError(
+            "the artifact is of another entry than the recipe's", value=made.get("entry"), where=node.id,
+            next_step=f"name an import of {wanted.get('entry')}: m4v artifacts list --kind {kind}",
+        )  # fmt: skip
 
     def find(self, stage_key: str) -> Hit | Miss:
         run = self.ledger.find_run(stage_key)
@@ -84,6 +111,12 @@ class Lookup:
         if latest is None:
             return f"first run of {node.id} in {recipe}"
         return summarise(changes(known_record(latest), record)) or f"key differs from run {latest.run_id}"
+
+
+def pinned_artifact(node: StageNode) -> str | None:
+    """Id of the artifact that a location `artifact:ID` takes in place of running the node; None without one."""
+    given = [place.removeprefix(PINNED) for place in node.locations.values() if place.startswith(PINNED)]
+    return given[0] if given else None
 
 
 def known_record(run: RunRow) -> KeyRecord:

@@ -46,7 +46,8 @@ class WeightsEntry(WeightsConfig):
 
     `name` is what `encode.codec.weights`, `encode.text_encoder.weights` and `init.weights` say; `entry` is a row of
     `m4v weights list`. `location` (a directory, the entry's place below the weights root by default) is never in
-    a key: the files' bytes are. `published` false takes a model of one's own in the same format.
+    a key: the files' bytes are. `artifact:ID` takes an import that the ledger has; the published files may be gone.
+    `published` false takes a model of one's own in the same format.
     """
 
     location: str | None = None

@@ -13,6 +13,7 @@ from m4v.core.errors import ConfigError, ExitClass, M4VError
 from pipelines.cli.output import JsonOption, print_json, print_rows
 from pipelines.cli.runs import open_ledger
 from pipelines.keys import CODE_ROOT, probe_value
+from pipelines.lookup import pinned_artifact
 from pipelines.workspace import Workspace
 
 MIN_FREE_BYTES = 5 << 30
@@ -63,7 +64,8 @@ def _recipe(recipe: str) -> str:
 
     nodes = build_graph(load_recipe(recipe))
     for node in nodes:
-        probe_value(node)
+        if pinned_artifact(node) is None:
+            probe_value(node)
     return f"{len(nodes)} stages; assets in {assets_dir()}"
 
 

@@ -197,6 +197,28 @@ def test_a_folder_in_another_place_is_a_hit_too(home: Home, tmp_path: Path) -> N
     assert make_plan("tiny", moved, Lookup(home.ledger, home.launcher)).all_hits
 
 
+def pinned(home: Home, artifact_id: str, **changes: object) -> list[StageNode]:
+    node = weights_node(WeightsConfig(name="dit", entry=ENTRY).model_copy(update=changes), f"artifact:{artifact_id}")
+    return [node, *(n for n in home.nodes if n.id == "init")]
+
+
+def test_an_import_of_the_ledger_needs_its_files_no_more(home: Home) -> None:
+    identity, lookup = home.weights()[0], Lookup(home.ledger, home.launcher)
+    assert make_plan("tiny", pinned(home, identity[:12]), lookup).all_hits
+    run = PipelineRun(
+        "tiny", {}, pinned(home, identity), home.workspace, ledger=home.ledger, launcher=home.launcher
+    )  # fmt: skip
+    assert {o.status for o in run.run_all().values()} == {NodeStatus.HIT}
+    with pytest.raises(ConfigError, match=rf"another entry than the recipe's: '{ENTRY}'.*import of pyramidflow-vae"):
+        make_plan("tiny", pinned(home, identity, entry="pyramidflow-vae"), lookup)
+    with pytest.raises(InputError, match="ffff"):
+        make_plan("tiny", pinned(home, "f" * 64), lookup)
+    shutil.move(home.ledger.artifact(identity).uri, home.folder / "away")
+    with pytest.raises(InputError, match=r"cannot be used.*is gone or damaged"):
+        make_plan("tiny", pinned(home, identity), lookup)
+    shutil.move(home.folder / "away", home.ledger.artifact(identity).uri)
+
+
 def test_a_damaged_file_ends_with_20_and_publishes_nothing(home: Home) -> None:
     file = home.folder / FOLDER / MODEL
     whole, before = file.read_bytes(), home.weights()
