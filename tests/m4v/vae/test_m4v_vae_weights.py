@@ -86,7 +86,7 @@ def test_truncated_file(folder):
     data = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
     with pytest.raises(
-        DataIntegrityError, match=r"truncated.*diffusion_pytorch_model\.safetensors.*m4v weights import"
+        DataIntegrityError, match=r"truncated.*diffusion_pytorch_model\.safetensors.*import the weights again"
     ):
         load_vae(folder)
 
@@ -97,7 +97,7 @@ def test_pickled_code_is_not_executed(folder, tmp_path):
             return (open, (str(tmp_path / "executed"), "w"))
 
     (folder / WEIGHTS).write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(DataIntegrityError, match="not in safetensors format"):
+    with pytest.raises(DataIntegrityError, match="pickled file, which could run code"):
         load_vae(folder)
     (folder / WEIGHTS).rename(folder / "diffusion_pytorch_model.bin")
     with pytest.raises(InputError, match=r"no such file.*diffusion_pytorch_model\.safetensors.*m4v weights import"):
