@@ -72,11 +72,11 @@ class WanGenerator:
             if not path.is_dir():
                 raise InputError("folder does not exist", value=str(path))
         vae = open_wan_vae(rest, device=device)  # float32 as Wan decodes: bfloat16 shows in flat areas
-        encoder = open_umt5(rest, dtype=chosen, device=device)
         if _is_checkpoint(folder):
             model, _ = load_wan(folder.joinpath, ema=ema, dtype=chosen, device=device)
         else:
             model = load_published(folder, chosen, device)
+        encoder = open_umt5(rest, model.wan.text_slots, chosen, device)
         return cls(model, vae, encoder, threads)
 
     def generate(

@@ -65,3 +65,9 @@ def test_broken_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model": {"kind": "wan", "widht": 3}}))
     with pytest.raises(DataIntegrityError, match="widht"):
         load_wan(tmp_path.joinpath)
+
+
+def test_equal_seeds_give_equal_weights() -> None:
+    first, second, other = (build_wan(config_of(), seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["patch_embedding.weight"], other["patch_embedding.weight"])

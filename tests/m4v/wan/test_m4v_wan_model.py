@@ -294,9 +294,3 @@ def test_sizes_that_do_not_fit_are_refused(latent: tuple[int, int, int], words: 
     model = build_wan(wan_config(rope_limit=9))
     with pytest.raises(ValueError, match=words):
         model(*inputs(model.wan, latent, (5,)))
-
-
-def test_equal_seeds_give_equal_weights() -> None:
-    first, second, other = (build_wan(wan_config(), seed).state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert not torch.equal(first["patch_embedding.weight"], other["patch_embedding.weight"])

@@ -6,10 +6,13 @@ import sys
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch.utils.flop_counter import FlopCounterMode
 
+from m4v.model.layout import Clip
 from m4v.wan.config import wan_preset
 from m4v.wan.initialise import empty_wan
+from m4v.wan.mixer import clip_layout, mix_context
 
 
 @pytest.mark.parametrize(("name", "count"), [("1.3B", 1_418_996_800), ("14B", 14_288_491_584)])
@@ -47,6 +50,18 @@ def test_published_sizes_run_at_720p(name: str, saved: float) -> None:
         assert found.shape == latents.shape
         counted.append(counter.get_total_flops())
     assert counted[0] > saved * counted[1]
+
+
+@pytest.mark.parametrize("name", ["1.3B", "14B"])
+def test_mixers_rotate_as_wan_does(name: str) -> None:
+    """C and B turn by diffusers' angles at the published head size; a register by its frame's time, at place zero."""
+    config = wan_preset(name, text_recomposition=False)
+    layout = clip_layout(Clip(3, 4, 5), 0)
+    turn = mix_context(config, layout, torch.ones(1, 0, dtype=torch.bool), torch.zeros(1, 60, 1)).turn
+    cos, sin = WanRotaryPosEmbed(config.head_dim, (1, 2, 2), 1024)(torch.zeros(1, 16, 3, 8, 10))
+    torch.testing.assert_close(turn[:60].real, cos[0, :, 0, 0::2])
+    torch.testing.assert_close(turn[:60].imag, sin[0, :, 0, 1::2])
+    torch.testing.assert_close(turn[60:], turn[0:60:20])
 
 
 def test_config_loads_neither_torch_nor_diffusers() -> None:
