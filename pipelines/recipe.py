@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from dataprep.config import AdapterConfig, CurateConfig, EncodeConfig, SourceConfig
 from eval.config import EvaluateConfig, GateConfig, GenerateConfig
+from m4v.codec.shape import CHANNELS
 from m4v.config import ModelConfig, ScheduleConfig
 from m4v.core.config import FrozenModel, parse, weights_names
 from m4v.core.stage import Resources
@@ -97,7 +98,7 @@ class Recipe(FrozenModel):
         _unique("train", [t.name for t in self.train])
         _unique("weights", [w.name for w in self.weights])
         self._check_weights()
-        self._check_text()
+        self._check_encoded()
         if self.profile not in self.profiles:
             raise ValueError(f"profile {self.profile!r} is not one of {', '.join(sorted(self.profiles))}")
         return self
@@ -117,15 +118,18 @@ class Recipe(FrozenModel):
             places = ", ".join(f"{section}.weights" for section in uses)
             raise ValueError(f"weights: nothing uses {unused[0]!r}; name it in one of {places}, or remove it")
 
-    def _check_text(self) -> None:
-        """The model takes the text features that are encoded: otherwise training would fail after hours of encoding."""
-        text = self.encode.text_encoder
-        pairs = {"text_dim": text.embedding_dim, "pooled_dim": text.pooled_dim, "text_slots": text.slots}
-        for key, needs in pairs.items():
+    def _check_encoded(self) -> None:
+        """The model takes what is encoded: otherwise training would fail after hours of encoding."""
+        text, codec = self.encode.text_encoder, self.encode.codec
+        pairs = {
+            "text_dim": ("text_encoder", text.embedding_dim),
+            "pooled_dim": ("text_encoder", text.pooled_dim),
+            "text_slots": ("text_encoder", text.slots),
+            "latent_channels": (f"codec ({codec.kind})", CHANNELS),
+        }
+        for key, (section, needs) in pairs.items():
             if (has := getattr(self.model, key)) != needs:
-                raise ValueError(
-                    f"model.{key} is {has} and encode.text_encoder gives {needs}: set model.{key} to {needs}"
-                )
+                raise ValueError(f"model.{key} is {has} and encode.{section} gives {needs}: set model.{key} to {needs}")
 
     @property
     def active_profile(self) -> Profile:
