@@ -58,7 +58,7 @@ def recipe(*overrides: str) -> Recipe:
         ([f"weights=[{DIT}]", "encode.codec={kind: causal_vae, weights: dit}"], ["encode.codec", "pyramidflow-vae"]),
         (
             ["model.latent_channels=4"],
-            ["model.latent_channels is 4", "codec (dct) gives 16", "model.latent_channels to 16"],
+            ["latent_channels is 4", "codec (dct) gives 16: set model.latent_channels to 16"],
         ),
         (["model.text_slots=16"], ["model.text_slots is 16", "set model.text_slots to 24"]),
         (["encode.text_encoder={slots: 32}"], ["model.text_slots is 24", "set model.text_slots to 32"]),
