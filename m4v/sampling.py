@@ -156,9 +156,11 @@ class CheckpointSampler:
         cut around its centre, encoded to the posterior's mean (PyramidFlow takes a sample of it, so that its
         first frame differs a little with every seed); later frames then have `guidance_image`.
         `on_latent(index, latent)` sees each latent frame (16, 1, h, w), de-normalised, before it is decoded.
-        Raises DataIntegrityError when the model's numbers are not finite.
+        Raises DataIntegrityError when the model's numbers are not finite, ConfigError when the GPU has too little
+        memory.
         """
-        return self.codec.decode_stream(self._latents(prompt, seed, config, negative, image, on_latent))
+        chunks = self.codec.decode_stream(self._latents(prompt, seed, config, negative, image, on_latent))
+        return _memory_told(chunks, f"{config.frames} frames of {config.width}x{config.height}")
 
     def _latents(
         self,
@@ -201,6 +203,16 @@ class CheckpointSampler:
         if self._negative is None or self._negative[0] != text:
             self._negative = (text, self._features(text))
         return self._negative[1]
+
+
+def _memory_told(chunks: Iterator[Frames], what: str) -> Iterator[Frames]:
+    try:
+        yield from chunks
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the GPU has too little memory for {what} ({str(error).partition('.')[0]})",
+            next_step="use fewer or smaller frames, bfloat16, a VAE codec with `tile`, or a larger GPU",
+        ) from None
 
 
 def default_dtype(device: str) -> Dtype:

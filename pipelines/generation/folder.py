@@ -20,7 +20,7 @@ from pydantic import JsonValue, ValidationError
 from m4v.core.canonical import digest_file
 from m4v.core.config import FrozenModel
 from m4v.core.errors import ConfigError, DataIntegrityError, InfrastructureError
-from m4v.core.storage import write_atomic
+from m4v.core.storage import storage_faults, write_atomic
 from pipelines.generation.prompts import Job
 
 MANIFEST = "generate.jsonl"
@@ -93,7 +93,7 @@ class OutputFolder:
         """Record the finished file of a job."""
         record = self._record(job, digest_file(self.path(job)))
         self.records[record.file] = record
-        with (self.root / MANIFEST).open("ab") as stream:
+        with storage_faults(str(self.root)), (self.root / MANIFEST).open("ab") as stream:
             stream.write(_line(record))
             stream.flush()
             os.fsync(stream.fileno())
@@ -101,7 +101,9 @@ class OutputFolder:
 
     def write_manifest(self) -> None:
         """All records in order of their files, once each."""
-        write_atomic(self.root / MANIFEST, b"".join(_line(self.records[name]) for name in sorted(self.records)))
+        lines = [_line(self.records[name]) for name in sorted(self.records)]
+        with storage_faults(str(self.root)):
+            write_atomic(self.root / MANIFEST, b"".join(lines))
 
     def _record(self, job: Job, sha256: str) -> VideoRecord:
         return VideoRecord(
@@ -180,4 +182,6 @@ def opened_folder(root: Path, settings: Settings, default_negative: str) -> Iter
                 value=str(root),
                 next_step="wait for it, or use another --out",
             ) from None
+        except OSError:  # a file system without locks: that there is one writer is the user's care
+            pass
         yield OutputFolder(root, settings, default_negative)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from m4v.config import VideoConfig
+from m4v.core.storage import storage_faults
 from m4v.image_io import Picture, read_image
 from m4v.video_io import stream_mp4
 from pipelines.generation.folder import OutputFolder, VideoRecord
@@ -68,4 +69,5 @@ def _make(path: Path, job: Job, config: VideoConfig, sampler: CheckpointSampler,
         job.prompt, job.seed, config, negative=job.negative, image=image,
         on_latent=lambda index, _: reporter.frame(index + 1, total),
     )  # fmt: skip
-    stream_mp4(path, chunks, config.fps, config.crf)
+    with storage_faults(str(path)):
+        stream_mp4(path, chunks, config.fps, config.crf)

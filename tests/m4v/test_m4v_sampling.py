@@ -181,6 +181,17 @@ def test_numbers_that_are_not_finite_end_the_video(checkpoint: Artifact) -> None
         broken.generate(PROMPT, seed=1, **SIZE)
 
 
+def test_a_gpu_that_is_too_small_is_told(checkpoint: Artifact) -> None:
+    sampler = CheckpointSampler.open(checkpoint)
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    sampler.model.register_forward_pre_hook(full)
+    with pytest.raises(ConfigError, match=r"too little memory for 17 frames of 64x64 \(CUDA out of memory\)"):
+        sampler.generate(PROMPT, **SIZE)
+
+
 @pytest.fixture(scope="module")
 def with_vae(checkpoint: Artifact, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint whose codec is the causal VAE `wide`, and the folder of its weights."""
