@@ -84,7 +84,7 @@ def read_wan_config(path: Path) -> WanCheckpointConfig:
         return WanCheckpointConfig.model_validate_json(existing_file(path).read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "(root)"
+        key, reason = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
         raise DataIntegrityError(
-            f"checkpoint configuration is not valid: {where}: {first['msg']}", where=str(path)
+            f"checkpoint configuration is not valid: {key or '(root)'}: {reason}", where=str(path)
         ) from None

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from m4v.config import Mixer, ModelConfig
 from m4v.core.config import FrozenModel, parse
@@ -97,7 +97,10 @@ class WanConfig(FrozenModel):
         if self.width % self.heads or self.head_dim % 2:
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}")
         if self.mixer == "mm_dim":
-            _ = self.mixer_config  # its own rules about state sizes
+            try:
+                _ = self.mixer_config  # its own rules about state sizes
+            except ValidationError as error:
+                raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         return self
 
 
