@@ -1,14 +1,21 @@
-"""The rules that drop clips: pure functions of stored scores and thresholds, in a fixed order."""
+"""The decision which clips stay: rules on stored scores in a fixed order, then duplicates among what is left.
+
+It sees columns only, so that the curate stage and a what-if over a published clip table run the same code.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dataprep.curate_config import DedupConfig, FilterConfig
-from dataprep.curation.table import Clip
 from dataprep.dedup import Signature, find_duplicates
+from dataprep.quarantine import Reason
 
 
 class Rule(NamedTuple):
@@ -40,55 +47,78 @@ RULES = (
 )
 
 
-def broken_rule(clip: Clip, config: FilterConfig) -> str | None:
-    """Name of the first rule that the clip breaks."""
+@dataclass(frozen=True)
+class Candidates:
+    """The clips to decide on, by column, in any order.
+
+    `values`: what rules look at (`Rule.value`), NaN where nothing was measured. `captioned`: a clip without a
+    caption is out before any rule. `signature` gives what dedup knows of the clip at a place.
+    """
+
+    clip_ids: Sequence[str]
+    values: Mapping[str, NDArray[np.float64]]
+    drawn: NDArray[np.bool_]
+    captioned: NDArray[np.bool_]
+    signature: Callable[[int], Signature]
+
+
+class Step(NamedTuple):
+    """One step of the decision: how many clips entered, and how many left by which reason."""
+
+    name: str
+    entered: int
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`drop_rules` and `duplicate_of` by the place of the clip among the candidates; None: kept, no copy."""
+
+    drop_rules: list[str | None]
+    duplicate_of: list[str | None]
+    steps: tuple[Step, ...]
+
+
+def breaks(candidates: Candidates, rule: Rule, config: FilterConfig) -> NDArray[np.bool_]:
+    """(clips,) whether each clip breaks the rule, whatever other rules say. What was not measured breaks none."""
+    threshold = getattr(config, rule.threshold)
+    values = candidates.values[rule.value]
+    if threshold is None:
+        return np.zeros(len(values), dtype=np.bool_)
+    found = values < threshold if rule.bound == "min" else values > threshold  # False for NaN
+    return np.asarray(found if rule.applies_to_drawn else found & ~candidates.drawn, dtype=np.bool_)
+
+
+def decide(candidates: Candidates, filters: FilterConfig, dedup: DedupConfig) -> Decision:
+    """Drop clips without a caption, then by the first rule that each breaks, then copies among the rest: of those
+    the larger picture stays, then the longer clip, then the earlier input."""
+    rules = np.full(len(candidates.clip_ids), None, dtype=object)
+    rules[~candidates.captioned] = str(Reason.MISSING_CAPTION)
+    steps = []
+    if bare := int(np.count_nonzero(~candidates.captioned)):
+        steps.append(Step("captions", len(rules), {str(Reason.MISSING_CAPTION): bare}))
+    open_ = candidates.captioned.copy()
+    entered, dropped = int(np.count_nonzero(open_)), {}
     for rule in RULES:
-        threshold = getattr(config, rule.threshold)
-        value = _value(clip, rule.value)
-        if threshold is None or value is None or (clip.drawn and not rule.applies_to_drawn):
-            continue
-        if value < threshold if rule.bound == "min" else value > threshold:
-            return rule.name
-    return None
+        hit = open_ & breaks(candidates, rule, filters)
+        if count := int(np.count_nonzero(hit)):
+            rules[hit], dropped[rule.name] = rule.name, count
+            open_ &= ~hit
+    steps.append(Step("filters", entered, dropped))
+    copies, duplicate_of = _drop_copies(candidates, np.flatnonzero(open_), dedup, rules)
+    steps.append(Step("dedup", int(np.count_nonzero(open_)), copies))
+    return Decision(rules.tolist(), duplicate_of, tuple(steps))
 
 
-def _value(clip: Clip, name: str) -> float | None:
-    if name == "frames":
-        return clip.frames if clip.is_video else None
-    if name == "side":
-        return min(clip.box.width, clip.box.height)
-    return clip.scores.get(name)
-
-
-def apply_filters(clips: Iterable[Clip], config: FilterConfig) -> dict[str, int]:
-    """Set `drop_rule` on the clips that have none and break a rule; counts by rule."""
-    dropped: Counter[str] = Counter()
-    for clip in clips:
-        rule = broken_rule(clip, config) if clip.drop_rule is None else None
-        if rule is not None:
-            clip.drop_rule = rule
-            dropped[rule] += 1
-    return dict(dropped)
-
-
-def apply_dedup(clips: Iterable[Clip], config: DedupConfig) -> dict[str, int]:
-    """Drop copies among kept clips: the larger picture stays, then the longer clip, then the earlier input."""
-    kept = {clip.clip_id: clip for clip in clips if clip.drop_rule is None}
-    signatures = [
-        Signature(
-            clip_id=name,
-            content=clip.content,
-            preference=(-min(clip.box.width, clip.box.height), -clip.frames, clip.order, clip.first_frame),
-            sampled=clip.sampled,
-            dense=clip.dense,
-            media=clip.file.media,
-            file=clip.file.sha256,
-            perceptual=not clip.drawn,
-        )
-        for name, clip in kept.items()
-    ]
+def _drop_copies(
+    candidates: Candidates, places: NDArray[np.intp], config: DedupConfig, rules: NDArray[np.object_]
+) -> tuple[dict[str, int], list[str | None]]:
+    """Set `rules` of the copies among the clips at `places`; counts by rule, and what each clip is a copy of."""
+    duplicate_of: list[str | None] = [None] * len(rules)
+    signatures = [candidates.signature(int(place)) for place in places]
+    place_of = {s.clip_id: int(place) for s, place in zip(signatures, places, strict=True)}
     dropped: Counter[str] = Counter()
     for name, duplicate in find_duplicates(signatures, config).items():
-        kept[name].drop_rule, kept[name].duplicate_of = duplicate.rule, duplicate.of
+        rules[place_of[name]], duplicate_of[place_of[name]] = duplicate.rule, duplicate.of
         dropped[duplicate.rule] += 1
-    return dict(dropped)
+    return dict(dropped), duplicate_of

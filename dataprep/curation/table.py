@@ -101,9 +101,14 @@ class Clip:
         }  # fmt: skip
 
 
+def by_place(clips: Iterable[Clip]) -> list[Clip]:
+    """The order of the table: by source, path and time."""
+    return sorted(clips, key=lambda c: (c.source, c.file.path, c.start_us, c.clip_id))
+
+
 def write_clips(path: Path, clips: Iterable[Clip]) -> None:
     """Rows by source, path and time; same clips, same bytes."""
-    ordered = sorted(clips, key=lambda c: (c.source, c.file.path, c.start_us, c.clip_id))
+    ordered = by_place(clips)
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         for start in range(0, max(1, len(ordered)), _ROWS_PER_GROUP):
             rows = [clip.row() for clip in ordered[start : start + _ROWS_PER_GROUP]]

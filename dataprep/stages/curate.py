@@ -1,6 +1,7 @@
 """Stage `curate`: listed files to a table of clips, kept and dropped, with every score and reason.
 
-Layout of the artifact: `clips.parquet`, `quarantine.parquet`, `funnel.json`, `previews/CLIP_ID.jpg`.
+Layout of the artifact: `clips.parquet`, `hashes.parquet` (what a new decision needs beside it),
+`quarantine.parquet`, `funnel.json`, `previews/CLIP_ID.jpg`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from dataprep.curate_config import CurateConfig
-from dataprep.curation.filters import apply_dedup, apply_filters
-from dataprep.curation.table import CLIPS, FUNNEL, PREVIEWS, Clip, Funnel, write_clips
+from dataprep.curation.candidates import HASHES, candidates_of, write_hashes
+from dataprep.curation.filters import decide
+from dataprep.curation.table import CLIPS, FUNNEL, PREVIEWS, Clip, Funnel, by_place, write_clips
 from dataprep.curation.videos import Entry, Measurer, Video, batches, cut
 from dataprep.engine import open_engine
 from dataprep.media.location import MediaLocator
@@ -113,8 +115,6 @@ class _Curation:
             row = QuarantineRow(clip.source, clip.file.source_id, clip.file.path, "duplicate_id", detail, "clips")
             self.quarantine.append(row)
             return
-        if not clip.captions:
-            clip.drop_rule = str(Reason.MISSING_CAPTION)
         self.clips[clip.clip_id] = clip
         (self.out / PREVIEWS / f"{clip.clip_id}.jpg").write_bytes(preview)
 
@@ -136,13 +136,11 @@ class _Curation:
 
     def _decide(self) -> None:
         clips = sorted(self.clips.values(), key=lambda c: (c.order, c.first_frame))
-        bare = sum(c.drop_rule is not None for c in clips)
-        if bare:
-            self.funnel.add("captions", "clips", len(clips), {str(Reason.MISSING_CAPTION): bare})
-        dropped = apply_filters(clips, self.config.filters)
-        self.funnel.add("filters", "clips", len(clips) - bare, dropped)
-        copies = apply_dedup(clips, self.config.dedup)
-        self.funnel.add("dedup", "clips", len(clips) - bare - sum(dropped.values()), copies)
+        decision = decide(candidates_of(clips), self.config.filters, self.config.dedup)
+        for step in decision.steps:
+            self.funnel.add(step.name, "clips", step.entered, step.dropped)
+        for clip, rule, of in zip(clips, decision.drop_rules, decision.duplicate_of, strict=True):
+            clip.drop_rule, clip.duplicate_of = rule, of
 
     def _write(self, files: int) -> None:
         clips = list(self.clips.values())
@@ -158,6 +156,7 @@ class _Curation:
                 next_step="loosen the thresholds that these reasons name, or look at the files",
             )
         write_clips(self.out / CLIPS, clips)
+        write_hashes(self.out / HASHES, by_place(clips))
         write_quarantine(self.out / QUARANTINE, self.quarantine)
         self.funnel.write(self.out / FUNNEL)
         self.context.summary(
