@@ -29,56 +29,78 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL_S = 15.0
 
 
+CheckpointArgument = Annotated[
+    str, typer.Argument(help="A checkpoint folder, or the id of an artifact (or its beginning).")
+]
+PromptOption = Annotated[list[str] | None, typer.Option(help="What to show; repeatable.")]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(help="File with one prompt a line, or JSONL with prompt, and if wanted seed, negative, image."),
+]
+NegativeOption = Annotated[str | None, typer.Option(help="What not to show (default: the sampler's own).")]
+SuffixOption = Annotated[
+    str | None, typer.Option(help="Put behind every prompt (default: as the recipe, else words for quality).")
+]
+SeedOption = Annotated[int, typer.Option(help="First seed of each prompt.", min=0, max=MAX_SEED)]
+SamplesOption = Annotated[int, typer.Option(help="Videos of each prompt: seeds S, S+1, …", min=1, max=100_000)]
+ImageOption = Annotated[Path | None, typer.Option(help="Picture that becomes the first frame (image to video).")]
+OutOption = Annotated[Path, typer.Option(help="Folder for the videos and their manifest.")]
+FramesOption = Annotated[int | None, typer.Option(help="Frames, 8k + 1 (default: as the checkpoint's recipe).")]
+HeightOption = Annotated[int | None, typer.Option(help="Pixels, a multiple of 64 (default: as the recipe).")]
+WidthOption = Annotated[int | None, typer.Option(help="Pixels, a multiple of 64 (default: as the recipe).")]
+FpsOption = Annotated[float | None, typer.Option(help="Frames a second (default: as the recipe, else 24).")]
+StepsOption = Annotated[
+    str | None, typer.Option(help="Steps a stage, FIRST or FIRST,LATER: of the first latent frame and the others.")
+]
+GuidanceOption = Annotated[
+    str | None, typer.Option(help="Scale of text guidance, FIRST or FIRST,LATER; 0 turns it off.")
+]
+GuidanceDecayOption = Annotated[
+    float | None, typer.Option(help="Taken off the guidance with every latent frame, down to 2.")
+]
+SelfGuidanceOption = Annotated[
+    float | None, typer.Option(help="Scale of self-quality guidance from the 8th latent frame on; 0: off.")
+]
+EmaOption = Annotated[bool, typer.Option("--ema/--raw", help="Averaged weights if there are some, or the raw ones.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: a GPU if there is one.")]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    typer.Option(help="Type the transformer computes in (default: bfloat16 on a GPU, float32 on the CPU)."),
+]
+CrfOption = Annotated[int | None, typer.Option(help="H.264 quality, less is better (default: recipe, else 12).")]
+WeightsOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Folder of imported weights that the checkpoint uses, NAME=DIR; repeatable."),
+]
+
+
 def register(app: typer.Typer) -> None:
     app.command()(generate)
 
 
 def generate(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint folder, or the id of an artifact (or its beginning).")
-    ],
-    prompt: Annotated[list[str] | None, typer.Option(help="What to show; repeatable.")] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="File with one prompt a line, or JSONL with prompt, and if wanted seed, negative, image."),
-    ] = None,
-    negative: Annotated[str | None, typer.Option(help="What not to show (default: the sampler's own).")] = None,
-    suffix: Annotated[
-        str | None, typer.Option(help="Put behind every prompt (default: as the recipe, else words for quality).")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="First seed of each prompt.", min=0, max=MAX_SEED)] = 0,
-    samples: Annotated[int, typer.Option(help="Videos of each prompt: seeds S, S+1, …", min=1, max=100_000)] = 1,
-    image: Annotated[Path | None, typer.Option(help="Picture that becomes the first frame (image to video).")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the videos and their manifest.")] = Path("generated"),
-    frames: Annotated[int | None, typer.Option(help="Frames, 8k + 1 (default: as the checkpoint's recipe).")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 64 (default: as the recipe).")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 64 (default: as the recipe).")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second (default: as the recipe, else 24).")] = None,
-    steps: Annotated[
-        str | None, typer.Option(help="Steps a stage, FIRST or FIRST,LATER: of the first latent frame and the others.")
-    ] = None,
-    guidance: Annotated[
-        str | None, typer.Option(help="Scale of text guidance, FIRST or FIRST,LATER; 0 turns it off.")
-    ] = None,
-    guidance_decay: Annotated[
-        float | None, typer.Option(help="Taken off the guidance with every latent frame, down to 2.")
-    ] = None,
-    self_guidance: Annotated[
-        float | None, typer.Option(help="Scale of self-quality guidance from the 8th latent frame on; 0: off.")
-    ] = None,
-    ema: Annotated[
-        bool, typer.Option("--ema/--raw", help="Averaged weights if there are some, or the raw ones.")
-    ] = True,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: a GPU if there is one.")] = "auto",
-    dtype: Annotated[
-        Literal["float32", "bfloat16"] | None,
-        typer.Option(help="Type the transformer computes in (default: bfloat16 on a GPU, float32 on the CPU)."),
-    ] = None,
-    crf: Annotated[int | None, typer.Option(help="H.264 quality, less is better (default: recipe, else 12).")] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(help="Folder of imported weights that the checkpoint uses, NAME=DIR; repeatable."),
-    ] = None,
+    checkpoint: CheckpointArgument,
+    prompt: PromptOption = None,
+    prompts: PromptsOption = None,
+    negative: NegativeOption = None,
+    suffix: SuffixOption = None,
+    seed: SeedOption = 0,
+    samples: SamplesOption = 1,
+    image: ImageOption = None,
+    out: OutOption = Path("generated"),
+    frames: FramesOption = None,
+    height: HeightOption = None,
+    width: WidthOption = None,
+    fps: FpsOption = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    guidance_decay: GuidanceDecayOption = None,
+    self_guidance: SelfGuidanceOption = None,
+    ema: EmaOption = True,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    crf: CrfOption = None,
+    weights: WeightsOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Generate videos from prompts; what a folder already holds is not made again."""
