@@ -168,6 +168,7 @@ def import_(
     elif made is not None:
         print_facts({"status": str(outcome.status), "run": outcome.run_id, "artifact": made.artifact_id,
                      "size": size(made.size_bytes), "took": duration(outcome.seconds), "place": made.uri})  # fmt: skip
+        print(f"in a recipe: {{name: {config.name}, entry: {name}, location: artifact:{made.artifact_id}}}")
     else:
         print(f"{node.id} {outcome.status}: {outcome.error}")
         if run.exit_class in (ExitClass.DATA_INTEGRITY, ExitClass.CONFIG):

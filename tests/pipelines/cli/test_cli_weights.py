@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from published_weights import CONFIG, ENTRY, FOLDER, MODEL, write_published
 
 from m4v.core.errors import ExitClass
@@ -103,6 +104,10 @@ def test_import_is_recorded_and_the_second_one_is_a_hit(m4v: M4v, published: Pat
     code, out, _ = m4v("runs", "show", first["pipeline_run_id"])
     assert code == ExitClass.OK
     assert "weights.dit\tran" in out
+    code, out, _ = m4v(*arguments)
+    assert code == ExitClass.OK
+    line = out.splitlines()[-1].removeprefix("in a recipe: ")
+    assert yaml.safe_load(line) == {"name": "dit", "entry": ENTRY, "location": f"artifact:{first['artifact_id']}"}
 
 
 def test_what_cannot_be_imported_says_why_and_leaves_a_failed_run(m4v: M4v, published: Path, tmp_path: Path) -> None:
