@@ -35,7 +35,9 @@ CheckpointArgument = Annotated[
 PromptOption = Annotated[list[str] | None, typer.Option(help="What to show; repeatable.")]
 PromptsOption = Annotated[
     Path | None,
-    typer.Option(help="File with one prompt a line, or JSONL with prompt, and if wanted seed, negative, image."),
+    typer.Option(
+        help="File with one prompt a line, or JSONL with prompt, and if wanted seed, negative, image; or a shipped set."
+    ),
 ]
 NegativeOption = Annotated[str | None, typer.Option(help="What not to show (default: the sampler's own).")]
 SuffixOption = Annotated[

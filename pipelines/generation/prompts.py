@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
+from eval.prompts import PromptList
 from m4v.core.config import FrozenModel, parse
 from m4v.core.errors import ConfigError, InputError
 
@@ -61,11 +62,14 @@ def slug(text: str) -> str:
 
 
 def read_prompts(path: Path) -> list[PromptLine]:
-    """A text file with one prompt a line, or JSONL (by its suffix, or a first line that begins with a brace).
+    """A text file with one prompt a line, JSONL (by its suffix, or a first line that begins with a brace), or what an
+    evaluation takes: a `.json` list or the name of a shipped set.
 
     Blank lines are passed over; `image` paths are relative to the file. Raises InputError for a file that is
     missing, empty or not UTF-8, ConfigError naming the line of a wrong one.
     """
+    if path.suffix == ".json" or not (path.suffix or path.exists()):
+        return _prompt_set(str(path))
     if not path.is_file():
         raise InputError(
             "prompts file does not exist", value=str(path), next_step="give --prompts FILE or --prompt TEXT"
@@ -80,6 +84,15 @@ def read_prompts(path: Path) -> list[PromptLine]:
     if path.suffix != ".jsonl" and not numbered[0][1].startswith("{"):
         return [parse(PromptLine, {"prompt": line}, f"{path}, line {number}") for number, line in numbered]
     return [_from_json(path, number, line) for number, line in numbered]
+
+
+def _prompt_set(name: str) -> list[PromptLine]:
+    try:
+        entries = TypeAdapter(PromptList).validate_python(name)
+    except ValidationError as error:
+        said = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise InputError(said, value=name, next_step="give --prompts FILE or --prompt TEXT") from None
+    return [PromptLine(prompt=entry.text) for entry in entries]
 
 
 def _from_json(path: Path, number: int, line: str) -> PromptLine:

@@ -9,7 +9,7 @@ import pytest
 
 from m4v.core.artifacts import Artifact
 from m4v.core.errors import ExitClass
-from pipelines.generation.prompts import slug
+from pipelines.generation.prompts import read_prompts, slug
 
 RED = "a red circle moves up"
 QUICK = ("--frames", "9", "--height", "64", "--width", "64", "--steps", "1", "--guidance", "2", "--device", "cpu")
@@ -24,6 +24,8 @@ M4v = Callable[..., tuple[int, str, str]]
         (("--steps", "many"), "--steps takes FIRST or FIRST,LATER numbers"),
         (("--steps", "0"), "one positive count per stage"),
         (("--prompts", "none.txt"), "prompts file does not exist: 'none.txt'"),
+        (("--prompts", "shapes"), "no such prompt set; did you mean shapes-"),
+        (("--prompts", "none.json"), "prompt file does not exist: 'none.json'"),
         (("--prompts", "empty.txt"), "holds no prompt"),
         (("--prompts", "bad.jsonl"), "line is not JSON"),
         (("--prompts", "key.jsonl"), "did you mean prompt?"),
@@ -102,6 +104,12 @@ def test_a_second_writer_is_refused(m4v_here: M4v, folder: str, tmp_path: Path) 
         code, _, error = m4v_here("generate", folder, "--prompt", RED, *QUICK)
     assert code == ExitClass.INFRASTRUCTURE
     assert "another m4v generate writes to this folder" in error
+
+
+def test_prompts_of_an_evaluation_can_be_taken(tmp_path: Path) -> None:
+    assert len(read_prompts(Path("shapes-8"))) == 8
+    (tmp_path / "list.json").write_text(json.dumps([RED, {"prompt": "a blue square"}]))
+    assert [line.prompt for line in read_prompts(tmp_path / "list.json")] == [RED, "a blue square"]
 
 
 @pytest.mark.parametrize(
