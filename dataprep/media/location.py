@@ -1,4 +1,5 @@
-"""From a row of a source listing to a local file: in place, or a copy checked against its digest."""
+"""From a row of a source listing to a local file: in place, or a copy (of a remote file, of a member of an archive)
+checked against its digest."""
 
 from __future__ import annotations
 
@@ -6,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataprep.quarantine import ItemError, Reason
+from dataprep.sources.archives import copy_member, split_path
 from dataprep.sources.listing import SourceFacts, SourceReader
 from m4v.core.canonical import digest_file
-from m4v.core.errors import InputError
+from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.stage import StageContext
 from m4v.core.storage import Storage
 
@@ -27,7 +29,8 @@ class MediaFile:
     def local(self) -> Path:
         """A local path. Raises ItemError: missing_file; source_changed when size or digest differ."""
         root = Storage(self.root_uri)
-        if root.is_local:
+        inside_archive = split_path(self.path) is not None
+        if root.is_local and not inside_archive:
             path = root.local_root / self.path
             if not path.is_file():
                 raise ItemError(Reason.MISSING_FILE, "listed, but not there")
@@ -38,9 +41,11 @@ class MediaFile:
         if target.is_file() and target.stat().st_size == self.size_bytes:
             return target
         try:
-            root.fetch(self.path, target)
+            copy_member(root, self.path, target) if inside_archive else root.fetch(self.path, target)
         except InputError:
             raise ItemError(Reason.MISSING_FILE, "listed, but not there") from None
+        except DataIntegrityError as error:
+            raise ItemError(Reason.SOURCE_CHANGED, error.what) from None
         self.check(target)
         return target
 

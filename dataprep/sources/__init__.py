@@ -38,6 +38,10 @@ def adapter_of(config: AdapterConfig) -> Adapter[Any]:
             from dataprep.sources.opensora_plan import OpenSoraPlanAdapter
 
             return OpenSoraPlanAdapter()
+        case "webdataset":
+            from dataprep.sources.webdataset import WebDatasetAdapter
+
+            return WebDatasetAdapter()
         case "synthetic":
             from dataprep.sources.synthetic import SyntheticAdapter
 

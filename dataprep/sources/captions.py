@@ -121,7 +121,7 @@ class CaptionIndex:
         facts = self.files.setdefault(media, FileFacts())
         if isinstance(fields.get("licence") or fields.get("license"), str):
             facts.licence = str(fields.get("licence") or fields.get("license"))
-        facts.claims.update(_claims(fields))
+        facts.claims.update(record_claims(fields))
         self._add_texts(_texts(fields), first, last, media, table, item.row)
 
     def _resolve(self, name: str, table: str, row: int, where: str) -> str | None:
@@ -189,7 +189,7 @@ def _integer(value: object, name: str) -> int:
         raise ValueError(f"{name} {value!r} is no whole number") from None
 
 
-def _claims(fields: Mapping[str, object]) -> dict[str, float]:
+def record_claims(fields: Mapping[str, object]) -> dict[str, float]:
     """Claimed width, height, fps and duration_s; nonsense claims are dropped, the file will be measured."""
     resolution = fields.get("resolution")
     flat = {**fields, **resolution} if isinstance(resolution, dict) else dict(fields)

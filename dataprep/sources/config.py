@@ -65,16 +65,22 @@ class ImagesConfig(_Tree):
 
 
 class OpenVidConfig(Adapter):
-    """A local OpenVid-1M tree: its CSV files and the folder that its archives were unpacked into.
+    """OpenVid-1M: its CSV files, with the folder that its archives were unpacked into, or with the archives.
 
     Score bounds choose rows by the CSV's own columns before any file is looked at. `identity` says what a
-    file's digest is made of: `full` bytes, or `sampled` (size and 16 spread blocks of 64 KiB), which
-    keeps a terabyte collection listable.
+    file's digest is made of: `full` bytes, or `sampled` (size and 16 spread blocks of 64 KiB; in an archive:
+    size, CRC-32 and name), which keeps a terabyte collection listable.
+
+    `archives` are zip files, as names, globs of one folder, or ranges like `OpenVid_part{0..185}.zip`; of a zip in
+    parts (`OpenVid_part73_partaa`, …) give the name of the whole. Only their directories are read when listing.
+    `hd_list` (OpenVidHD.json) keeps the rows whose video it names.
     """
 
     kind: Literal["openvid"] = "openvid"
     csv: tuple[str, ...] = ("data/train/OpenVid-1M.csv",)
     videos: str = "video"
+    archives: tuple[str, ...] = ()
+    hd_list: str | None = None
     min_aesthetic: float | None = None
     min_motion: float | None = None
     max_motion: float | None = None
@@ -129,6 +135,7 @@ AdapterConfig = Annotated[
     | OpenVidConfig
     | WebVidConfig
     | OpenSoraPlanConfig
+    | WebDatasetConfig
     | SyntheticConfig,
     Field(discriminator="kind"),
 ]

@@ -58,6 +58,8 @@ def stream_digest(stream: IO[bytes], size: int, mode: DigestMode, start: int = 0
 class DigestCache:
     """Use as a context manager. Two processes may share one file."""
 
+    reads = True  # bytes of media
+
     def __init__(self, file: Path | None = None) -> None:
         self._file = cache_file() if file is None else file
         self._database: sqlite3.Connection | None = None
@@ -143,6 +145,8 @@ class DigestCache:
 
 class NoDigests(DigestCache):
     """For reports: names a file by its path and size and reads none of its bytes."""
+
+    reads = False
 
     def __enter__(self) -> NoDigests:
         return self

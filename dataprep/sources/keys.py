@@ -29,6 +29,16 @@ class KeySet:
     def __len__(self) -> int:
         return self._count
 
+    def __contains__(self, key: int) -> bool:
+        key = key or 1
+        slots, mask = self._slots, len(self._slots) - 1
+        at = key & mask
+        while (held := slots[at]) != _EMPTY:
+            if held == key:
+                return True
+            at = (at + 1) & mask
+        return False
+
     def add(self, key: int) -> bool:
         """True when the key is new."""
         key = key or 1

@@ -7,17 +7,29 @@ of a million files needs little memory.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataprep.sources.archives import copy_member, split_path
+from dataprep.sources.entries import (
+    Caption,
+    Count,
+    Entry,
+    ListedFile,
+    Media,
+    Rejected,
+    SourceListing,
+    Wanted,
+    canonical_line,
+    entries_digest,
+    entry_row,
+)
 from m4v.core.artifacts import Artifact
 from m4v.core.config import FrozenModel
 from m4v.core.errors import DataIntegrityError, InputError
@@ -25,7 +37,6 @@ from m4v.core.storage import Storage, write_atomic
 
 LISTING, CAPTIONS, REJECTED, SOURCE = "listing.parquet", "captions.parquet", "rejected.parquet", "source.json"
 WANTED = "wanted.parquet"
-Media = Literal["video", "image"]
 ROW_GROUP = 8192
 
 FILE_SCHEMA = pa.schema(
@@ -69,64 +80,6 @@ WANTED_SCHEMA = pa.schema(
 )
 
 
-class Caption(NamedTuple):
-    """A caption of frames first..last (inclusive), or of the whole file when both are None."""
-
-    first_frame: int | None
-    last_frame: int | None
-    text: str
-    origin: str
-
-
-class Wanted(NamedTuple):
-    """Where a file that is not there may be fetched from, and what its table says of it."""
-
-    url: str
-    source_id: str
-    media: Media
-    claims: Mapping[str, object]
-
-
-class Rejected(NamedTuple):
-    """Something that is not used, and why. `row` counts the records of a table from 1, its header excluded."""
-
-    path: str
-    row: int | None
-    reason: str
-    detail: str = ""
-    wanted: Wanted | None = None
-
-
-@dataclass(frozen=True)
-class ListedFile:
-    """One usable file. `path` is relative to the collection; `extra` are JSON facts of its own kind."""
-
-    path: str
-    size_bytes: int
-    sha256: str
-    media: Media
-    source_id: str
-    licence: str
-    captions: tuple[Caption, ...] = ()
-    first_frame: int | None = None
-    last_frame: int | None = None
-    width: int | None = None
-    height: int | None = None
-    fps: float | None = None
-    duration_s: float | None = None
-    extra: Mapping[str, object] = field(default_factory=dict)
-
-
-class Count(NamedTuple):
-    """Adds to a counter of `source.json`: things looked at and rightly left out (no media, filtered rows)."""
-
-    name: str
-    number: int = 1
-
-
-Entry = ListedFile | Rejected | Count
-
-
 class SourceFacts(FrozenModel):
     """`source.json`. `media`: whether files lie inside the artifact or at the collection's location;
     `identity`: what the sha256 column was made of."""
@@ -139,56 +92,6 @@ class SourceFacts(FrozenModel):
     media: Literal["external", "inside"]
     identity: Literal["full", "sampled"]
     counts: dict[str, int]
-
-
-@dataclass
-class SourceListing:
-    """A whole listing in memory, for small collections and tests."""
-
-    files: list[ListedFile] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-
-    @classmethod
-    def of(cls, entries: Iterable[Entry]) -> SourceListing:
-        listing = cls()
-        for entry in entries:
-            if isinstance(entry, ListedFile):
-                listing.files.append(entry)
-            elif isinstance(entry, Rejected):
-                listing.rejected.append(entry)
-            else:
-                listing.counts[entry.name] += entry.number
-        return listing
-
-    def digest(self) -> str:
-        return entries_digest([*self.files, *self.rejected, *(Count(*c) for c in sorted(self.counts.items()))])
-
-
-def _json(value: object) -> str:
-    """Compact JSON with sorted keys; the RFC 8785 encoder would take a third of a million-row scan."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def entry_row(entry: Entry) -> dict[str, object]:
-    if isinstance(entry, ListedFile):
-        row = dict(vars(entry))
-        del row["captions"]
-        row["extra"] = _json(row["extra"])
-        return row
-    row = entry._asdict()
-    row.pop("wanted", None)  # has a table of its own
-    return row
-
-
-def entries_digest(entries: Iterable[Entry]) -> str:
-    """Digest of a stream of entries; equal listings, equal digests."""
-    sha = hashlib.sha256()
-    for entry in entries:
-        captions = entry.captions if isinstance(entry, ListedFile) else ()
-        sha.update(_json([type(entry).__name__, entry_row(entry), captions]).encode())
-        sha.update(b"\n")
-    return sha.hexdigest()
 
 
 class _Table:
@@ -259,7 +162,7 @@ class ListingWriter:
             self._wanted = _Table(self._directory / WANTED, WANTED_SCHEMA)
         self._wanted.add(
             {"path": entry.path, "row": entry.row, "url": wanted.url, "source_id": wanted.source_id,
-             "media": wanted.media, "extra": _json(wanted.claims)}
+             "media": wanted.media, "extra": canonical_line(wanted.claims)}
         )  # fmt: skip
         self.counts["wanted"] += 1
 
@@ -311,12 +214,17 @@ class SourceReader:
             yield Rejected(str(row["path"]), row["row"], "missing_file", "", wanted)  # type: ignore[arg-type]
 
     def media_path(self, file: ListedFile, location: Storage | None, cache: Path) -> Path:
-        """A local path of a listed file: inside the artifact, in place at a local `location`, or a copy of a
-        remote one below `cache`. Raises InputError when the file or the location is not there."""
+        """A local path of a listed file: inside the artifact, in place at a local `location`, or a copy below
+        `cache` of a remote one or of an archive's member. Raises InputError when file or location is not there."""
         if self.facts.media == "inside":
             return self.artifact.path(file.path)
         if location is None:
             raise InputError("source has no location", value=self.name, next_step="give it a `location` in the recipe")
+        if split_path(file.path) is not None:
+            target = cache / self.name / file.sha256
+            if not target.is_file():
+                copy_member(location, file.path, target)
+            return target
         if not location.is_local:
             known = file.sha256 if self.facts.identity == "full" else None
             return location.fetch(file.path, cache / self.name / file.path, known)
@@ -351,3 +259,26 @@ class _Grouped:
             taken.append(self._next)
             self._next = next(self._rows, None)
         return taken
+
+
+__all__ = [
+    "CAPTIONS",
+    "LISTING",
+    "REJECTED",
+    "SOURCE",
+    "WANTED",
+    "Caption",
+    "Count",
+    "Entry",
+    "ListedFile",
+    "ListingWriter",
+    "Media",
+    "Rejected",
+    "SourceFacts",
+    "SourceListing",
+    "SourceReader",
+    "Wanted",
+    "entries_digest",
+    "entry_row",
+    "write_facts",
+]

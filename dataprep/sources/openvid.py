@@ -1,4 +1,4 @@
-"""Adapter `openvid`: OpenVid-1M as its CSV files describe it and as its archives unpack.
+"""Adapter `openvid`: OpenVid-1M as its CSV files describe it, unpacked or in its archives.
 
 Columns (with spaces): video, caption, aesthetic score, motion score, temporal consistency score,
 camera motion, frame, fps, seconds. Videos lie flat in one folder; names may begin with dashes. Rows stream,
@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from dataprep.sources.adapter import ScanContext
 from dataprep.sources.captions import positive_number
 from dataprep.sources.config import OpenVidConfig
+from dataprep.sources.config_base import Identity
 from dataprep.sources.digests import DigestCache
+from dataprep.sources.keys import KeySet, key_of
 from dataprep.sources.listing import Caption, Count, Entry, ListedFile, Rejected
+from dataprep.sources.openvid_archives import ArchiveIndex, archive_names, archives_digest, hd_videos
+from dataprep.sources.rows import MediaFiles, Place, limited, place_of, require_directory
 from dataprep.sources.tables import Record, read_csv
 from dataprep.sources.text import clean_caption, path_problem, printable
-from m4v.core.errors import InputError
+from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.storage import Storage
 
 VIDEO, CAPTION, CAMERA = "video", "caption", "camera motion"
@@ -32,7 +34,6 @@ SCORES = {
 }
 CLAIMS = ("frame", "fps", "seconds")
 COLUMNS = (VIDEO, CAPTION, *SCORES, CAMERA, *CLAIMS)
-_TICK = 2000
 
 
 class _Row(NamedTuple):
@@ -43,101 +44,141 @@ class _Row(NamedTuple):
     claims: dict[str, float]
 
 
+class _Found(NamedTuple):
+    """A video of the collection; an empty path or no size when it is not there."""
+
+    path: str
+    size: int | None
+    digest: str = ""
+
+
+_Find = Callable[[str], _Found]  # raises OSError, EOFError or DataIntegrityError when it cannot be read
+
+
 class OpenVidAdapter:
     inside = False
 
     def entries(self, config: OpenVidConfig, location: Storage, context: ScanContext) -> Iterator[Entry]:
-        root = _root(location)
-        videos = root / config.videos
-        if not videos.is_dir():
+        require_directory(location)
+        if config.archives:
+            with ArchiveIndex(location, archive_names(location, config.archives)) as index:
+                yield from index.read()
+                identity = config.identity if context.digests.reads else "sampled"
+                yield from self._scan(config, location, context, _in_archives(index, identity), len(index))
+            return
+        files = MediaFiles(location, context.digests, config.identity)
+        if location.is_local and not (location.local_root / config.videos).is_dir():
             raise InputError(
-                "folder of unpacked videos does not exist", value=config.videos, where=str(root),
-                next_step="unpack OpenVid_part*.zip into it, or set `videos` of this source",
+                "folder of unpacked videos does not exist", value=config.videos, where=location.uri,
+                next_step="unpack OpenVid_part*.zip into it, or set `videos` or `archives` of this source",
             )  # fmt: skip
-        seen: dict[int, None] = {}
-        listed = rows = matched = 0
-        for csv_name in config.csv:
-            for item in _records(root, csv_name):
-                rows += 1
-                if rows % _TICK == 0:
-                    context.tick(rows, None)
-                entry = item if isinstance(item, Rejected) else _entry(item, csv_name, config, videos, context, seen)
-                if isinstance(entry, ListedFile):
-                    matched += 1
-                    if config.limit is not None and listed >= config.limit:
-                        entry = Count("over_limit")
-                    else:
-                        listed += 1
-                yield entry
+        yield from self._scan(config, location, context, _in_folder(files, config), None)
+
+    def _scan(
+        self, config: OpenVidConfig, location: Storage, context: ScanContext, find: _Find, videos: int | None
+    ) -> Iterator[Entry]:
+        """Entries of all rows. `videos`: how many there are, None when the folder is still to be counted."""
+        hd = hd_videos(location, config.hd_list) if config.hd_list else None
+        seen, rows, matched = KeySet(), 0, 0
+
+        def entries() -> Iterator[Entry]:
+            nonlocal rows, matched
+            for csv_name in config.csv:
+                for item in _records(location, csv_name):
+                    rows += 1
+                    entry = item if isinstance(item, Rejected) else _entry(item, csv_name, config, find, seen, hd)
+                    matched += isinstance(entry, ListedFile)
+                    yield entry
+
+        yield from limited(entries(), config.limit, context)
         yield Count("rows", rows)
-        with os.scandir(videos) as found:
-            yield Count("files_without_row", max(0, sum(1 for e in found if e.is_file()) - matched))
+        there = videos if videos is not None else _files_in(location, config.videos)
+        yield Count("files_without_row", max(0, there - matched))
 
     def probe(self, config: OpenVidConfig, location: Storage | None, digests: DigestCache) -> str:
-        """From the CSV bytes and the name, size and time of every video: hashing terabytes is no planning."""
+        """From the CSV bytes and the name, size and time of every video or archive: hashing terabytes is no
+        planning."""
         if location is None:
             raise InputError("source has no location", value=config.kind, next_step="give the source a `location`")
-        root, sha = _root(location), hashlib.sha256()
-        for name in config.csv:
-            path = _csv(root, name)
-            sha.update(f"{name}\0{digests.digest(path, path.stat())}\n".encode())
-        videos = root / config.videos
-        if videos.is_dir():
-            with os.scandir(videos) as found:
-                lines = [os.fsencode(e.name) + b"\0%d\0%d\n" % _size_and_time(e) for e in found]
-            for line in sorted(lines):
-                sha.update(line)
+        require_directory(location)
+        sha = hashlib.sha256()
+        for name in (*config.csv, *((config.hd_list,) if config.hd_list else ())):
+            _require(location, name)
+            sha.update(f"{name}\0{digests.of(location, name, _size(location, name))}\n".encode())
+        if config.archives:
+            sha.update(archives_digest(location, archive_names(location, config.archives)).encode())
+            return sha.hexdigest()
+        for line in sorted(_video_lines(location, config.videos)):
+            sha.update(line)
         return sha.hexdigest()
 
 
-def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
-    status = entry.stat()
-    return status.st_size, status.st_mtime_ns
+def _in_folder(files: MediaFiles, config: OpenVidConfig) -> _Find:
+    def find(name: str) -> _Found:
+        path = f"{config.videos}/{name}"
+        size = files.size(path)
+        return _Found(path, size, files.digest(path, size) if size else "")
+
+    return find
 
 
-def _root(location: Storage) -> Path:
-    root = location.local_root
-    if not root.is_dir():
-        raise InputError(
-            "collection directory does not exist", value=str(root),
-            next_step="correct `location` of this source in the recipe (--set sources.NAME.location=DIRECTORY)",
-        )  # fmt: skip
-    return root
+def _in_archives(index: ArchiveIndex, identity: Identity) -> _Find:
+    def find(name: str) -> _Found:
+        place = index.find(name)
+        return _Found(name, None) if place is None else _Found(place.path, place.size, index.digest(place, identity))
+
+    return find
 
 
-def _csv(root: Path, name: str) -> Path:
-    path = root / name
-    if not path.is_file():
-        raise InputError("CSV does not exist", value=name, where=str(root), next_step="set `csv` of this source")
-    return path
+def _video_lines(location: Storage, folder: str) -> Iterator[bytes]:
+    """Name, size and (when local) time of every video of the folder."""
+    if not location.is_local:
+        for file in location.list(folder):
+            yield f"{file.path}\0{file.size_bytes}\n".encode()
+    elif (location.local_root / folder).is_dir():
+        with os.scandir(location.local_root / folder) as found:
+            for entry in found:
+                status = entry.stat()
+                yield os.fsencode(entry.name) + b"\0%d\0%d\n" % (status.st_size, status.st_mtime_ns)
 
 
-def _records(root: Path, name: str) -> Iterator[Record | Rejected]:
-    with _csv(root, name).open("rb") as stream:
+def _files_in(location: Storage, folder: str) -> int:
+    if not location.is_local:
+        return sum(1 for _ in location.list(folder))
+    with os.scandir(location.local_root / folder) as found:
+        return sum(1 for e in found if e.is_file())
+
+
+def _size(location: Storage, name: str) -> int:
+    with location.open(name) as stream:
+        return stream.seek(0, os.SEEK_END)
+
+
+def _require(location: Storage, name: str) -> None:
+    if not location.exists(name):
+        raise InputError("CSV does not exist", value=name, where=location.uri, next_step="set `csv` of this source")
+
+
+def _records(location: Storage, name: str) -> Iterator[Record | Rejected]:
+    _require(location, name)
+    with location.open(name) as stream:
         first = True
         for item in read_csv(stream, name, ","):
             if isinstance(item, Rejected) and item.reason == "bad_table":
-                raise InputError(f"CSV cannot be read: {item.detail}", value=name, where=str(root))
+                raise InputError(f"CSV cannot be read: {item.detail}", value=name, where=location.uri)
             if first and isinstance(item, Record):
                 absent = [c for c in COLUMNS if c not in item.fields]
                 if absent:
                     raise InputError(
-                        f"CSV lacks the columns {', '.join(absent)}", value=name, where=str(root),
+                        f"CSV lacks the columns {', '.join(absent)}", value=name, where=location.uri,
                         next_step=f"its columns are {', '.join(item.fields)}",
                     )  # fmt: skip
                 first = False
             yield item
 
 
-def _entry(
-    item: Record,
-    csv_name: str,
-    config: OpenVidConfig,
-    videos: Path,
-    context: ScanContext,
-    seen: dict[int, None],
-) -> Entry:
-    where = f"{csv_name} row {item.row}, byte {item.offset}"
+def _entry(item: Record, csv_name: str, config: OpenVidConfig, find: _Find, seen: KeySet, hd: KeySet | None) -> Entry:
+    where = place_of(csv_name, item)
     try:
         row = _parse(item.fields)
     except ValueError as error:
@@ -146,40 +187,29 @@ def _entry(
         return Rejected(printable(row.name), item.row, "unsafe_name", f"{where}: {problem or 'names a folder'}")
     if not _wanted(row, config):
         return Count("filtered_by_scores")
-    key = int.from_bytes(hashlib.blake2b(row.name.encode(), digest_size=8).digest(), "little")
-    if key in seen:
-        return Rejected(row.name, item.row, "duplicate_id", where)
-    seen[key] = None
+    if hd is not None and key_of(row.name) not in hd:
+        return Count("not_in_hd_list")
+    if not seen.add(key_of(row.name)):
+        return Rejected(row.name, item.row, "duplicate_id", str(where))
     clean = clean_caption(row.caption, config.max_caption_chars)
     if clean.problem:
-        return Rejected(row.name, item.row, clean.problem, where)
-    return _listed(row, item, csv_name, where, clean.text, config, videos, context.digests)
+        return Rejected(row.name, item.row, clean.problem, str(where))
+    return _listed(row, where, clean.text, config, find)
 
 
-def _listed(
-    row: _Row,
-    item: Record,
-    csv_name: str,
-    where: str,
-    caption: str,
-    config: OpenVidConfig,
-    videos: Path,
-    digests: DigestCache,
-) -> Entry:
-    relative, path = f"{config.videos}/{row.name}", f"{videos}/{row.name}"
+def _listed(row: _Row, where: Place, caption: str, config: OpenVidConfig, find: _Find) -> Entry:
     try:
-        status = os.stat(path)  # noqa: PTH116 - a million Path objects cost seconds
-        if not stat.S_ISREG(status.st_mode):
-            return Rejected(relative, item.row, "missing_file", f"{where}: no regular file")
-        if status.st_size == 0:
-            return Rejected(relative, item.row, "empty", f"{where}: file has no bytes")
-        digest = digests.digest(path, status, config.identity)
-    except FileNotFoundError:
-        return Rejected(relative, item.row, "missing_file", where)
-    except OSError as error:
-        return Rejected(relative, item.row, "unreadable", f"{where}: {type(error).__name__}: {error.strerror}")
+        path, size, digest = find(row.name)
+    except DataIntegrityError as error:
+        return Rejected(row.name, where.row, "damaged_member", f"{where}: {error.message}")
+    except (OSError, EOFError) as error:
+        return Rejected(row.name, where.row, "unreadable", f"{where}: {type(error).__name__}: {error}")
+    if size is None:
+        return Rejected(path, where.row, "missing_file", str(where))
+    if size == 0:
+        return Rejected(path, where.row, "empty", f"{where}: file has no bytes")
     return ListedFile(
-        relative, status.st_size, digest, "video", row.name, config.licence, (Caption(None, None, caption, csv_name),),
+        path, size, digest, "video", row.name, config.licence, (Caption(None, None, caption, where.table),),
         fps=row.claims.get("fps"), duration_s=row.claims.get("seconds"),
         extra={**row.scores, "camera_motion": row.camera, "frames_claimed": row.claims.get("frame")},
     )  # fmt: skip
