@@ -18,6 +18,7 @@ from typing import cast
 from pydantic import ValidationError
 
 from m4v.core.artifacts import build_manifest, write_manifest
+from m4v.core.canonical import FileEntry
 from m4v.core.errors import ConfigError, Drained, ExitClass, M4VError
 from m4v.core.stage import (
     ExitRecord,
@@ -115,7 +116,9 @@ def write_result(context: StageContext, numerics: dict[str, object] | None) -> N
     outputs = []
     for declared in request.outputs:
         directory = context.output(declared.name)
-        manifest = build_manifest(directory, declared.kind, context.summaries().get(declared.name, {}))
+        shared = context.shared(declared.name)
+        entries = (FileEntry(f.path, f.size_bytes, f.sha256) for f in shared)
+        manifest = build_manifest(directory, declared.kind, context.summaries().get(declared.name, {}), entries)
         write_manifest(directory, manifest)
         outputs.append(
             OutputResult(
@@ -125,6 +128,7 @@ def write_result(context: StageContext, numerics: dict[str, object] | None) -> N
                 staging=str(directory),
                 size_bytes=manifest.size_bytes,
                 files=len(manifest.files),
+                shared=shared,
             )
         )
     result = StageResult(

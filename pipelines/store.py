@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from m4v.core.artifacts import MANIFEST, ArtifactKind, Manifest, read_manifest, verify
+from m4v.core.artifacts import MANIFEST, ArtifactKind, Manifest, ManifestFile, read_manifest, verify
 from m4v.core.errors import DataIntegrityError, InfrastructureError, InputError
-from m4v.core.stage import OutputResult
+from m4v.core.stage import OutputResult, SharedFile
 from m4v.core.storage import Storage, is_temporary, storage_faults, sync_directory, sync_tree, temporary_beside
 
 ARTIFACTS = "artifacts"
@@ -64,11 +64,12 @@ class ArtifactStore:
         manifest = _verified(target, output.artifact_id) if damaged else None
         if manifest is None:
             manifest = _check_staged(staging, output)
+            incoming = _Incoming(staging, manifest, {f.path: f for f in output.shared})
             with storage_faults(target.uri):
                 if target.is_local:
-                    _bring_local(staging, manifest, target)
+                    _bring_local(incoming, target)
                 else:
-                    _bring_remote(staging, manifest, target, damaged)
+                    _bring_remote(incoming, target, damaged)
         staging.delete()
         return _record(target, manifest)
 
@@ -163,21 +164,43 @@ def _check_staged(staging: Storage, output: OutputResult) -> Manifest:
             where=staging.uri,
             next_step="run the stage again",
         )
-    manifest = verify(staging, output.artifact_id, deep=True)
+    manifest = verify(staging, output.artifact_id, deep=True, elsewhere={f.path for f in output.shared})
     if manifest.kind != output.kind:
         raise DataIntegrityError(f"staged output is {manifest.kind}, not {output.kind}", where=staging.uri)
     return manifest
 
 
-def _bring_local(staging: Storage, manifest: Manifest, target: Storage) -> None:
+@dataclass(frozen=True)
+class _Incoming:
+    """A staged artifact on its way in: most files lie in `staging`, the `shared` ones in artifacts that stand."""
+
+    staging: Storage
+    manifest: Manifest
+    shared: Mapping[str, SharedFile]
+
+    def bring(self, file: ManifestFile, target: Storage) -> None:
+        """Copy, link or upload one file to `target`."""
+        if file.path in self.shared:
+            one = self.shared[file.path]
+            target.share(Storage(one.uri), one.source, file.path, file.sha256)
+        elif target.is_local:
+            self.staging.fetch(file.path, target.local_root / file.path, file.sha256)
+        else:
+            _upload(self.staging, file.path, target)
+
+
+def _bring_local(incoming: _Incoming, target: Storage) -> None:
     """One rename; from another filesystem or store, a copy beside the place first."""
-    place = target.local_root
+    place, staging, manifest = target.local_root, incoming.staging, incoming.manifest
     place.parent.mkdir(parents=True, exist_ok=True)
-    if staging.is_local and _try_take(staging.local_root, manifest, place):
-        return
+    if staging.is_local and staging.local_root.stat().st_dev == place.parent.stat().st_dev:
+        for file in (f for f in manifest.files if f.path in incoming.shared):
+            incoming.bring(file, staging)
+        if _try_take(staging.local_root, manifest, place):
+            return
     copy = temporary_beside(place)
     for file in manifest.files:
-        staging.fetch(file.path, copy / file.path, file.sha256)
+        incoming.bring(file, Storage(str(copy)))
     staging.fetch(MANIFEST, copy / MANIFEST)
     _take(copy, manifest, place)
 
@@ -216,11 +239,12 @@ def _take(directory: Path, manifest: Manifest, place: Path) -> None:
     raise InfrastructureError("others keep writing to the artifact's place", where=str(place), next_step="run again")
 
 
-def _bring_remote(staging: Storage, manifest: Manifest, target: Storage, damaged: bool) -> None:
+def _bring_remote(incoming: _Incoming, target: Storage, damaged: bool) -> None:
     """Upload what is not there yet, drop what does not belong, then the manifest.
 
     Nothing that belongs is ever deleted, so two publishers of the same bytes cannot hurt each other.
     """
+    manifest = incoming.manifest
     if damaged:
         target.delete(MANIFEST)  # it must not vouch for what changes below it
     present = {f.path: f.size_bytes for f in target.list() if f.path != MANIFEST}
@@ -228,12 +252,12 @@ def _bring_remote(staging: Storage, manifest: Manifest, target: Storage, damaged
         target.delete(path)
     for file in manifest.files:
         if present.get(file.path) != file.size_bytes or target.digest(file.path) != file.sha256:
-            _upload(staging, file.path, target)
+            incoming.bring(file, target)
     arrived = {f.path: f.size_bytes for f in target.list()}
     for file in manifest.files:
         if arrived.get(file.path) != file.size_bytes:
             raise InfrastructureError("upload is incomplete", value=file.path, where=target.uri, next_step="run again")
-    _upload(staging, MANIFEST, target)
+    _upload(incoming.staging, MANIFEST, target)
 
 
 def _upload(staging: Storage, path: str, target: Storage) -> None:

@@ -6,6 +6,7 @@ part of the root; timings, hosts and absolute paths never stand inside (kind `re
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -84,8 +85,11 @@ class Manifest(FrozenModel):
         raise DataIntegrityError("artifact has no such file", value=path, where=f"{self.kind} {self.artifact_id[:12]}")
 
 
-def build_manifest(directory: Path, kind: ArtifactKind, summary: dict[str, object]) -> Manifest:
-    """Hash every file below a local directory, unfinished temporaries left out.
+def build_manifest(
+    directory: Path, kind: ArtifactKind, summary: dict[str, object], shared: Iterable[FileEntry] = ()
+) -> Manifest:
+    """Hash every file below a local directory, unfinished temporaries left out; `shared` files lie elsewhere and
+    are taken as described.
 
     Raises DataIntegrityError if it holds none, a link (whose target would stay behind), or a name or
     summary that canonical JSON cannot carry.
@@ -97,7 +101,8 @@ def build_manifest(directory: Path, kind: ArtifactKind, summary: dict[str, objec
         )
     names = {p.relative_to(directory).as_posix(): p for p in paths if not is_temporary(p.name)}
     names.pop(MANIFEST, None)
-    if not names:
+    elsewhere = [ManifestFile(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in shared]
+    if not names and not elsewhere:
         raise DataIntegrityError("stage left an empty output", value=str(kind), where=str(directory))
     summarised = {k: plain_json(v) for k, v in summary.items()}
     try:
@@ -105,7 +110,8 @@ def build_manifest(directory: Path, kind: ArtifactKind, summary: dict[str, objec
             ManifestFile(path=name, size_bytes=p.stat().st_size, sha256=digest_file(p))
             for name, p in sorted(names.items())
         ]
-        manifest = Manifest(kind=kind, files=tuple(files), summary=summarised)
+        ordered = sorted([*files, *elsewhere], key=lambda f: f.path)
+        manifest = Manifest(kind=kind, files=tuple(ordered), summary=summarised)
         canonical_json(manifest.canonical())
     except ValidationError as error:
         raise DataIntegrityError(
@@ -130,8 +136,11 @@ def read_manifest(storage: Storage) -> Manifest:
         raise DataIntegrityError(f"manifest does not parse: {error.errors()[0]['msg']}", where=storage.uri) from None
 
 
-def verify(storage: Storage, artifact_id: str | None = None, *, deep: bool = True) -> Manifest:
-    """Check every file against the manifest: size always, sha256 when `deep`; extra files are refused.
+def verify(
+    storage: Storage, artifact_id: str | None = None, *, deep: bool = True, elsewhere: Collection[str] = ()
+) -> Manifest:
+    """Check every file against the manifest: size always, sha256 when `deep`; extra files are refused, and those
+    that lie `elsewhere` need not be here.
 
     Raises DataIntegrityError naming the first file that differs.
     """
@@ -142,7 +151,7 @@ def verify(storage: Storage, artifact_id: str | None = None, *, deep: bool = Tru
     expected = {f.path for f in manifest.files}
     if extra := sorted(set(present) - expected):
         raise DataIntegrityError("file is not in the manifest", value=extra[0], where=storage.uri)
-    for file in manifest.files:
+    for file in (f for f in manifest.files if f.path not in elsewhere):
         if present.get(file.path) != file.size_bytes:
             raise DataIntegrityError(
                 f"size is {present.get(file.path)}, manifest says {file.size_bytes}", value=file.path, where=storage.uri

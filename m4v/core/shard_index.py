@@ -56,7 +56,16 @@ class MemberRef(NamedTuple):
 def write_index(path: Path, rows: list[dict[str, object]]) -> None:
     """Write rows sorted by (clip_id, sample_id); same rows, same bytes."""
     ordered = sorted(rows, key=lambda r: (str(r["clip_id"]), str(r["sample_id"])))
-    table = pa.Table.from_pylist(ordered, schema=SCHEMA)
+    _write(path, pa.Table.from_pylist(ordered, schema=SCHEMA))
+
+
+def write_index_table(path: Path, table: pa.Table) -> None:
+    """`write_index` for rows that stand in a table of the schema, in any order; the same rows give the same bytes."""
+    ordered = table.sort_by([("clip_id", "ascending"), ("sample_id", "ascending")])
+    _write(path, ordered.select(SCHEMA.names).cast(SCHEMA).combine_chunks())
+
+
+def _write(path: Path, table: pa.Table) -> None:
     pq.write_table(table, path, compression="zstd", row_group_size=65_536)
 
 

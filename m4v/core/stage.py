@@ -84,13 +84,27 @@ class StageRequest(FrozenModel):
     resources: Resources = Resources(ranks=1, threads=1, workers=1)
 
 
+class SharedFile(FrozenModel):
+    """A file of an output that lies, byte for byte, in another artifact: `uri` is that artifact's, `source` its path
+    there. It does not pass through staging; publishing links it, or has the server copy it."""
+
+    path: str
+    uri: str
+    source: str
+    size_bytes: int
+    sha256: str
+
+
 class OutputResult(FrozenModel):
+    """`staging` holds every file of the artifact but the `shared` ones."""
+
     name: str
     kind: ArtifactKind
     artifact_id: str
     staging: str  # local directory with its manifest, or a store URI
     size_bytes: int
     files: int
+    shared: tuple[SharedFile, ...] = ()
 
 
 class StageResult(FrozenModel):
@@ -195,6 +209,7 @@ class StageContext:
         self.seed, self.resources = request.seed, request.resources
         self.progress = ProgressReporter(self.work_dir / "progress.json" if rank == 0 else None)
         self._summaries: dict[str, dict[str, object]] = {}
+        self._shared: dict[str, dict[str, SharedFile]] = {}
         self._metrics: dict[str, object] = {}
         self._drain = threading.Event()
 
@@ -233,6 +248,20 @@ class StageContext:
         directory = self.work_dir / "staging" / name
         directory.mkdir(parents=True, exist_ok=True)
         return directory
+
+    def share(self, output: str, path: str, artifact: Artifact, source: str) -> None:
+        """Make `path` of an output the file `source` of an input, without touching its bytes.
+
+        Raises DataIntegrityError when the artifact has no such file.
+        """
+        entry = artifact.manifest.entry(source)
+        self._shared.setdefault(output, {})[path] = SharedFile(
+            path=path, uri=artifact.storage.uri, source=source, size_bytes=entry.size_bytes, sha256=entry.sha256
+        )
+
+    def shared(self, output: str) -> tuple[SharedFile, ...]:
+        """Files of an output that `share` named, by path."""
+        return tuple(file for _, file in sorted(self._shared.get(output, {}).items()))
 
     def items(self, step: str, config_digest: str) -> Storage:
         """Item store of one step: results keyed by the caller with the source digest."""
@@ -284,6 +313,6 @@ def read_exits(context_dir: Path) -> list[ExitRecord]:
 
 __all__ = [
     "ExitClass", "ExitRecord", "InputRef", "OutputRef", "OutputResult", "Progress", "ProgressReporter",
-    "Resources", "StageContext", "StageRequest", "StageResult", "install_drain_handler", "read_exits",
+    "Resources", "SharedFile", "StageContext", "StageRequest", "StageResult", "install_drain_handler", "read_exits",
     "write_exit", "write_json",
 ]  # fmt: skip

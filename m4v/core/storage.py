@@ -8,9 +8,11 @@ object appears only when its upload completes. Credentials and endpoints come fr
 from __future__ import annotations
 
 import builtins
+import errno
 import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -181,6 +183,28 @@ class Storage:
                 raise DataIntegrityError("bytes differ from their digest", value=path, where=self.uri)
         return target
 
+    def share(self, source: Storage, source_path: str, path: str, sha256: str) -> None:
+        """Give `path` the bytes of a file of another storage without moving them: a hard link on one local file
+        system, a copy by the server on one remote; anywhere else a copy. What was at `path` is replaced.
+
+        Raises InputError when there is no such file, DataIntegrityError (and leaves `path` alone) when local bytes
+        are not of `sha256`; a copy that the server makes is not read here.
+        """
+        if self._fs is not None and not source.is_local and type(self._fs) is type(source._fs):
+            if not source.exists(source_path):
+                raise InputError("file does not exist", value=source_path, where=source.uri)
+            with storage_faults(self.uri):
+                self._fs.cp_file(source._full(source_path), self._full(path))
+            return
+        if self._fs is not None:
+            with tempfile.TemporaryDirectory() as scratch:
+                self.put_file(source.fetch(source_path, Path(scratch) / "file", sha256), path)
+            return
+        target = Path(self._full(path))
+        if not source.is_local or not _try_link(Path(source._full(source_path)), target, sha256):
+            target.unlink(missing_ok=True)
+            source.fetch(source_path, target, sha256)
+
     def list(self, path: str = "") -> Iterator[StoredFile]:
         """All files below `path`, sorted by path; temporaries of unfinished writes are left out."""
         if self._fs is None:
@@ -253,6 +277,27 @@ def replacing(target: Path) -> Iterator[Path]:
     _sync(target.parent)
 
 
+def _try_link(source: Path, target: Path, sha256: str) -> bool:
+    """Hard link with checked bytes in place of `target`; False where links are not possible."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(target)
+    try:
+        temporary.hardlink_to(source)
+    except FileNotFoundError:
+        raise InputError("file does not exist", value=str(source)) from None
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        return False
+    try:
+        if digest_file(temporary) != sha256:
+            raise DataIntegrityError("bytes differ from their digest", value=source.name, where=str(source.parent))
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)  # renaming one link of a file onto another leaves both
+    return True
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -261,6 +306,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+# Another file system, one without links, a file of somebody else, or as many links as there can be.
+_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
