@@ -32,10 +32,8 @@ SCHEMA = pa.schema(
 )
 _ROWS_PER_GROUP = 8192
 _MEASURES = frozenset(rule.value for rule in RULES)
-_COLUMNS = (
-    "clip_id", "source_digest", "media", "first_frame", "frames", "crop", "phash", "content_digest", "captions",
-    *(f"score_{name}" for name in SCORES if name in _MEASURES),
-)  # fmt: skip
+_VALUE_COLUMNS = ("media", "frames", "crop", *(f"score_{name}" for name in SCORES if name in _MEASURES))
+_COLUMNS = ("clip_id", "source_digest", "first_frame", "phash", "content_digest", *_VALUE_COLUMNS)
 
 
 def candidates_of(clips: Sequence[Clip]) -> Candidates:
@@ -80,15 +78,9 @@ def read_candidates(clips_path: Path, hashes_path: Path) -> Candidates:
     """
     table, hashes = _columns(clips_path, _COLUMNS), _columns(hashes_path, SCHEMA.names)
     if not table["clip_id"].equals(hashes["clip_id"]):
-        raise DataIntegrityError(
-            "tables are of other clips", value=f"clips.parquet, {HASHES}", where=str(clips_path.parent)
-        )
-    sides, frames = crop_sides(table["crop"]), table["frames"].to_numpy()
-    values = {name: table[f"score_{name}"].to_numpy().astype(np.float64) for name in _MEASURES - {"frames", "side"}}
-    video = np.asarray(pc.equal(table["media"], "video"))
-    values["frames"], values["side"] = np.where(video, frames, np.nan), sides.astype(np.float64)
+        raise DataIntegrityError(f"{HASHES} is of other clips than {clips_path.name}", where=str(clips_path.parent))
+    sides, frames, firsts = _sides(table), table["frames"].to_numpy(), table["first_frame"].to_numpy()
     drawn, order = np.asarray(hashes["drawn"]), hashes["input_order"].to_numpy()
-    firsts = table["first_frame"].to_numpy()
 
     def signature(place: int) -> Signature:
         dense = np.frombuffer(hashes["dense"][place].as_py(), dtype="<u8")
@@ -100,13 +92,35 @@ def read_candidates(clips_path: Path, hashes_path: Path) -> Candidates:
             perceptual=not drawn[place],
         )  # fmt: skip
 
-    captioned = np.asarray(pc.greater(pc.list_value_length(table["captions"]), 0))
-    return Candidates(table["clip_id"].to_pylist(), values, drawn, captioned, signature)
+    return Candidates(table["clip_id"].to_pylist(), _values(table), drawn, _captioned(clips_path), signature)
 
 
-def crop_sides(crops: pa.ChunkedArray) -> NDArray[np.int64]:
+def read_values(clips_path: Path) -> dict[str, NDArray[np.float64]]:
+    """What rules look at, by `Rule.value`, in the order of the clip table; NaN where nothing was measured."""
+    return _values(_columns(clips_path, _VALUE_COLUMNS))
+
+
+def _values(table: pa.Table) -> dict[str, NDArray[np.float64]]:
+    video = np.asarray(pc.equal(table["media"], "video"))
+    return {
+        "frames": np.where(video, table["frames"].to_numpy(), np.nan),
+        "side": _sides(table).astype(np.float64),
+        **{name: table[f"score_{name}"].to_numpy().astype(np.float64) for name in SCORES if name in _MEASURES},
+    }
+
+
+def _captioned(path: Path) -> NDArray[np.bool_]:
+    """Read in batches: the captions of a large table are most of its bytes."""
+    found = [
+        np.asarray(pc.greater(pc.list_value_length(batch["captions"]), 0))
+        for batch in pq.ParquetFile(path).iter_batches(columns=["captions"])
+    ]
+    return np.concatenate(found) if found else np.zeros(0, dtype=np.bool_)
+
+
+def _sides(table: pa.Table) -> NDArray[np.int64]:
     """Shorter side in pixels of each crop (x0, y0, x1, y1)."""
-    x0, y0, x1, y1 = (pc.list_element(crops, k).to_numpy() for k in range(4))
+    x0, y0, x1, y1 = (pc.list_element(table["crop"], k).to_numpy() for k in range(4))
     return np.asarray(np.minimum(x1 - x0, y1 - y0), dtype=np.int64)
 
 

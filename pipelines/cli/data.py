@@ -1,0 +1,101 @@
+"""`m4v data sources|inspect|preview|quarantine`: what the data is, why clips went, what other thresholds would do."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated
+
+import typer
+
+from m4v.core.artifacts import ArtifactKind
+from m4v.core.errors import InputError
+from pipelines.cli.output import JsonOption, SetOption, print_json, print_rows
+from pipelines.cli.runs import open_ledger
+from pipelines.workspace import Workspace
+
+data = typer.Typer(help="Sources, clips, datasets: what they hold, what was dropped and why.", no_args_is_help=True)
+ClipsArgument = Annotated[
+    str, typer.Argument(metavar="CLIPS|RUN", help="Id (or prefix) of a clips artifact, or of a run that made one.")
+]
+ListOption = Annotated[int | None, typer.Option("--limit", help="How many clips or rows to list; JSON: all.", min=0)]
+SHOWN = 20
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(data, name="data")
+
+
+@data.command("inspect")
+def inspect(
+    identity: ClipsArgument, set_: SetOption = None, limit: ListOption = None, json_: JsonOption = False
+) -> None:
+    """Funnel, scores and yields of curated clips; with --set what other thresholds would keep.
+
+    `--set curate.filters.min_motion=2` decides anew from the stored scores: nothing is decoded or measured.
+    """
+    from pipelines.cli import data_tables
+    from pipelines.inspection.clip_table import ClipTable
+    from pipelines.inspection.clips import clip_facts
+    from pipelines.inspection.targets import find_target
+    from pipelines.inspection.whatif import stored_config, what_if
+
+    with open_ledger() as ledger:
+        target = find_target(Workspace.open(), ledger, identity, (ArtifactKind.CLIPS,))
+    table = ClipTable(target.artifact)
+    if set_:
+        tried = what_if(target, table, set_)
+        head = {"artifact_id": target.id, "run_id": target.run and target.run.run_id, "recipe": target.recipe}
+        if json_:
+            print_json({**head, **tried.to_json(limit)})
+        else:
+            data_tables.print_what_if(target, tried, SHOWN if limit is None else limit)
+        return
+    config = stored_config(target)
+    facts = clip_facts(target, table, config)
+    if json_:
+        print_json(facts)
+    else:
+        data_tables.print_clips(facts)
+
+
+@data.command("quarantine")
+def quarantine(
+    identity: Annotated[
+        str, typer.Argument(metavar="CLIPS|DATASET|RUN", help="Id (or prefix) of an artifact, or of a run.")
+    ],
+    reason: Annotated[str | None, typer.Option(help="Only this reason, e.g. decode_error.")] = None,
+    limit: ListOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Items that could not be used at all, each with its reason and what helps."""
+    from pipelines.inspection.quarantine import HOLDERS, counted, held_items
+    from pipelines.inspection.targets import find_targets
+
+    with open_ledger() as ledger:
+        targets = find_targets(Workspace.open(), ledger, identity, HOLDERS)
+    rows = held_items([target.artifact for target in targets])
+    counts = counted(rows)
+    if reason is not None:
+        if reason not in counts:
+            raise InputError("nothing is quarantined for this reason", value=reason, next_step=_reasons(reason, counts))
+        rows = [row for row in rows if row.reason == reason]
+    if json_:
+        print_json({
+            "artifacts": [{"artifact_id": t.id, "kind": str(t.artifact.kind)} for t in targets],
+            "counts": counts, "items": [row.to_json() for row in rows[:limit]],
+        })  # fmt: skip
+        return
+    shown = rows if limit is None else rows[:limit]
+    print_rows(
+        ("source", "item", "reason", "step", "detail", "next"),
+        [(r.source, r.path, r.reason, r.step, r.detail, r.next) for r in shown],
+        text=("item", "detail", "next"),
+    )
+    print(f"{len(rows)} quarantined" + (f", {len(shown)} listed" if len(shown) < len(rows) else ""))
+
+
+def _reasons(wanted: str, counts: dict[str, int]) -> str:
+    near = difflib.get_close_matches(wanted, counts, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"there are {', '.join(counts)}" if counts else "nothing is quarantined here at all"
