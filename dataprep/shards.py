@@ -5,16 +5,19 @@ Same samples, same limits, same bytes: order as given, no times, no owners, plai
 
 from __future__ import annotations
 
+import contextlib
 import io
+import mmap
+import os
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from m4v.core.canonical import digest_bytes
 from m4v.core.errors import DataIntegrityError
 from m4v.core.shard_index import MEMBER_SUFFIX, MEMBERS, MemberRef, member, read_member
+from m4v.core.storage import storage_faults, temporary_beside
 
 SHARDS = "shards"
 _BLOCK = tarfile.BLOCKSIZE
@@ -48,12 +51,15 @@ def _tar_bytes(sample: Sample) -> int:
 
 class ShardWriter:
     """Writes samples in the order given into `directory`; a shard ends with its group, at `samples`, or before
-    `size_bytes` would be passed. Use as a context manager."""
+    `size_bytes` would be passed. Shards are numbered from `first`.
 
-    def __init__(self, directory: Path, *, samples: int, size_bytes: int) -> None:
-        self._directory, self._samples, self._size_bytes = directory, samples, size_bytes
-        self._stream: BinaryIO | None = None
-        self._tar: tarfile.TarFile | None = None
+    A shard gets its name when it is whole and on disk: a process that is killed, or a disk that is full, leaves none
+    by halves. Use as a context manager.
+    """
+
+    def __init__(self, directory: Path, *, samples: int, size_bytes: int, first: int = 0) -> None:
+        self._directory, self._samples, self._size_bytes, self._first = directory, samples, size_bytes, first
+        self._open_shard: _OpenShard | None = None
         self._group, self._held, self._used, self._keys = "", 0, 0, set[str]()
         self.shards: list[str] = []
         directory.mkdir(parents=True, exist_ok=True)
@@ -61,24 +67,30 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._close()
+        elif self._open_shard is not None:
+            self._open_shard.discard()
 
     def add(self, sample: Sample) -> dict[str, MemberRef]:
-        """Append a sample; returns where each member stands. Raises ValueError for a key seen before or for
-        members other than the three of the index."""
+        """Append a sample; returns where each member stands.
+
+        Raises ValueError for a key seen before or for members other than the three of the index,
+        InfrastructureError when the disk refuses.
+        """
         if sample.key in self._keys:
             raise ValueError(f"sample {sample.key} stands twice in one dataset")
         if set(sample.members) != set(MEMBERS):
             raise ValueError(f"sample {sample.key} has members {sorted(sample.members)}, not {sorted(MEMBERS)}")
         self._keys.add(sample.key)
-        if self._is_full(sample):
-            self._close()
-        if self._tar is None:
-            self._open(sample.group)
-        self._held += 1
-        self._used += _tar_bytes(sample)
-        return {name: self._append(member_name(sample.key, name), sample.members[name]) for name in MEMBERS}
+        with storage_faults(str(self._directory)):
+            if self._is_full(sample):
+                self._close()
+            shard = self._open_shard or self._open(sample.group)
+            self._held += 1
+            self._used += _tar_bytes(sample)
+            return {name: shard.append(member_name(sample.key, name), sample.members[name]) for name in MEMBERS}
 
     def _is_full(self, sample: Sample) -> bool:
         return self._held > 0 and (
@@ -87,26 +99,74 @@ class ShardWriter:
             or self._used + _tar_bytes(sample) + 2 * _BLOCK > self._size_bytes
         )
 
-    def _open(self, group: str) -> None:
-        self.shards.append(shard_name(len(self.shards)))
-        self._stream = (self._directory / self.shards[-1]).open("wb")
-        self._tar = tarfile.open(fileobj=self._stream, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+    def _open(self, group: str) -> _OpenShard:
+        self.shards.append(shard_name(self._first + len(self.shards)))
+        self._open_shard = _OpenShard(self._directory / self.shards[-1])
         self._group, self._held, self._used = group, 0, 0
+        return self._open_shard
 
-    def _append(self, name: str, data: bytes) -> MemberRef:
-        assert self._tar is not None
+    def _close(self) -> None:
+        if self._open_shard is not None:
+            with storage_faults(str(self._directory)):
+                self._open_shard.close()
+            self._open_shard, self._held = None, 0
+
+
+class _OpenShard:
+    """One tar that is being written beside its place."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._temporary = path, temporary_beside(path)
+        self._stream = self._temporary.open("wb")
+        self._tar = tarfile.open(fileobj=self._stream, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+
+    def append(self, name: str, data: bytes) -> MemberRef:
         info = tarfile.TarInfo(name)
         info.size, info.mode, info.mtime = len(data), _MODE, 0
         start = self._tar.offset + _BLOCK
         self._tar.addfile(info, io.BytesIO(data))
-        return MemberRef(self.shards[-1], start, len(data), digest_bytes(data))
+        return MemberRef(self._path.name, start, len(data), digest_bytes(data))
 
-    def _close(self) -> None:
-        if self._tar is not None and self._stream is not None:
+    def close(self) -> None:
+        try:
             self._tar.close()
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
             self._stream.close()
-            self._tar = self._stream = None
-            self._held = 0
+            self._temporary.replace(self._path)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        # What the stream still holds has nowhere to go on a full disk; the file goes anyway.
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+class ShardReader:
+    """Members of shards by their place, through one memory map a shard; bytes are held against their digest on
+    every read. `path_of` gives a shard's local file."""
+
+    def __init__(self, path_of: Callable[[str], Path]) -> None:
+        self._path_of = path_of
+        self._maps: dict[str, mmap.mmap] = {}
+
+    def read(self, reference: MemberRef) -> bytes:
+        """Raises DataIntegrityError when the bytes are not what the index says."""
+        shard = self._maps.get(reference.shard) or self._map(reference.shard)
+        data = shard[reference.offset : reference.offset + reference.size_bytes]
+        if digest_bytes(data) != reference.sha256:
+            raise DataIntegrityError(
+                "shard member differs from the index", value=reference.shard, next_step="m4v artifacts verify"
+            )
+        return data
+
+    def _map(self, name: str) -> mmap.mmap:
+        with self._path_of(name).open("rb") as stream:
+            self._maps[name] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[name]
 
 
 def verify_shards(directory: Path, rows: Iterable[Mapping[str, object]]) -> None:
