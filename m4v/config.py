@@ -30,6 +30,11 @@ NEGATIVE_PROMPT = (
 )
 
 
+def default_dtype(device: str) -> Dtype:
+    """The transformer's type on a device: bfloat16 on a GPU, as it was trained, float32 on the CPU."""
+    return "float32" if device == "cpu" else "bfloat16"
+
+
 class ModelConfig(FrozenModel):
     """The M4V transformer (paper §3.2, §3.3). `mixer` chooses what the single-stream blocks mix with.
 

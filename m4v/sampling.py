@@ -20,7 +20,7 @@ from m4v.codec import open_codec
 from m4v.codec.config import CodecConfig
 from m4v.codec.interface import Frames, Latent
 from m4v.codec.shape import latent_shape
-from m4v.config import CheckpointConfig, Dtype, SamplerConfig, VideoConfig
+from m4v.config import CheckpointConfig, Dtype, SamplerConfig, VideoConfig, default_dtype
 from m4v.core.artifacts import Artifact
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
@@ -213,11 +213,6 @@ def _memory_told(chunks: Iterator[Frames], what: str) -> Iterator[Frames]:
             f"the GPU has too little memory for {what} ({str(error).partition('.')[0]})",
             next_step="use fewer or smaller frames, bfloat16, a VAE codec with `tile`, or a larger GPU",
         ) from None
-
-
-def default_dtype(device: str) -> Dtype:
-    """The transformer's type on a device: bfloat16 on a GPU, as it was trained, float32 on the CPU."""
-    return "float32" if device == "cpu" else "bfloat16"
 
 
 def usable_device(name: str) -> torch.device:

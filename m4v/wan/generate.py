@@ -16,9 +16,9 @@ from torch import Tensor
 
 from m4v.checkpoint import CONFIG
 from m4v.codec.interface import Frames
-from m4v.config import Dtype
+from m4v.config import Dtype, default_dtype
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
-from m4v.sampling import Video, default_dtype, usable_device
+from m4v.sampling import Video, usable_device
 from m4v.text.interface import TextEncoder, TextFeatures
 from m4v.wan.checkpoint import load_wan
 from m4v.wan.config import WanSamplerConfig

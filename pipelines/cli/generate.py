@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from m4v.config import Dtype, VideoConfig
+from m4v.config import Dtype, VideoConfig, default_dtype
 from m4v.core.canonical import plain_json
 from m4v.core.config import parse
 from pipelines.cli.output import JsonOption, console, duration, print_json, short
@@ -124,7 +124,7 @@ def _run(
     from pipelines.generation.make import make_videos  # brings codecs and image libraries
 
     device = _chosen(device)
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    dtype = dtype or default_dtype(device)
 
     def open_sampler() -> CheckpointSampler:
         from m4v.sampling import CheckpointSampler
