@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
+from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
@@ -18,13 +19,22 @@ from dataprep.quarantine import ItemError, Reason
 
 _SNIFF_BYTES = 4096
 _TEXT_BYTES = frozenset(range(0x20, 0x7F)) | {0x09, 0x0A, 0x0C, 0x0D} | frozenset(range(0x80, 0x100))
+# Checksums inside the stream (FFV1 slices, HEVC picture hashes) are compared and fail the picture. H.264 has none,
+# and its decoder would take a jump to an open group of pictures for damage.
+_CHECKED = {"err_detect": "crccheck+explode"}
+_CHECKED_CODECS = frozenset(("ffv1", "hevc"))
+# FFmpeg's own VP8 and VP9 decoders drop the alpha plane.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
+
+
+MAX_PIXELS = 8192 * 4352
 
 
 class Limits(NamedTuple):
     """Bounds on what one file may make us do; beyond them it is quarantined as `too_large`."""
 
-    max_pixels: int = 8192 * 4352  # of one frame
+    max_pixels: int = MAX_PIXELS  # of one frame
     max_frames: int = 2_000_000
 
 
@@ -54,12 +64,15 @@ def _is_text(head: bytes) -> bool:
     return True
 
 
-def _boxes(path: Path) -> list[bytes]:
-    """Types of the top-level boxes of an ISO media file, in order; stops at the first that makes no sense."""
+def _boxes(path: Path) -> tuple[list[bytes], bool]:
+    """Types of the top-level boxes of an ISO media file, in order, up to the first that makes no sense.
+
+    Also whether the last of them goes beyond the end of the file.
+    """
     found: list[bytes] = []
+    offset = 0
     size = path.stat().st_size
     with path.open("rb") as stream:
-        offset = 0
         while offset + 8 <= size and len(found) < 64:
             stream.seek(offset)
             header = stream.read(16)
@@ -70,19 +83,22 @@ def _boxes(path: Path) -> list[bytes]:
             if length < 8:
                 break
             offset += length
-    return found
+    return found, offset > size
 
 
 def _open_failure(path: Path, error: Exception) -> ItemError:
-    boxes = _boxes(path)
-    if boxes and boxes[0] in _ISO_BOXES and b"moov" not in boxes:
-        return ItemError(Reason.NO_INDEX, "MP4 without its moov box: the end of the file is missing")
+    boxes, cut = _boxes(path)
+    if boxes and boxes[0] in _ISO_BOXES:
+        if b"moov" not in boxes or (cut and boxes[-1] == b"moov"):
+            return ItemError(Reason.NO_INDEX, "MP4 without its whole moov box: the end of the file is missing")
+        if cut:
+            return ItemError(Reason.TRUNCATED, "MP4 whose moov box is there and whose pictures are not")
     return ItemError(Reason.NOT_MEDIA, f"no demuxer reads it: {type(error).__name__}")
 
 
 @contextlib.contextmanager
-def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its main video stream, single-threaded.
+def open_video(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its main video stream, single-threaded; a frame of more than `max_pixels` fails to decode.
 
     Raises ItemError: empty, not_media, no_index, no_video, missing_file.
     """
@@ -98,6 +114,8 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         stream = main_stream(container)
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
+        checked = _CHECKED if stream.codec_context.name in _CHECKED_CODECS else {}
+        stream.codec_context.options = {**checked, "max_pixels": str(max_pixels)}
         yield container, stream
 
 
@@ -114,6 +132,23 @@ def main_stream(container: InputContainer) -> VideoStream:
         return (not stream.disposition & default, -stream.width * stream.height, stream.index)
 
     return min(streams, key=preference)
+
+
+def has_alpha_layer(stream: VideoStream) -> bool:
+    """Whether transparency comes as a second layer beside the stream's own pictures (WebM)."""
+    return stream.codec_context.name in _ALPHA_DECODERS and stream.metadata.get("alpha_mode") == "1"
+
+
+def decoder_of(stream: VideoStream) -> CodecContext:
+    """The decoder for a stream: its own, or the one that also reads the alpha layer."""
+    context = stream.codec_context
+    if not has_alpha_layer(stream):
+        return context
+    decoder = CodecContext.create(_ALPHA_DECODERS[context.name], "r")
+    decoder.extradata = context.extradata
+    decoder.thread_count = 1
+    decoder.options = dict(context.options)
+    return decoder
 
 
 @contextlib.contextmanager

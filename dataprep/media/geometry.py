@@ -1,15 +1,16 @@
-"""Picture geometry: rotation flags, square pixels, crops, and cover-resizing to a bucket."""
+"""Picture geometry: display matrices, square pixels, crops, and cover-resizing to a bucket."""
 
 from __future__ import annotations
 
+import math
+import struct
+from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-from dataprep.quarantine import ItemError, Reason
 
 Frame = NDArray[np.uint8]  # (h, w, 3) RGB
 
@@ -32,12 +33,14 @@ class Box(NamedTuple):
 
 
 class Display(NamedTuple):
-    """From coded to displayed pixels: rotation counter-clockwise in quarter turns, then square pixels."""
+    """From coded to displayed pixels: a mirror (left to right), a counter-clockwise turn, then square pixels."""
 
     coded_width: int
     coded_height: int
     rotation: int  # degrees counter-clockwise, one of 0, 90, 180, 270
     sample_aspect: Fraction
+    mirrored: bool = False
+    skew: float = 0.0  # degrees between what the file asks for and the nearest quarter turn, which is taken
 
     @property
     def width(self) -> int:
@@ -58,8 +61,10 @@ class Display(NamedTuple):
         size = (max(1, round(width)), max(1, round(height)))
         return size if self.rotation % 180 == 0 else (size[1], size[0])
 
-    def sized(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    def sized(self, size: Size) -> tuple[int, int]:
         """(width, height) as given, or of the display where None, or shrunk to a long side; never enlarged by that."""
+        if callable(size):
+            size = size(self)
         if size is None:
             return self.width, self.height
         if not isinstance(size, int):
@@ -75,20 +80,43 @@ class Display(NamedTuple):
         return (width, height) if self.rotation % 180 == 0 else (height, width)
 
 
-def display_of(width: int, height: int, rotation: float, sample_aspect: Fraction | None) -> Display:
-    """Raises ItemError `unsupported` for a rotation that is no quarter turn."""
-    turns = round(rotation / 90)
-    if abs(rotation - 90 * turns) > 1:
-        raise ItemError(Reason.UNSUPPORTED, f"display rotation of {rotation:g} degrees")
+# A long side to shrink to, or (width, height), or as displayed; or what a function of the geometry says.
+Size = int | tuple[int, int] | None | Callable[[Display], tuple[int, int] | None]
+
+
+def display_of(width: int, height: int, matrix: bytes | None = None, sample_aspect: Fraction | None = None) -> Display:
+    """`matrix` is a display matrix as FFmpeg hands it out: nine little-endian 32-bit numbers.
+
+    An angle between quarter turns is taken to the nearest one. Absurd pixel shapes count as square.
+    """
     aspect = sample_aspect if sample_aspect else Fraction(1)
     if not Fraction(1, 8) <= aspect <= 8:
         aspect = Fraction(1)
-    return Display(width, height, 90 * (turns % 4), aspect)
+    rotation, mirrored, skew = _turn(matrix)
+    return Display(width, height, rotation, aspect, mirrored, skew)
 
 
-def rotate(frame: Frame, rotation: int) -> Frame:
-    """Turn counter-clockwise by quarter turns."""
-    return np.ascontiguousarray(np.rot90(frame, rotation // 90)) if rotation else frame
+def _turn(matrix: bytes | None) -> tuple[int, bool, float]:
+    """Quarter turn counter-clockwise after mirroring, whether to mirror, and the angle that is left over."""
+    if matrix is None or len(matrix) < 36:
+        return 0, False, 0.0
+    a, b, _, c, d = struct.unpack("<5i", matrix[:20])
+    if a * d == b * c:
+        return 0, False, 0.0  # not invertible: nothing could be seen
+    # A point (x, y), y down, goes to (a x + c y, b x + d y); mirroring first negates what x contributes.
+    mirrored = a * d - b * c < 0
+    angle = math.degrees(math.atan2(b, -a)) if mirrored else math.degrees(math.atan2(-b, a))
+    turns = round(angle / 90)
+    return 90 * (turns % 4), mirrored, round(angle - 90 * turns, 3)
+
+
+def orient(frame: Frame, display: Display) -> Frame:
+    """Mirror and turn coded pixels upright."""
+    if display.mirrored:
+        frame = frame[:, ::-1]
+    if display.rotation:
+        frame = np.rot90(frame, display.rotation // 90)
+    return np.ascontiguousarray(frame)
 
 
 def resize(frame: Frame, width: int, height: int) -> Frame:

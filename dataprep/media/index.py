@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataprep.media.container import Limits, decoding, open_video
+from dataprep.media.pictures import pictures
 from dataprep.quarantine import ItemError, Reason
 
 _MICROSECONDS = 1_000_000
@@ -32,6 +33,7 @@ class FrameIndex(NamedTuple):
     time_base: Fraction
     end_pts: int  # end of the last frame
     seekable: bool
+    claimed: int = 0  # frames that the container says it has, where fewer were found; 0 otherwise
 
     @property
     def frames(self) -> int:
@@ -81,7 +83,7 @@ def _from_packets(path: Path, limits: Limits) -> FrameIndex:
     keys: list[int | None] = []
     ends: list[int] = []
     discarded = 0
-    with open_video(path) as (container, stream), decoding("reading packets"):
+    with open_video(path, limits.max_pixels) as (container, stream), decoding("reading packets"):
         if stream.width * stream.height > limits.max_pixels:
             raise ItemError(Reason.TOO_LARGE, f"{stream.width}x{stream.height} pixels")
         for packet in container.demux(stream):
@@ -98,8 +100,9 @@ def _from_packets(path: Path, limits: Limits) -> FrameIndex:
             if len(pts) > limits.max_frames:
                 raise ItemError(Reason.TOO_LARGE, f"more than {limits.max_frames} frames")
         claimed, time_base = stream.frames, Fraction(stream.time_base or Fraction(1, 1000))
-    if claimed > len(pts) + discarded:
-        raise ItemError(Reason.TRUNCATED, f"{len(pts) + discarded} of {claimed} claimed frames are in the file")
+    whole = claimed <= len(pts) + discarded
+    if not whole:
+        pts, keys, ends = _whole_groups(pts, keys, ends, f"{len(pts) + discarded} of {claimed} claimed frames")
     if not pts:
         raise ItemError(Reason.TOO_SHORT, "no frame")
     if None in pts or len(set(pts)) != len(pts):
@@ -109,15 +112,30 @@ def _from_packets(path: Path, limits: Limits) -> FrameIndex:
     end = (
         max([*ends, int(ordered[-1]) + _usual_gap(ordered)]) if len(ordered) > 1 else max([*ends, int(ordered[-1]) + 1])
     )
-    return FrameIndex(ordered, ordered_keys, time_base, end, seekable=len(ordered_keys) > 0)
+    return FrameIndex(ordered, ordered_keys, time_base, end, len(ordered_keys) > 0, 0 if whole else claimed)
+
+
+def _whole_groups(
+    pts: list[int | None], keys: list[int | None], ends: list[int], found: str
+) -> tuple[list[int | None], list[int | None], list[int]]:
+    """What is before the last key frame of a file that was cut short: the group of pictures at the cut is lost.
+
+    Raises ItemError `truncated` when no group is whole.
+    """
+    times = [k for k in keys if k is not None]
+    last = max(times, default=None)
+    if last is None or len(times) < 2 or None in pts:
+        raise ItemError(Reason.TRUNCATED, f"{found} are in the file, and no whole group of pictures")
+    kept: list[int | None] = [p for p in pts if p is not None and p < last]
+    return kept, [k for k in keys if k is not None and k < last], [min(e, last) for e in ends]
 
 
 def _from_frames(path: Path, time_base: Fraction, limits: Limits) -> FrameIndex:
     """For containers without usable packet times (old AVI): decode once and count."""
     pts: list[int | None] = []
-    with open_video(path) as (container, stream), decoding("counting frames"):
+    with open_video(path, limits.max_pixels) as (container, stream):
         rate = Fraction(stream.average_rate or 25)
-        for frame in container.decode(stream):
+        for frame in pictures(container, stream):
             pts.append(frame.pts)
             if len(pts) > limits.max_frames:
                 raise ItemError(Reason.TOO_LARGE, f"more than {limits.max_frames} frames")
