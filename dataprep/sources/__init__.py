@@ -42,6 +42,18 @@ def adapter_of(config: AdapterConfig) -> Adapter[Any]:
             from dataprep.sources.webdataset import WebDatasetAdapter
 
             return WebDatasetAdapter()
+        case "pyramidflow":
+            from dataprep.sources.pyramidflow import PyramidFlowAdapter
+
+            return PyramidFlowAdapter()
+        case "generated":
+            from dataprep.sources.generated import GeneratedAdapter
+
+            return GeneratedAdapter()
+        case "laion":
+            from dataprep.sources.laion import LaionAdapter
+
+            return LaionAdapter()
         case "synthetic":
             from dataprep.sources.synthetic import SyntheticAdapter
 

@@ -3,7 +3,7 @@
 - `a.txt`, `a.json`, `a.csv` beside `a.mp4` (or `a.mp4.txt` …): the whole text is one caption; JSON is an
   object or a list of objects; CSV has a row a caption
 - a table of its folder: `captions|metadata.csv|tsv|json|jsonl`, `videos2caption.json`
-- `videos.txt` with `prompt.txt` (or `prompts|captions|caption.txt`): line i belongs to line i
+- `videos.txt` or `images.txt` with `prompt.txt` (or `prompts|captions|caption.txt`): line i belongs to line i
 
 Frame ranges: `first_frame`, `last_frame` (inclusive), or `frame_idx` = "start:end" (half-open).
 """
@@ -11,7 +11,7 @@ Frame ranges: `first_frame`, `last_frame` (inclusive), or `frame_idx` = "start:e
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from dataprep.sources.listing import Caption, Count, Entry, Rejected
@@ -24,7 +24,7 @@ CAPTION_KEYS = ("caption", "captions", "text", "cap", "prompt", "texts")
 TABLES = {f"{stem}.{kind}" for stem in ("captions", "metadata") for kind in ("csv", "tsv", "json", "jsonl")}
 TABLES |= {"videos2caption.json"}
 LINE_FILES = ("prompt.txt", "prompts.txt", "captions.txt", "caption.txt")
-LINE_NAMES = "videos.txt"
+LINE_NAMES = ("videos.txt", "images.txt")
 SIDECARS = (".txt", ".json", ".csv")
 MAX_TABLE_BYTES = 512 << 20
 
@@ -36,13 +36,22 @@ class FileFacts:
     captions: list[Caption] = field(default_factory=list)
     licence: str | None = None
     claims: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, object] = field(default_factory=dict)
 
 
 class CaptionIndex:
-    """All captions of a tree, by media path. `paths` are all other files; `rejected` grows while it reads."""
+    """All captions of a tree, by media path. `paths` are all other files; `rejected` grows while it reads.
+    `keep` takes from a record's fields what a kind of collection keeps beside captions."""
 
-    def __init__(self, storage: Storage, paths: Iterable[str], media: Iterable[str], max_chars: int) -> None:
-        self._storage, self._max_chars = storage, max_chars
+    def __init__(
+        self,
+        storage: Storage,
+        paths: Iterable[str],
+        media: Iterable[str],
+        max_chars: int,
+        keep: Callable[[Mapping[str, object]], Mapping[str, object]] = lambda fields: {},
+    ) -> None:
+        self._storage, self._max_chars, self._keep = storage, max_chars, keep
         self.media = set(media)
         self._others = set(paths)
         self.files: dict[str, FileFacts] = {}
@@ -60,7 +69,7 @@ class CaptionIndex:
         for path in sorted(paths):
             if posixpath.basename(path) in TABLES:
                 self._table(path)
-            elif posixpath.basename(path) == LINE_NAMES:
+            elif posixpath.basename(path) in LINE_NAMES:
                 self._lines(path, paths)
 
     def _sidecar(self, name: str, media: str) -> None:
@@ -82,7 +91,11 @@ class CaptionIndex:
         if beside is None:
             return
         self.used |= {path, beside}
-        names, texts = (decode(self._storage.read_bytes(p)).splitlines() for p in (path, beside))
+        names, texts = (_lines_of(decode(self._storage.read_bytes(p))) for p in (path, beside))
+        while names and not names[-1].strip():
+            names.pop()
+        while len(texts) > len(names) and not texts[-1].strip():
+            texts.pop()  # blank lines at the end; a blank line between others is a blank caption
         if len(names) != len(texts):
             detail = f"{len(names)} lines, {posixpath.basename(beside)} has {len(texts)}"
             self.rejected.append(Rejected(path, None, "bad_table", detail))
@@ -90,6 +103,8 @@ class CaptionIndex:
         for row, (name, text) in enumerate(zip(names, texts, strict=True), start=1):
             if name.strip():
                 self._add(Record(row, None, {"file": name.strip(), "caption": text}), path, None)
+            elif text.strip():
+                self.rejected.append(Rejected(path, row, "bad_row", "a caption stands at a line that names no file"))
 
     def _records(self, path: str) -> Iterator[Record | Rejected]:
         if path.endswith(".json"):
@@ -122,6 +137,7 @@ class CaptionIndex:
         if isinstance(fields.get("licence") or fields.get("license"), str):
             facts.licence = str(fields.get("licence") or fields.get("license"))
         facts.claims.update(record_claims(fields))
+        facts.extra.update(self._keep(fields))
         self._add_texts(_texts(fields), first, last, media, table, item.row)
 
     def _resolve(self, name: str, table: str, row: int, where: str) -> str | None:
@@ -157,6 +173,12 @@ class CaptionIndex:
                 facts.captions.append(caption)
                 if clean.changed:
                     self.rejected.append(Count("captions_repaired"))
+
+
+def _lines_of(text: str) -> list[str]:
+    """Lines as editors count them: other separators (U+2028, form feed) are part of a caption."""
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
 def _texts(fields: Mapping[str, object]) -> list[str]:

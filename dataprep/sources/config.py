@@ -135,6 +135,9 @@ AdapterConfig = Annotated[
     | OpenVidConfig
     | WebVidConfig
     | OpenSoraPlanConfig
+    | PyramidFlowConfig
+    | GeneratedConfig
+    | LaionConfig
     | WebDatasetConfig
     | SyntheticConfig,
     Field(discriminator="kind"),

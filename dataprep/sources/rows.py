@@ -45,7 +45,7 @@ class MediaFiles:
     listed once, so that a million rows are not a million requests."""
 
     def __init__(self, location: Storage, digests: DigestCache, identity: Identity) -> None:
-        self.location, self._digests, self._identity = location, digests, identity
+        self.location, self.digests, self.identity = location, digests, identity
         self._sizes: dict[str, int] | None = None
 
     def size(self, path: str) -> int | None:
@@ -65,7 +65,7 @@ class MediaFiles:
         return self._sizes.get(path)
 
     def digest(self, path: str, size: int) -> str:
-        return self._digests.of(self.location, path, size, self._identity)
+        return self.digests.of(self.location, path, size, self.identity)
 
 
 class Row(NamedTuple):

@@ -6,14 +6,16 @@ Columns go by header name, never by position, and names keep their spaces.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from dataprep.sources.listing import Rejected
 from dataprep.sources.text import decode
 
+MAX_LINE_BYTES = 16 << 20  # a file without line ends must not fill the memory
 MAX_RECORD_LINES = 2000  # a quote that never closes must not swallow the table
 
 
@@ -25,11 +27,18 @@ class Record(NamedTuple):
     fields: Mapping[str, object]
 
 
+def _buffered(stream: IO[bytes]) -> io.BufferedIOBase:
+    """Files of remote storage read single lines slowly and without a limit."""
+    if isinstance(stream, io.BufferedIOBase):
+        return stream
+    return io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20)
+
+
 class _Lines:
     """Lines of a byte stream for csv.reader: remembers where each began and can take lines back."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+        self._stream = _buffered(stream)
         self._returned: deque[tuple[int, bytes]] = deque()
         self._offset = 0
         self.record: list[tuple[int, bytes]] = []
@@ -43,7 +52,7 @@ class _Lines:
         if self._returned:
             item = self._returned.popleft()
         else:
-            line = self._stream.readline()
+            line = self._stream.readline(MAX_LINE_BYTES)
             if not line:
                 raise StopIteration
             item = (self._offset, line)
@@ -131,7 +140,8 @@ def read_json(data: bytes, path: str) -> Iterator[Record | Rejected]:
 
 def read_json_lines(stream: IO[bytes], path: str) -> Iterator[Record | Rejected]:
     row = offset = 0
-    for line in stream:
+    lines = _buffered(stream)
+    while line := lines.readline(MAX_LINE_BYTES):
         text = decode(line) if offset == 0 else line.decode("utf-8", errors="replace")
         if text.strip():
             row += 1
@@ -145,4 +155,5 @@ def read_json_lines(stream: IO[bytes], path: str) -> Iterator[Record | Rejected]
 def _checked(item: object, row: int, offset: int | None, path: str) -> Record | Rejected:
     if isinstance(item, dict):
         return Record(row, offset, item)
-    return Rejected(path, row, "bad_row", f"an object is needed, not {type(item).__name__}")
+    where = f"byte {offset}: " if offset is not None else ""
+    return Rejected(path, row, "bad_row", f"{where}an object is needed, not {type(item).__name__}")

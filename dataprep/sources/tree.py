@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 
 from dataprep.sources.adapter import ScanContext
 from dataprep.sources.captions import CaptionIndex, FileFacts
-from dataprep.sources.config import FolderConfig, ImagesConfig
+from dataprep.sources.config import FolderConfig, GeneratedConfig, ImagesConfig
 from dataprep.sources.digests import DigestCache
 from dataprep.sources.listing import Caption, Count, Entry, ListedFile, Media, Rejected, entries_digest
 from dataprep.sources.text import path_problem, printable
@@ -23,7 +23,7 @@ VIDEO_SUFFIXES = frozenset((
 ))
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"))
 # fmt: on
-TreeConfig = FolderConfig | ImagesConfig
+TreeConfig = FolderConfig | ImagesConfig | GeneratedConfig
 
 
 @cache
@@ -46,7 +46,7 @@ class TreeAdapter:
     inside = False
 
     def __init__(self, media: Media) -> None:
-        self._media: Media = media
+        self._media_of: Callable[[str], Media | None] = lambda path: media
         self._suffixes = VIDEO_SUFFIXES if media == "video" else IMAGE_SUFFIXES
 
     def entries(self, config: TreeConfig, location: Storage, context: ScanContext) -> Iterator[Entry]:
@@ -59,7 +59,7 @@ class TreeAdapter:
         media = sorted((f for f in stored if self._chosen(f.path, config)), key=lambda f: printable(f.path))
         usable = {f.path for f in media if path_problem(f.path) is None}
         texts = {f.path for f in stored if path_problem(f.path) is None} - usable
-        index = CaptionIndex(location, texts, usable, config.max_caption_chars)
+        index = self._index(location, texts, usable, config.max_caption_chars)
         yield from index.rejected
         yield Count("ignored", len(stored) - len(media) - len(index.used))
         rejected = {e.path for e in index.rejected if isinstance(e, Rejected)}
@@ -111,7 +111,7 @@ class TreeAdapter:
             path=file.path,
             size_bytes=file.size_bytes,
             sha256=digest,
-            media=self._media,
+            media=self._media_of(file.path) or "video",
             source_id=file.path,
             licence=facts.licence or config.licence,
             captions=tuple(captions),
@@ -121,7 +121,15 @@ class TreeAdapter:
             height=int(claims["height"]) if "height" in claims else None,
             fps=claims.get("fps"),
             duration_s=claims.get("duration_s"),
+            extra=self._extra(facts, captions, config),
         )
+
+    def _index(self, location: Storage, texts: set[str], usable: set[str], max_chars: int) -> CaptionIndex:
+        return CaptionIndex(location, texts, usable, max_chars)
+
+    def _extra(self, facts: FileFacts, captions: list[Caption], config: TreeConfig) -> Mapping[str, object]:
+        """What a kind of tree keeps of a file beside its captions."""
+        return {}
 
 
 def _hidden(path: str) -> bool:
