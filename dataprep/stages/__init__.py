@@ -1,1 +1,1 @@
-"""Stage functions of dataprep: source, curate, encode."""
+"""Stage functions of dataprep: source, curate, encode, version."""

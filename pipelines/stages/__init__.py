@@ -46,6 +46,14 @@ ENCODE = StageSpec(
     numeric=True,
     weights="dataprep.encode_config:weights_of",
 )
+VERSION = StageSpec(
+    name="version",
+    version=1,
+    function="dataprep.stages.version:run",
+    config_model="dataprep.versions.config:VersionConfig",
+    inputs={"dataset": InputSpec(Kind.DATASET, many=True)},
+    outputs={"dataset": Kind.DATASET},
+)
 INIT = StageSpec(
     name="init",
     version=1,
@@ -116,4 +124,4 @@ REPORT = StageSpec(
     data_files=("pipelines/web/templates/**/*", "pipelines/web/static/**/*"),
 )
 
-ALL = (SOURCE, WEIGHTS, CURATE, ENCODE, INIT, TRAIN, REWARD, GENERATE, EVALUATE, GATE, REPORT)
+ALL = (SOURCE, WEIGHTS, CURATE, ENCODE, VERSION, INIT, TRAIN, REWARD, GENERATE, EVALUATE, GATE, REPORT)
