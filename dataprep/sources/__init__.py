@@ -1,7 +1,8 @@
 """Source adapters: collections of videos and images, listed row by row, nothing dropped in silence.
 
 `scan` lists a collection in memory, `probe` gives the digest a plan needs; the `source` stage streams the
-same entries into an artifact. Neither needs torch.
+same entries into an artifact. Neither needs torch. `dataprep.sources.sniff` says which kinds a location may hold,
+`dataprep.sources.report` what a scan would give before a byte of media is read.
 """
 
 from __future__ import annotations

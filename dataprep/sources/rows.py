@@ -7,6 +7,7 @@ import hashlib
 import ipaddress
 import os
 import posixpath
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -207,7 +208,7 @@ def find_tables(location: Storage, patterns: Sequence[str], what: str) -> list[s
             names = [pattern] if location.exists(pattern) else []
         else:
             regex = glob_regex(name)
-            names = [posixpath.join(folder, n) for n in _names(location, folder) if regex.match(n)]
+            names = [f.path for f in location.files(folder) if _matches(f.path, regex)]
         found |= dict.fromkeys(sorted(names))
     if not found:
         raise InputError(
@@ -216,16 +217,9 @@ def find_tables(location: Storage, patterns: Sequence[str], what: str) -> list[s
     return list(found)
 
 
-def _names(location: Storage, folder: str) -> list[str]:
-    """Files directly in a folder."""
-    if location.is_local:
-        try:
-            with os.scandir(f"{location.uri}/{folder}" if folder else location.uri) as entries:
-                return [e.name for e in entries if e.is_file() and not e.name.startswith(".")]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-    depth = folder.count("/") + 1 if folder else 0
-    return [f.path.rsplit("/", 1)[-1] for f in location.list(folder) if f.path.count("/") == depth]
+def _matches(path: str, regex: re.Pattern[str]) -> bool:
+    name = posixpath.basename(path)
+    return not name.startswith(".") and regex.match(name) is not None
 
 
 def require_directory(location: Storage) -> None:

@@ -231,6 +231,20 @@ class Storage:
             return []
         return sorted(r["name"].rstrip("/").rsplit("/", 1)[-1] for r in rows if r["type"] == "directory")
 
+    def files(self, path: str = "") -> builtins.list[StoredFile]:
+        """The files directly in `path`, sorted by path; nothing below its sub-directories is looked at."""
+        try:
+            with storage_faults(self.uri, reading=True):
+                if self._fs is None:
+                    base = Path(self._full(path))
+                    found = [(p.relative_to(self._root).as_posix(), p) for p in base.iterdir() if p.is_file()]
+                    return sorted(StoredFile(name, p.stat().st_size) for name, p in found if not is_temporary(p.name))
+                rows = self._fs.ls(self._full(path), detail=True)
+        except _MISSING:
+            return []
+        names = {r["name"][len(self._root) :].lstrip("/"): r for r in rows if r["type"] == "file"}
+        return sorted(StoredFile(name, int(r["size"] or 0)) for name, r in names.items() if name)
+
     def delete(self, path: str = "") -> None:
         """Delete a file or a whole tree; nothing there is not an error."""
         with storage_faults(self.uri):

@@ -14,7 +14,7 @@ from source_runs import publish
 
 from dataprep.sources import probe, scan
 from dataprep.sources.archives import copy_member, member_path, split_path
-from dataprep.sources.config import OpenVidConfig, SourceConfig, WebDatasetConfig
+from dataprep.sources.config import OpenVidConfig, SourceConfig, WebDatasetConfig, WebVidConfig
 from dataprep.sources.listing import SourceListing, SourceReader
 from dataprep.sources.openvid import COLUMNS
 from dataprep.sources.tar_index import TarError, TarMember, tar_members
@@ -94,6 +94,34 @@ def test_only_directories_are_read_over_http(tmp_path: Path) -> None:
         copy_member(storage, f"OpenVid_part73.zip!/x/y/{NAMES[2]}", tmp_path / "third")
         assert (tmp_path / "third").read_bytes() == b"two" * 9000
         assert server.total < 8 << 20
+
+
+def test_remote_collections_are_listed_and_read(tmp_path: Path, s3_root: str) -> None:
+    openvid(tmp_path / "ov", NAMES[:3])
+    make_tar(tmp_path / "ov" / "wds" / "0.tar", SHARD)
+    (tmp_path / "ov" / "results_x.csv").write_text(
+        "videoid,contentUrl,duration,page_dir,name\n1,https://example.com/1.mp4,PT3S,p,a cat\n2,,PT3S,p,a dog\n"
+    )
+    (tmp_path / "ov" / "part0" / "p").mkdir(parents=True)
+    (tmp_path / "ov" / "part0" / "p" / "1.mp4").write_bytes(b"a video")
+    remote = Storage(s3_root)
+    for path in sorted((tmp_path / "ov").rglob("*")):
+        if path.is_file():
+            remote.put_file(path, path.relative_to(tmp_path / "ov").as_posix())
+    local = Storage(str(tmp_path / "ov"))
+    for config in (
+        OpenVidConfig(archives=("OpenVid_part*",)),
+        OpenVidConfig(archives=("OpenVid_part*",), identity="full"),
+        WebDatasetConfig(shards=("wds/*.tar",)),
+        WebVidConfig(),
+    ):
+        there = scan(config, remote)
+        assert there.digest() == scan(config, local).digest()
+        assert there.files
+    copy_member(remote, "wds/0.tar!/000/a.mp4", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == b"video a"
+    source = SourceConfig(name="o", adapter=WebDatasetConfig())
+    assert probe(source, {"o": s3_root}) == probe(source, {"o": s3_root})
 
 
 def test_hd_list_chooses_rows(tmp_path: Path) -> None:

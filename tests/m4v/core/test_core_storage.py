@@ -61,6 +61,9 @@ def test_listing_is_sorted_and_below_the_path(storage: Storage) -> None:
     assert storage.directories("b") == ["c"]
     assert list(storage.list("nothing")) == []
     assert storage.directories("nothing") == []
+    assert storage.files() == [("a", 1)]
+    assert storage.files("b") == [("b/10", 4), ("b/2", 3)]
+    assert storage.files("nothing") == []
     child = storage.child("b")
     assert [f.path for f in child.list()] == ["10", "2", "c/1"]
     assert child.read_bytes("c/1") == b"b/c/1"
