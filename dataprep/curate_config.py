@@ -15,11 +15,20 @@ from m4v.core.config import FrozenModel
 
 
 class LimitsConfig(FrozenModel):
-    """Bounds for untrusted files. Times are wall clock for one segment or one clip; past them the child is killed."""
+    """Bounds for untrusted files.
+
+    Times are of one segment or one clip, on the clock and of processor; past them, or past `item_memory_mib`, the
+    child is killed. A file whose work ended so `poison_after` times is not tried again until a limit is raised.
+    `max_damaged`: share of a file's frames that may be damaged; clips are cut at the damage.
+    """
 
     max_pixels: int = Field(8192 * 4352, ge=1)
     max_frames: int = Field(2_000_000, ge=1)
     item_timeout_s: float = Field(900, gt=0)
+    item_cpu_s: float | None = Field(900, gt=0)
+    item_memory_mib: int | None = Field(8192, ge=256)
+    poison_after: int = Field(2, ge=1)
+    max_damaged: float = Field(0.25, ge=0, le=1)
 
 
 class ShotConfig(FrozenModel):
@@ -60,8 +69,8 @@ class FilterConfig(FrozenModel):
 
     min_frames: int | None = Field(17, ge=1)
     min_side: int | None = Field(96, ge=1)  # pixels, shorter displayed side after the letterbox crop
-    max_interlaced: float | None = Field(0.5, ge=0, le=1)
-    max_gap: float | None = Field(None, gt=1)  # longest pause between frames, in frames
+    max_interlaced: float | None = Field(0.25, ge=0, le=1)  # flagged or combed, the larger share; telecine combs 0.4
+    max_gap: float | None = Field(8.0, gt=1)  # longest pause between frames, in frames
     max_black: float | None = Field(0.5, ge=0, le=1)
     max_overexposed: float | None = Field(0.5, ge=0, le=1)
     max_letterbox: float | None = Field(0.5, ge=0, le=1)  # of the picture's area
@@ -88,6 +97,8 @@ class DedupConfig(FrozenModel):
 class CurateConfig(FrozenModel):
     """Config of the `curate` stage.
 
+    `interlaced`: what becomes of clips past `filters.max_interlaced`; deinterlacing takes the upper field of every
+    frame, half the lines.
     `missing_caption`: what becomes of a clip that no caption covers (at least `min_caption_overlap` of its
     frames): a quarantine row, or a dropped row of the clip table with all its scores.
     `drawn_kinds`: kinds of collections whose pictures are drawn, not filmed. Models and content rules are
@@ -102,6 +113,7 @@ class CurateConfig(FrozenModel):
     signals: SignalConfig = SignalConfig()
     filters: FilterConfig = FilterConfig()
     dedup: DedupConfig = DedupConfig()
+    interlaced: Literal["drop", "deinterlace"] = "drop"
     missing_caption: Literal["quarantine", "drop"] = "quarantine"
     min_caption_overlap: float = Field(0.5, gt=0, le=1)
     drawn_kinds: tuple[str, ...] = ("synthetic",)

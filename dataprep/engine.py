@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 from dataprep.engines.calls import call, prepare_worker, result_of, single_threaded
+from dataprep.engines.limits import WorkLimits
 from dataprep.engines.process import ProcessPool
 from dataprep.engines.ray import RayPool
 from dataprep.engines.schedule import WorkerPool, ordered_map
@@ -29,11 +30,19 @@ class Engine(Protocol):
 
     The function must be importable (module level, or `functools.partial` of one). An ItemError that it raises
     becomes an ItemFailure; any other exception is raised here. `timeout_s` (wall clock, for each item) is held
-    by killing the worker, so it has no force in the in-process engine.
+    by killing the worker, so it has no force in the in-process engine. `cpu_s` and `memory_bytes` bound an item's
+    processor time and its worker's resident memory in the same way, on workers of this machine (looked at every
+    quarter of a second, where the system has /proc).
     """
 
     def map(
-        self, function: Callable[[ItemT], ResultT], items: Iterable[ItemT], *, timeout_s: float | None = None
+        self,
+        function: Callable[[ItemT], ResultT],
+        items: Iterable[ItemT],
+        *,
+        timeout_s: float | None = None,
+        cpu_s: float | None = None,
+        memory_bytes: int | None = None,
     ) -> Iterator[ResultT | ItemFailure]: ...
 
 
@@ -41,7 +50,13 @@ class InlineEngine:
     """Everything in the calling process: no isolation, nothing to start."""
 
     def map(
-        self, function: Callable[[ItemT], ResultT], items: Iterable[ItemT], *, timeout_s: float | None = None
+        self,
+        function: Callable[[ItemT], ResultT],
+        items: Iterable[ItemT],
+        *,
+        timeout_s: float | None = None,
+        cpu_s: float | None = None,
+        memory_bytes: int | None = None,
     ) -> Iterator[ResultT | ItemFailure]:
         for item in items:
             yield result_of(call(function, item))
@@ -55,14 +70,20 @@ class PoolEngine:
         self._pool: WorkerPool | None = None
 
     def map(
-        self, function: Callable[[ItemT], ResultT], items: Iterable[ItemT], *, timeout_s: float | None = None
+        self,
+        function: Callable[[ItemT], ResultT],
+        items: Iterable[ItemT],
+        *,
+        timeout_s: float | None = None,
+        cpu_s: float | None = None,
+        memory_bytes: int | None = None,
     ) -> Iterator[ResultT | ItemFailure]:
         waiting = list(items) if isinstance(items, list | tuple) else items
         if isinstance(waiting, list) and not waiting:
             return
         if self._pool is None:
             self._pool = self._open_pool()
-        yield from ordered_map(self._pool, function, waiting, timeout_s)
+        yield from ordered_map(self._pool, function, waiting, WorkLimits(timeout_s, cpu_s, memory_bytes))
 
     def close(self) -> None:
         if self._pool is not None:

@@ -27,20 +27,22 @@ class Reason(StrEnum):
     NO_INDEX = "no_index"  # an MP4 whose moov box is missing
     NO_VIDEO = "no_video"  # audio only, or cover art only
     TRUNCATED = "truncated"  # fewer bytes or frames than its own index claims
-    DECODE_ERROR = "decode_error"  # damaged packets
+    DECODE_ERROR = "decode_error"  # more damage than the limit allows, or nothing decodes
     SIZE_CHANGE = "size_change"  # the frame size changes in mid-stream
-    UNSUPPORTED = "unsupported"  # decodable, but not into what we need (HDR transfer, odd rotation)
+    UNSUPPORTED = "unsupported"  # readable, but not by the decoder that was chosen
+    ANIMATION = "animation"  # an image file of several pictures that no video decoder reads either
     TOO_SHORT = "too_short"
     TOO_LARGE = "too_large"  # more pixels or frames than the limits allow
-    TIMEOUT = "timeout"  # longer than the wall-clock limit; the child was killed
-    WORKER_DIED = "worker_died"  # the child was killed from outside (twice): out of memory, a crash
+    TIMEOUT = "timeout"  # more wall-clock or processor time than the limits; the child was killed
+    OUT_OF_MEMORY = "out_of_memory"  # the child grew past its limit and was killed
+    WORKER_DIED = "worker_died"  # the child was killed from outside (twice), or crashed
     MISSING_FILE = "missing_file"
     SOURCE_CHANGED = "source_changed"  # bytes are not those that the source listing recorded
     MISSING_CAPTION = "missing_caption"
 
 
 # Reasons that depend on the machine and the moment: they are never remembered in an item store.
-TRANSIENT_REASONS = frozenset({Reason.TIMEOUT, Reason.WORKER_DIED, Reason.MISSING_FILE})
+TRANSIENT_REASONS = frozenset({Reason.TIMEOUT, Reason.OUT_OF_MEMORY, Reason.WORKER_DIED, Reason.MISSING_FILE})
 
 
 class ItemError(Exception):

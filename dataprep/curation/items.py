@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dataprep.curation.poison import PoisonList
 from dataprep.engine import Engine
+from dataprep.engines.limits import WorkLimits
 from dataprep.quarantine import TRANSIENT_REASONS, ItemError, ItemFailure
 from m4v.core.canonical import digest_bytes, digest_json
 from m4v.core.items import ItemStore
@@ -27,11 +29,16 @@ _CODE = ("media", "shots", "signals", "curation/measure.py")
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement: `task` for the function, and where its result is kept."""
+    """One measurement: `task` for the function, the digest of its file, and where its result is kept.
+
+    `verdict`: why it is not to be tried at all.
+    """
 
     task: Any
+    digest: str
     store_uri: str
     key: str
+    verdict: ItemFailure | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class Remember:
     function: Callable[[Any], bytes]
 
     def __call__(self, job: Job) -> bytes:
+        if job.verdict is not None:
+            raise ItemError(job.verdict.reason, job.verdict.detail)
         try:
             envelope = _RESULT + self.function(job.task)
         except ItemError as error:
@@ -52,15 +61,33 @@ class Remember:
 
 
 def measure_all(
-    engine: Engine, function: Callable[[Any], bytes], jobs: Sequence[Job], timeout_s: float
+    engine: Engine, function: Callable[[Any], bytes], jobs: Sequence[Job], limits: WorkLimits, poison: PoisonList
 ) -> Iterator[bytes | ItemFailure]:
-    """Payloads in the order of `jobs`; only those that no store holds go to the engine."""
+    """Payloads in the order of `jobs`; only those that no store holds go to the engine.
+
+    A file whose work had to be killed in this call gets no other job of it started.
+    """
     kept = [ItemStore(Storage(job.store_uri)).get(job.key) for job in jobs]
     missing = [job for job, envelope in zip(jobs, kept, strict=True) if envelope is None]
-    made = engine.map(Remember(function), missing, timeout_s=timeout_s)
-    for envelope in kept:
+    killed: dict[str, ItemFailure] = {}
+
+    def tried() -> Iterator[Job]:
+        for job in missing:
+            verdict = killed.get(job.digest) or poison.verdict(job.digest)
+            yield job if verdict is None else replace(job, task=None, verdict=verdict)
+
+    made = engine.map(
+        Remember(function), tried() if missing else [],
+        timeout_s=limits.wall_s, cpu_s=limits.cpu_s, memory_bytes=limits.memory_bytes,
+    )  # fmt: skip
+    for job, envelope in zip(jobs, kept, strict=True):
         result = next(made) if envelope is None else envelope
-        yield result if isinstance(result, ItemFailure) else _open(result)
+        if isinstance(result, ItemFailure):
+            if job.digest not in killed and poison.verdict(job.digest) is None and poison.add(job.digest, result):
+                killed[job.digest] = result
+            yield result
+        else:
+            yield _open(result)
 
 
 def _open(envelope: bytes) -> bytes | ItemFailure:

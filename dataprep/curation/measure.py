@@ -18,11 +18,12 @@ from dataprep.curation.items import pack
 from dataprep.media.container import Limits
 from dataprep.media.decode import Backend, open_reader
 from dataprep.media.geometry import Box, Frame, crop, resize
-from dataprep.media.images import read_image
+from dataprep.media.images import read_still
 from dataprep.media.index import FrameIndex
 from dataprep.media.location import MediaFile
 from dataprep.media.probe import probe_video
-from dataprep.shots.detector import CONTEXT, ShotDetector, open_detector, shot_frame
+from dataprep.media.reader import Shown, sound
+from dataprep.shots.detector import CONTEXT, SHOT_HEIGHT, SHOT_WIDTH, ShotDetector, open_detector, shot_frame
 from dataprep.signals.brisque import brisque
 from dataprep.signals.clip import clip_scores, content_box, content_digest, sampled_hashes, spread
 from dataprep.signals.frames import FrameSignals
@@ -33,6 +34,7 @@ from dataprep.signals.text import text_area
 MODEL_SIDE = 960  # long side of the key frames that models see
 _STRIP_FRAMES, _STRIP_HEIGHT, _STRIP_QUALITY = 4, 108, 82
 _ROUND = 4
+_BLANK = np.zeros((SHOT_HEIGHT, SHOT_WIDTH, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class ClipTask:
     decoder: Backend
     key_frames: int
     models: tuple[bool, bool, bool]
+    deinterlace: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,24 +92,33 @@ def _detector(name: str) -> ShotDetector:
 
 
 def segment(task: SegmentTask) -> bytes:
-    """Signal columns of a segment, with boundary probabilities and frame times, from one decoding pass."""
+    """Signal columns of a segment, with boundary probabilities and frame times, from one decoding pass.
+
+    Columns beside the signals: `damaged` (not decodable rightly; its signals are zeros), `width` and `height`
+    (displayed), `combed` (NaN where not looked at).
+    """
     reader = open_reader(task.media.local(), task.decoder)
     before = max(0, task.start - CONTEXT)
     after = min(reader.index.frames, task.end + CONTEXT)
     signals = FrameSignals(task.motion_stride)
     small: list[NDArray[np.uint8]] = []
-    for number, frame in zip(
-        range(before, after), reader.frames(range(before, after), task.analysis_side), strict=True
-    ):
-        small.append(shot_frame(frame))
-        if number == task.start - 1:
-            signals.skip(frame)
-        if task.start <= number < task.end:
-            signals.add(number, frame, reader.interlaced)
-    count = task.end - task.start
+    own: list[Shown] = []
+    for shown in reader.shown(range(before, after), task.analysis_side):
+        small.append(_BLANK if shown.picture is None else shot_frame(shown.picture))
+        if shown.number == task.start - 1 and shown.picture is not None:
+            signals.skip(shown.picture)
+        if task.start <= shown.number < task.end:
+            own.append(shown._replace(picture=None if shown.picture is None else _BLANK))  # pixels are not kept
+            signals.blank() if shown.picture is None else signals.add(shown.number, shown.picture, shown.interlaced)
     columns = signals.columns()
-    columns["boundary"] = _detector(task.detector).boundaries(np.stack(small), task.start - before, count)
+    columns["boundary"] = _detector(task.detector).boundaries(
+        np.stack(small), task.start - before, task.end - task.start
+    )
     columns |= _times(reader.index, task.start, task.end)
+    columns["damaged"] = np.array([s.picture is None for s in own], dtype=np.bool_)
+    columns["combed"] = np.array([s.combed for s in own], dtype=np.float32)
+    columns["width"] = np.array([s.display.width for s in own], dtype=np.int32)
+    columns["height"] = np.array([s.display.height for s in own], dtype=np.int32)
     return pack_columns(columns)
 
 
@@ -124,9 +136,9 @@ def clip(task: ClipTask) -> bytes:
     keys = (task.first_frame + spread(task.frames, task.key_frames)).tolist()
     shown = (task.first_frame + spread(task.frames, _STRIP_FRAMES)).tolist()
     wanted = sorted({*keys, *shown})
+    frames = sound(reader.shown(wanted, MODEL_SIDE, deinterlace=task.deinterlace))
     pictures = {
-        number: _inside(frame, task.box, reader.display.width)
-        for number, frame in zip(wanted, reader.frames(wanted, MODEL_SIDE), strict=True)
+        number: _inside(frame, task.box, display.width) for number, (display, frame) in zip(wanted, frames, strict=True)
     }
     scores = model_scores([pictures[k] for k in keys], task.models)
     return pack({"scores": scores}, strip([pictures[k] for k in shown]))
@@ -143,7 +155,7 @@ def image(task: ImageTask) -> bytes:
     """Everything about a still image: size, signals, model scores, hashes, and its preview."""
     path = task.media.local()
     task.media.check(path)
-    picture = read_image(path, task.limits)
+    picture, made = read_still(path, task.limits)
     height, width = picture.shape[:2]
     signals = FrameSignals(motion_stride=1)
     signals.add(0, _shrunk(picture, task.analysis_side), interlaced=False)
@@ -159,6 +171,7 @@ def image(task: ImageTask) -> bytes:
         "scores": scores,
         "phash": sampled_hashes(columns),
         "content": content_digest(columns),
+        "transforms": list(made),
     }
     return pack(facts, strip([inside]))
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dataprep.curation.record import MediaRecord
 from dataprep.media.geometry import Box
 from dataprep.sources.listing import ListedFile
 from m4v.core.canonical import digest_json
@@ -51,6 +52,9 @@ SCHEMA = pa.schema(
         ("drop_rule", pa.string()),
         ("duplicate_of", pa.string()),
         ("licence", pa.string()),
+        ("transforms", pa.list_(pa.string())),  # what the pixels pass through between the file and a frame
+        ("warnings", pa.list_(pa.string())),
+        ("media_facts", pa.string()),  # JSON: measured facts beside the claims of the container and the collection
     ]
 )
 
@@ -77,6 +81,7 @@ class Clip:
     dense: NDArray[np.uint64]
     order: int  # place of its file among all inputs
     scores: dict[str, float | None] = field(default_factory=dict)
+    record: MediaRecord = field(default_factory=MediaRecord)
     drop_rule: str | None = None
     duplicate_of: str | None = None
 
@@ -98,6 +103,8 @@ class Clip:
             **{f"score_{name}": self.scores.get(name) for name in SCORES},
             "phash": self.phash, "content_digest": self.content, "kept": self.drop_rule is None,
             "drop_rule": self.drop_rule, "duplicate_of": self.duplicate_of, "licence": self.file.licence,
+            "transforms": list(self.record.transforms), "warnings": list(self.record.warnings),
+            "media_facts": self.record.facts_json(),
         }  # fmt: skip
 
 

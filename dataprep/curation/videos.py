@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dataprep.curate_config import CurateConfig
 from dataprep.curation import measure
 from dataprep.curation.captions import captions_of
 from dataprep.curation.items import Job, measure_all, step_digest, unpack
+from dataprep.curation.poison import PoisonList
+from dataprep.curation.record import MediaRecord, record_of
+from dataprep.curation.spans import Columns, candidate_spans
 from dataprep.curation.table import Clip
 from dataprep.engine import Engine
+from dataprep.engines.limits import WorkLimits
 from dataprep.media.container import Limits
 from dataprep.media.geometry import Box
 from dataprep.media.location import MediaFile
 from dataprep.quarantine import ItemFailure, QuarantineRow, Reason
 from dataprep.shots.detector import STEP
-from dataprep.shots.scenes import Span, scenes, split
+from dataprep.shots.scenes import Span
 from dataprep.signals.clip import clip_scores, content_box, content_digest, sampled_hashes
 from dataprep.signals.frames import unpack as unpack_columns
 from dataprep.signals.phash import from_text
@@ -30,8 +33,6 @@ from m4v.core.stage import StageContext
 SEGMENT_FRAMES = 20 * STEP
 _DENSE_STRIDE = 4  # every fourth frame answers perceptual look-ups
 _BATCH_FRAMES = 50_000  # measured together; bounds what is in memory at once
-
-Columns = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Entry:
     media: MediaFile
     drawn: bool
     order: int
+
+    def as_video(self) -> Entry:
+        """The same file, to be read as a video."""
+        return replace(self, file=replace(self.file, media="video"))
 
     def quarantined(self, reason: str, detail: str, step: str) -> QuarantineRow:
         return QuarantineRow(self.source, self.file.source_id, self.file.path, str(reason), detail, step)
@@ -72,7 +77,12 @@ class Measurer:
         self, context: StageContext, config: CurateConfig, engine: Engine, quarantine: list[QuarantineRow]
     ) -> None:
         self._config, self._engine, self._quarantine = config, engine, quarantine
-        self._limits = Limits(config.limits.max_pixels, config.limits.max_frames)
+        bounds = config.limits
+        self._limits = Limits(bounds.max_pixels, bounds.max_frames)
+        memory = None if bounds.item_memory_mib is None else bounds.item_memory_mib << 20
+        self._work = WorkLimits(bounds.item_timeout_s, bounds.item_cpu_s, memory)
+        self._poison = PoisonList(context.items("curate-poison", step_digest({})).uri, self._work, bounds.poison_after)
+        self.animations: list[Entry] = []  # image files of several pictures, to be tried as videos
         identities: dict[str, dict[str, object]] = {
             "probe": {"limits": list(self._limits)},
             "segment": config.segment_identity(),
@@ -88,8 +98,8 @@ class Measurer:
         }
 
     def _run(self, step: str, function: Callable[[Any], bytes], tasks: Sequence[tuple[str, Any]]) -> Iterator[Any]:
-        jobs = [Job(task, self._stores[step], key) for key, task in tasks]
-        return measure_all(self._engine, function, jobs, self._config.limits.item_timeout_s)
+        jobs = [Job(task, task.media.digest, self._stores[step], key) for key, task in tasks]
+        return measure_all(self._engine, function, jobs, self._work, self._poison)
 
     def probe(self, entries: Sequence[Entry]) -> Iterator[Video]:
         """Usable videos, in order."""
@@ -134,10 +144,20 @@ class Measurer:
                     failure = failure or result
                 else:
                     columns.append(_part(unpack_columns(result), start, video))
+            together = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]} if columns else {}
+            failure = failure or self._too_damaged(together)
             if failure is not None:
                 self._quarantine.append(video.entry.quarantined(failure.reason, failure.detail, "signals"))
             else:
-                yield video, {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
+                yield video, together
+
+    def _too_damaged(self, columns: Columns) -> ItemFailure | None:
+        damaged, limit = columns["damaged"], self._config.limits.max_damaged
+        if damaged.mean() <= limit:
+            return None
+        return ItemFailure(
+            Reason.DECODE_ERROR, f"{int(damaged.sum())} of {len(damaged)} frames are damaged, more than {limit:.0%}"
+        )
 
     def key_frames(self, clips: Sequence[Clip], entries: Sequence[Entry]) -> Iterator[tuple[Clip, bytes]]:
         """Clips with their model scores filled in, and their previews."""
@@ -145,9 +165,10 @@ class Measurer:
         for clip, entry in zip(clips, entries, strict=True):
             task = measure.ClipTask(
                 entry.media, clip.first_frame, clip.frames, clip.box, self._config.decoder,
-                self._config.signals.key_frames, self._models(clip.drawn),
+                self._config.signals.key_frames, self._models(clip.drawn), clip.record.deinterlaced,
             )  # fmt: skip
             span = f"{clip.first_frame}-{clip.frames}-{'-'.join(map(str, clip.box))}-{int(clip.drawn)}"
+            span += "-field" if clip.record.deinterlaced else ""
             tasks.append((f"{clip.file.sha256}-{span}", task))
         for clip, entry, result in zip(clips, entries, self._run("clip", measure.clip, tasks), strict=True):
             if isinstance(result, ItemFailure):
@@ -170,7 +191,10 @@ class Measurer:
         ]
         for entry, result in zip(entries, self._run("image", measure.image, tasks), strict=True):
             if isinstance(result, ItemFailure):
-                self._quarantine.append(entry.quarantined(result.reason, result.detail, "image"))
+                if result.reason == Reason.ANIMATION:
+                    self.animations.append(entry.as_video())
+                else:
+                    self._quarantine.append(entry.quarantined(result.reason, result.detail, "image"))
                 continue
             facts, preview = unpack(result)
             hashes = from_text(facts["phash"])
@@ -178,7 +202,7 @@ class Measurer:
             yield Clip(
                 entry.source, entry.file, entry.drawn, 0, 0, 0, 1, 0.0, facts["width"], facts["height"],
                 Box(*facts["box"]), texts, facts["phash"], facts["content"], hashes, hashes, entry.order,
-                facts["scores"],
+                facts["scores"], MediaRecord(transforms=tuple(facts["transforms"])),
             ), preview  # fmt: skip
 
     def _models(self, drawn: bool) -> tuple[bool, bool, bool]:
@@ -199,17 +223,14 @@ def _detector(config: CurateConfig, video: Video) -> str:
 
 def cut(video: Video, columns: Columns, config: CurateConfig) -> list[Clip]:
     """Candidate clips of a video with the scores of their frames; captions may be empty."""
-    if _detector(config, video) == "none":
-        spans = split(Span(video.first, video.end), config.shots.max_frames)
-    else:
-        spans = scenes(np.asarray(columns["boundary"], dtype=np.float32), video.first, config.shots)
+    spans = candidate_spans(columns, video.first, config.shots, _detector(config, video) == "none")
     return [_clip(video, span, columns, config) for span in spans]
 
 
 def _clip(video: Video, span: Span, columns: Columns, config: CurateConfig) -> Clip:
     rows = slice(span.start - video.first, span.end - video.first)
     own = {name: values[rows] for name, values in columns.items()}
-    width, height, fps = int(video.facts["width"]), int(video.facts["height"]), float(video.facts["fps"])
+    width, height, fps = int(own["width"][0]), int(own["height"][0]), float(video.facts["fps"])
     # Drawings are framed as they were drawn: a plain dark ground is no bar.
     box = Box(0, 0, width, height) if video.entry.drawn else content_box(own, width, height)
     phash = sampled_hashes(own)
@@ -220,7 +241,23 @@ def _clip(video: Video, span: Span, columns: Columns, config: CurateConfig) -> C
         span.start, span.frames, fps, width, height, box,
         captions_of(span, video.entry.file.captions, config.min_caption_overlap), phash, content_digest(own),
         from_text(phash), np.asarray(own["phash"][::_DENSE_STRIDE], dtype=np.uint64), video.entry.order, scores,
+        _record(video, columns, scores, (width, height), config),
     )  # fmt: skip
+
+
+def _record(
+    video: Video, columns: Columns, scores: dict[str, float | None], size: tuple[int, int], config: CurateConfig
+) -> MediaRecord:
+    """What is known of the clip's media; a clip that is deinterlaced scores as progressive from here on."""
+    limit, measured = config.filters.max_interlaced, scores["interlaced"]
+    field = config.interlaced == "deinterlace" and limit is not None and (measured or 0.0) > limit
+    if field:
+        scores["interlaced"] = 0.0
+    own = {
+        "width": size[0], "height": size[1], "interlaced": measured,
+        "damaged_frames": int(columns["damaged"].sum()),  # of the part of the file that may be used
+    }  # fmt: skip
+    return record_of(video.entry.file, video.facts, own, field)
 
 
 def batches(videos: Sequence[Video]) -> Iterator[list[Video]]:

@@ -10,6 +10,7 @@ from typing import cast
 import pyarrow.parquet as pq
 
 from dataprep.buckets import Bucket, image_bucket, sampling_fps, video_buckets
+from dataprep.curation.record import DEINTERLACED
 from dataprep.encode_config import BucketConfig
 from dataprep.quarantine import ItemError, Reason
 from m4v.core.canonical import digest_json
@@ -21,7 +22,7 @@ _COLUMNS = (
     "clip_id", "source", "source_id", "path", "source_digest", "size_bytes", "media", "start_us", "end_us",
     "first_frame", "frames", "fps", "width", "height", "crop", "captions", "caption_digest", "phash", "kept", "licence",
 )  # fmt: skip
-_SCORE = "score_"
+_SCORE, _TRANSFORMS = "score_", "transforms"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class KeptClip:
     phash: str
     licence: str
     scores: tuple[tuple[str, float], ...]
+    deinterlace: bool = False
 
     @property
     def picture(self) -> tuple[int, int]:
@@ -76,6 +78,8 @@ class KeptClip:
     def latent_key(self, buckets: list[Bucket], fps: float) -> str:
         """Item key of the latent: everything its bytes depend on but the codec."""
         span = [self.source_digest, self.media, self.first_frame, self.frames, fps, self.crop and list(self.crop)]
+        if self.deinterlace:
+            span.append("field")
         return digest_json([span, [bucket.name for bucket in buckets]])
 
     def text_key(self) -> str:
@@ -90,7 +94,8 @@ def kept_clips(path: Path) -> Iterator[KeptClip]:
     if missing := sorted(set(_COLUMNS) - set(names)):
         raise DataIntegrityError("clip table has no such column", value=missing[0], where=path.name)
     scores = [n for n in names if n.startswith(_SCORE)]
-    for batch in table.iter_batches(columns=[*_COLUMNS, *scores]):
+    records = [n for n in (_TRANSFORMS,) if n in names]  # tables of earlier versions have none
+    for batch in table.iter_batches(columns=[*_COLUMNS, *scores, *records]):
         for row in batch.to_pylist():
             if row["kept"]:
                 yield _clip(row, scores)
@@ -105,4 +110,5 @@ def _clip(row: dict[str, object], scores: list[str]) -> KeptClip:
         crop=None if crop is None else (crop[0], crop[1], crop[2], crop[3]),
         captions=tuple(row["captions"] or ()),  # type: ignore[arg-type]
         scores=tuple((name, float(value)) for name, value in found if isinstance(value, int | float)),
+        deinterlace=DEINTERLACED in (row.get(_TRANSFORMS) or ()),  # type: ignore[operator]
     )

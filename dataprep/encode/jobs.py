@@ -52,6 +52,7 @@ class ClipMedia:
     crop: Crop | None
     fps: float
     buckets: tuple[Bucket, ...]
+    deinterlace: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def read_frames(media: ClipMedia) -> tuple[Frames, Bucket]:
         try:
             frames = decode_span(
                 path, media.first_frame, bucket.frames, fps=media.fps, size=(bucket.height, bucket.width),
-                crop=media.crop, end_frame=media.end_frame,
+                crop=media.crop, end_frame=media.end_frame, deinterlace=media.deinterlace,
             )  # fmt: skip
         except ItemError as error:
             if error.reason == Reason.TOO_SHORT and bucket != media.buckets[-1]:

@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from dataprep.engines.calls import Function, Reply, call, prepare_worker
+from dataprep.engines.limits import Usage, usage_of
 from dataprep.engines.schedule import Died
 
 _PRELOAD = ("numpy", "cv2", "av", "pyarrow.parquet", "dataprep.engines.process")
@@ -101,6 +102,10 @@ class ProcessPool:
         except (EOFError, ConnectionResetError):
             return Died(worker.describe_death())
         return reply
+
+    def usage(self, slot: int) -> Usage | None:
+        worker = self._workers.get(slot)
+        return None if worker is None or worker.process.pid is None else usage_of(worker.process.pid)
 
     def kill(self, slot: int) -> None:
         worker = self._workers.pop(slot, None)

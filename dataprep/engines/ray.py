@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from dataprep.engines.calls import Function, Reply, call, prepare_worker
+from dataprep.engines.limits import Usage
 from dataprep.engines.schedule import Died
 from m4v.core.errors import InfrastructureError, InputError
 
@@ -96,6 +97,9 @@ class RayPool:
         except self._ray.exceptions.OutOfMemoryError:
             return Died("out of memory")
         return reply
+
+    def usage(self, slot: int) -> Usage | None:
+        return None  # on another machine, where Ray's own monitor watches the memory
 
     def kill(self, slot: int) -> None:
         actor = self._actors.pop(slot, None)

@@ -12,9 +12,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from dataprep.engines.calls import Function, Reply, Returned, result_of
+from dataprep.engines.limits import Usage, WorkLimits
 from dataprep.quarantine import ItemFailure, Reason
 
 WINDOW_PER_WORKER = 8
+_LOOK_EVERY_S = 0.25  # how often processor time and memory of busy workers are looked at
+_MIB = 1 << 20
 
 
 class Died:
@@ -35,6 +38,9 @@ class WorkerPool(Protocol):
     def wait(self, busy: list[int], timeout_s: float | None) -> list[tuple[int, Reply | Died]]:
         """Answers of at least one of the busy slots, or none when the time is over."""
 
+    def usage(self, slot: int) -> Usage | None:
+        """What the slot's worker has used since it started; None where that is not known."""
+
     def kill(self, slot: int) -> None:
         """End the slot's worker at once; the next submit starts a new one."""
 
@@ -44,11 +50,12 @@ class WorkerPool(Protocol):
 class _Job:
     def __init__(self, index: int, item: Any) -> None:
         self.index, self.item, self.deaths, self.deadline = index, item, 0, float("inf")
+        self.cpu_before = 0.0  # processor time of its worker when it began
 
 
-def ordered_map(pool: WorkerPool, function: Function, items: Iterable[Any], timeout_s: float | None) -> Iterator[Any]:
+def ordered_map(pool: WorkerPool, function: Function, items: Iterable[Any], limits: WorkLimits) -> Iterator[Any]:
     """Yield results in input order; closing the iterator kills what is still running."""
-    schedule = _Schedule(pool, function, iter(items), timeout_s)
+    schedule = _Schedule(pool, function, iter(items), limits)
     try:
         yield from schedule.results()
     finally:
@@ -56,8 +63,8 @@ def ordered_map(pool: WorkerPool, function: Function, items: Iterable[Any], time
 
 
 class _Schedule:
-    def __init__(self, pool: WorkerPool, function: Function, items: Iterator[Any], timeout_s: float | None) -> None:
-        self._pool, self._function, self._items, self._timeout = pool, function, items, timeout_s
+    def __init__(self, pool: WorkerPool, function: Function, items: Iterator[Any], limits: WorkLimits) -> None:
+        self._pool, self._function, self._items, self._limits = pool, function, items, limits
         self._retry: deque[_Job] = deque()
         self._busy: dict[int, _Job] = {}
         self._done: dict[int, Any] = {}
@@ -89,7 +96,9 @@ class _Schedule:
             if job is None:
                 return
             self._busy[slot] = job
-            job.deadline = time.monotonic() + self._timeout if self._timeout is not None else float("inf")
+            job.deadline = time.monotonic() + (self._limits.wall_s if self._limits.wall_s is not None else float("inf"))
+            used = self._pool.usage(slot) if self._limits.cpu_s is not None else None
+            job.cpu_before = used.cpu_s if used is not None else 0.0
             self._pool.submit(slot, self._function, job.item)
 
     def _next_job(self) -> _Job | None:
@@ -108,6 +117,8 @@ class _Schedule:
     def _collect(self) -> None:
         nearest = min(job.deadline for job in self._busy.values())
         timeout = None if nearest == float("inf") else max(0.0, nearest - time.monotonic())
+        if self._limits.needs_usage:
+            timeout = _LOOK_EVERY_S if timeout is None else min(timeout, _LOOK_EVERY_S)
         for slot, answer in self._pool.wait(list(self._busy), timeout):
             job = self._busy.pop(slot)
             if isinstance(answer, Died):
@@ -116,10 +127,25 @@ class _Schedule:
             else:
                 self._done[job.index] = answer
         now = time.monotonic()
-        for slot in [s for s, job in self._busy.items() if job.deadline <= now]:
-            job = self._busy.pop(slot)
-            self._pool.kill(slot)
-            self._done[job.index] = Returned(ItemFailure(Reason.TIMEOUT, f"no answer within {self._timeout:g} s"))
+        for slot, job in list(self._busy.items()):
+            failure = self._over_limit(slot, job, now)
+            if failure is not None:
+                del self._busy[slot]
+                self._pool.kill(slot)
+                self._done[job.index] = Returned(failure)
+
+    def _over_limit(self, slot: int, job: _Job, now: float) -> ItemFailure | None:
+        limits = self._limits
+        if job.deadline <= now:
+            return ItemFailure(Reason.TIMEOUT, f"no answer within {limits.wall_s:g} s")
+        used = self._pool.usage(slot) if limits.needs_usage else None
+        if used is None:
+            return None
+        if limits.cpu_s is not None and used.cpu_s - job.cpu_before > limits.cpu_s:
+            return ItemFailure(Reason.TIMEOUT, f"no answer within {limits.cpu_s:g} s of processor time")
+        if limits.memory_bytes is not None and used.memory_bytes > limits.memory_bytes:
+            return ItemFailure(Reason.OUT_OF_MEMORY, f"more than {limits.memory_bytes // _MIB} MiB")
+        return None
 
     def _after_death(self, job: _Job, answer: Died) -> None:
         job.deaths += 1

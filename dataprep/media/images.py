@@ -14,13 +14,19 @@ from dataprep.quarantine import ItemError, Reason
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _PAPER = (255, 255, 255, 255)
+_ORIENTATION = 0x0112
 
 
 def read_image(path: Path, limits: Limits = Limits()) -> Frame:  # noqa: B008 - immutable
     """RGB pixels, upright, uint8 (h, w, 3).
 
-    Raises ItemError: empty, not_media, too_large, truncated, decode_error, too_short (an animation).
+    Raises ItemError: empty, not_media, too_large, truncated, decode_error, animation.
     """
+    return read_still(path, limits)[0]
+
+
+def read_still(path: Path, limits: Limits = Limits()) -> tuple[Frame, tuple[str, ...]]:  # noqa: B008 - immutable
+    """As `read_image`, with the names of what was done to the pixels."""
     check_bytes(path)
     try:
         with warnings.catch_warnings():
@@ -35,18 +41,21 @@ def read_image(path: Path, limits: Limits = Limits()) -> Frame:  # noqa: B008 - 
         raise ItemError(reason, str(error)) from None
 
 
-def _pixels(image: Image.Image, limits: Limits) -> Frame:
+def _pixels(image: Image.Image, limits: Limits) -> tuple[Frame, tuple[str, ...]]:
     width, height = image.size
     if width * height > limits.max_pixels:
         raise ItemError(Reason.TOO_LARGE, f"{width}x{height} pixels")
-    if getattr(image, "n_frames", 1) > 1:
-        raise ItemError(Reason.UNSUPPORTED, "an animation, not a still image")
+    if getattr(image, "is_animated", False):
+        raise ItemError(Reason.ANIMATION, "an animation, not a still image")
+    made = [f"exif_orientation:{turn}"] if (turn := image.getexif().get(_ORIENTATION, 1)) in range(2, 9) else []
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         upright = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, _PAPER), upright)
+        made.append("composited:#ffffff")
     if upright.mode.startswith(("I", "F")):  # 16-bit and float greys: PIL would clip them
         grey = np.asarray(upright, dtype=np.float64)
         scale = 255 / max(float(grey.max()), 1.0)
-        return np.repeat((grey * scale).astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(upright.convert("RGB"), dtype=np.uint8)
+        made.append("grey_scaled")
+        return np.repeat((grey * scale).astype(np.uint8)[..., None], 3, axis=2), tuple(made)
+    return np.asarray(upright.convert("RGB"), dtype=np.uint8), tuple(made)

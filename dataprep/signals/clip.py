@@ -18,6 +18,7 @@ _FLASH_LUMA = 20.0
 _BAR_QUANTILE = 0.2  # a bar must be there in four frames of five
 _BAR_MIN = 0.02
 _BAR_UNEVEN = 0.03  # opposite bars of a letterbox are equal
+_COMBED_BLOCKS = 0.3  # of the moving blocks of a frame, from which it counts as combed
 _ROUND = 4
 
 Columns = Mapping[str, NDArray[np.generic]]
@@ -38,9 +39,16 @@ def clip_scores(columns: Columns, fps: float, box: Box, width: int, height: int)
         "motion": float(moved.mean()) * fps if len(moved) else None,
         "sharpness": float(np.mean(np.asarray(columns["sharpness"], float))),
         "flash": float(np.mean(np.abs(np.diff(luma)) > _FLASH_LUMA)) if len(luma) > 1 else None,
-        "interlaced": float(np.mean(np.asarray(columns["interlaced"], float))),
+        "interlaced": max(float(np.mean(np.asarray(columns["interlaced"], float))), _combed(columns)),
     }
     return {name: None if value is None else round(value, _ROUND) for name, value in scores.items()}
+
+
+def _combed(columns: Columns) -> float:
+    """Share of frames that comb, of those that were looked at."""
+    seen = np.asarray(columns.get("combed", ()), float)
+    seen = seen[~np.isnan(seen)]
+    return float(np.mean(seen >= _COMBED_BLOCKS)) if len(seen) else 0.0
 
 
 def content_box(columns: Columns, width: int, height: int) -> Box:

@@ -52,6 +52,8 @@ class FrameSignals:
         """`number` is the frame's place in the video: motion is measured at multiples of the stride."""
         grey = _grey(frame)
         before, self._before = self._before, grey
+        if before is not None and before.shape != grey.shape:
+            before = None  # the size has changed: nothing to compare with
         change = float(np.mean(cv2.absdiff(grey, before))) if before is not None else 0.0
         motion = self._motion(before, grey) if before is not None and number % self._stride == 0 else np.nan
         self._rows.append(
@@ -68,6 +70,11 @@ class FrameSignals:
                 int.from_bytes(hashlib.blake2b(frame.tobytes(), digest_size=8).digest(), "little"),
             )
         )
+
+    def blank(self) -> None:
+        """A row for a frame that is not there; the next one has nothing before it."""
+        self._before = None
+        self._rows.append((0,) * len(COLUMNS))
 
     def _motion(self, before: NDArray[np.uint8], grey: NDArray[np.uint8]) -> float:
         if min(grey.shape) < 32:  # the flow's patches need room

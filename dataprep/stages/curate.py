@@ -56,6 +56,10 @@ class _Curation:
                 self._videos(measurer, batch)
             for start in range(0, len(images), _IMAGE_BATCH):
                 self._images(measurer, images[start : start + _IMAGE_BATCH])
+            moving = list(measurer.probe(measurer.animations))
+            self.total += sum(v.end - v.first for v in moving) - len(moving)
+            for batch in batches(moving):
+                self._videos(measurer, batch)
         self._count_files(entries, rejected)
         self._decide()
         self._write(len(entries) + rejected)

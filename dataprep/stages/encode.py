@@ -125,7 +125,7 @@ class _Work:
             media = ClipMedia(
                 file=locator.file(clip.source, clip.path, clip.size_bytes, clip.source_digest),
                 first_frame=clip.first_frame, end_frame=clip.first_frame + clip.frames, crop=clip.crop, fps=fps,
-                buckets=tuple(buckets),
+                buckets=tuple(buckets), deinterlace=clip.deinterlace,
             )  # fmt: skip
             planned.append(_Planned(clip, media, clip.latent_key(buckets, fps)))
         return planned, quarantined

@@ -330,7 +330,7 @@ def test_bad_images(tmp_path: Path) -> None:
     (tmp_path / "noise.png").write_bytes(bytes(range(256)) * 8)
     frames = [Image.new("RGB", (8, 8), (k, 0, 0)) for k in range(0, 200, 50)]
     frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:])
-    reasons = {"cut": "truncated", "empty": "empty", "page": "not_media", "noise": "not_media", "moves": "unsupported"}
+    reasons = {"cut": "truncated", "empty": "empty", "page": "not_media", "noise": "not_media", "moves": "animation"}
     for path in tmp_path.iterdir():
         if path.stem in reasons:
             with pytest.raises(ItemError) as caught:
