@@ -42,7 +42,8 @@ class Numerics(FrozenModel):
     """What may change the bytes of a numeric stage besides its inputs (DESIGN, Identity).
 
     `threads` is set on the CPU only: torch splits full reductions by thread there, so that a mean differs
-    in its last bits between one thread and two; on a GPU it is 0.
+    in its last bits between one thread and two; on a GPU it is 0. `dtype`: every one that the config names, or
+    float32. `deterministic`: on a GPU the stage process turns torch's deterministic mode on.
     """
 
     device: str
@@ -55,16 +56,35 @@ class Numerics(FrozenModel):
 
 
 def numerics_record(config: FrozenModel, resources: Resources, target: Target) -> Numerics:
-    """The promise of a node's key; the config's own `dtype` and `deterministic` fields set the policy."""
+    """The promise of a node's key; fields `dtype` and `deterministic` in the config, at any depth, set the policy."""
+    policy = config.canonical()
     return Numerics(
         device=target.device,
         architecture=target.architecture,
         world_size=resources.ranks,
         threads=resources.threads if target.device == "cpu" else 0,
-        dtype=str(getattr(config, "dtype", "float32")),
-        deterministic=bool(getattr(config, "deterministic", True)),
+        dtype=", ".join(sorted({str(value) for value in _named(policy, "dtype")})) or "float32",
+        deterministic=all(_named(policy, "deterministic")),
         kernels=target.kernels,
     )
+
+
+def _named(value: object, field: str) -> list[object]:
+    """Values of every field of this name in nested JSON."""
+    if isinstance(value, dict):
+        own = [value[field]] if field in value else []
+        return own + [found for part in value.values() for found in _named(part, field)]
+    if isinstance(value, list | tuple):
+        return [found for part in value for found in _named(part, field)]
+    return []
+
+
+def keep_promise(numerics: Mapping[str, object]) -> None:
+    """Switch torch to deterministic operations where the record says so; before the first operation on a GPU."""
+    if numerics["device"] == "cuda" and numerics.get("deterministic"):
+        from m4v.deterministic import use_deterministic
+
+        use_deterministic()
 
 
 def local_target(device: str, lock_file: str | None = None) -> Target:

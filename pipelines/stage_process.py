@@ -30,7 +30,7 @@ from m4v.core.stage import (
     write_exit,
     write_json,
 )
-from pipelines.environment import check_lock, check_numerics, environment_facts
+from pipelines.environment import check_lock, check_numerics, environment_facts, keep_promise
 from pipelines.processes import die_with_parent
 from pipelines.spec import load_object
 
@@ -89,6 +89,7 @@ def run_request(request: StageRequest, rank: int, world_size: int) -> None:
     numerics: dict[str, object] | None = None
     if request.numerics is not None:
         numerics = check_numerics(request.numerics, request.resources, world_size)
+        keep_promise(numerics)
     function = _load_function(request)
     context = StageContext(request, rank, world_size)
     install_drain_handler(context)

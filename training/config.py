@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from m4v.codec.config import CodecConfig, DctCodecConfig
-from m4v.config import ModelConfig, ScheduleConfig
+from m4v.config import Dtype, ModelConfig, ScheduleConfig
 from m4v.core.config import FrozenModel, weights_names
 from m4v.scores.config import ConseConfig
 from m4v.text.config import MiniLmConfig, TextEncoderConfig
@@ -142,10 +142,15 @@ class OptimizerConfig(FrozenModel):
 
 
 class EngineConfig(FrozenModel):
-    """How the numbers are computed; all of it is part of the numerics record."""
+    """How the numbers are computed.
+
+    - dtype: `bfloat16` is autocast: matrix products in bfloat16, master weights and moments in float32.
+    - deterministic: on a GPU, equal runs give equal bytes (torch's deterministic mode, which costs some time).
+    """
 
     zero_stage: int = Field(3, ge=0, le=3)
-    dtype: Literal["fp32", "autocast-bf16"] = "fp32"
+    dtype: Dtype = "float32"
+    deterministic: bool = True
     param_persistence_elements: int = Field(10_000, ge=0)  # ZeRO-3 keeps smaller tensors whole on every rank
     bucket_elements: int = Field(20_000_000, ge=1)
     timeout_s: int = Field(600, ge=10)  # collective timeout

@@ -128,7 +128,7 @@ def deepspeed_config(
         "gradient_clipping": optimizer.clip_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "torch_autocast": {"enabled": engine.dtype == "autocast-bf16", "dtype": "bfloat16"},
+        "torch_autocast": {"enabled": engine.dtype == "bfloat16", "dtype": "bfloat16"},
         "checkpoint": {"load_universal": False, "tag_validation": "Fail"},
         "steps_per_print": 1 << 62,
         "wall_clock_breakdown": False,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from m4v.codec.shape import TEMPORAL, TILE_MULTIPLE
+from m4v.config import Dtype
 from m4v.core.config import FrozenModel
 
 
@@ -39,7 +40,7 @@ class CausalVaeConfig(FrozenModel):
 
     kind: Literal["causal_vae"] = "causal_vae"
     weights: str = Field(min_length=1)
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     encode_window: int = Field(TEMPORAL, ge=TEMPORAL, multiple_of=TEMPORAL)
     decode_window: int = Field(1, ge=1)
     tile: int | None = Field(None, ge=TILE_MULTIPLE, multiple_of=TILE_MULTIPLE)

@@ -70,7 +70,7 @@ def selective_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, skip:
     if torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled():
         raise ConfigError(
             f"the Mamba-1 gradient of {MAMBA} is not deterministic", where="deterministic mode",
-            next_step=f"use ssm: ssd, deterministic: false, or {SCAN_VARIABLE}=torch",
+            next_step=f"use ssm: ssd, engine.deterministic: false, or {SCAN_VARIABLE}=torch",
         )  # fmt: skip
     batch, length, channels = x.shape
     states = batch * channels * -(-length // SCAN_CHUNK) * 2 * a.shape[1]

@@ -50,11 +50,29 @@ def preprocess(frames: Tensor, how: Preprocessing) -> Tensor:
     else:
         step, scale = _STRIDE // 2, SIDE / math.sqrt(height * width)
         size = (max(1, round(height * scale / step)) * step, max(1, round(width * scale / step)) * step)
-    resized = F.interpolate(frames, size, mode="bilinear", antialias=True, align_corners=False)
+    resized = _resize(frames, size)
     if how != "crop":
         return resized
     top, left = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
     return resized[..., top : top + SIDE, left : left + SIDE]
+
+
+def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with anti-aliasing; as two matrix products where torch has no deterministic gradient of it."""
+    if not (frames.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return F.interpolate(frames, size, mode="bilinear", antialias=True, align_corners=False)
+    return resize_by_products(frames, size)
+
+
+def resize_by_products(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """What anti-aliased bilinear `interpolate` gives, which is linear and separable: rows, then columns."""
+
+    def weights(before: int, after: int) -> Tensor:  # (after, before)
+        unit = torch.eye(before)[None, None]
+        return F.interpolate(unit, (after, before), mode="bilinear", antialias=True)[0, 0].to(frames)
+
+    rows, columns = (weights(old, new) for old, new in zip(frames.shape[-2:], size, strict=True))
+    return rows @ frames @ columns.T
 
 
 class Conse:

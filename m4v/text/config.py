@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from m4v.config import Dtype
 from m4v.core.asset_catalog import weights_digests
 from m4v.core.config import FrozenModel
 
@@ -46,7 +47,7 @@ class T5ClipConfig(FrozenModel):
     clip_slots: int = Field(77, ge=3)
     embedding_dim: int = Field(4096, gt=0)
     pooled_dim: int = Field(768, gt=0)
-    dtype: Literal["bf16", "fp32"] = "bf16"
+    dtype: Dtype = "bfloat16"
 
 
 def _kind(value: object) -> str:

@@ -22,7 +22,7 @@ ALGORITHM = 1  # raise it when the same weights come to mean other features
 CACHED_TEXTS = 32  # 2 MiB each at the published sizes
 _FORMAT = "t5_clip"
 _CLIP, _T5, _CLIP_TOKENS, _T5_TOKENS = "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)

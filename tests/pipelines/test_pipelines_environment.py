@@ -1,5 +1,6 @@
 """Lock files against installed packages, the numerics record, the workspace's places."""
 
+import subprocess
 import sys
 
 import pytest
@@ -24,6 +25,14 @@ from pipelines.workspace import Workspace
 class Config(FrozenModel):
     dtype: str = "bfloat16"
     deterministic: bool = False
+
+
+class Stage(FrozenModel):
+    first: Config
+    others: tuple[Config, ...]
+
+
+ANY = Target(architecture="x")
 
 
 def test_lock_files_of_pip_parse():
@@ -73,6 +82,22 @@ def test_numerics_record_of_cpu_and_gpu():
     assert (gpu.threads, gpu.kernels) == (0, "mamba-ssm 2.3")
     plain = numerics_record(FrozenModel(), resources, Target(architecture="x"))
     assert (plain.dtype, plain.deterministic) == ("float32", True)
+    nested = numerics_record(
+        Stage(first=Config(), others=(Config(dtype="float32", deterministic=True),)), resources, ANY
+    )
+    assert (nested.dtype, nested.deterministic) == ("bfloat16, float32", False)
+
+
+@pytest.mark.parametrize(("device", "deterministic"), [("cuda", True), ("cuda", False), ("cpu", True)])
+def test_torch_is_deterministic_where_the_record_promises_it(device: str, deterministic: bool) -> None:
+    code = (
+        "import os, sys; from pipelines.environment import keep_promise;"
+        f"keep_promise({{'device': '{device}', 'deterministic': {deterministic}}});"
+        "on = 'torch' in sys.modules and sys.modules['torch'].are_deterministic_algorithms_enabled();"
+        "print(on, os.environ.get('CUBLAS_WORKSPACE_CONFIG'))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert found == ("True :4096:8" if device == "cuda" and deterministic else "False None")
 
 
 def test_this_machine_keeps_what_its_target_promises():

@@ -10,7 +10,7 @@ from m4v.model.layout import BatchLayout, Clip, Column, frame_types
 from m4v.model.recomposition import compose, decompose
 from m4v.model.reference import mixer_reference
 from m4v.model.selective_scan import scan_sequential, selective_scan
-from m4v.model.ssd import ssd_chunked, ssd_sequential
+from m4v.model.ssd import ssd_chunked, ssd_sequential, summed_prefixes
 from m4v.model.tables import register_types
 
 QUICK = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -203,3 +203,9 @@ def test_temporal_branch_ignores_later_frames() -> None:
     before, after = branch(x, layout), branch(changed, layout)
     assert torch.equal(before[:, :-16], after[:, :-16])
     assert (before[:, -16:] != after[:, -16:]).any()
+
+
+@pytest.mark.parametrize("length", [1, 2, 129])
+def test_summed_prefixes_are_a_running_sum(length):
+    x = torch.randn(3, 2, length, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
+    assert torch.allclose(summed_prefixes(x), x.cumsum(-1), rtol=0, atol=1e-12)

@@ -3,12 +3,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from m4v.core.asset_catalog import asset_path
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.scores import conse as conse_module
 from m4v.scores.config import ConseConfig
-from m4v.scores.conse import Conse, class_names, open_conse, preprocess
+from m4v.scores.conse import Conse, class_names, open_conse, preprocess, resize_by_products
 from m4v.scores.efficientnet import SIDE, EfficientNetLite2, load_efficientnet_lite2
 
 CAPTIONS = {
@@ -105,6 +106,13 @@ def test_nothing_of_the_score_is_trained(conse):
 def test_preprocessing_sizes(how, size):
     out = preprocess(torch.rand(1, 3, 128, 192), how)
     assert out.shape[-2:] == size
+
+
+@pytest.mark.parametrize("size", [(64, 96), (260, 260), (720, 1283), (31, 47)])
+def test_resizing_by_products_is_interpolation(size):
+    frames = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    exact = F.interpolate(frames, (224, 240), mode="bilinear", antialias=True)
+    assert float((resize_by_products(frames, (224, 240)) - exact).abs().max()) < 1e-6
 
 
 def test_preprocessing_keeps_an_even_picture():

@@ -21,7 +21,7 @@ from m4v.text.interface import TextEncoder
 from m4v.weights.catalogue import entry
 from m4v.weights.convert import convert
 
-TINY = T5ClipConfig(weights="text", slots=24, clip_slots=16, embedding_dim=32, pooled_dim=24, dtype="fp32")
+TINY = T5ClipConfig(weights="text", slots=24, clip_slots=16, embedding_dim=32, pooled_dim=24, dtype="float32")
 TEXTS = ["a red star moves left over the white sky", "", "the blue circle, 12 times " * 9, "ein Stern — ★"]
 
 
@@ -112,7 +112,7 @@ def test_features_do_not_depend_on_the_texts_beside_or_on_threads(encoder: TextE
 
 
 def test_bf16_features_are_float32_and_near(encoder: TextEncoder, imported: Path) -> None:
-    half = open_text_encoder(TINY.model_copy(update={"dtype": "bf16"}), {"text": imported})
+    half = open_text_encoder(TINY.model_copy(update={"dtype": "bfloat16"}), {"text": imported})
     found, exact = half.encode(TEXTS), encoder.encode(TEXTS)
     assert found.embedding.dtype == torch.float32
     assert (found.embedding - exact.embedding).abs().max() < 0.1 * exact.embedding.abs().max()
