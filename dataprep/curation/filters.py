@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataprep.curate_config import DedupConfig, FilterConfig
-from dataprep.dedup import Signature, find_duplicates
+from dataprep.dedup import Fingerprints, find_duplicates
 from dataprep.quarantine import Reason
 
 
@@ -52,14 +52,14 @@ class Candidates:
     """The clips to decide on, by column, in any order.
 
     `values`: what rules look at (`Rule.value`), NaN where nothing was measured. `captioned`: a clip without a
-    caption is out before any rule. `signature` gives what dedup knows of the clip at a place.
+    caption is out before any rule. `fingerprints` gives what dedup knows of the clips at some places, in their order.
     """
 
     clip_ids: Sequence[str]
     values: Mapping[str, NDArray[np.float64]]
     drawn: NDArray[np.bool_]
     captioned: NDArray[np.bool_]
-    signature: Callable[[int], Signature]
+    fingerprints: Callable[[NDArray[np.int64]], Fingerprints]
 
 
 class Step(NamedTuple):
@@ -111,14 +111,12 @@ def decide(candidates: Candidates, filters: FilterConfig, dedup: DedupConfig) ->
 
 
 def _drop_copies(
-    candidates: Candidates, places: NDArray[np.intp], config: DedupConfig, rules: NDArray[np.object_]
+    candidates: Candidates, places: NDArray[np.int64], config: DedupConfig, rules: NDArray[np.object_]
 ) -> tuple[dict[str, int], list[str | None]]:
     """Set `rules` of the copies among the clips at `places`; counts by rule, and what each clip is a copy of."""
     duplicate_of: list[str | None] = [None] * len(rules)
-    signatures = [candidates.signature(int(place)) for place in places]
-    place_of = {s.clip_id: int(place) for s, place in zip(signatures, places, strict=True)}
-    dropped: Counter[str] = Counter()
-    for name, duplicate in find_duplicates(signatures, config).items():
-        rules[place_of[name]], duplicate_of[place_of[name]] = duplicate.rule, duplicate.of
-        dropped[duplicate.rule] += 1
-    return dict(dropped), duplicate_of
+    copies = find_duplicates(candidates.fingerprints(places), config)
+    rules[places[copies.rows]] = copies.rules
+    for place, stays in zip(places[copies.rows].tolist(), places[copies.of].tolist(), strict=True):
+        duplicate_of[place] = candidates.clip_ids[stays]
+    return dict(sorted(Counter(copies.rules.tolist()).items())), duplicate_of

@@ -1,0 +1,119 @@
+"""Columns of a published clip table and its hashes, read in batches: ten million rows in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dataprep.dedup.fingerprints import Batch, Fingerprints, FingerprintWriter, Hashes
+from m4v.core.errors import DataIntegrityError
+
+_BATCH = 65_536
+_CLIP_COLUMNS = ("clip_id", "source_digest", "media", "first_frame", "frames", "crop", "phash", "content_digest")
+_HASH_COLUMNS = ("clip_id", "input_order", "drawn", "dense")
+
+
+class TextColumn(Sequence[str]):
+    """A text column as a sequence that stays in Arrow's memory."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._values = column(path, name)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[str]: ...
+    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
+        found = self._values[place]
+        return list(found.to_pylist()) if isinstance(place, slice) else str(found.as_py())
+
+
+def column(path: Path, name: str) -> pa.ChunkedArray:
+    """Raises DataIntegrityError when the table has no such column."""
+    _check_columns(path, (name,))
+    return pq.read_table(path, columns=[name])[name]
+
+
+def batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """All rows in batches of one size; raises DataIntegrityError when a column is missing."""
+    _check_columns(path, names)
+    yield from pq.ParquetFile(path).iter_batches(batch_size=_BATCH, columns=list(names))
+
+
+def sides(crops: pa.Array) -> NDArray[np.int64]:
+    """Shorter side in pixels of each crop (x0, y0, x1, y1)."""
+    x0, y0, x1, y1 = (pc.list_element(crops, k).to_numpy(zero_copy_only=False) for k in range(4))
+    return np.asarray(np.minimum(x1 - x0, y1 - y0), dtype=np.int64)
+
+
+def check_same_clips(clips_path: Path, hashes_path: Path) -> None:
+    """Raises DataIntegrityError unless both tables are of the same clips in the same order."""
+    names = (column(path, "clip_id") for path in (clips_path, hashes_path))
+    if not next(names).equals(next(names)):
+        raise DataIntegrityError(
+            f"{hashes_path.name} is of other clips than {clips_path.name}", where=str(clips_path.parent)
+        )
+
+
+def read_fingerprints(clips_path: Path, hashes_path: Path, places: NDArray[np.int64]) -> Fingerprints:
+    """What dedup knows of the clips at rising `places` of the two tables."""
+    writer = FingerprintWriter()
+    start = 0
+    for clips, hashes in zip(batches(clips_path, _CLIP_COLUMNS), batches(hashes_path, _HASH_COLUMNS), strict=True):
+        first, last = np.searchsorted(places, [start, start + len(clips)])
+        wanted = pa.array(places[first:last] - start)
+        start += len(clips)
+        if len(wanted):
+            writer.add(_batch(clips.take(wanted), hashes.take(wanted)))
+    return writer.close()
+
+
+def _batch(clips: pa.RecordBatch, hashes: pa.RecordBatch) -> Batch:
+    sampled, sampled_counts = hashes_of_texts(clips["phash"].to_pylist())
+    dense, dense_counts = _words(hashes["dense"])
+    preference = (-sides(clips["crop"]), -clips["frames"].to_numpy(), hashes["input_order"].to_numpy())
+    return Batch(
+        clip_ids=clips["clip_id"].to_pylist(),
+        contents=clips["content_digest"].to_pylist(),
+        preference=np.stack([*preference, clips["first_frame"].to_numpy()], axis=1).astype(np.float64),
+        files=clips["source_digest"].to_pylist(),
+        media=clips["media"].to_pylist(),
+        perceptual=~np.asarray(hashes["drawn"]),
+        sampled=sampled,
+        sampled_counts=sampled_counts,
+        dense=dense,
+        dense_counts=dense_counts,
+    )
+
+
+def hashes_of_texts(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
+    """Hashes of texts like `signals.phash.as_text` makes, laid end to end, and their number in each text."""
+    counts = np.array([(len(text) + 1) // 17 for text in texts], dtype=np.int64)
+    words = np.frombuffer(bytes.fromhex("".join(texts).replace("-", "")), dtype=">u8")
+    return words.astype(np.uint64), counts
+
+
+def _words(values: pa.BinaryArray) -> tuple[Hashes, NDArray[np.int64]]:
+    """Little-endian words of binary values, laid end to end, and their number in each value."""
+    _, offsets, data = values.buffers()
+    ends = np.frombuffer(offsets, dtype=np.int32)[values.offset : values.offset + len(values) + 1].astype(np.int64)
+    if data is None or ends[0] == ends[-1]:
+        return np.zeros(0, np.uint64), np.zeros(len(values), np.int64)
+    words = np.frombuffer(data, dtype=np.uint8)[ends[0] : ends[-1]].copy().view("<u8")
+    return words.astype(np.uint64), np.diff(ends) // 8
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    known = pq.read_schema(path).names
+    if missing := sorted(set(names) - set(known)):
+        raise DataIntegrityError("table has no such column", value=missing[0], where=str(path))

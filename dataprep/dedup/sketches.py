@@ -1,0 +1,134 @@
+"""Candidate near copies of a large collection: clips whose frames share the smallest key of some table.
+
+A table's key is four of a hash's eight bytes; a clip's sketch is its smallest (mixed) key in each quarter of the
+key space. Clips with a common sketch and hashes there within the limit are candidates (min-wise hashing, Broder
+1997, over banded keys). Hashes are read in runs, so memory is a few words a clip whatever the number of frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataprep.dedup.fingerprints import Fingerprints, Hashes
+from dataprep.dedup.ragged import laid_out
+from dataprep.signals.phash import distance
+
+Pairs = NDArray[np.int64]
+
+TABLES = tuple(combinations(range(8), 4))
+MINIMA = 4  # quarters of the key space
+_RUN = 1 << 18  # hashes read together
+_COMPARED = 4_000_000
+_GROUP = 64  # clips with one key up to which all are compared with each other
+_FIRST = 8  # in a larger group, the members by preference that every other one is compared with
+_NOTHING = np.uint64(0xFFFFFFFFFFFFFFFF)
+_THREADS = 2
+
+
+class Members(NamedTuple):
+    """The clips to compare, by falling preference: rows of the fingerprints."""
+
+    rows: NDArray[np.int64]
+    places: NDArray[np.int64]  # by row; -1 for a clip that is not compared
+
+
+def candidate_pairs(prints: Fingerprints, members: Members, max_distance: int) -> Pairs:
+    """(n, 2) places of members, the preferred first, without repeats. The same whatever the order of the rows."""
+
+    def search(table: tuple[int, ...]) -> Pairs:
+        minima = _minima(prints, members, table)
+        return _unique([_close(prints, members, minima[k], max_distance) for k in range(MINIMA)])
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = np.zeros((0, 2), np.int64)
+        for start in range(0, len(TABLES), _THREADS):
+            found = _unique([found, *pool.map(search, TABLES[start : start + _THREADS])])
+    return found
+
+
+def _minima(prints: Fingerprints, members: Members, table: tuple[int, ...]) -> NDArray[np.uint64]:
+    """(MINIMA, members) smallest mixed keys, each over the number of its frame in the clip."""
+    minima = np.full((MINIMA, len(members.rows)), _NOTHING)
+    for first, last in _runs(prints.dense_starts):
+        starts = prints.dense_starts[first : last + 1]
+        hashes = np.asarray(prints.dense[starts[0] : starts[-1]])
+        counts = np.diff(starts)
+        frames = np.arange(len(hashes)) - np.repeat(starts[:-1] - starts[0], counts)
+        keys = _mixed(hashes, table)
+        words = keys.astype(np.uint64) << np.uint64(32) | frames.astype(np.uint64)
+        words[hashes == 0] = _NOTHING
+        quarter = (keys >> np.uint32(30)).astype(np.uint8)
+        filled = np.flatnonzero((counts > 0) & (members.places[first:last] >= 0))
+        if not len(filled):
+            continue
+        # Runs hold whole clips; clips that are left out are skipped after the reduction.
+        nonempty = np.flatnonzero(counts > 0)
+        places = members.places[first + nonempty]
+        for k in range(MINIMA):
+            smallest = np.minimum.reduceat(np.where(quarter == k, words, _NOTHING), (starts[:-1] - starts[0])[nonempty])
+            minima[k, places[places >= 0]] = smallest[places >= 0]
+    return minima
+
+
+def _runs(starts: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Half-open ranges of clips of about `_RUN` hashes together."""
+    first, clips = 0, len(starts) - 1
+    while first < clips:
+        last = int(np.searchsorted(starts, starts[first] + _RUN, side="right")) - 1
+        last = min(max(last, first + 1), clips)
+        yield first, last
+        first = last
+
+
+def _mixed(hashes: Hashes, table: tuple[int, ...]) -> NDArray[np.uint32]:
+    """Four bytes of each hash, spread over all 32-bit words by a bijection."""
+    key = np.zeros(len(hashes), dtype=np.uint32)
+    for shift, byte in enumerate(table):
+        part = (hashes >> np.uint64(8 * byte)).astype(np.uint32) & np.uint32(0xFF)
+        key |= part << np.uint32(8 * shift)
+    for factor in (0x7FEB352D, 0x846CA68B):
+        key ^= key >> np.uint32(16)
+        key *= np.uint32(factor)
+    return key ^ key >> np.uint32(15)
+
+
+def _close(prints: Fingerprints, members: Members, minima: NDArray[np.uint64], max_distance: int) -> Pairs:
+    """Pairs of places with one key whose hashes are close.
+
+    A frame that very many clips share (a title card) must not cost the square of their number.
+    """
+    used = np.flatnonzero(minima != _NOTHING).astype(np.uint64)
+    words = (minima[used] >> np.uint64(32)) << np.uint64(32) | used
+    words.sort()
+    keys, places = words >> np.uint64(32), (words & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
+    sizes = np.diff(np.append(begins, len(keys)))
+    grouped = np.repeat(begins, sizes)
+    own = np.arange(len(keys))
+    later = own > grouped
+    own, low = own[later], grouped[later]
+    high = np.where(np.repeat(sizes, sizes)[later] > _GROUP, np.minimum(own, low + _FIRST), own)
+    found = []
+    for rows, others in laid_out(low, high, _COMPARED):
+        left, right = places[others], places[own[rows]]
+        near = distance(*(_hash_of(prints, members, minima, p) for p in (left, right))) <= max_distance
+        found.append(np.stack([left[near], right[near]], axis=1))
+    return _unique(found)
+
+
+def _hash_of(prints: Fingerprints, members: Members, minima: NDArray[np.uint64], places: NDArray[np.int64]) -> Hashes:
+    frames = (minima[places] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return np.asarray(prints.dense[prints.dense_starts[members.rows[places]] + frames])
+
+
+def _unique(parts: list[Pairs]) -> Pairs:
+    """Pairs without repeats, sorted."""
+    pairs = np.concatenate([np.zeros((0, 2), np.int64), *parts])
+    words = np.unique(pairs[:, 0].astype(np.uint64) << np.uint64(32) | pairs[:, 1].astype(np.uint64))
+    return np.stack([words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)
