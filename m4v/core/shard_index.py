@@ -70,8 +70,11 @@ def _write(path: Path, table: pa.Table) -> None:
 
 
 def read_index(path: Path) -> pa.Table:
-    """Raises DataIntegrityError when the columns are not the schema's."""
-    table = pq.read_table(path)
+    """Raises DataIntegrityError when the file is no Parquet or the columns are not the schema's."""
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise DataIntegrityError(f"shard index does not parse: {error}", where=str(path)) from None
     if table.schema.names != SCHEMA.names:
         raise DataIntegrityError("shard index has other columns", value=table.schema.names, where=str(path))
     return table

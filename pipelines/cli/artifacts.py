@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from m4v.core.artifacts import read_manifest, verify
-from m4v.core.errors import DataIntegrityError, InputError
+from m4v.core.artifacts import MANIFEST, read_manifest
+from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.core.storage import Storage
 from pipelines.cli.output import Id, JsonOption, print_facts, print_json, print_rows, size
 from pipelines.cli.runs import LimitOption, open_ledger
-from pipelines.ledger import ArtifactRow
+from pipelines.ledger import ArtifactRow, Ledger
+from pipelines.workspace import Workspace
 
+if TYPE_CHECKING:
+    from dataprep.versions.repair import Repair
+    from pipelines.repair import Verdict
+
+SHOWN_PROBLEMS = 20
 ArtifactArgument = Annotated[str, typer.Argument(help="Id of an artifact, or a unique prefix.")]
 artifacts = typer.Typer(help="Published artifacts.", no_args_is_help=True)
 
@@ -63,32 +70,69 @@ def show(identity: ArtifactArgument, json_: JsonOption = False) -> None:
 def verify_(
     identities: Annotated[list[str] | None, typer.Argument(help="Ids or prefixes; none: every artifact.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Sizes only, no digests.")] = False,
+    mend: Annotated[
+        bool, typer.Option("--repair", help="Make damaged files again from equal files, other versions and items.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Check bytes against manifests; exits 20 when any artifact is damaged or gone."""
+    """Check bytes against manifests, and every sample of a dataset against its index; exits 20 when any artifact is
+    damaged or gone (with --repair: still)."""
+    if quick and mend:
+        raise ConfigError("--quick and --repair exclude each other", next_step="leave --quick out: a repair reads all")
     with open_ledger() as ledger:
         rows = [ledger.artifact(i) for i in identities] if identities else ledger.artifacts(limit=None)
-    verdicts = [(row, _problem(row, deep=not quick)) for row in rows]
+        verdicts = [_verdict(ledger, row, deep=not quick, mend=mend) for row in rows]
     if json_:
-        print_json([{"artifact_id": r.artifact_id, "kind": r.kind, "uri": r.uri, "problem": p} for r, p in verdicts])
+        print_json([_verdict_json(row, *verdict) for row, verdict in zip(rows, verdicts, strict=True)])
     else:
-        print_rows(
-            ("artifact", "kind", "size", "verdict"),
-            [(Id(r.artifact_id), r.kind, size(r.size_bytes), p or "ok") for r, p in verdicts],
-            text=("verdict",),
-        )
-    damaged = [row for row, problem in verdicts if problem]
+        _print_verdicts(rows, verdicts)
+    damaged = [row for row, (verdict, _) in zip(rows, verdicts, strict=True) if verdict.problem]
     if damaged:
+        again = "run the recipe again: a damaged output is made anew"
         raise DataIntegrityError(
             f"{len(damaged)} of {len(rows)} artifacts are damaged or gone",
             value=damaged[0].artifact_id,
-            next_step="run the recipe again: a damaged output is made anew",
+            next_step=again if mend else f"m4v artifacts verify {damaged[0].artifact_id[:12]} --repair, or {again}",
         )
 
 
-def _problem(row: ArtifactRow, *, deep: bool) -> str | None:
+def _verdict(ledger: Ledger, row: ArtifactRow, *, deep: bool, mend: bool) -> tuple[Verdict, Repair]:
+    """What is wrong with an artifact, after an attempt to mend it where that is asked for."""
+    from dataprep.versions.repair import Repair  # reads tensors' headers: an import that other verbs do without
+    from pipelines.repair import inspect
+    from pipelines.repair import mend as mend_artifact
+
+    verdict = inspect(row, deep=deep)
+    if not (mend and verdict.problem):
+        return verdict, Repair()
     try:
-        verify(Storage(row.uri), row.artifact_id, deep=deep)
+        done = mend_artifact(ledger, Workspace.open().items_uri, row)
     except (DataIntegrityError, InputError) as error:
-        return error.message
-    return None
+        return verdict, Repair(left={MANIFEST: error.message})
+    return (inspect(row, deep=deep) if done.repaired else verdict), done
+
+
+def _verdict_json(row: ArtifactRow, verdict: Verdict, done: Repair) -> dict[str, object]:
+    return {
+        "artifact_id": row.artifact_id, "kind": row.kind, "uri": row.uri, "problem": verdict.problem,
+        "problems": [p._asdict() for p in verdict.problems], "repaired": done.repaired,
+    }  # fmt: skip
+
+
+def _print_verdicts(rows: Sequence[ArtifactRow], verdicts: Sequence[tuple[Verdict, Repair]]) -> None:
+    print_rows(
+        ("artifact", "kind", "size", "verdict"),
+        [
+            (Id(r.artifact_id), r.kind, size(r.size_bytes), v.problem or ("repaired" if done.repaired else "ok"))
+            for r, (v, done) in zip(rows, verdicts, strict=True)
+        ],
+        text=("verdict",),
+    )
+    for row, (verdict, done) in zip(rows, verdicts, strict=True):
+        lines = [f"{p.place}: {p.what}" for p in verdict.problems[:SHOWN_PROBLEMS]]
+        if len(verdict.problems) > SHOWN_PROBLEMS:
+            lines.append(f"and {len(verdict.problems) - SHOWN_PROBLEMS} more (--json lists them)")
+        lines += [f"repaired {path} from {how}" for path, how in done.repaired.items()]
+        lines += [f"cannot repair {path}: {why}" for path, why in done.left.items()]
+        for line in lines:
+            print(f"{row.artifact_id[:12]} {line}")

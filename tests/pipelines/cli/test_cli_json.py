@@ -130,7 +130,8 @@ def test_artifacts(read: Read, made: dict[str, str], tmp_path: Path) -> None:
     assert set(shown) >= ARTIFACT | {"manifest", "made_by", "read_by"}
     assert (shown["made_by"], shown["read_by"]) == ([made["curate"]], [made["encode"]])
     verified = read("artifacts", "verify")
-    assert [set(row) for row in verified] == [{"artifact_id", "kind", "uri", "problem"}] * 2
+    verdict = {"artifact_id", "kind", "uri", "problem", "problems", "repaired"}
+    assert [set(row) for row in verified] == [verdict] * 2
     (tmp_path / "home" / "store" / "clips" / "data.txt").write_text("CLIPS")
     damaged = read("artifacts", "verify", code=ExitClass.DATA_INTEGRITY)
     assert {row["artifact_id"]: bool(row["problem"]) for row in damaged} == {
