@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import InputError
-from pipelines.cli.output import JsonOption, SetOption, print_json, print_rows
+from pipelines.cli.output import JsonOption, SetOption, print_json, print_rows, short, size
 from pipelines.cli.runs import open_ledger
 from pipelines.workspace import Workspace
 
@@ -56,6 +57,42 @@ def inspect(
         print_json(facts)
     else:
         data_tables.print_clips(facts)
+
+
+@data.command("preview")
+def preview(
+    identity: Annotated[
+        str,
+        typer.Argument(metavar="CLIPS|DATASET|RUN", help="Id (or prefix) of an artifact or of its run."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="File to write (default: preview-ID.html here).")] = None,
+    clips: Annotated[int, typer.Option(help="Clips on the page at most, of every rule and source.", min=0)] = 600,
+    media_mib: Annotated[float, typer.Option(help="Pictures and videos on the page at most, in MiB.", min=0)] = 24.0,
+    json_: JsonOption = False,
+) -> None:
+    """Write one HTML page: funnel, scores with thresholds, kept and dropped clips, buckets, quarantine.
+
+    The page needs no network and no other file.
+    """
+    from m4v.core.storage import write_atomic
+    from pipelines.inspection.targets import beside, find_target
+    from pipelines.web.preview import Limits, build
+
+    with open_ledger() as ledger:
+        named = find_target(Workspace.open(), ledger, identity, (ArtifactKind.DATASET, ArtifactKind.CLIPS))
+        table, dataset = beside(Workspace.open(), ledger, named)
+    path = out or Path(f"preview-{short(named.id)}.html")
+    html = build(named, table, dataset, Limits(clips, media_mib)).encode()
+    try:
+        write_atomic(path, html)
+    except OSError as error:
+        raise InputError(
+            f"the page cannot be written: {error.strerror}", value=str(path), next_step="--out FILE where you may write"
+        ) from None
+    if json_:
+        print_json({"artifact_id": named.id, "page": str(path), "size_bytes": len(html)})
+    else:
+        print(f"{path} ({size(len(html))})")
 
 
 @data.command("quarantine")

@@ -182,7 +182,7 @@ def _edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Equal bins over all values; for a long tail equal steps of the logarithm."""
     low, high = float(values.min()), float(values.max())
     if high <= low:
-        return np.array([low - 0.5, low + 0.5]) if low else np.array([0.0, 1.0])
+        return np.linspace(low, low + max(1.0, abs(low)), BINS + 1)
     middle = float(np.median(values))
     if low >= 0 and middle > 0 and high > _LOG_RANGE * middle:
         floor = max(low, middle / _LOG_RANGE)

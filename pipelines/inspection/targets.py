@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from m4v.core.artifacts import Artifact, ArtifactKind
+from m4v.core.artifacts import MANIFEST, Artifact, ArtifactKind
 from m4v.core.errors import InputError
 from pipelines.ledger import ArtifactRow, AttemptRow, Ledger, PipelineRunRow, RunRow
+from pipelines.ledger.records import PortRow
 from pipelines.workspace import Workspace
 
 
@@ -66,6 +67,25 @@ def find_target(workspace: Workspace, ledger: Ledger, identity: str, kinds: Sequ
         if of_kind:
             return of_kind[0]
     raise AssertionError("unreachable: find_targets gives one at least")
+
+
+def beside(workspace: Workspace, ledger: Ledger, target: Target) -> tuple[Target | None, Target | None]:
+    """(clips, dataset) of clips or a dataset: itself, and the other one where the ledger has it and its bytes are
+    there. Of several datasets made from the same clips the newest."""
+    clips, dataset = ArtifactKind.CLIPS, ArtifactKind.DATASET
+    if target.artifact.kind == clips:
+        found = [p for run in reversed(ledger.consumers(target.id)) for p in run.outputs if p.kind == dataset]
+        return target, _present(workspace, ledger, found, dataset)
+    found = [p for p in (target.run.inputs if target.run else ()) if p.kind == clips]
+    return _present(workspace, ledger, found, clips), target
+
+
+def _present(workspace: Workspace, ledger: Ledger, ports: Sequence[PortRow], kind: ArtifactKind) -> Target | None:
+    for port in ports:
+        target = find_target(workspace, ledger, port.artifact_id, (kind,))
+        if target.artifact.storage.exists(MANIFEST):
+            return target
+    return None
 
 
 def _stage_runs(ledger: Ledger, row: PipelineRunRow | RunRow | AttemptRow) -> list[RunRow]:

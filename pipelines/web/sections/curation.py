@@ -104,7 +104,7 @@ def gather(inputs: ReportInputs, facts: RunFacts, media: MediaBudget, config: Re
     index = read_rows(dataset, "index.parquet", ["bucket_t", "bucket_h", "bucket_w"]) if dataset else []
     return Curation(
         sources=tuple(_source(s, facts) for s in inputs.sources),
-        funnel=_funnel(read_json(clips_artifact, "funnel.json")) if clips_artifact else (),
+        funnel=funnel_steps(read_json(clips_artifact, "funnel.json")) if clips_artifact else (),
         groups=groups,
         kept=tuple(_card(c, clips_artifact, media, "") for c in spread(kept, config.kept)),
         candidates=len(clips),
@@ -168,7 +168,7 @@ def _rejected_rows(artifact: Artifact) -> list[Row]:
     ]  # fmt: skip
 
 
-def _funnel(steps: Sequence[Row]) -> tuple[FunnelStep, ...]:
+def funnel_steps(steps: Sequence[Row]) -> tuple[FunnelStep, ...]:
     most: dict[str, int] = {}
     for step in steps:
         most[step["unit"]] = max(most.get(step["unit"], 1), int(step["in"]))

@@ -1,0 +1,69 @@
+"""A capped sample of a clip table that shows every rule and every source, and its rows read with bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipelines.inspection.clip_table import ClipTable
+
+Row = dict[str, Any]
+
+
+def spread_sample(table: ClipTable, wanted: int) -> NDArray[np.int64]:
+    """Places of at most `wanted` clips, in the order of the table.
+
+    Groups of one fate and source take turns, so that a rule that dropped three clips shows them beside a million
+    kept ones; within a group the places are spread evenly.
+    """
+    groups = _groups(table)
+    shares = _share_out([len(g) for g in groups], wanted)
+    chosen = [g[np.arange(n) * len(g) // n] for g, n in zip(groups, shares, strict=True) if n]
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
+
+
+def group_counts(table: ClipTable) -> list[tuple[str, str, int]]:
+    """(fate, source, clips), of the whole table."""
+    return [(str(table.fates[g[0]]), str(table.sources[g[0]]), len(g)) for g in _groups(table)]
+
+
+def _groups(table: ClipTable) -> list[NDArray[np.int64]]:
+    _, fate = np.unique(table.fates.astype(str), return_inverse=True)
+    _, source = np.unique(table.sources.astype(str), return_inverse=True)
+    key = fate.astype(np.int64) * (int(source.max(initial=0)) + 1) + source
+    order = np.argsort(key, kind="stable")
+    bounds = np.flatnonzero(np.diff(key[order])) + 1
+    return [g.astype(np.int64) for g in np.split(order, bounds) if len(g)]
+
+
+def _share_out(sizes: Sequence[int], wanted: int) -> list[int]:
+    """How many each group gives: equal shares, what small groups leave over going to the larger ones."""
+    shares = [0] * len(sizes)
+    left = min(wanted, sum(sizes))
+    while left:
+        open_ = [k for k, size in enumerate(sizes) if shares[k] < size]
+        each = max(1, left // len(open_))
+        for k in open_:
+            more = min(each, sizes[k] - shares[k], left)
+            shares[k] += more
+            left -= more
+    return shares
+
+
+def rows_at(path: Path, places: NDArray[np.int64], columns: Sequence[str]) -> Iterator[Row]:
+    """Rows of a Parquet file at rising `places`, one row group in memory at a time; columns it lacks are left out."""
+    file = pq.ParquetFile(path)
+    names = [c for c in columns if c in file.schema_arrow.names]
+    start = 0
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        inside = places[(places >= start) & (places < start + count)] - start
+        if len(inside):
+            yield from file.read_row_group(group, columns=names).take(pa.array(inside)).to_pylist()
+        start += count
