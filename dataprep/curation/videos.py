@@ -44,10 +44,11 @@ class Entry:
     media: MediaFile
     drawn: bool
     order: int
+    animation: bool = False  # an image file of several pictures, read as a video
 
     def as_video(self) -> Entry:
-        """The same file, to be read as a video."""
-        return replace(self, file=replace(self.file, media="video"))
+        """An animation, to be read as a video."""
+        return replace(self, file=replace(self.file, media="video"), animation=True)
 
     def quarantined(self, reason: str, detail: str, step: str) -> QuarantineRow:
         return QuarantineRow(self.source, self.file.source_id, self.file.path, str(reason), detail, step)
@@ -106,7 +107,8 @@ class Measurer:
         tasks = [(e.file.sha256, measure.ProbeTask(e.media, self._limits)) for e in entries]
         for entry, result in zip(entries, self._run("probe", measure.probe, tasks), strict=True):
             if isinstance(result, ItemFailure):
-                self._quarantine.append(entry.quarantined(result.reason, result.detail, "probe"))
+                reason = Reason.ANIMATION if entry.animation else result.reason
+                self._quarantine.append(entry.quarantined(reason, result.detail, "probe"))
                 continue
             facts, _ = unpack(result)
             first = entry.file.first_frame or 0

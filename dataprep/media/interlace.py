@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 COMB_STRIDE = 16  # every sixteenth frame is looked at, with the one before it
 _COLUMNS = 4  # every fourth column tells enough
 _TOOTH = 12  # 8-bit steps by which a line must stand off both its neighbours, and have changed
-_BLOCK = 16
-_BLOCK_SHARE = 0.25  # of a block's pixels, from which the block is combed
+_MIN_LINES = 16
+_MIN_MOVED = 0.005  # share of the pixels
+_MIN_TEETH = 0.06  # share of the moved pixels below which teeth are noise and fine texture
 
 
 def luma(frame: VideoFrame) -> NDArray[np.int16] | None:
@@ -25,31 +26,30 @@ def luma(frame: VideoFrame) -> NDArray[np.int16] | None:
     return values
 
 
-def combed_share(now: NDArray[np.int16], before: NDArray[np.int16]) -> float:
-    """Share of the moving blocks of a picture whose lines comb: 0 where nothing moves.
-
-    A tooth is a pixel that stands off both the line above and the line below to the same side, while these two
-    agree, where the picture has changed since the frame before: fine stripes that stand still are no comb.
+def combing(now: NDArray[np.int16], before: NDArray[np.int16]) -> float:
+    """How much a frame combs, against itself woven with the frame before it: near 0 where it is of one moment,
+    about 1 where its own fields are as far apart in time as those of neighbours; 0 where little moves.
     """
-    if now.shape != before.shape or now.shape[0] < 3 * _BLOCK:
+    if now.shape != before.shape or len(now) < _MIN_LINES:
         return 0.0
-    above, here, below = now[:-2], now[1:-1], now[2:]
-    moved = np.abs(here - before[1:-1]) > _TOOTH
+    moved = np.abs(now - before) > _TOOTH
+    if np.mean(moved) < _MIN_MOVED:
+        return 0.0
+    teeth = _teeth(now, moved)
+    if teeth < _MIN_TEETH * int(np.count_nonzero(moved)):
+        return 0.0
+    upper, lower = now.copy(), now.copy()
+    upper[0::2], lower[1::2] = before[0::2], before[1::2]
+    # Fields further apart in time than frames are no more than wholly combed.
+    return min(1.0, teeth / max(1, min(_teeth(upper, moved), _teeth(lower, moved))))
+
+
+def _teeth(lines: NDArray[np.int16], moved: NDArray[np.bool_]) -> int:
+    """Pixels that stand off the line above and the line below to the same side, while these two agree."""
+    above, here, below = lines[:-2], lines[1:-1], lines[2:]
     up, down = here - above, here - below
-    tooth = (np.minimum(np.abs(up), np.abs(down)) > _TOOTH) & (up * down.astype(np.int32) > 0)
-    tooth &= (np.abs(above - below) <= _TOOTH) & moved
-    active = _blocks(moved) >= _BLOCK_SHARE / 2
-    if not active.any():
-        return 0.0
-    return float(np.mean(_blocks(tooth)[active] >= _BLOCK_SHARE / 2))
-
-
-def _blocks(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Share of set pixels by block of 16 lines and 16 picture columns."""
-    across = _BLOCK // _COLUMNS
-    height, width = mask.shape[0] // _BLOCK * _BLOCK, mask.shape[1] // across * across
-    blocks = mask[:height, :width].reshape(height // _BLOCK, _BLOCK, width // across, across)
-    return np.asarray(blocks.mean(axis=(1, 3)), dtype=np.float64)
+    tooth = (np.minimum(np.abs(up), np.abs(down)) > _TOOTH) & ((up > 0) == (down > 0))
+    return int(np.count_nonzero(tooth & (np.abs(above - below) <= _TOOTH) & moved[1:-1]))
 
 
 def first_field(frame: VideoFrame) -> VideoFrame:

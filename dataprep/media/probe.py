@@ -98,7 +98,7 @@ def probe_video(path: Path, limits: Limits = Limits()) -> VideoFacts:  # noqa: B
         claimed_duration_us=claims.duration_us,
         claimed_width=claims.width,
         claimed_height=claims.height,
-        transforms=_transforms(shown, colour, alpha),
+        transforms=_transforms(shown, colour, alpha, frame.format.is_rgb),
         warnings=_warnings(index, shown, colour, claims, frame, (alpha, dropped), streams),
     )
 
@@ -127,9 +127,9 @@ def usual_rate(index: FrameIndex, claimed: Fraction) -> Fraction:
     return claimed if claimed and abs(claimed - measured) <= _SAME_RATE * measured else measured
 
 
-def _transforms(shown: Display, colour: Colour, alpha: bool) -> tuple[str, ...]:
+def _transforms(shown: Display, colour: Colour, alpha: bool, rgb: bool) -> tuple[str, ...]:
     made = list(colour.transforms)
-    if colour.full_range:
+    if colour.full_range and not rgb:
         made.append("full_range")
     if alpha:
         made.append("composited:#ffffff")

@@ -21,7 +21,7 @@ from dataprep.media.container import open_video
 from dataprep.media.convert import Picture, frame_display
 from dataprep.media.geometry import Display, Frame, Size
 from dataprep.media.index import FrameIndex, frame_index
-from dataprep.media.interlace import COMB_STRIDE, combed_share, luma
+from dataprep.media.interlace import COMB_STRIDE, combing, luma
 from dataprep.media.pictures import pictures
 from dataprep.media.walk import Count, Walk
 from dataprep.quarantine import ItemError, Reason
@@ -36,7 +36,7 @@ class Shown(NamedTuple):
     picture: Frame | None
     display: Display
     interlaced: bool = False  # as the stream says
-    combed: float = float("nan")  # share of moving blocks whose lines comb
+    combed: float = float("nan")  # as of `interlace.combing`
 
 
 class FrameReader(Protocol):
@@ -103,7 +103,7 @@ class _Combs:
         share = float("nan")
         if number % COMB_STRIDE == 0 and self._before[0] == number - 1 and self._before[1] is not None:
             now = luma(frame)
-            share = combed_share(now, self._before[1]) if now is not None else 0.0
+            share = combing(now, self._before[1]) if now is not None else 0.0
         if number % COMB_STRIDE == COMB_STRIDE - 1:
             self._before = (number, luma(frame))
         return share

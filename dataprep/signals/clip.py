@@ -18,7 +18,7 @@ _FLASH_LUMA = 20.0
 _BAR_QUANTILE = 0.2  # a bar must be there in four frames of five
 _BAR_MIN = 0.02
 _BAR_UNEVEN = 0.03  # opposite bars of a letterbox are equal
-_COMBED_BLOCKS = 0.3  # of the moving blocks of a frame, from which it counts as combed
+_COMBED = 0.5  # of `media.interlace.combing`, from which a frame counts as combed
 _ROUND = 4
 
 Columns = Mapping[str, NDArray[np.generic]]
@@ -48,7 +48,7 @@ def _combed(columns: Columns) -> float:
     """Share of frames that comb, of those that were looked at."""
     seen = np.asarray(columns.get("combed", ()), float)
     seen = seen[~np.isnan(seen)]
-    return float(np.mean(seen >= _COMBED_BLOCKS)) if len(seen) else 0.0
+    return float(np.mean(seen >= _COMBED)) if len(seen) else 0.0
 
 
 def content_box(columns: Columns, width: int, height: int) -> Box:
