@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from dataprep.download.outcome import FetchError
 
@@ -73,3 +74,9 @@ def _is_network(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+@lru_cache(maxsize=8)
+def host_rule(allow: tuple[str, ...]) -> Callable[[str], bool]:
+    """`AddressGuard.allows_host` of an allow-list, for whoever looks at many URLs."""
+    return AddressGuard(allow).allows_host

@@ -115,6 +115,7 @@ class Fetcher:
             if size > self._config.max_bytes:
                 raise FetchError("too_large", f"more than {self._config.max_bytes} bytes")
             out.write(chunk)
+            out.flush()  # what is out of this process survives its being killed
             pace.add(len(chunk))
             if not checked:
                 head += chunk

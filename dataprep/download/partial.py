@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from m4v.core.storage import write_atomic
-
 _BLOCK = 1 << 20
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -45,7 +43,7 @@ class Partial:
         self._facts.unlink(missing_ok=True)
         stream = self.file.open("wb")
         if validator is not None:
-            write_atomic(self._facts, json.dumps({"validator": validator, "boot": _boot()}).encode())
+            self._facts.write_text(json.dumps({"validator": validator, "boot": _boot()}))
         return stream
 
     def append(self) -> BinaryIO:

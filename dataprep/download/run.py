@@ -43,6 +43,20 @@ class Report:
     def done(self) -> int:
         return self.skipped + self.fetched + sum(self.failed.values())
 
+    def add(self, later: Report) -> None:
+        """Add the figures of a later round over the same files."""
+        self.wanted, self.skipped = later.wanted, later.skipped
+        self.failed.update(later.failed)
+        self.fetched += later.fetched
+        self.unreachable, self.retries = later.unreachable, self.retries + later.retries
+        self.received_bytes += later.received_bytes
+        self.resumed_bytes += later.resumed_bytes
+        self.seconds += later.seconds
+
+    def figures(self) -> dict[str, object]:
+        """For the ledger."""
+        return {**vars(self), "failed": dict(sorted(self.failed.items())), "seconds": round(self.seconds, 3)}
+
     def words(self) -> str:
         """One line: fetched, failed by reason, bytes and bytes a second."""
         parts = [f"{self.fetched} fetched"]
@@ -93,6 +107,8 @@ class Downloader:
             self._client.close()
             self._drain_outcomes()
             self._state.write_failures()
+        if not self.report.unreachable:
+            self._state.clear_parts()
         return self.report
 
     def _keep_books(self) -> None:

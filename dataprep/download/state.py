@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -143,12 +144,21 @@ class DownloadState:
             (status, error.reason, error.detail, attempts, path),
         )
 
+    def has_failed(self, file: WantedFile) -> bool:
+        """Did this very file fail for good before?"""
+        statement = "SELECT 1 FROM item WHERE path = ? AND url = ? AND status = 'failed'"
+        return self._database.execute(statement, (file.path, file.url)).fetchone() is not None
+
     def failure(self, path: str) -> Failure | None:
         """Why a file is not there, None when nobody has tried in vain."""
         row = self._database.execute(
             "SELECT reason, detail FROM item WHERE path = ? AND status IN ('failed', 'unreachable')", (path,)
         ).fetchone()
         return None if row is None else Failure(row[0], row[1] or "")
+
+    def clear_parts(self) -> None:
+        """Delete what killed runs left of files that nobody waits for any more."""
+        shutil.rmtree(self.parts, ignore_errors=True)
 
     def write_failures(self) -> None:
         """Bring `failures.parquet` up to date, sorted by path, here and in a remote collection."""

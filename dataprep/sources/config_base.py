@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from dataprep.download.config import DownloadConfig
 from m4v.core.config import FrozenModel
 
 Identity = Literal["full", "sampled"]
@@ -29,9 +30,11 @@ class Tables(Adapter):
 
     `identity` says what a file's digest is made of: `full` bytes, or `sampled` (size and 16 spread blocks of
     64 KiB), which keeps a terabyte collection listable. `require_captions`: a row without a caption is
-    rejected; otherwise its file is listed without one. `limit` takes the first usable rows.
+    rejected; otherwise its file is listed without one. `limit` takes the first usable rows. With `download`, files
+    that rows name by URL and that are not there are fetched into the collection first.
     """
 
     identity: Identity = "sampled"
     require_captions: bool = True
     limit: int | None = Field(None, ge=1)
+    download: DownloadConfig | None = None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import ipaddress
 import os
 import posixpath
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
+from dataprep.download.addresses import host_rule
+from dataprep.download.state import state_digest
+from dataprep.download.urls import url_problem
 from dataprep.sources.adapter import ScanContext
 from dataprep.sources.config_base import Adapter, Identity, Tables
 from dataprep.sources.digests import DigestCache
@@ -100,7 +101,7 @@ def row_entries(row: Row, place: Place, config: Tables, files: MediaFiles) -> It
         yield Rejected(row.path, place.row, "unreadable", f"{place}: {type(error).__name__}: {error}")
         return
     if size is None:
-        yield missing(row, place)
+        yield missing(row, place, config)
         return
     if size == 0:
         yield Rejected(row.path, place.row, "empty", f"{place}: file has no bytes")
@@ -125,11 +126,12 @@ def whole(value: float | None) -> int | None:
     return int(value) if value is not None and value < 1 << 31 else None
 
 
-def missing(row: Row, place: Place) -> Rejected:
+def missing(row: Row, place: Place, config: Tables) -> Rejected:
     """A row whose file is not there; with a usable URL it says where to fetch it."""
     if row.url is None:
         return Rejected(row.path, place.row, "missing_file", str(place))
-    if problem := url_problem(row.url):
+    allow = config.download.allow if config.download is not None else ()
+    if problem := url_problem(row.url, host_rule(allow)):
         return Rejected(row.path, place.row, "unsafe_url", f"{place}: {problem}")
     wanted = Wanted(row.url, row.source_id, row.media, {**row.claims, **row.extra})
     return Rejected(row.path, place.row, "missing_file", str(place), wanted)
@@ -164,35 +166,6 @@ def media_of(path: str) -> Media | None:
     """By the suffix; None when it is of neither medium."""
     suffix = posixpath.splitext(path)[1].lower()
     return "video" if suffix in VIDEO_SUFFIXES else "image" if suffix in IMAGE_SUFFIXES else None
-
-
-def url_problem(url: str) -> str | None:
-    """Why a URL out of a table must not be fetched, None when it may be. A name that resolves to a private
-    address is the downloader's to refuse: that is known only when it connects."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return "not a URL"
-    if parts.scheme not in ("http", "https") or not host:
-        return f"scheme {parts.scheme or 'none'!r} is not http or https"
-    if parts.username is not None or parts.password is not None:
-        return "carries credentials"
-    if any(ord(c) < 33 for c in url):
-        return "holds spaces or control characters"
-    return "names a private address" if _private_host(host) else None
-
-
-def _private_host(host: str) -> bool:
-    if host == "localhost" or host.endswith((".localhost", ".local", ".internal")):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        # Whole-number, octal and short forms (`127.1`, `0x7f.1`) that resolvers take for addresses.
-        last = host.rstrip(".").rsplit(".", 1)[-1]
-        return last.isdigit() or last.lower().startswith("0x")
-    return not address.is_global
 
 
 def find_tables(location: Storage, patterns: Sequence[str], what: str) -> list[str]:
@@ -231,8 +204,8 @@ def require_directory(location: Storage) -> None:
 
 
 def tree_digest(location: Storage | None, kind: str) -> str:
-    """Digest over path, size and time of every file (path and size when remote): changes whenever a scan would,
-    without reading a byte of media."""
+    """Digest over path, size and time of every file (path and size when remote), and over what a download failed
+    at: changes whenever a scan would, without reading a byte of media."""
     if location is None:
         raise InputError("source has no location", value=kind, next_step="give the source a `location` in the recipe")
     require_directory(location)
@@ -243,6 +216,8 @@ def tree_digest(location: Storage | None, kind: str) -> str:
     else:
         for file in location.list():
             sha.update(f"{file.path}\0{file.size_bytes}\n".encode(errors="surrogatepass"))
+    if (failed := state_digest(location)) is not None:
+        sha.update(failed.encode())
     return sha.hexdigest()
 
 

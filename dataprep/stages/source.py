@@ -1,11 +1,18 @@
-"""Stage `source`: list a collection into an artifact (`dataprep.sources.listing` gives the layout)."""
+"""Stage `source`: list a collection into an artifact (`dataprep.sources.listing` gives the layout), after fetching
+what its tables name by URL where the recipe says `download`."""
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
+from dataprep.download.collection import fetch_missing, with_failures
+from dataprep.download.state import DownloadState
 from dataprep.sources import adapter_of
-from dataprep.sources.adapter import ScanContext
+from dataprep.sources.adapter import Adapter, ScanContext
 from dataprep.sources.config import SourceConfig
-from dataprep.sources.digests import DigestCache
+from dataprep.sources.config_base import Tables
+from dataprep.sources.digests import DigestCache, cache_file
 from dataprep.sources.listing import ListingWriter, SourceFacts, write_facts
 from m4v.core.canonical import digest_json
 from m4v.core.errors import DataIntegrityError, InputError
@@ -17,7 +24,8 @@ MIN_ROWS_FOR_RATE = 20  # in a handful of files one bad file is no rate
 
 
 def run(context: StageContext) -> None:
-    """Raises InputError when nothing usable is there, DataIntegrityError past the allowed share of rejections."""
+    """Raises InputError when nothing usable is there, DataIntegrityError past the allowed share of rejections,
+    InfrastructureError when too much of what is to be downloaded cannot be reached."""
     config = context.config(SourceConfig)
     adapter = adapter_of(config.adapter)
     out = context.output("source")
@@ -28,8 +36,13 @@ def run(context: StageContext) -> None:
 
     location = Storage(str(out)) if adapter.inside else context.location(config.name)
     items = ItemStore(context.items("source-media", digest_json(config.adapter.kind))) if adapter.inside else None
-    with DigestCache() as digests, ListingWriter(out) as writer:
-        for entry in adapter.entries(config.adapter, location, ScanContext(digests, items, tick)):
+    with contextlib.ExitStack() as stack:
+        state = _fetch(context, config, adapter, location, stack)
+        digests, writer = stack.enter_context(DigestCache()), stack.enter_context(ListingWriter(out))
+        entries = adapter.entries(config.adapter, location, ScanContext(digests, items, tick))
+        if state is not None:
+            entries = with_failures(entries, getattr(config.adapter, "limit", None), state)
+        for entry in entries:
             writer.add(entry)
     counts = dict(sorted(writer.counts.items()))
     _check(config, counts)
@@ -45,6 +58,18 @@ def run(context: StageContext) -> None:
     write_facts(out, facts)
     context.summary("source", {"name": config.name, "kind": config.adapter.kind, **counts})
     context.metrics({"digests_cached": digests.hits, "digests_computed": digests.misses})
+
+
+def _fetch(
+    context: StageContext, config: SourceConfig, adapter: Adapter[Any], location: Storage, stack: contextlib.ExitStack
+) -> DownloadState | None:
+    """The state of the download that went before the listing, open; None for a collection without one."""
+    if not isinstance(config.adapter, Tables) or config.adapter.download is None:
+        return None
+    state = stack.enter_context(DownloadState(location, cache_file().parent))
+    report = fetch_missing(context, adapter, config.adapter, location, state)
+    context.metrics({f"download_{name}": value for name, value in report.figures().items()})
+    return state
 
 
 def _check(config: SourceConfig, counts: dict[str, int]) -> None:
