@@ -9,18 +9,15 @@ executed. In Python (`directory.joinpath` or an artifact's `path` finds the file
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from m4v.checkpoint_files import CONFIG, EMA, MODEL, PICKLES, existing_file, refuse_pickles
+from m4v.checkpoint_files import CONFIG, EMA, MODEL, read_config_of, refuse_pickles, write_config
 from m4v.config import CheckpointConfig
-from m4v.core.errors import DataIntegrityError, InputError
-from m4v.core.storage import write_atomic
+from m4v.core.errors import InputError
 from m4v.model.mamba import FLOAT32_PARAMETERS
 from m4v.model.transformer import M4VTransformer
 from m4v.tensor_files import Shape, compare_shapes, read_weights, shapes_of, write_tensors
@@ -28,8 +25,8 @@ from m4v.tensor_files import Shape, compare_shapes, read_weights, shapes_of, wri
 DTYPES = (torch.float32, torch.bfloat16)
 
 __all__ = [
-    "CONFIG", "EMA", "MODEL", "PICKLES", "CheckpointConfig", "compare_shapes", "existing_file", "export_checkpoint",
-    "load_checkpoint", "read_config", "read_weights", "refuse_pickles", "save_checkpoint", "shapes_of", "write_weights",
+    "CONFIG", "EMA", "MODEL", "CheckpointConfig", "export_checkpoint", "load_checkpoint", "read_config",
+    "save_checkpoint", "write_weights",
 ]  # fmt: skip
 
 
@@ -47,7 +44,7 @@ def save_checkpoint(
     if ema is not None:
         compare_shapes(shapes_of(ema), expected, f"weights for {EMA}")
         write_weights(directory / EMA, ema)
-    _write_config(directory, config)
+    write_config(directory, config)
 
 
 def load_checkpoint(
@@ -89,19 +86,12 @@ def export_checkpoint(
         )
     config, name, state = _read(path_of, ema is not False)
     write_weights(directory / MODEL, state, dtype, {"weights": "ema" if name == EMA else "raw"})
-    _write_config(directory, config.model_copy(update={"ema": False}))
+    write_config(directory, config.model_copy(update={"ema": False}))
 
 
 def read_config(path: Path) -> CheckpointConfig:
     """Parse a `config.json`; raises DataIntegrityError if it is missing, or naming the first wrong key."""
-    try:
-        return CheckpointConfig.model_validate_json(existing_file(path).read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "(root)"
-        raise DataIntegrityError(
-            f"checkpoint configuration is not valid: {where}: {first['msg']}", where=str(path)
-        ) from None
+    return read_config_of(path, CheckpointConfig)
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
@@ -127,11 +117,6 @@ def write_weights(
 
 def _stored(key: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if key.rpartition(".")[2] in FLOAT32_PARAMETERS else dtype
-
-
-def _write_config(directory: Path, config: CheckpointConfig) -> None:
-    text = json.dumps(config.canonical(), indent=1, sort_keys=True)
-    write_atomic(directory / CONFIG, text.encode())
 
 
 def _expected(config: CheckpointConfig) -> dict[str, Shape]:

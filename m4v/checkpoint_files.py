@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TypeVar
 
+from pydantic import ValidationError
+
+from m4v.core.config import FrozenModel
 from m4v.core.errors import DataIntegrityError
+from m4v.core.storage import write_atomic
 
 MODEL, EMA, CONFIG = "model.safetensors", "ema.safetensors", "config.json"
+ConfigT = TypeVar("ConfigT", bound=FrozenModel)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -27,3 +34,31 @@ def existing_file(path: Path) -> Path:
     if not path.is_file():
         raise DataIntegrityError("checkpoint has no such file", value=path.name, where=str(path.parent))
     return path
+
+
+def read_config_of(path: Path, kind: type[ConfigT]) -> ConfigT:
+    """Parse a checkpoint's `config.json`; raises DataIntegrityError if it is missing, or naming the first wrong key."""
+    try:
+        return kind.model_validate_json(existing_file(path).read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key, reason = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        raise DataIntegrityError(
+            f"checkpoint configuration is not valid: {key or '(root)'}: {reason}", where=str(path)
+        ) from None
+
+
+def write_config(directory: Path, config: FrozenModel) -> None:
+    """Write a checkpoint's `config.json`; equal configs give equal bytes."""
+    write_atomic(directory / CONFIG, json.dumps(config.canonical(), indent=1, sort_keys=True).encode())
+
+
+def read_json_object(path: Path) -> dict[str, object]:
+    """The JSON object in a published file; raises DataIntegrityError when it holds none."""
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:  # what is not UTF-8, too
+        raise DataIntegrityError(f"{path.name} is not valid JSON ({error})", where=str(path)) from None
+    if not isinstance(data, dict):
+        raise DataIntegrityError(f"{path.name} does not hold an object", where=str(path))
+    return data

@@ -6,10 +6,10 @@ the order `dual`. The paper's text pairs them the other way round: `literal`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from m4v.config import ModelConfig
 from m4v.core.errors import DataIntegrityError
@@ -33,12 +33,23 @@ def attention_to_mamba(attention: Mapping[str, Tensor], config: ModelConfig, see
     """
     with torch.device("meta"):
         model = M4VTransformer(config)
+    return carried_over(model, attention, lambda key: _source(key, config), lambda key: initial_value(model, key, seed))
+
+
+def carried_over(
+    model: nn.Module,
+    attention: Mapping[str, Tensor],
+    source_of: Callable[[str], str | None],
+    fresh: Callable[[str], Tensor],
+) -> dict[str, Tensor]:
+    """State dict of `model` (float32, memory of its own): the attention model's tensor `source_of` a parameter's
+    name, or where that is None a `fresh` one. Raises DataIntegrityError as `attention_to_mamba`."""
     state: dict[str, Tensor] = {}
     left = set(attention)
     for key, parameter in model.named_parameters():
-        source = _source(key, config)
+        source = source_of(key)
         if source is None:
-            state[key] = initial_value(model, key, seed)
+            state[key] = fresh(key)
             continue
         if source not in attention:
             raise DataIntegrityError("attention weights lack a tensor", value=source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from m4v.model.transformer import M4VTransformer
 DT_RANGE = (1e-3, 1e-1)  # step sizes that Mamba starts from, log-uniform
 SILU_ONE = 1.2784645427610738  # silu(x) = 1: the gate starts open
 NORMAL_STD = 0.02
+Rule = Callable[[nn.Module, str, Tensor, torch.Generator], None]  # owner, dotted name, parameter to set, generator
 
 
 def build_model(config: ModelConfig, seed: int = 0) -> M4VTransformer:
@@ -28,22 +30,31 @@ def build_model(config: ModelConfig, seed: int = 0) -> M4VTransformer:
 
 def initialise(model: M4VTransformer, seed: int) -> None:
     """Set every parameter. A parameter's values depend on the seed and its name only."""
-    for name, parameter in model.named_parameters():
-        _fill(model, name, parameter, seed)
+    fill(model, seed, initialise_parameter)
 
 
 def initial_value(model: M4VTransformer, name: str, seed: int) -> Tensor:
     """What `initialise` gives the parameter `name`, float32 on the CPU; the model may be on the meta device."""
+    return filled(model, name, seed, initialise_parameter)
+
+
+def fill(model: nn.Module, seed: int, rule: Rule) -> None:
+    """Set every parameter by `rule`, each from a generator of its own."""
+    for name, parameter in model.named_parameters():
+        _apply(model, name, parameter, seed, rule)
+
+
+def filled(model: nn.Module, name: str, seed: int, rule: Rule) -> Tensor:
+    """What `fill` gives one parameter, float32 on the CPU; the model may be on the meta device."""
     value = torch.empty(model.get_parameter(name).shape, dtype=torch.float32, device="cpu")
-    _fill(model, name, value, seed)
+    _apply(model, name, value, seed, rule)
     return value
 
 
 @torch.no_grad()
-def _fill(model: M4VTransformer, name: str, parameter: Tensor, seed: int) -> None:
+def _apply(model: nn.Module, name: str, parameter: Tensor, seed: int, rule: Rule) -> None:
     owner = model.get_submodule(name.rpartition(".")[0])
-    generator = torch.Generator().manual_seed(torch_seed(seed, "init", name))
-    initialise_parameter(owner, name, parameter, generator)
+    rule(owner, name, parameter, torch.Generator().manual_seed(torch_seed(seed, "init", name)))
 
 
 def initialise_parameter(owner: nn.Module, name: str, parameter: Tensor, generator: torch.Generator) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,7 +14,7 @@ from m4v.core.canonical import digest_json
 from m4v.text.bert import Bert, load_bert
 from m4v.text.config import MiniLmConfig
 from m4v.text.interface import TextFeatures
-from m4v.text.threads import one_thread
+from m4v.text.remembering import RememberingEncoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,7 +23,7 @@ ALGORITHM = 1  # raise it when the same weights come to mean other features
 CACHED_TEXTS = 4096
 
 
-class MiniLm:
+class MiniLm(RememberingEncoder):
     """`TextEncoder`. Each text goes through the network alone, unpadded and on one thread, so neither its
     neighbours nor the machine's cores can change its bits; a text seen before is remembered.
 
@@ -34,29 +32,16 @@ class MiniLm:
     """
 
     def __init__(self, config: MiniLmConfig, model: Bert, tokenizer: Tokenizer) -> None:
+        super().__init__(CACHED_TEXTS)
         self._config, self._model, self._tokenizer = config, model, tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(config.slots)
-        self._known: OrderedDict[str, TextFeatures] = OrderedDict()
 
     @cached_property
     def digest(self) -> str:
         return digest_json(
             {"config": self._config.canonical(), "algorithm": ALGORITHM, "weights": self._config.weights()}
         )
-
-    def encode(self, texts: Sequence[str]) -> TextFeatures:
-        if not texts:
-            raise ValueError("no text to encode")
-        with one_thread(), torch.no_grad():
-            return TextFeatures.cat([self._one(text) for text in texts])
-
-    def _one(self, text: str) -> TextFeatures:
-        known = self._known.pop(text, None) or self._compute(text)
-        self._known[text] = known
-        if len(self._known) > CACHED_TEXTS:
-            self._known.popitem(last=False)
-        return known
 
     def _compute(self, text: str) -> TextFeatures:
         ids: Tensor = torch.tensor([self._tokenizer.encode(text).ids])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from m4v.core.canonical import digest_json
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.text.config import T5ClipConfig
 from m4v.text.interface import TextFeatures
-from m4v.text.threads import one_thread
+from m4v.text.remembering import RememberingEncoder
 from m4v.weights.record import read_record
 
 ALGORITHM = 1  # raise it when the same weights come to mean other features
@@ -35,7 +34,7 @@ class Networks:
     clip_tokens: Any
 
 
-class T5Clip:
+class T5Clip(RememberingEncoder):
     """`TextEncoder`. Embedding: T5's last hidden states of `slots` tokens; pooled: CLIP's pooler output.
 
     Each text goes through the networks alone and padded to its full slots, so that the texts beside it cannot
@@ -44,9 +43,9 @@ class T5Clip:
     """
 
     def __init__(self, config: T5ClipConfig, networks: Networks, weights: Mapping[str, str], device: str) -> None:
+        super().__init__(CACHED_TEXTS)
         self._config, self._networks = config, networks
         self._weights, self._device = dict(weights), torch.device(device)
-        self._known: OrderedDict[str, TextFeatures] = OrderedDict()
 
     @property
     def digest(self) -> str:
@@ -55,19 +54,6 @@ class T5Clip:
         config = {key: value for key, value in self._config.canonical().items() if key != "weights"}
         facts = {"config": config, "algorithm": ALGORITHM, "weights": self._weights, "device": self._device.type}
         return digest_json(facts)
-
-    def encode(self, texts: Sequence[str]) -> TextFeatures:
-        if not texts:
-            raise ValueError("no text to encode")
-        with one_thread(), torch.no_grad():
-            return TextFeatures.cat([self._one(text) for text in texts])
-
-    def _one(self, text: str) -> TextFeatures:
-        known = self._known.pop(text, None) or self._compute(text)
-        self._known[text] = known
-        if len(self._known) > CACHED_TEXTS:
-            self._known.popitem(last=False)
-        return known
 
     def _compute(self, text: str) -> TextFeatures:
         ids, mask = self._tokens(self._networks.t5_tokens, text, self._config.slots)

@@ -6,28 +6,17 @@ are diffusers'.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 from torch import Tensor
 
-from m4v.checkpoint import (
-    CONFIG,
-    EMA,
-    MODEL,
-    compare_shapes,
-    existing_file,
-    read_weights,
-    refuse_pickles,
-    shapes_of,
-    write_weights,
-)
+from m4v.checkpoint import write_weights
+from m4v.checkpoint_files import CONFIG, EMA, MODEL, read_config_of, refuse_pickles, write_config
 from m4v.core.config import FrozenModel
-from m4v.core.errors import DataIntegrityError
-from m4v.core.storage import write_atomic
+from m4v.tensor_files import compare_shapes, read_weights, shapes_of
 from m4v.wan.config import WanConfig, WanFlowConfig
 from m4v.wan.initialise import empty_wan
 from m4v.wan.transformer import WanTransformer
@@ -55,7 +44,7 @@ def save_wan(
         if state is not None:
             compare_shapes(shapes_of(state), expected, f"weights for {name}")
             write_weights(directory / name, state)
-    write_atomic(directory / CONFIG, json.dumps(config.canonical(), indent=1, sort_keys=True).encode())
+    write_config(directory, config)
 
 
 def load_wan(
@@ -80,11 +69,4 @@ def load_wan(
 
 def read_wan_config(path: Path) -> WanCheckpointConfig:
     """Parse a checkpoint's `config.json`; raises DataIntegrityError naming the first wrong key."""
-    try:
-        return WanCheckpointConfig.model_validate_json(existing_file(path).read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key, reason = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
-        raise DataIntegrityError(
-            f"checkpoint configuration is not valid: {key or '(root)'}: {reason}", where=str(path)
-        ) from None
+    return read_config_of(path, WanCheckpointConfig)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from m4v.core.errors import ConfigError, DataIntegrityError
+from m4v.core.errors import ConfigError
+from m4v.model.convert import carried_over
 from m4v.wan.config import WanConfig
 from m4v.wan.initialise import empty_wan, initial_value
 
-_SHOWN = 5  # keys named in a message
 # What q and k become: linear attention is a state-space model without decay in which the query reads (C)
 # and the key writes (B); the paper's text pairs them the other way round.
 _ROLES = {"dual": {"q": "c", "k": "b"}, "literal": {"q": "b", "k": "c"}}
@@ -29,24 +28,7 @@ def attention_to_mm_dim(attention: Mapping[str, Tensor], config: WanConfig, seed
     if config.mixer != "mm_dim":
         raise ConfigError("only an MM-DiM model starts from attention", value=config.mixer, where="mixer")
     model = empty_wan(config)
-    state: dict[str, Tensor] = {}
-    left = set(attention)
-    for key, parameter in model.named_parameters():
-        source = _source(key, config)
-        if source is None:
-            state[key] = initial_value(model, key, seed)
-            continue
-        if source not in attention:
-            raise DataIntegrityError("attention weights lack a tensor", value=source)
-        found = attention[source]
-        if found.shape != parameter.shape:
-            expected = tuple(parameter.shape)
-            raise DataIntegrityError(f"{source} has shape {tuple(found.shape)}, the model needs {expected}")
-        state[key] = found.to("cpu", torch.float32, copy=True)
-        left.discard(source)
-    if left:
-        raise DataIntegrityError("attention weights have tensors that fit nowhere", value=sorted(left)[:_SHOWN])
-    return state
+    return carried_over(model, attention, lambda key: _source(key, config), lambda key: initial_value(model, key, seed))
 
 
 def _source(key: str, config: WanConfig) -> str | None:

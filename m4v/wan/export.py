@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from m4v.checkpoint import CONFIG, compare_shapes, shapes_of, write_weights
+from m4v.checkpoint import CONFIG, write_weights
 from m4v.core.errors import ConfigError, InputError
 from m4v.core.storage import write_atomic
+from m4v.tensor_files import compare_shapes, shapes_of
 from m4v.wan.config import WanConfig
 from m4v.wan.initialise import empty_wan
 from m4v.wan.keys import Layout, to_original

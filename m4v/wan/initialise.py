@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from m4v.core.rng import torch_seed
-from m4v.model.initialise import NORMAL_STD, initialise_parameter
+from m4v.model.initialise import NORMAL_STD, fill, filled, initialise_parameter
 from m4v.wan.config import WanConfig
 from m4v.wan.transformer import WanTransformer
 
@@ -24,22 +23,13 @@ def build_wan(config: WanConfig, seed: int = 0) -> WanTransformer:
     model = empty_wan(config)
     model.to_empty(device="cpu")
     model.restore_rotary()
-    for name, parameter in model.named_parameters():
-        _fill(model, name, parameter, seed)
+    fill(model, seed, _initialise)
     return model
 
 
 def initial_value(model: WanTransformer, name: str, seed: int) -> Tensor:
     """What `build_wan` gives the parameter `name`, float32 on the CPU; the model may be on the meta device."""
-    value = torch.empty(model.get_parameter(name).shape, dtype=torch.float32, device="cpu")
-    _fill(model, name, value, seed)
-    return value
-
-
-@torch.no_grad()
-def _fill(model: WanTransformer, name: str, parameter: Tensor, seed: int) -> None:
-    generator = torch.Generator().manual_seed(torch_seed(seed, "init", name))
-    _initialise(model.get_submodule(name.rpartition(".")[0]), name, parameter, generator)
+    return filled(model, name, seed, _initialise)
 
 
 def _initialise(owner: nn.Module, name: str, parameter: Tensor, generator: torch.Generator) -> None:

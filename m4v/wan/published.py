@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from m4v.checkpoint import PICKLES, compare_shapes, shapes_of
+from m4v.checkpoint_files import PICKLES
 from m4v.core.errors import DataIntegrityError, InputError
+from m4v.tensor_files import compare_shapes, shapes_of
 from m4v.wan.config import WanConfig
 from m4v.wan.initialise import empty_wan
 from m4v.wan.keys import Layout, layout_of, to_diffusers

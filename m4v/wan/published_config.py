@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from m4v.checkpoint_files import read_json_object
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.wan.config import WanConfig
@@ -41,13 +41,7 @@ def read_published_config(path: Path) -> WanConfig:
     """
     if not path.is_file():
         raise InputError("folder has no config.json of a Wan transformer", where=str(path.parent))
-    try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataIntegrityError(f"config.json is not valid JSON ({error})", where=str(path)) from None
-    if not isinstance(data, dict):
-        raise DataIntegrityError("config.json does not hold an object", where=str(path))
-    return published_config(data, str(path))
+    return published_config(read_json_object(path), str(path))
 
 
 def published_config(data: Mapping[str, object], where: str) -> WanConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,22 @@ from torch import Tensor
 from m4v.core.canonical import digest_file, digest_json
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.text.interface import TextFeatures
-from m4v.text.threads import one_thread
+from m4v.text.remembering import RememberingEncoder
 
 ALGORITHM = 1  # raise it when the same weights come to mean other features
+CACHED_TEXTS = 8  # 8 MiB each at the published sizes
 SLOTS = 512  # what Wan was trained with
 _MODEL, _TOKENS = "text_encoder", ("tokenizer", "google/umt5-xxl")
 
 
-class Umt5:
+class Umt5(RememberingEncoder):
     """`TextEncoder`. Embedding: UMT5's last hidden states of `slots` tokens, zero at pads; `pooled` has no columns.
 
-    Each text goes through the network alone, so the texts beside it cannot change its features.
+    The empty string gives the null text of classifier-free guidance.
     """
 
     def __init__(self, folder: Path, model: Any, tokenizer: Any, slots: int) -> None:
+        super().__init__(CACHED_TEXTS)
         self._folder, self._model, self._tokenizer, self._slots = folder, model, tokenizer, slots
 
     @cached_property
@@ -38,16 +39,9 @@ class Umt5:
         identity = {"kind": "umt5", "algorithm": ALGORITHM, "slots": self._slots, "dtype": str(self._model.dtype)}
         return digest_json({**identity, "weights": sums})
 
-    def encode(self, texts: Sequence[str]) -> TextFeatures:
-        """Features of `texts`; the empty string gives the null text of classifier-free guidance."""
-        if not texts:
-            raise ValueError("no text to encode")
-        with one_thread(), torch.no_grad():
-            return TextFeatures.cat([self._one(cleaned(text)) for text in texts])
-
-    def _one(self, text: str) -> TextFeatures:
+    def _compute(self, text: str) -> TextFeatures:
         found = self._tokenizer(
-            text, padding="max_length", max_length=self._slots, truncation=True, return_tensors="pt"
+            cleaned(text), padding="max_length", max_length=self._slots, truncation=True, return_tensors="pt"
         )
         ids, mask = (u.to(self._model.device) for u in (found.input_ids, found.attention_mask))
         hidden: Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from m4v.checkpoint_files import read_json_object
 from m4v.core.errors import DataIntegrityError
 from m4v.weights.catalogue import CatalogueEntry, WeightsFormat
 from m4v.weights.pyramidflow import our_key
@@ -66,15 +66,7 @@ class Component:
         if self.wan_original:
             where = str(self.weights[0].path)
             return vae_config() if self.kind == "wan_vae" else text_encoder_config(self.infos(), where)
-        if self.config_file is None:
-            return {}
-        try:
-            data = json.loads(self.config_file.path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataIntegrityError(f"config does not parse ({error})", where=str(self.config_file.path)) from None
-        if not isinstance(data, dict):
-            raise DataIntegrityError("config is no JSON object", where=str(self.config_file.path))
-        return data
+        return {} if self.config_file is None else read_json_object(self.config_file.path)
 
     def tensors(self) -> dict[str, tuple[TensorFile, str]]:
         """Our key -> (file, key in the file), tensors of other models left out. Raises DataIntegrityError when

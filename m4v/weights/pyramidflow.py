@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from m4v.checkpoint_files import read_json_object
 from m4v.config import CheckpointConfig, ModelConfig, ScheduleConfig
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError, DataIntegrityError
@@ -53,13 +53,7 @@ def model_config(published: Mapping[str, object], where: str) -> ModelConfig:
 
 def read_model_config(path: Path) -> ModelConfig:
     """`model_config` of a published file; raises DataIntegrityError as well when it is no JSON object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataIntegrityError(f"config does not parse ({error})", where=str(path)) from None
-    if not isinstance(data, dict):
-        raise DataIntegrityError("config is no JSON object", where=str(path))
-    return model_config(data, str(path))
+    return model_config(read_json_object(path), str(path))
 
 
 def checkpoint_config(published: Mapping[str, object], where: str) -> CheckpointConfig:

@@ -6,20 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from wan_cases import config_of
 
 from m4v.core.errors import DataIntegrityError
 from m4v.wan.checkpoint import WanCheckpointConfig, load_wan, save_wan
-from m4v.wan.config import WanConfig
 from m4v.wan.initialise import build_wan
-
-SIZES = {
-    "width": 24, "heads": 2, "blocks": 2, "mlp_width": 40, "latent_channels": 4, "text_dim": 6, "text_slots": 5,
-    "frequency_dim": 16, "chunk_size": 8,
-}  # fmt: skip
-
-
-def config_of(**changes: object) -> WanConfig:
-    return WanConfig.model_validate(SIZES | changes)
 
 
 def output(model: torch.nn.Module) -> Tensor:

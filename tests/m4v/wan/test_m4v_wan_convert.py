@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from wan_cases import config_of, contents, random_attention
 
 from m4v.core.errors import ConfigError, DataIntegrityError
 from m4v.model.initialise import SILU_ONE
@@ -13,35 +14,11 @@ from m4v.model.layers import rotate
 from m4v.model.layout import Clip
 from m4v.model.scan import LAYER_ORDER, scan_order
 from m4v.wan.checkpoint import WanCheckpointConfig, load_wan, save_wan
-from m4v.wan.config import WanConfig
 from m4v.wan.convert import attention_to_mm_dim
 from m4v.wan.export import export_published
 from m4v.wan.initialise import build_wan, empty_wan
 from m4v.wan.mixer import clip_layout, mix_context
 from m4v.wan.published import open_published
-from m4v.wan.transformer import WanTransformer
-
-SIZES = {
-    "width": 24, "heads": 2, "blocks": 2, "mlp_width": 40, "latent_channels": 4, "text_dim": 6, "text_slots": 5,
-    "frequency_dim": 16, "chunk_size": 8,
-}  # fmt: skip
-
-
-def config_of(**changes: object) -> WanConfig:
-    return WanConfig.model_validate(SIZES | changes)
-
-
-def random_attention(seed: int = 0) -> WanTransformer:
-    model = build_wan(config_of(mixer="attention"), seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def contents(model: WanTransformer) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("order", ["dual", "literal"])

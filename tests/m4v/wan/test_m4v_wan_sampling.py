@@ -5,20 +5,16 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
+from diffusers import UniPCMultistepScheduler, WanPipeline
 from torch import Tensor
+from wan_cases import SIZES, random_wan, tiny_vae
 
 from m4v.core.errors import InputError
 from m4v.wan.config import WanConfig, WanFlowConfig, WanSamplerConfig
 from m4v.wan.flow import WanBatch, WanDraws, clean_estimate, pack, shifted, wan_loss, wan_velocity
 from m4v.wan.initialise import build_wan
 from m4v.wan.sampler import WanSampler, initial_noise, make_scheduler
-from m4v.wan.transformer import WanTransformer
 
-SIZES = {
-    "width": 24, "heads": 2, "blocks": 2, "mlp_width": 40, "latent_channels": 4, "text_dim": 6, "text_slots": 5,
-    "frequency_dim": 16, "chunk_size": 8,
-}  # fmt: skip
 SHAPE = (2, 4, 4)
 
 
@@ -27,27 +23,10 @@ class Text:
     embedding: Tensor
 
 
-def random_wan(**changes: object) -> WanTransformer:
-    model = build_wan(WanConfig.model_validate(SIZES | changes), 0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
 def texts(rows: int, seed: int = 0) -> Text:
     embedding = torch.randn(rows, 5, 6, generator=torch.Generator().manual_seed(seed))
     embedding[:, 3:] = 0
     return Text(embedding)
-
-
-def tiny_vae() -> AutoencoderKLWan:
-    torch.manual_seed(0)
-    return AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[1.0, 2.0, 0.5, 1.5],
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("mixer", ["attention", "mm_dim"])

@@ -6,19 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
+from wan_cases import tiny_vae
 
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.wan.vae import WanVae, open_wan_vae
-
-
-def tiny_vae() -> AutoencoderKLWan:
-    torch.manual_seed(0)
-    return AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[1.0, 2.0, 0.5, 1.5],
-    )  # fmt: skip
 
 
 def latent_of(frames: int, seed: int = 0) -> Tensor:

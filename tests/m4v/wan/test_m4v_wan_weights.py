@@ -9,40 +9,19 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from wan_cases import config_of, contents, random_attention
 
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError, M4VError
-from m4v.wan.config import WanConfig, wan_preset
-from m4v.wan.initialise import build_wan, empty_wan
+from m4v.wan.config import wan_preset
+from m4v.wan.initialise import empty_wan
 from m4v.wan.keys import layout_of, to_diffusers, to_original
 from m4v.wan.published import load_published, open_published
 from m4v.wan.published_config import published_config
-from m4v.wan.transformer import WanTransformer
 
-SIZES = {
-    "width": 24, "heads": 2, "blocks": 2, "mlp_width": 40, "latent_channels": 4, "text_dim": 6, "text_slots": 5,
-    "frequency_dim": 16, "chunk_size": 8,
-}  # fmt: skip
 ORIGINAL_CONFIG = {
     "_class_name": "WanModel", "_diffusers_version": "0.30.0", "dim": 24, "eps": 1e-6, "ffn_dim": 40, "freq_dim": 16,
     "in_dim": 4, "model_type": "t2v", "num_heads": 2, "num_layers": 2, "out_dim": 4, "text_len": 5, "text_dim": 6,
 }  # fmt: skip
-
-
-def config_of(**changes: object) -> WanConfig:
-    return WanConfig.model_validate(SIZES | changes)
-
-
-def random_attention(seed: int = 0) -> WanTransformer:
-    model = build_wan(config_of(mixer="attention"), seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def contents(model: WanTransformer) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in model.state_dict().items()}
 
 
 def write_original(folder: Path, state: dict[str, Tensor], config: dict[str, object] = ORIGINAL_CONFIG) -> None:

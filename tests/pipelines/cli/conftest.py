@@ -28,10 +28,10 @@ def folder(checkpoint: Artifact) -> str:
 
 
 @pytest.fixture
-def m4v_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> M4v:
-    """The console entry point in this process, in an empty directory: (exit code, stdout, stderr)."""
+def m4v(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> M4v:
+    """The console entry point in this process, on an empty home: (exit code, stdout, stderr)."""
     monkeypatch.setenv("M4V_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["m4v", *arguments])
@@ -41,3 +41,10 @@ def m4v_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         return int(ended.value.code or 0), captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def m4v_here(m4v: M4v, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> M4v:
+    """The same in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    return m4v

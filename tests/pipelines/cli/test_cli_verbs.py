@@ -11,7 +11,7 @@ import pytest
 from typer.main import get_command
 
 from m4v.core.errors import ExitClass
-from pipelines.cli.main import EXIT_CODES, build_app, main
+from pipelines.cli.main import EXIT_CODES, build_app
 
 # DESIGN §4. A verb that is missing here may not be added to the code without changing the design first, and one
 # that scripts may already call (SHIPPED) may never go or change its name.
@@ -41,22 +41,6 @@ READS = (
 PLAN_CPU_S = 2.0
 
 M4v = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def m4v(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> M4v:
-    """The console entry point in this process, on an empty home: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("M4V_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["m4v", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def commands() -> Iterator[tuple[str, Any]]:

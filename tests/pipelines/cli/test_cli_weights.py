@@ -1,7 +1,6 @@
 """`m4v weights list|check|import` as a user calls them: output, exit codes, what stands in the ledger afterwards."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,15 @@ import yaml
 from published_weights import CONFIG, ENTRY, FOLDER, MODEL, write_published
 
 from m4v.core.errors import ExitClass
-from pipelines.cli.main import main
 from pipelines.cli.weights import default_name
 from pipelines.recipe import WeightsEntry
 
 M4v = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def m4v(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> M4v:
-    """The console entry point in this process, on an empty home and weights root: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("M4V_HOME", str(tmp_path / "home"))
+@pytest.fixture(autouse=True)
+def weights_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("M4V_WEIGHTS", str(tmp_path / "root"))
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["m4v", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def read(m4v: M4v, *arguments: str, code: int = ExitClass.OK) -> Any:
