@@ -79,14 +79,6 @@ def _named(value: object, field: str) -> list[object]:
     return []
 
 
-def keep_promise(numerics: Mapping[str, object]) -> None:
-    """Switch torch to deterministic operations where the record says so; before the first operation on a GPU."""
-    if numerics["device"] == "cuda" and numerics.get("deterministic"):
-        from m4v.deterministic import use_deterministic
-
-        use_deterministic()
-
-
 def local_target(device: str, lock_file: str | None = None) -> Target:
     """This machine as a target."""
     return Target(device=device, architecture=architecture(device), kernels=kernel_set(device), lock_file=lock_file)

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -30,7 +30,7 @@ from m4v.core.stage import (
     write_exit,
     write_json,
 )
-from pipelines.environment import check_lock, check_numerics, environment_facts, keep_promise
+from pipelines.environment import check_lock, check_numerics, environment_facts
 from pipelines.processes import die_with_parent
 from pipelines.spec import load_object
 
@@ -99,6 +99,14 @@ def run_request(request: StageRequest, rank: int, world_size: int) -> None:
         context.progress.close()
     if rank == 0:
         write_result(context, numerics)
+
+
+def keep_promise(numerics: Mapping[str, object]) -> None:
+    """Switch torch to deterministic operations where the record says so; before the first operation on a GPU."""
+    if numerics["device"] == "cuda" and numerics.get("deterministic"):
+        from m4v.deterministic import use_deterministic
+
+        use_deterministic()
 
 
 def clean_attempt(work_dir: Path) -> None:

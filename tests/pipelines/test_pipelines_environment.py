@@ -91,7 +91,7 @@ def test_numerics_record_of_cpu_and_gpu():
 @pytest.mark.parametrize(("device", "deterministic"), [("cuda", True), ("cuda", False), ("cpu", True)])
 def test_torch_is_deterministic_where_the_record_promises_it(device: str, deterministic: bool) -> None:
     code = (
-        "import os, sys; from pipelines.environment import keep_promise;"
+        "import os, sys; from pipelines.stage_process import keep_promise;"
         f"keep_promise({{'device': '{device}', 'deterministic': {deterministic}}});"
         "on = 'torch' in sys.modules and sys.modules['torch'].are_deterministic_algorithms_enabled();"
         "print(on, os.environ.get('CUBLAS_WORKSPACE_CONFIG'))"
