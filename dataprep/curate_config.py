@@ -10,8 +10,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from dataprep.captioning.config import CaptionConfig
 from m4v.core.asset_catalog import weights_digests
 from m4v.core.config import FrozenModel
+from m4v.text.config import MiniLmConfig
+
+_TOKENIZER = "minilm/tokenizer"
 
 
 class LimitsConfig(FrozenModel):
@@ -105,6 +109,7 @@ class CurateConfig(FrozenModel):
     calibrated on camera footage, and drawings differ by colours that a grey hash does not see: their clips
     pass size and length rules and exact dedup only.
     `max_quarantine_rate`: share of the listed files past which the stage fails (from 20 files on).
+    `captions`: clean-up, provenance and re-captioning; null takes captions as the sources give them.
     """
 
     decoder: Literal["pyav", "decord"] = "pyav"
@@ -118,6 +123,7 @@ class CurateConfig(FrozenModel):
     min_caption_overlap: float = Field(0.5, gt=0, le=1)
     drawn_kinds: tuple[str, ...] = ("synthetic",)
     max_quarantine_rate: float = Field(0.5, ge=0, le=1)
+    captions: CaptionConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -125,6 +131,10 @@ class CurateConfig(FrozenModel):
             if not getattr(self.signals, measured) and getattr(self.filters, rule) is not None:
                 raise ValueError(f"filters.{rule} needs signals.{measured}: switch that on, or set the rule to null")
         return self
+
+    def key_config(self) -> dict[str, object]:
+        own = {name: value for name, value in self.canonical().items() if name != "captions"}
+        return own if self.captions is None else {**own, "captions": self.captions.key_config()}
 
     def segment_identity(self) -> dict[str, object]:
         """What the per-frame measurements of a file depend on."""
@@ -143,7 +153,7 @@ class CurateConfig(FrozenModel):
             "decoder": self.decoder,
             "key_frames": signals.key_frames,
             "models": [signals.text, signals.nsfw, signals.quality],
-            "weights": {n: s for n, s in weights_of(self).items() if n != "transnetv2"},
+            "weights": {n: s for n, s in weights_of(self).items() if n not in ("transnetv2", _TOKENIZER)},
         }
 
 
@@ -153,4 +163,6 @@ def weights_of(config: CurateConfig) -> dict[str, str]:
     names += ["ppocr-det"] if config.signals.text else []
     names += ["open-nsfw"] if config.signals.nsfw else []
     names += ["brisque", "brisque/ranges"] if config.signals.quality else []
+    if config.captions is not None and isinstance(config.captions.text_encoder, MiniLmConfig):
+        names.append(_TOKENIZER)
     return weights_digests(names)

@@ -225,7 +225,7 @@ class AttemptRunner:
             config_model=node.spec.config_model,
             stage_key=record.stage_key,
             attempt_id=attempt_id,
-            config=record.config,
+            config=node.config.canonical(),
             seed=node.seed,
             inputs=work.inputs,
             outputs=tuple(OutputRef(name=n, kind=k) for n, k in node.spec.outputs.items()),

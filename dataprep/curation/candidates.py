@@ -19,6 +19,7 @@ from dataprep.curation.filters import RULES, Candidates
 from dataprep.curation.stored import TextColumn, batches, check_same_clips, column, read_fingerprints, sides
 from dataprep.curation.table import SCORES, Clip
 from dataprep.dedup import Fingerprints, Signature
+from dataprep.quarantine import Reason
 
 HASHES = "hashes.parquet"
 SCHEMA = pa.schema(
@@ -46,7 +47,7 @@ def candidates_of(clips: Sequence[Clip]) -> Candidates:
 
     return Candidates(
         [clip.clip_id for clip in clips], values, np.array([clip.drawn for clip in clips], dtype=np.bool_),
-        np.array([bool(clip.captions) for clip in clips], dtype=np.bool_), fingerprints,
+        np.array([bool(clip.captions) or clip.awaits_caption for clip in clips], dtype=np.bool_), fingerprints,
     )  # fmt: skip
 
 
@@ -100,11 +101,9 @@ def read_values(clips_path: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def _captioned(path: Path) -> NDArray[np.bool_]:
-    """Read in batches: the captions of a large table are most of its bytes."""
-    found = [
-        np.asarray(pc.greater(pc.list_value_length(batch["captions"]), 0)) for batch in batches(path, ("captions",))
-    ]
-    return np.concatenate(found) if found else np.zeros(0, dtype=np.bool_)
+    """By the rule that dropped a clip: one without captions may have waited for a model's when another rule did."""
+    rule = column(path, "drop_rule")
+    return np.asarray(pc.fill_null(pc.not_equal(rule, str(Reason.MISSING_CAPTION)), True).to_numpy(), dtype=np.bool_)
 
 
 def _words(hashes: NDArray[np.uint64]) -> bytes:

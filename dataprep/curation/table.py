@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dataprep.captioning.provenance import COLUMN, FIELD, Provenance
+from dataprep.captioning.provenance import rows as provenance_rows
 from dataprep.curation.record import MediaRecord
 from dataprep.media.geometry import Box
 from dataprep.sources.listing import ListedFile
@@ -84,6 +86,8 @@ class Clip:
     record: MediaRecord = field(default_factory=MediaRecord)
     drop_rule: str | None = None
     duplicate_of: str | None = None
+    provenance: tuple[Provenance, ...] | None = None  # of each caption, where the recipe has a section for captions
+    awaits_caption: bool = False  # a model will write one if the clip is kept
 
     @property
     def clip_id(self) -> str:
@@ -94,7 +98,9 @@ class Clip:
         return self.file.media == "video"
 
     def row(self) -> dict[str, object]:
+        own = {} if self.provenance is None else {COLUMN: provenance_rows(self.provenance)}
         return {
+            **own,
             "clip_id": self.clip_id, "source": self.source, "source_id": self.file.source_id, "path": self.file.path,
             "source_digest": self.file.sha256, "size_bytes": self.file.size_bytes, "media": self.file.media,
             "start_us": self.start_us, "end_us": self.end_us, "first_frame": self.first_frame, "frames": self.frames,
@@ -114,12 +120,13 @@ def by_place(clips: Iterable[Clip]) -> list[Clip]:
 
 
 def write_clips(path: Path, clips: Iterable[Clip]) -> None:
-    """Rows by source, path and time; same clips, same bytes."""
+    """Rows by source, path and time; same clips, same bytes. Captions with provenance bring a column of it."""
     ordered = by_place(clips)
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+    schema = SCHEMA.append(FIELD) if any(clip.provenance is not None for clip in ordered) else SCHEMA
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for start in range(0, max(1, len(ordered)), _ROWS_PER_GROUP):
             rows = [clip.row() for clip in ordered[start : start + _ROWS_PER_GROUP]]
-            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 @dataclass

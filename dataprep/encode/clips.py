@@ -10,6 +10,7 @@ from typing import cast
 import pyarrow.parquet as pq
 
 from dataprep.buckets import Bucket, image_bucket, sampling_fps, video_buckets
+from dataprep.captioning.provenance import COLUMN as PROVENANCE
 from dataprep.curation.record import DEINTERLACED
 from dataprep.encode_config import BucketConfig
 from dataprep.quarantine import ItemError, Reason
@@ -50,6 +51,7 @@ class KeptClip:
     licence: str
     scores: tuple[tuple[str, float], ...]
     deinterlace: bool = False
+    caption_provenance: tuple[dict[str, object], ...] | None = None  # one a caption, where the table has it
 
     @property
     def picture(self) -> tuple[int, int]:
@@ -94,7 +96,7 @@ def kept_clips(path: Path) -> Iterator[KeptClip]:
     if missing := sorted(set(_COLUMNS) - set(names)):
         raise DataIntegrityError("clip table has no such column", value=missing[0], where=path.name)
     scores = [n for n in names if n.startswith(_SCORE)]
-    records = [n for n in (_TRANSFORMS,) if n in names]  # tables of earlier versions have none
+    records = [n for n in (_TRANSFORMS, PROVENANCE) if n in names]  # tables of earlier versions have none
     for batch in table.iter_batches(columns=[*_COLUMNS, *scores, *records]):
         for row in batch.to_pylist():
             if row["kept"]:
@@ -105,10 +107,12 @@ def _clip(row: dict[str, object], scores: list[str]) -> KeptClip:
     values = {n: row[n] for n in _COLUMNS if n not in ("kept", "crop", "captions")}
     found = [(n.removeprefix(_SCORE), row[n]) for n in sorted(scores)]
     crop = cast("list[int] | None", row["crop"])
+    provenance = cast("list[dict[str, object]] | None", row.get(PROVENANCE))
     return KeptClip(
         **values,  # type: ignore[arg-type]
         crop=None if crop is None else (crop[0], crop[1], crop[2], crop[3]),
         captions=tuple(row["captions"] or ()),  # type: ignore[arg-type]
         scores=tuple((name, float(value)) for name, value in found if isinstance(value, int | float)),
         deinterlace=DEINTERLACED in (row.get(_TRANSFORMS) or ()),  # type: ignore[operator]
+        caption_provenance=None if provenance is None else tuple(provenance),
     )

@@ -52,9 +52,9 @@ class Identity:
 
 
 def meta_member(encoded: EncodedClip) -> bytes:
-    """`KEY.json`: captions, provenance, scores, licence and sizes of one sample."""
+    """`KEY.json`: captions and where they come from, provenance, scores, licence and sizes of one sample."""
     clip, bucket = encoded.clip, encoded.bucket
-    facts = {
+    facts: dict[str, object] = {
         "sample_id": encoded.sample_id, "clip_id": clip.clip_id, "caption": clip.captions[0],
         "captions": list(clip.captions), "caption_digest": clip.caption_digest,
         "source": clip.source, "source_id": clip.source_id, "source_digest": clip.source_digest, "path": clip.path,
@@ -62,6 +62,8 @@ def meta_member(encoded: EncodedClip) -> bytes:
         "crop": None if clip.crop is None else list(clip.crop), "phash": clip.phash, "scores": dict(clip.scores),
         "fps": encoded.fps, "frames": bucket.frames, "height": bucket.height, "width": bucket.width,
     }  # fmt: skip
+    if clip.caption_provenance is not None:
+        facts["caption_provenance"] = list(clip.caption_provenance)
     return canonical_json(facts)
 
 

@@ -6,10 +6,13 @@ Layout of the artifact: `clips.parquet`, `hashes.parquet` (what a new decision n
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from dataprep.captioning.clips import ClipCaptions
+from dataprep.captioning.recaption import STEP as RECAPTION
 from dataprep.curate_config import CurateConfig
 from dataprep.curation.candidates import HASHES, candidates_of, write_hashes
 from dataprep.curation.filters import decide
@@ -24,7 +27,7 @@ from m4v.core.stage import StageContext
 
 MIN_FILES_FOR_RATE = 20  # in a handful of files one bad file is no rate
 _IMAGE_BATCH = 512
-_PRELOAD = ("dataprep.curation.measure",)
+_PRELOAD = ("dataprep.curation.measure", "dataprep.captioning.frames")
 
 
 def run(context: StageContext) -> None:
@@ -41,6 +44,8 @@ class _Curation:
         self.quarantine: list[QuarantineRow] = []
         self.funnel = Funnel()
         self.measured, self.total = 0, 0
+        captions = self.config.captions
+        self.captions = None if captions is None else ClipCaptions(self.context, self.config, captions)
 
     def run(self) -> None:
         shutil.rmtree(self.out / PREVIEWS, ignore_errors=True)  # of an attempt that was killed here
@@ -70,7 +75,7 @@ class _Curation:
         names = [reader.name for reader in readers]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ConfigError("two sources have one name", value=twice[0], where="inputs of curate")
-        locator = MediaLocator(self.context, readers)
+        self.locator = locator = MediaLocator(self.context, readers)
         entries: list[Entry] = []
         rejected = 0
         for reader in readers:
@@ -84,9 +89,15 @@ class _Curation:
                 self.quarantine.append(QuarantineRow(reader.name, "", row.path, row.reason, detail, "source"))
         return entries, rejected
 
+    @property
+    def _keeps_bare(self) -> bool:
+        """Clips without a caption are measured: they get a row all the same, or a caption in the end."""
+        written = self.config.captions is not None and self.config.captions.writes_missing
+        return written or self.config.missing_caption == "drop"
+
     def _captioned(self, entries: Sequence[Entry]) -> list[Entry]:
         """Files worth decoding: without any caption a file is quarantined, unless its clips are to be scored."""
-        if self.config.missing_caption == "drop":
+        if self._keeps_bare:
             return list(entries)
         bare = [e for e in entries if not e.file.captions]
         self.quarantine += [e.quarantined(Reason.MISSING_CAPTION, "the file has none", "captions") for e in bare]
@@ -97,7 +108,7 @@ class _Curation:
         owners: list[Entry] = []
         for video, columns in measurer.segments(videos, self._tick):
             for clip in cut(video, columns, self.config):
-                if clip.captions or self.config.missing_caption == "drop":
+                if clip.captions or self._keeps_bare:
                     candidates.append(clip)
                     owners.append(video.entry)
                 else:
@@ -140,11 +151,30 @@ class _Curation:
 
     def _decide(self) -> None:
         clips = sorted(self.clips.values(), key=lambda c: (c.order, c.first_frame))
+        if self.captions is not None:
+            self.captions.clean(clips)
         decision = decide(candidates_of(clips), self.config.filters, self.config.dedup)
         for step in decision.steps:
             self.funnel.add(step.name, "clips", step.entered, step.dropped)
         for clip, rule, of in zip(clips, decision.drop_rules, decision.duplicate_of, strict=True):
             clip.drop_rule, clip.duplicate_of = rule, of
+        if self.captions is not None and self.config.captions is not None and self.config.captions.writes_missing:
+            self._recaption(self.captions, [clip for clip in clips if clip.drop_rule is None])
+
+    def _recaption(self, captions: ClipCaptions, kept: Sequence[Clip]) -> None:
+        """New captions for kept clips; those that must go for want of one leave the table."""
+        with contextlib.ExitStack() as stack:
+            gone = captions.write(
+                kept, self.locator,
+                lambda: stack.enter_context(open_engine(self.context.resources, isolate=True, preload=_PRELOAD)),
+            )  # fmt: skip
+        dropped = Counter(str(clip.drop_rule) for clip in kept if clip.drop_rule is not None)
+        for clip, row in gone:
+            del self.clips[clip.clip_id]
+            (self.out / PREVIEWS / f"{clip.clip_id}.jpg").unlink()
+            self.quarantine.append(row)
+            dropped[row.reason] += 1
+        self.funnel.add(RECAPTION, "clips", len(kept), dict(dropped))
 
     def _write(self, files: int) -> None:
         clips = list(self.clips.values())
@@ -173,6 +203,7 @@ class _Curation:
                 "kept_seconds": round(sum(c.end_us - c.start_us for c in kept) / 1e6, 3),
                 "quarantined": len(set(self.quarantine)),
                 "dropped_by_reason": dict(sorted(reasons.items())),
+                **({} if self.captions is None else {"captions": self.captions.summary()}),
             },
         )
 

@@ -21,6 +21,10 @@ class FrozenModel(BaseModel):
         """The JSON form that is hashed, stored with a run and passed to a stage process."""
         return dict(self.model_dump(mode="json"))
 
+    def key_config(self) -> dict[str, object]:
+        """The part of `canonical` that a stage key holds: all of it, unless a model leaves out how a thing is done."""
+        return self.canonical()
+
     def digest(self) -> str:
         """Raises ConfigError for a value that canonical JSON cannot carry (an integer past 2**53)."""
         try:

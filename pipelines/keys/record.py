@@ -72,7 +72,7 @@ def key_record(
     return KeyRecord(
         stage=spec.name,
         stage_version=spec.version,
-        config=node.config.canonical(),
+        config=node.config.key_config(),
         inputs=dict(inputs),
         seed=node.seed,
         code=reachable_files((spec.function, spec.config_model), spec.data_files, code_root),

@@ -1,0 +1,164 @@
+"""Captions cleaned and brought to the length that a text encoder reads. Torch-free: tokenizer files only."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from dataprep.sources.text import REPLACED, clean_caption
+from m4v.core.asset_catalog import asset_path
+from m4v.core.canonical import digest_file
+from m4v.core.errors import DataIntegrityError, InputError
+from m4v.text.config import MiniLmConfig, TextEncoderConfig
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MAX_CHARS = 50_000
+CUT = "cut"
+_SENTENCE_END = re.compile(r"[.!?…]['\")\]”’]*(?=\s|$)|[。！？]")
+_TOKENIZER = "tokenizer_2/tokenizer.json"  # T5's in the layout of imported text encoders
+_MIN_SHARE = 0.5  # a sentence end earlier than this share of what fits loses too much
+
+
+class Lengths(Protocol):
+    """Counts a text as an encoder does, marks included. `name` says what counted (part of the artifact)."""
+
+    name: str
+
+    def count(self, text: str) -> int: ...
+
+    def fitting(self, text: str, limit: int) -> int:
+        """How many characters of `text` fit into `limit`."""
+
+
+class Words:
+    """Runs of characters between spaces."""
+
+    name = "words"
+
+    def count(self, text: str) -> int:
+        return len(text.split())
+
+    def fitting(self, text: str, limit: int) -> int:
+        ends = [match.end() for match in re.finditer(r"\S+", text)]
+        return len(text) if len(ends) <= limit else ends[limit - 1]
+
+
+class Tokens:
+    """Tokens of a tokenizer file (`tokenizer.json`)."""
+
+    def __init__(self, tokenizer: Tokenizer, name: str) -> None:
+        self.name, self._tokenizer = name, tokenizer
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._marks = tokenizer.num_special_tokens_to_add(False)
+
+    def count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text).ids)
+
+    def fitting(self, text: str, limit: int) -> int:
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        room = limit - self._marks
+        if len(offsets) <= room:
+            return len(text)
+        return 0 if room < 1 else int(offsets[room - 1][1])
+
+
+def open_lengths(encoder: TextEncoderConfig | None, folder: Callable[[str], Path]) -> Lengths:
+    """What counts for `encoder`; `folder` gives imported weights by name.
+
+    Imported weights without a `tokenizer.json` are counted in words. Raises InputError when files of the packaged
+    encoder are not on this machine, DataIntegrityError when a tokenizer file cannot be read.
+    """
+    if encoder is None:
+        return Words()
+    if isinstance(encoder, MiniLmConfig):
+        return _open(asset_path("minilm/tokenizer"))
+    path = folder(encoder.weights) / _TOKENIZER
+    return _open(path) if path.is_file() else Words()
+
+
+def imported_folders(folders: Mapping[str, Path]) -> Callable[[str], Path]:
+    """`folder` of `open_lengths` from the folders of a stage's inputs."""
+
+    def folder(name: str) -> Path:
+        if name not in folders:
+            raise InputError(
+                "caption lengths need imported weights that are no input here", value=name,
+                where="curate.captions.text_encoder.weights",
+                next_step="name them in the recipe's weights section, or set captions.text_encoder to null",
+            )  # fmt: skip
+        return folders[name]
+
+    return folder
+
+
+def _open(path: Path) -> Tokens:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokens(Tokenizer.from_file(str(path)), f"tokenizer:{digest_file(path)[:16]}")
+    except Exception as error:  # the Rust library raises plain Exception
+        raise DataIntegrityError(f"tokenizer cannot be read: {error}", where=path.name) from None
+
+
+class Cleaned(NamedTuple):
+    """`problem` is a rejection reason, None for usable text; `flags` say what was repaired, in order."""
+
+    text: str
+    problem: str | None
+    flags: tuple[str, ...]
+
+
+def clean(raw: str, lengths: Lengths, limit: int | None) -> Cleaned:
+    """Plain text of at most `limit` tokens; equal to its input when there is nothing to repair."""
+    plain = clean_caption(raw, MAX_CHARS)
+    flags = repairs(raw)
+    if plain.problem is not None:
+        return Cleaned(plain.text, plain.problem, flags)
+    text = plain.text if limit is None else shorten(plain.text, lengths, limit)
+    if text != plain.text or len(raw) > MAX_CHARS:
+        flags = (*flags, CUT)
+    return Cleaned(text, None if text else "missing_caption", flags)
+
+
+def repairs(raw: str) -> tuple[str, ...]:
+    """What cleaning changes in a text besides its spaces: entities, normalised, controls, replaced:NUMBER."""
+    if raw.isascii() and raw.isprintable() and "&" not in raw:
+        return ()
+    text = html.unescape(raw)
+    flags = ["entities"] if text != raw else []
+    if not unicodedata.is_normalized("NFC", text):
+        flags.append("normalised")
+    if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") and not c.isspace() for c in text):
+        flags.append("controls")
+    if replaced := text.count(REPLACED):
+        flags.append(f"replaced:{replaced}")
+    return tuple(flags)
+
+
+def shorten(text: str, lengths: Lengths, limit: int) -> str:
+    """The longest beginning of at most `limit` tokens that ends with a sentence, else with a word, else anywhere."""
+    end = lengths.fitting(text, limit)
+    if end >= len(text) and lengths.count(text) <= limit:
+        return text
+    while end > 0:
+        kept = _ended(text, end)
+        if lengths.count(kept) <= limit:  # a cut word may have more tokens than it had as a part
+            return kept
+        end = min(end, len(kept)) - 1
+    return ""
+
+
+def _ended(text: str, end: int) -> str:
+    sentences = [match.end() for match in _SENTENCE_END.finditer(text, 0, end + 1) if match.end() <= end]
+    if sentences and sentences[-1] >= _MIN_SHARE * end:
+        return text[: sentences[-1]].rstrip()
+    if end < len(text) and not text[end].isspace() and " " in text[:end].strip():
+        end = text.rindex(" ", 0, end)
+    return text[:end].rstrip(" ,;:-–—")

@@ -1,0 +1,155 @@
+"""Captions of the curate stage's clips: cleaned before the decision, written anew for the clips that it keeps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from dataprep.captioning.asking import Question
+from dataprep.captioning.clean import clean, imported_folders, open_lengths
+from dataprep.captioning.config import CaptionConfig, RecaptionConfig
+from dataprep.captioning.frames import FramesTask
+from dataprep.captioning.prompts import prompt_digest
+from dataprep.captioning.provenance import Provenance
+from dataprep.captioning.recaption import STEP, Recaptioner, Request
+from dataprep.curate_config import CurateConfig
+from dataprep.curation.captions import covering
+from dataprep.curation.table import Clip
+from dataprep.engine import Engine
+from dataprep.media.container import Limits
+from dataprep.media.location import MediaLocator
+from dataprep.quarantine import QuarantineRow, Reason
+from dataprep.shots.scenes import Span
+from m4v.core.canonical import digest_json
+from m4v.core.stage import StageContext
+
+FAILED = "recaption_failed"
+_OCR_KEYS = ("ocr_text", "ocr")  # facts of a listed file that hold text read off its pictures
+
+
+class ClipCaptions:
+    """Holds for one run of the stage. `counts` are facts for the artifact's summary."""
+
+    def __init__(self, context: StageContext, config: CurateConfig, captions: CaptionConfig) -> None:
+        self._context, self._config, self._captions = context, config, captions
+        encoder = captions.text_encoder
+        self._lengths = open_lengths(encoder, imported_folders(context.weights_folders() if encoder else {}))
+        self.counts: Counter[str] = Counter()
+
+    def clean(self, clips: Iterable[Clip]) -> None:
+        """Bring the captions of every clip to plain text of the right length, and note where each comes from."""
+        for clip in clips:
+            span = Span(clip.first_frame, clip.first_frame + clip.frames)
+            texts: list[str] = []
+            notes: list[Provenance] = []
+            for caption in covering(span, clip.file.captions, self._config.min_caption_overlap):
+                cleaned = clean(caption.text, self._lengths, self._captions.limit)
+                if cleaned.problem is not None:
+                    self.counts[f"captions_rejected_{cleaned.problem}"] += 1
+                elif cleaned.text not in texts and len(texts) < self._captions.max_captions:
+                    texts.append(cleaned.text)
+                    notes.append(self._note(caption.origin, None, cleaned.flags, cleaned.text))
+                    self.counts["captions_repaired"] += bool(cleaned.flags)
+            clip.captions, clip.provenance = tuple(texts), tuple(notes)
+            clip.awaits_caption = not texts and self._captions.writes_missing
+
+    def _note(self, place: str, model: str | None, flags: tuple[str, ...], text: str) -> Provenance:
+        return Provenance("model" if model else "source", place, model, flags, self._lengths.count(text))
+
+    def write(
+        self, kept: Sequence[Clip], locator: MediaLocator, open_engine: Callable[[], Engine]
+    ) -> list[tuple[Clip, QuarantineRow]]:
+        """Ask for the captions that the config wants for kept clips; returns the clips that must go for want of one.
+
+        Raises what `Recaptioner.run` raises.
+        """
+        config = self._captions.recaption
+        if config is None:
+            return []
+        chosen = [clip for clip in kept if _wanted(clip, config)]
+        requests = [self._request(clip, config, locator) for clip in chosen]
+        recaptioner = Recaptioner(self._context, config, self._config.limits.item_timeout_s)
+        recaptioner.run(requests, open_engine)
+        self._context.metrics(recaptioner.metrics())
+        gone = []
+        for clip, request in zip(chosen, requests, strict=True):
+            problems = self._take(clip, request, recaptioner, config)
+            gone += self._leaves(clip, problems, config)
+        self.counts["recaptioned"] = sum(any(p.origin == "model" for p in c.provenance or ()) for c in chosen)
+        return gone
+
+    def _request(self, clip: Clip, config: RecaptionConfig, locator: MediaLocator) -> Request:
+        file = clip.file
+        task = FramesTask(
+            locator.file(clip.source, file.path, file.size_bytes, file.sha256), clip.is_video, clip.first_frame,
+            clip.frames, clip.width, clip.box, config.frames, config.frame_side, self._config.decoder,
+            clip.record.deinterlaced, Limits(self._config.limits.max_pixels, self._config.limits.max_frames),
+        )  # fmt: skip
+        texts = _texts(clip) if config.context else ()
+        # The decoder is left out: its last bits are not worth paying for every caption again.
+        shown = [clip.record.deinterlaced, config.frames, config.frame_side]
+        pixels = [file.sha256, file.media, clip.first_frame, clip.frames, list(clip.box), shown]
+        asked = [config.max_tokens, config.temperature, config.answers, config.language]
+        questions = tuple(
+            Question(
+                digest_json([pixels, [list(t) for t in texts], prompt_digest(name, config.language), asked]),
+                clip.clip_id, name, texts,
+            )
+            for name in config.prompts
+        )  # fmt: skip
+        return Request(task, questions)
+
+    def _take(self, clip: Clip, request: Request, recaptioner: Recaptioner, config: RecaptionConfig) -> list[str]:
+        """Put the model's captions into the clip; returns what went wrong."""
+        texts: list[str] = []
+        notes: list[Provenance] = []
+        problems = []
+        for question in request.questions:
+            answer = recaptioner.answers.get(question.key)
+            if answer is None or answer.problem is not None:
+                problems.append((answer.problem if answer else None) or recaptioner.failures[question.key])
+                continue
+            cleaned = clean(answer.caption, self._lengths, self._captions.limit)
+            if cleaned.text and cleaned.text not in texts:
+                flags = tuple(dict.fromkeys([*answer.flags, *cleaned.flags]))
+                texts.append(cleaned.text)
+                notes.append(self._note(question.prompt, config.model, flags, cleaned.text))
+        if problems:
+            self.counts[FAILED] += 1
+        if not texts:
+            return problems
+        self._combine(clip, texts, notes, config)
+        return problems
+
+    def _combine(self, clip: Clip, texts: list[str], notes: list[Provenance], config: RecaptionConfig) -> None:
+        new = list(zip(texts, notes, strict=True))
+        old = [pair for pair in zip(clip.captions, clip.provenance or (), strict=True) if pair[0] not in texts]
+        pairs = {"first": new + old, "last": old + new, "replace": new}[config.combine][: self._captions.max_captions]
+        clip.captions, clip.provenance = tuple(t for t, _ in pairs), tuple(n for _, n in pairs)
+        clip.awaits_caption = False
+
+    def _leaves(self, clip: Clip, problems: Sequence[str], config: RecaptionConfig) -> list[tuple[Clip, QuarantineRow]]:
+        """The clip and why it goes; nothing when it stays or is a dropped row of the table."""
+        if not problems or (clip.captions and config.on_failure == "keep"):
+            return []
+        clip.awaits_caption = False
+        if config.on_failure == "keep" and self._config.missing_caption == "drop":
+            clip.drop_rule = str(Reason.MISSING_CAPTION)
+            return []
+        where = f"frames {clip.first_frame}..{clip.first_frame + clip.frames - 1}: {'; '.join(problems)}"
+        return [(clip, QuarantineRow(clip.source, clip.file.source_id, clip.file.path, FAILED, where, STEP))]
+
+    def summary(self) -> dict[str, object]:
+        return {"caption_lengths": self._lengths.name, **dict(sorted(self.counts.items()))}
+
+
+def _wanted(clip: Clip, config: RecaptionConfig) -> bool:
+    if config.which == "all" or not clip.captions:
+        return True
+    return config.which == "filter" and all(len(text.split()) < config.min_words for text in clip.captions)
+
+
+def _texts(clip: Clip) -> tuple[tuple[str, str], ...]:
+    """What the collection says of a clip, labelled."""
+    read = next((clip.file.extra[k] for k in _OCR_KEYS if isinstance(clip.file.extra.get(k), str)), None)
+    return (*(("caption", text) for text in clip.captions), *([("text in the picture", str(read))] if read else []))
