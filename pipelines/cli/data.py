@@ -26,6 +26,41 @@ def register(app: typer.Typer) -> None:
     app.add_typer(data, name="data")
 
 
+@data.command("sources")
+def sources(
+    where: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE|DIR]", help="A recipe, or a directory or `s3://…` prefix.")
+    ] = None,
+    set_: SetOption = None,
+    encoder_fps: Annotated[
+        float | None, typer.Option(help="Frames a second that one GPU encodes, for an estimate of GPU hours.", min=0.01)
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Kinds of source; what a directory holds; what each source of a recipe would list. Reads no media.
+
+    Counts, bytes, hours and rejected rows are those of the collections' own tables and names.
+    """
+    from pipelines.cli import data_sources
+    from pipelines.inspection.sources import is_location, known_kinds, look_at, recipe_sources, totals
+
+    if where is None:
+        kinds = known_kinds()
+        print_json({"kinds": [k.to_json() for k in kinds]}) if json_ else data_sources.print_kinds(kinds)
+    elif is_location(where):
+        found = look_at(where, encoder_fps)
+        print_json(found.to_json()) if json_ else data_sources.print_found(found)
+    else:
+        reports = recipe_sources(where, set_ or (), encoder_fps)
+        sums = totals(r.report for r in reports if r.report)
+        if json_:
+            print_json({"recipe": where, "sources": [r.to_json() for r in reports], "totals": sums})
+        else:
+            data_sources.print_recipe(reports)
+        if problem := next((r.problem for r in reports if r.problem), None):
+            raise problem
+
+
 @data.command("inspect")
 def inspect(
     identity: ClipsArgument, set_: SetOption = None, limit: ListOption = None, json_: JsonOption = False

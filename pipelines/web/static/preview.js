@@ -66,6 +66,16 @@ if (sheet) {
   reveal();
 }
 
+// A click plays a reconstruction; without scripts the browser's own controls do.
+all("video").forEach((video) => {
+  video.controls = false;
+  video.title = "click to play or pause";
+  video.tabIndex = 0;
+  const toggle = () => (video.paused ? video.play().catch(() => {}) : video.pause());
+  video.addEventListener("click", toggle);
+  video.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); toggle(); } });
+});
+
 // Where the reader is.
 const links = all("nav a");
 const spy = new IntersectionObserver((entries) => {

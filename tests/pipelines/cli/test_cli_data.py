@@ -221,3 +221,71 @@ def test_clips_of_older_versions_can_be_read_and_not_tried(
         main()
     assert ended.value.code == ExitClass.CONFIG
     assert "the ledger does not know the thresholds" in capsys.readouterr().err
+
+
+def test_preview_writes_a_page(made: DataHome, read: Any, call: Call, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    told = read("preview", made.ids["dataset"], "--out", str(page), "--clips", "3")
+    assert told == {"artifact_id": made.ids["dataset"], "page": str(page), "size_bytes": page.stat().st_size}
+    assert "Dataset preview" in page.read_text()
+    code, out, _ = call("preview", made.ids["clips"], "--out", str(page))
+    assert (code, out) == (0, f"{page} ({page.stat().st_size / 1024:.1f} KiB)\n")
+    assert "Clips preview" in page.read_text()
+    code, _, err = call("preview", made.ids["source.wild"], "--out", str(page))
+    assert code == ExitClass.CONFIG
+    assert "this is a source, not dataset or clips" in err
+    code, _, err = call("preview", made.ids["clips"], "--out", str(tmp_path / "page.html" / "below.html"))
+    assert code == ExitClass.CONFIG
+    assert "the page cannot be written" in err
+    assert err.count("\n") == 1
+
+
+def test_kinds_of_source_are_told(read: Any, call: Call) -> None:
+    kinds = {k["kind"]: k for k in read("sources")["kinds"]}
+    assert set(kinds) >= {"folder", "images", "openvid", "webvid", "opensora_plan", "synthetic"}
+    assert all(20 < len(k["purpose"]) < 130 and "kind" in k["keys"] for k in kinds.values())
+    _, out, _ = call("sources")
+    assert out.splitlines()[1].startswith("folder\tVideos with captions beside them\t")
+
+
+def test_a_directory_is_sniffed_and_scanned(made: DataHome, read: Any, call: Call, tmp_path: Path) -> None:
+    found = read("sources", str(made.folder), "--encoder-fps", "30")
+    assert set(found) >= {"location", "guesses", "report", "recipe"}
+    assert found["guesses"][0]["kind"] == "folder"
+    assert found["report"]["accepted"] + sum(found["report"]["rejected"].values()) == 11
+    # What is told can be pasted into a recipe.
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: micro\n" + found["recipe"])
+    scanned = read("sources", str(recipe))
+    by_name = {s["name"]: s for s in scanned["sources"]}
+    assert by_name["wild"]["report"]["accepted"] == found["report"]["accepted"]
+    assert by_name["wild"]["kind"] == "folder"
+    assert scanned["totals"]["clips"] == sum(s["report"]["estimate"]["clips"] for s in scanned["sources"])
+    code, out, _ = call("sources", str(made.folder))
+    assert code == 0
+    assert out.startswith("kind\tconfidence\twhy\nfolder\t")
+    code, _, err = call("sources", str(tmp_path / "absent" / "folder"))
+    assert code == ExitClass.CONFIG
+    assert "collection directory does not exist" in err
+    (tmp_path / "bare").mkdir()
+    code, out, _ = call("sources", str(tmp_path / "bare"))
+    assert (code, "nothing is recognised" in out) == (0, True)
+
+
+def test_a_source_that_is_not_there_hides_no_other(read: Any, call: Call, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        f"extends: micro\nsources: [{{name: gone, location: {tmp_path}/gone, adapter: {{kind: folder}}}}]\n"
+    )
+    code, out, err = call("sources", str(recipe), "--json")
+    told = {s["name"]: s for s in json.loads(out)["sources"]}
+    assert code == ExitClass.CONFIG
+    assert told["shapes"]["report"]["accepted"] == 12
+    assert told["shapes"]["licence"] == "CC0-1.0"
+    assert told["gone"]["report"] is None
+    assert told["gone"]["problem"] in err
+    code, out, _ = call("sources", "micro", "--set", "sources.shapes.adapter.count=3")
+    assert "shapes\tsynthetic\t7\t7\t4\t" in out
+    code, _, err = call("sources", "mircro")
+    assert code == ExitClass.CONFIG
+    assert "did you mean micro?" in err

@@ -1,0 +1,207 @@
+"""The data preview in headless Chromium: silent, offline, filterable, within the window, quick with thousands."""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines" / "cli"))
+from data_home import DataHome, build, publish_beside
+
+from m4v.core.artifacts import ArtifactKind
+from pipelines.inspection.targets import beside, find_target
+from pipelines.ledger import Ledger
+from pipelines.web import preview
+from pipelines.workspace import Workspace
+
+MANY = 5000
+OVERFLOWING = """
+Array.from(document.querySelectorAll('body *')).filter(e => {
+  const box = e.getBoundingClientRect();
+  return box.width && box.right > innerWidth + 1 && !e.closest('.scroll, nav, pre, svg, .skip');
+}).map(e => e.tagName + '.' + e.className)
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> DataHome:
+    return build(tmp_path_factory.mktemp("data"))
+
+
+def _page(made: DataHome, identity: str, file: Path) -> Path:
+    workspace = Workspace.open(made.home)
+    with Ledger.open(workspace.ledger_url) as ledger:
+        named = find_target(workspace, ledger, identity, (ArtifactKind.DATASET, ArtifactKind.CLIPS))
+        file.write_text(preview.build(named, *beside(workspace, ledger, named), preview.Limits()))
+    return file
+
+
+@pytest.fixture(scope="module")
+def page_file(made: DataHome, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _page(made, made.ids["dataset"], tmp_path_factory.mktemp("page") / "dataset.html")
+
+
+@pytest.fixture(scope="module")
+def many_file(made: DataHome, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a table of five thousand clips: those of the small one again and again, with pictures."""
+    small = made.work / "curated" / "staging" / "clips"
+    folder = tmp_path_factory.mktemp("many") / "clips"
+    (folder / "previews").mkdir(parents=True)
+    table = pq.read_table(small / "clips.parquet")
+    picture = next((small / "previews").glob("*.jpg")).read_bytes()
+    rows = [row for row in table.to_pylist() if row["duplicate_of"] is None]
+    for number in range(MANY):
+        (folder / "previews" / f"{number:032x}.jpg").write_bytes(picture)
+    made_rows = [{**rows[n % len(rows)], "clip_id": f"{n:032x}"} for n in range(MANY)]
+    pq.write_table(pa.Table.from_pylist(made_rows, schema=table.schema), folder / "clips.parquet")
+    for name in ("funnel.json", "quarantine.parquet"):
+        shutil.copy(small / name, folder / name)
+    return _page(made, publish_beside(made, folder), tmp_path_factory.mktemp("page") / "many.html")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    executable = shutil.which("chromium") or shutil.which("chromium-browser")
+    if executable is None:
+        pytest.fail("Chromium is not installed; run `make browser`")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"], headless=True)
+        yield found
+        found.close()
+
+
+class Watched:
+    """A page with everything it complained about and asked for."""
+
+    def __init__(self, browser: Browser, file: Path, **context: object) -> None:
+        self.page: Page = browser.new_context(**context).new_page()  # type: ignore[arg-type]
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda r: None if r.url.startswith("data:") else self.requests.append(r.url))
+        self.url = file.as_uri()
+        self.page.goto(self.url)
+
+    def shown(self) -> list[str]:
+        return self.page.eval_on_selector_all(".clip:not([hidden])", "nodes => nodes.map(n => n.dataset.fate)")
+
+    def choose(self, name: str, value: str) -> None:
+        self.page.select_option(f"select[name={name}]", value)
+
+
+@pytest.fixture
+def desktop(browser: Browser, page_file: Path) -> Iterator[Watched]:
+    watched = Watched(browser, page_file, viewport={"width": 1280, "height": 900})
+    yield watched
+    watched.page.context.close()
+
+
+def test_page_is_silent_and_asks_nothing_of_the_network(desktop: Watched) -> None:
+    desktop.page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    desktop.page.wait_for_timeout(300)
+    assert desktop.complaints == []
+    assert desktop.requests == [desktop.url]
+    assert desktop.page.evaluate("document.querySelectorAll('script').length") == 1
+
+
+def test_every_section_is_there_with_content(desktop: Watched) -> None:
+    for name in ("funnel", "sources", "rejected", "scores", "clips", "buckets", "reconstructions", "quarantine"):
+        assert len(desktop.page.locator(f"#{name}").inner_text()) > 40, name
+    assert desktop.page.locator(".histogram").count() >= 8
+    assert desktop.page.locator(".histogram .threshold").count() >= 3
+
+
+def test_pictures_and_videos_decode(desktop: Watched) -> None:
+    page = desktop.page
+    page.evaluate("document.querySelectorAll('img').forEach(i => { i.loading = 'eager'; })")
+    page.wait_for_function("Array.from(document.images).every(i => i.complete)")
+    assert page.evaluate("Array.from(document.images).every(i => i.naturalHeight === 108)")
+    page.wait_for_function("Array.from(document.querySelectorAll('video')).every(v => v.readyState >= 1)")
+    page.locator("video").first.click()
+    page.wait_for_function("document.querySelector('video').currentTime > 0.05")
+
+
+def test_the_sheet_is_filtered_by_rule_source_and_words(desktop: Watched) -> None:
+    assert len(desktop.shown()) == 15
+    desktop.choose("fate", "too_short")
+    assert desktop.shown() == ["too_short"]
+    assert desktop.page.locator("#matched").inner_text() == (
+        "1 shown of 1 on this page that match; 1 in the whole table"
+    )
+    desktop.choose("fate", "!kept")
+    dropped = desktop.shown()
+    assert dropped
+    assert "kept" not in dropped
+    desktop.choose("source", "shapes")
+    assert desktop.shown() == []
+    desktop.page.locator("button[type=reset]").click()
+    desktop.page.wait_for_function("document.querySelectorAll('.clip:not([hidden])').length === 15")
+    desktop.page.fill("input[name=words]", "COARSE.mp4 square")
+    assert len(desktop.shown()) == 1
+
+
+def test_the_sheet_is_ordered_by_a_score(desktop: Watched) -> None:
+    desktop.choose("order", "-sharpness")
+    scores = desktop.page.eval_on_selector_all(
+        ".clip:not([hidden])", "nodes => nodes.map(n => JSON.parse(n.dataset.scores).sharpness)"
+    )
+    assert len(scores) == 15
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_a_cell_of_the_map_shows_its_clips(desktop: Watched) -> None:
+    desktop.page.locator('.heat a[data-fate="frozen"][data-source="wild"]').click()
+    assert desktop.shown() == ["frozen"]
+    assert desktop.page.input_value("select[name=source]") == "wild"
+
+
+def test_a_copy_leads_to_what_stayed(desktop: Watched) -> None:
+    desktop.choose("fate", "duplicate_near")
+    card = desktop.page.locator(".clip:not([hidden])").first
+    assert card.locator("img").count() == 2
+    link = card.locator("a.id")
+    target = link.get_attribute("href")
+    link.click()
+    assert desktop.page.locator(f"[id='{target[1:]}']").is_visible()  # type: ignore[index]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_overflows(browser: Browser, page_file: Path, width: int, scheme: str) -> None:
+    watched = Watched(browser, page_file, viewport={"width": width, "height": 844}, color_scheme=scheme)
+    assert watched.page.evaluate("document.documentElement.scrollWidth") == width
+    assert watched.page.evaluate(OVERFLOWING) == []
+    watched.page.context.close()
+
+
+def test_thousands_of_clips_stay_usable(browser: Browser, many_file: Path) -> None:
+    assert many_file.stat().st_size < 40 * 2**20
+    watched = Watched(browser, many_file, viewport={"width": 1280, "height": 900})
+    assert "600 of 5,000 clips" in watched.page.locator("#clips .lead").inner_text()
+    assert len(watched.shown()) == 120
+    begin = time.monotonic()
+    watched.choose("fate", "kept")
+    watched.choose("order", "motion")
+    watched.choose("fate", "frozen")
+    assert time.monotonic() - begin < 5
+    matched = watched.page.locator("#matched").inner_text()
+    whole = watched.page.locator("select[name=fate] option[value=frozen]").inner_text()
+    assert matched.endswith(f"{whole.split('(')[1].rstrip(')')} in the whole table")
+    watched.choose("fate", "")
+    watched.page.locator("#more button").click()
+    assert len(watched.shown()) == 240
+    watched.page.context.close()
+
+
+def test_without_scripts_everything_is_still_there(browser: Browser, page_file: Path) -> None:
+    plain = Watched(browser, page_file, java_script_enabled=False)
+    assert plain.page.locator(".clip").nth(14).is_visible()
+    assert not plain.page.locator("#filters").is_visible()
+    plain.page.context.close()
