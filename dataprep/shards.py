@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import mmap
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,30 +142,6 @@ class _OpenShard:
         with contextlib.suppress(OSError):
             self._stream.close()
         self._temporary.unlink(missing_ok=True)
-
-
-class ShardReader:
-    """Members of shards by their place, through one memory map a shard; bytes are held against their digest on
-    every read. `path_of` gives a shard's local file."""
-
-    def __init__(self, path_of: Callable[[str], Path]) -> None:
-        self._path_of = path_of
-        self._maps: dict[str, mmap.mmap] = {}
-
-    def read(self, reference: MemberRef) -> bytes:
-        """Raises DataIntegrityError when the bytes are not what the index says."""
-        shard = self._maps.get(reference.shard) or self._map(reference.shard)
-        data = shard[reference.offset : reference.offset + reference.size_bytes]
-        if digest_bytes(data) != reference.sha256:
-            raise DataIntegrityError(
-                "shard member differs from the index", value=reference.shard, next_step="m4v artifacts verify"
-            )
-        return data
-
-    def _map(self, name: str) -> mmap.mmap:
-        with self._path_of(name).open("rb") as stream:
-            self._maps[name] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[name]
 
 
 def verify_shards(directory: Path, rows: Iterable[Mapping[str, object]]) -> None:

@@ -119,9 +119,9 @@ class _Survivors:
             return
         latents, texts = (Storage(f"{self._items_uri}/{step}/{digest[:ITEM_DIGITS]}") for step, digest in digests)
         for run in self._encode_runs(self._row.artifact_id, set()):
-            clips = next(port.artifact_id for port in run.inputs if port.kind == ArtifactKind.CLIPS)
-            table = self._artifact(self._ledger.artifact(clips, ArtifactKind.CLIPS))
-            yield EncodedItems(table, parse(EncodeConfig, run.config, f"run {run.run_id}"), latents, texts)
+            for port in (p for p in run.inputs if p.kind == ArtifactKind.CLIPS):
+                table = self._artifact(self._ledger.artifact(port.artifact_id, ArtifactKind.CLIPS))
+                yield EncodedItems(table, parse(EncodeConfig, run.config, f"run {run.run_id}"), latents, texts)
 
     def _encode_runs(self, artifact_id: str, seen: set[str]) -> list[RunRow]:
         """Encode runs that a dataset goes back to, through any number of versions."""

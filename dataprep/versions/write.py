@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataprep.encode_config import ShardConfig
-from dataprep.shards import SHARDS, Sample, ShardReader, ShardWriter, shard_name, verify_shards
+from dataprep.shards import SHARDS, Sample, ShardWriter, shard_name, verify_shards
 from dataprep.versions.parents import PARENT, Parent
 from m4v.core.shard_index import INDEX, MEMBERS, SCHEMA, MemberRef, iterate, member, write_index_table
+from m4v.core.shard_reader import ShardReader
 
 
 @dataclass(frozen=True)
