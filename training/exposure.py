@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 from m4v.core.config import FrozenModel
 from m4v.core.errors import InputError
 from training.config import OrderConfig
-from training.order import DataOrder, Place, SampleRow
+from training.order import DataOrder, Place
+from training.samples import Samples
 
 TRAINING_STATE = "training.json"
 DEBUG_LOG = "M4V_EXPOSURE_LOG"
-_COLUMNS = ["sample_id", "source", "media", "bucket_t", "bucket_h", "bucket_w"]
 
 
 class ExposureState(FrozenModel):
@@ -39,10 +39,9 @@ class ExposureState(FrozenModel):
     init_from: str | None
 
 
-def rows_of(index: pa.Table) -> list[SampleRow]:
+def rows_of(index: pa.Table) -> Samples:
     """The order's view of `index.parquet`."""
-    columns = [index.column(name).to_pylist() for name in _COLUMNS]
-    return [SampleRow(*values) for values in zip(*columns, strict=True)]
+    return Samples.of_index(index)
 
 
 def order_of(state: ExposureState, index: pa.Table) -> DataOrder:
@@ -52,7 +51,7 @@ def order_of(state: ExposureState, index: pa.Table) -> DataOrder:
     return DataOrder(rows_of(index), state.order, state.seed, state.stage)
 
 
-def seen(state: ExposureState, index: pa.Table) -> dict[str, int]:
+def seen(state: ExposureState, index: pa.Table) -> Mapping[str, int]:
     """How often each sample was consumed by the checkpoint's own stage; unused samples are left out."""
     return {} if state.order is None else order_of(state, index).counts(state.cursor)
 

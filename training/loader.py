@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import load as load_tensors
@@ -23,12 +24,16 @@ from torch import Tensor
 from m4v.core.canonical import digest_bytes
 from m4v.core.errors import DataIntegrityError
 from m4v.core.rng import generator, torch_seed
-from m4v.core.shard_index import iterate, member
+from m4v.core.shard_index import MEMBER_FIELDS, MEMBERS, member
 from m4v.flow.latents import normalise
 from m4v.flow.packing import ColumnDraws, PackedColumn, pack_column
 from m4v.flow.schedule import PyramidSchedule
-from training.order import Draw, Pack, Stream
+from training.order import Draw, Pack
+from training.samples import id_array
+from training.streams import Stream
 from training.template import HIGH, Column
+
+INDEX_COLUMNS = ("shard", "captions", *(f"{name}_{field}" for name in MEMBERS for field, _ in MEMBER_FIELDS))
 
 ItemT = TypeVar("ItemT")
 
@@ -56,15 +61,29 @@ class Batch:
 
 
 class SampleStore:
-    """Members of a dataset version by sample id; bytes are checked against the index on every read."""
+    """Members of a dataset version by sample id; bytes are checked against the index on every read.
+
+    `index` needs `sample_id` and `INDEX_COLUMNS`.
+    """
 
     def __init__(self, path_of: Callable[[str], Path], index: pa.Table) -> None:
         self._path_of = path_of
-        self._rows = {str(row["sample_id"]): row for row in iterate(index)}
+        ids = id_array(index["sample_id"])
+        self._rows = np.argsort(ids, kind="stable").astype(np.int32)
+        self._ids = ids[self._rows]
+        self._index = index.select(list(INDEX_COLUMNS))
         self._maps: dict[str, mmap.mmap] = {}
 
+    def _row(self, sample_id: str) -> dict[str, object]:
+        key = sample_id.encode()
+        place = int(np.searchsorted(self._ids, key))
+        if place == len(self._ids) or self._ids[place] != key:
+            raise KeyError(sample_id)
+        row: dict[str, object] = self._index.slice(int(self._rows[place]), 1).to_pylist()[0]
+        return row
+
     def _bytes(self, sample_id: str, name: str) -> bytes:
-        reference = member(self._rows[sample_id], name)
+        reference = member(self._row(sample_id), name)
         if reference.shard not in self._maps:
             with self._path_of(f"shards/{reference.shard}").open("rb") as stream:
                 self._maps[reference.shard] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -95,7 +114,7 @@ class SampleStore:
 
     def captions(self, sample_id: str) -> int:
         """Number of captions of a sample."""
-        return int(str(self._rows[sample_id]["captions"]))
+        return int(str(self._row(sample_id)["captions"]))
 
     def caption(self, sample_id: str, caption: int) -> str:
         return str(json.loads(self._bytes(sample_id, "meta"))["captions"][caption])

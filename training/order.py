@@ -8,30 +8,19 @@ neither rank count nor workers enter (DESIGN, Data order and randomness).
 from __future__ import annotations
 
 import bisect
-import fnmatch
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from m4v.core.errors import ConfigError
 from m4v.core.rng import Permutation
 from training.config import MixtureEntry, OrderConfig
-from training.template import HIGH, Column, apportion, column_tokens, interleave, period_packs, unit_cycle
-
-Media = Literal["image", "video"]
-
-
-class SampleRow(NamedTuple):
-    """What the order needs of one index row; t, h, w are latent sizes."""
-
-    sample_id: str
-    source: str
-    media: str
-    t: int
-    h: int
-    w: int
+from training.samples import SampleCounts, SampleRow, Samples
+from training.streams import Media, Stream, allocate, streams_of
+from training.template import HIGH, Column
 
 
 class Draw(NamedTuple):
@@ -58,34 +47,6 @@ class StepSize(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Samples of one mixture entry that train at the same latent size. `samples` are sorted ids."""
-
-    entry: str
-    kind: Media  # kind of the steps it serves
-    t: int
-    h: int
-    w: int
-    samples: tuple[str, ...]
-    batch: int  # samples per column
-    cycle: tuple[tuple[Column, ...], ...]  # unit cycle of its packs
-    positions: tuple[int, ...] = ()  # of its packs in the period of their kind
-
-    @property
-    def name(self) -> str:
-        return f"{self.entry}/{self.kind}/{self.t}x{self.h}x{self.w}"
-
-    @property
-    def slots(self) -> int:
-        """Samples of one pack."""
-        return self.batch * len(self.cycle[0])
-
-    def pack_tokens(self, number: int) -> int:
-        """Visual tokens of the stream's pack `number`."""
-        return self.batch * sum(column_tokens(c, self.h, self.w) for c in self.cycle[number % len(self.cycle)])
-
-
-@dataclass(frozen=True)
 class Pack:
     """One forward pass, pack `place` of its step. Slot i * len(columns) + c is sample i of column c."""
 
@@ -102,10 +63,12 @@ class Pack:
 class DataOrder:
     """The plan of one stage. Raises ConfigError when the dataset has nothing for it."""
 
-    def __init__(self, rows: Sequence[SampleRow], config: OrderConfig, seed: int, stage: str) -> None:
+    def __init__(self, rows: Samples | Sequence[SampleRow], config: OrderConfig, seed: int, stage: str) -> None:
         self.config, self.seed, self.stage = config, seed, stage
+        samples = rows if isinstance(rows, Samples) else Samples.of_rows(rows)
+        self._ids = samples.ids
         kinds: list[Media] = ["image"] if config.is_image_stage else ["video", "image"]
-        candidates = {kind: _streams(rows, config, kind) for kind in kinds}
+        candidates = {kind: streams_of(samples, config, kind) for kind in kinds}
         main: Media = kinds[0]
         if not candidates[main]:
             raise ConfigError(
@@ -120,7 +83,7 @@ class DataOrder:
         self._period: dict[Media, tuple[Stream, ...]] = {}
         self._sequence: dict[Media, tuple[int, ...]] = {}
         for kind in dict.fromkeys(self._pattern):
-            streams, sequence = _allocate(candidates[kind], config)
+            streams, sequence = allocate(candidates[kind], config)
             self._period[kind], self._sequence[kind] = streams, sequence
 
     @property
@@ -169,15 +132,20 @@ class DataOrder:
         places = [p for stream in self.streams for p in self._places_in(stream, sample_id, cursor)]
         return sorted(places)
 
-    def counts(self, cursor: int) -> dict[str, int]:
+    def counts(self, cursor: int) -> SampleCounts:
         """How often each sample was used in steps before `cursor`; unused samples are left out."""
-        counts: dict[str, int] = {}
+        counts = np.zeros(len(self._ids), dtype=np.int64)
         for stream in self.streams:
-            epochs, rest = divmod(self.draws_before(stream, cursor), len(stream.samples))
-            partial = {self.sample_at(stream, epochs * len(stream.samples) + i) for i in range(rest)}
-            for sample in stream.samples if epochs else partial:
-                counts[sample] = counts.get(sample, 0) + epochs + (sample in partial)
-        return counts
+            n = len(stream.samples)
+            epochs, rest = divmod(self.draws_before(stream, cursor), n)
+            permutation = self._permutation(stream.name, n, epochs)
+            # The shorter side of an epoch that is under way: what was drawn, or what was not.
+            drawn = rest <= n - rest
+            listed = range(rest) if drawn else range(rest, n)
+            used = np.full(n, not drawn)
+            used[np.fromiter(map(permutation, listed), dtype=np.int64, count=len(listed))] = drawn
+            counts[stream.samples.places] += epochs + used
+        return SampleCounts(self._ids, counts)
 
     def draws_before(self, stream: Stream, step: int) -> int:
         """Draws of a stream in steps before `step`."""
@@ -210,8 +178,8 @@ class DataOrder:
         return stream, cycle * len(stream.positions) + bisect.bisect_left(stream.positions, place)
 
     def _places_in(self, stream: Stream, sample_id: str, cursor: int) -> Iterator[Place]:
-        at = bisect.bisect_left(stream.samples, sample_id)
-        if at == len(stream.samples) or stream.samples[at] != sample_id:
+        at = stream.samples.find(sample_id)
+        if at is None:
             return
         drawn, n = self.draws_before(stream, cursor), len(stream.samples)
         for epoch in range(-(-drawn // n)):
@@ -252,56 +220,3 @@ def check_world_size(config: OrderConfig, world_size: int) -> None:
 
 def _globs(mixture: Sequence[MixtureEntry]) -> list[str]:
     return [glob for entry in mixture for glob in entry.sources]
-
-
-def _streams(rows: Sequence[SampleRow], config: OrderConfig, kind: Media) -> list[list[Stream]]:
-    """Streams of each mixture entry that has any sample of this kind, sorted by size."""
-    found = []
-    for entry in config.mixture:
-        buckets: dict[tuple[int, int, int], list[str]] = {}
-        for row in rows:
-            if any(fnmatch.fnmatchcase(row.source, glob) for glob in entry.sources):
-                size = _trained_size(row, config, kind)
-                if size is not None:
-                    buckets.setdefault(size, []).append(row.sample_id)
-        streams = [_stream(entry.name, kind, size, ids, config) for size, ids in sorted(buckets.items())]
-        if streams:
-            found.append(streams)
-    return found
-
-
-def _trained_size(row: SampleRow, config: OrderConfig, kind: Media) -> tuple[int, int, int] | None:
-    """Latent size a row trains at, or None. An image stage takes images and first frames of videos, a video
-    stage the prefix of longer videos, its image steps images only."""
-    if config.is_image_stage:
-        return (1, row.h, row.w)
-    if kind == "image":
-        return (1, row.h, row.w) if row.media == "image" else None
-    if row.media != "video" or row.t < config.min_latents:
-        return None
-    return (min(row.t, config.latents), row.h, row.w)
-
-
-def _stream(entry: str, kind: Media, size: tuple[int, int, int], ids: list[str], config: OrderConfig) -> Stream:
-    t, h, w = size
-    cycle = unit_cycle(config.columns, t, h, w, config.high_units)
-    mean = sum(column_tokens(c, h, w) for pack in cycle for c in pack) / t
-    batch = max(1, round(config.tokens_per_pack / mean))
-    return Stream(entry, kind, t, h, w, tuple(sorted(ids)), batch, cycle)
-
-
-def _allocate(entries: list[list[Stream]], config: OrderConfig) -> tuple[tuple[Stream, ...], tuple[int, ...]]:
-    """Streams with their pack positions in the period, and the period as stream numbers."""
-    weight = {e.name: e.weight for e in config.mixture}
-    weights = [weight[streams[0].entry] for streams in entries]
-    total = period_packs(weights, [len(s) for s in entries], config.packs)
-    counts: list[int] = []
-    for share, streams in zip(weights, entries, strict=True):
-        # Inside an entry every clip is seen about equally often: packs follow samples / samples per pack.
-        counts += apportion(total * share // sum(weights), [Fraction(len(s.samples), s.slots) for s in streams])
-    sequence = tuple(interleave(counts))
-    places: list[list[int]] = [[] for _ in counts]
-    for position, number in enumerate(sequence):
-        places[number].append(position)
-    flat = [stream for streams in entries for stream in streams]
-    return tuple(replace(s, positions=tuple(p)) for s, p in zip(flat, places, strict=True)), sequence

@@ -27,9 +27,10 @@ from training.config import TrainConfig
 from training.ema import Ema
 from training.engine import DeepSpeedEngine, init_process_group
 from training.exposure import TRAINING_STATE, ExposureState, rows_of
-from training.loader import Collator, SampleStore, Text
+from training.loader import INDEX_COLUMNS, Collator, SampleStore, Text
 from training.objective import Objective
 from training.order import DataOrder, check_world_size
+from training.samples import COLUMNS
 from training.state import SaveManifest, StateStore
 from training.trainer import Trainer, shards_of
 
@@ -73,7 +74,7 @@ def open_session(context: StageContext, config: TrainConfig) -> Session:
     """Read the index and plan the data order; raises ConfigError when dataset, ranks and config disagree."""
     check_world_size(config.order, context.world_size)
     dataset, start = context.input("dataset"), context.input("checkpoint")
-    index = read_index(dataset.path(INDEX))
+    index = read_index(dataset.path(INDEX), dict.fromkeys((*COLUMNS, *INDEX_COLUMNS)))
     order = DataOrder(rows_of(index), config.order, context.seed, config.name)
     states = StateStore(context.state, config.keep_saves, context.request.attempt_id)
     return Session(context, config, dataset, start, index, order, states)

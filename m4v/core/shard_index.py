@@ -6,7 +6,9 @@ its header. `bucket_*` are latent frames, height and width; `tokens` counts 2x2 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import bisect
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +22,10 @@ INDEX = "index.parquet"
 MEMBERS = ("latent", "text", "meta")
 MEMBER_SUFFIX = {"latent": "latent.safetensors", "text": "text.safetensors", "meta": "json"}
 PATCH_AREA = 4
-_MEMBER_FIELDS = (("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string()))
+GROUP_ROWS = 65_536  # of a Parquet row group
+RUN_ROWS = 262_144  # kept in memory by a writer
+_MERGED_ROWS = 262_144
+MEMBER_FIELDS = (("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string()))
 
 SCHEMA = pa.schema(
     [
@@ -34,7 +39,7 @@ SCHEMA = pa.schema(
         ("phash", pa.string()),
         ("media", pa.string()),  # video | image
         ("shard", pa.string()),
-        *[(f"{member}_{field}", kind) for member in MEMBERS for field, kind in _MEMBER_FIELDS],
+        *[(f"{member}_{field}", kind) for member in MEMBERS for field, kind in MEMBER_FIELDS],
         ("bucket_t", pa.int32()),
         ("bucket_h", pa.int32()),
         ("bucket_w", pa.int32()),
@@ -53,31 +58,119 @@ class MemberRef(NamedTuple):
     sha256: str
 
 
-def write_index(path: Path, rows: list[dict[str, object]]) -> None:
+class IndexWriter:
+    """Writes `index.parquet` from rows in any order; the same rows give the same bytes. A context manager.
+
+    Rows beyond `RUN_ROWS` lie in sorted runs in a temporary folder until they are merged, so memory does not grow
+    with their number.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: list[dict[str, object]] = []
+        self._runs: list[Path] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="index-runs-")
+
+    def __enter__(self) -> IndexWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._close()
+        finally:
+            self._folder.cleanup()
+
+    def add(self, row: dict[str, object]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == RUN_ROWS:
+            self.add_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
+            self._rows = []
+
+    def add_table(self, table: pa.Table) -> None:
+        """Many rows at once, in any order."""
+        for start in range(0, table.num_rows, RUN_ROWS):
+            run = Path(self._folder.name) / f"{len(self._runs):06d}.arrow"
+            with pa.OSFile(str(run), "wb") as file, pa.ipc.new_file(file, SCHEMA) as stream:
+                stream.write_table(_sorted(table.slice(start, RUN_ROWS)))
+            self._runs.append(run)
+
+    def _close(self) -> None:
+        rest = _sorted(pa.Table.from_pylist(self._rows, schema=SCHEMA))
+        with pq.ParquetWriter(self._path, SCHEMA, compression="zstd") as writer:
+            for part in _merged([*map(_mapped, self._runs), rest]):
+                writer.write_table(part, row_group_size=GROUP_ROWS)
+
+
+def _mapped(run: Path) -> pa.Table:
+    """A run as one chunk, paged in from its file as it is read."""
+    return pa.ipc.open_file(pa.memory_map(str(run))).read_all()
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    ordered = table.select(SCHEMA.names).cast(SCHEMA).sort_by([("clip_id", "ascending"), ("sample_id", "ascending")])
+    return ordered.combine_chunks()
+
+
+def _merged(runs: list[pa.Table]) -> Iterator[pa.Table]:
+    """All rows of sorted runs in order, in tables of a row group."""
+    runs = [run for run in runs if run.num_rows]
+    if len(runs) < 2:
+        yield runs[0] if runs else SCHEMA.empty_table()
+        return
+    whole = SCHEMA.empty_table()
+    taken = [0] * len(runs)
+    for bound in [*_bounds(runs), None]:
+        ends = [run.num_rows if bound is None else _first_from(run, bound) for run in runs]
+        parts = [run.slice(start, end - start) for run, start, end in zip(runs, taken, ends, strict=True)]
+        taken = ends
+        whole = pa.concat_tables([whole, _sorted(pa.concat_tables(parts))])
+        full = whole.num_rows // GROUP_ROWS * GROUP_ROWS
+        for start in range(0, full, GROUP_ROWS):
+            yield whole.slice(start, GROUP_ROWS).combine_chunks()
+        whole = whole.slice(full).combine_chunks()
+    if whole.num_rows:
+        yield whole
+
+
+def _bounds(runs: list[pa.Table]) -> list[str]:
+    """Clip ids that cut all rows into parts of about `_MERGED_ROWS`."""
+    step = max(1, _MERGED_ROWS // len(runs))
+    seen = sorted(str(run["clip_id"][k].as_py()) for run in runs for k in range(step // 2, run.num_rows, step))
+    return sorted(set(seen[len(runs) :: len(runs)]))
+
+
+def _first_from(run: pa.Table, clip: str) -> int:
+    """First row of a sorted run whose clip id is not below `clip`."""
+    ids = run["clip_id"]
+    return bisect.bisect_left(range(run.num_rows), clip, key=lambda k: str(ids[k].as_py()))
+
+
+def write_index(path: Path, rows: Iterable[dict[str, object]]) -> None:
     """Write rows sorted by (clip_id, sample_id); same rows, same bytes."""
-    ordered = sorted(rows, key=lambda r: (str(r["clip_id"]), str(r["sample_id"])))
-    _write(path, pa.Table.from_pylist(ordered, schema=SCHEMA))
+    with IndexWriter(path) as writer:
+        for row in rows:
+            writer.add(row)
 
 
 def write_index_table(path: Path, table: pa.Table) -> None:
     """`write_index` for rows that stand in a table of the schema, in any order; the same rows give the same bytes."""
-    ordered = table.sort_by([("clip_id", "ascending"), ("sample_id", "ascending")])
-    _write(path, ordered.select(SCHEMA.names).cast(SCHEMA).combine_chunks())
+    with IndexWriter(path) as writer:
+        writer.add_table(table)
 
 
-def _write(path: Path, table: pa.Table) -> None:
-    pq.write_table(table, path, compression="zstd", row_group_size=65_536)
+def read_index(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
+    """The index, or some of its columns: all of ten million rows are 7 GB.
 
-
-def read_index(path: Path) -> pa.Table:
-    """Raises DataIntegrityError when the file is no Parquet or the columns are not the schema's."""
+    Raises DataIntegrityError when the file is no Parquet or its columns are not the schema's.
+    """
     try:
-        table = pq.read_table(path)
+        names = pq.read_schema(path).names
+        if names != SCHEMA.names:
+            raise DataIntegrityError("shard index has other columns", value=names, where=str(path))
+        return pq.read_table(path, columns=None if columns is None else list(columns))
     except pa.ArrowInvalid as error:
         raise DataIntegrityError(f"shard index does not parse: {error}", where=str(path)) from None
-    if table.schema.names != SCHEMA.names:
-        raise DataIntegrityError("shard index has other columns", value=table.schema.names, where=str(path))
-    return table
 
 
 def member(row: dict[str, object], name: str) -> MemberRef:
