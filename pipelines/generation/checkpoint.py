@@ -8,9 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from m4v.checkpoint_files import CONFIG, EMA, MODEL, existing_file, refuse_pickles
+from m4v.checkpoint_files import (
+    CONFIG,
+    EMA,
+    MODEL,
+    existing_file,
+    read_config_of,
+    read_json_object,
+    refuse_pickles,
+)
 from m4v.config import CheckpointConfig
 from m4v.core.artifacts import MANIFEST, Artifact, ArtifactKind, build_manifest, verify
 from m4v.core.canonical import FileEntry, digest_file, merkle_root
@@ -160,11 +166,25 @@ def _config(path: Path) -> CheckpointConfig:
             f"folder holds no checkpoint: it has no {CONFIG}", value=str(path.parent),
             next_step="give the folder with config.json and model.safetensors",
         )  # fmt: skip
+    _refuse_others(path)
+    return read_config_of(path, CheckpointConfig)
+
+
+def _refuse_others(path: Path) -> None:
+    """Raises InputError for a folder that something else is for: Wan's, or a model as published."""
     try:
-        return CheckpointConfig.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(root)"
-        raise DataIntegrityError(
-            f"checkpoint configuration is not valid: {key}: {first['msg']}", where=str(path)
-        ) from None
+        data = read_json_object(path)
+    except DataIntegrityError:
+        return  # told in full by who parses it
+    model, published = data.get("model"), str(data.get("_class_name", ""))
+    if published.startswith("Wan") or (isinstance(model, dict) and model.get("kind") == "wan"):
+        raise InputError(
+            "the checkpoint is of the Wan variant, which m4v generate does not sample", value=str(path.parent),
+            next_step="in Python: m4v.wan.generate.WanGenerator.open(FOLDER, parts=FOLDER_WITH_VAE_AND_TEXT_ENCODER)"
+            ".generate(PROMPT).save(FILE)",
+        )  # fmt: skip
+    if published:
+        raise InputError(
+            f"folder holds a published {published} and no checkpoint", value=str(path.parent),
+            next_step="name its entry under `weights` in a recipe (m4v weights list), then m4v run RECIPE --until init",
+        )  # fmt: skip

@@ -30,7 +30,7 @@ model: {{mlp_ratio: 4, text_dim: 32, pooled_dim: 24}}
 encode:
   codec: {{kind: causal_vae, weights: vae, logvar: true}}
   text_encoder:
-    {{kind: t5_clip, weights: text, slots: 24, clip_slots: 16, embedding_dim: 32, pooled_dim: 24, dtype: fp32}}
+    {{kind: t5_clip, weights: text, slots: 24, clip_slots: 16, embedding_dim: 32, pooled_dim: 24, dtype: float32}}
 sources: [{{name: street, remove: true}}]
 train: [{{name: t2i, remove: true}}, {{name: 17f, remove: true}}, {{name: 33f, remove: true}}]
 reward: null

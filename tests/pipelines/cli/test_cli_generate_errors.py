@@ -120,3 +120,22 @@ def test_prompts_of_an_evaluation_can_be_taken(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_names_are_safe_everywhere(text: str, expected: str) -> None:
     assert slug(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model": {"kind": "wan"}}, "m4v.wan.generate.WanGenerator.open("),
+        ({"_class_name": "WanTransformer3DModel"}, "m4v.wan.generate.WanGenerator.open("),
+        ({"_class_name": "PyramidFluxTransformer"}, "m4v run RECIPE --until init"),
+    ],
+)
+def test_a_folder_that_is_for_another_command_says_which(
+    m4v_here: M4v, tmp_path: Path, config: dict[str, object], words: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text(json.dumps(config))
+    code, _, error = m4v_here("generate", "other", "--prompt", RED)
+    assert code == ExitClass.CONFIG
+    assert words in error
+    assert error.count("\n") == 1
