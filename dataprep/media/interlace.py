@@ -63,6 +63,5 @@ def first_field(frame: VideoFrame) -> VideoFrame:
         out[:rows, :width] = lines[:rows, :width]
         out[rows:] = out[rows - 1]
         target.update(out.tobytes())
-    field.pts, field.time_base = frame.pts, frame.time_base
     field.colorspace, field.color_range = frame.colorspace, frame.color_range
     return field

@@ -18,7 +18,7 @@ _FLASH_LUMA = 20.0
 _BAR_QUANTILE = 0.2  # a bar must be there in four frames of five
 _BAR_MIN = 0.02
 _BAR_UNEVEN = 0.03  # opposite bars of a letterbox are equal
-_COMBED = 0.5  # of `media.interlace.combing`, from which a frame counts as combed
+_COMBED = 0.6  # of `media.interlace.combing`, from which a frame counts as combed
 _ROUND = 4
 
 Columns = Mapping[str, NDArray[np.generic]]

@@ -72,7 +72,7 @@ def cover_only(path: Path) -> Path:
     """A song with a picture on its cover."""
     nasty.audio_only_mp4(path)
     sound = path.read_bytes()
-    song = path.with_name("song.mp4")
+    song = path.with_name("without-cover.mp4")
     song.write_bytes(sound)
     with av.open(str(song)) as source, av.open(str(path), "w", format="mp4") as out:
         voice = out.add_stream_from_template(source.streams.audio[0])
@@ -157,18 +157,21 @@ def grows(path: Path) -> Path:
 
 
 def weave(path: Path, flagged: bool, telecine: bool = False) -> Path:
-    """Fields of two moments in each frame; with `telecine`, in two frames of five."""
+    """Fields of two moments in each frame; with `telecine`, of four film frames in five (two of them mixed)."""
 
     def moment(k: int) -> np.ndarray:
         picture = np.full((96, 144, 3), 60, np.uint8)
-        picture[:, 4 + (5 * k) % 90 : 44 + (5 * k) % 90] = (230, 220, 200)
+        picture[:, 4 + (7 * k) % 98 : 44 + (7 * k) % 98] = (230, 220, 200)
         picture[40:56] //= 2
         return picture
 
     def woven(k: int) -> np.ndarray:
-        picture = moment(2 * k)
-        if not telecine or k % 5 in (2, 3):
-            picture[1::2] = moment(2 * k + 1)[1::2]
+        upper, lower = 2 * k, 2 * k + 1
+        if telecine:
+            film = 4 * (k // 5)
+            upper, lower = 2 * (film + (0, 1, 1, 2, 3)[k % 5]), 2 * (film + (0, 1, 2, 3, 3)[k % 5])
+        picture = moment(upper)
+        picture[1::2] = moment(lower)[1::2]
         return picture
 
     options = {"crf": "8", "g": "12", "bf": "0"}
@@ -205,14 +208,14 @@ def tagged(
     return path
 
 
-def signal(*patches: float, red_only: bool = False) -> Callable[[int], np.ndarray]:
+def signal(*patches: float) -> Callable[[int], np.ndarray]:
     """Vertical grey patches of a 16-bit signal 0..1, over a noisy strip that moves."""
 
     def picture(k: int) -> np.ndarray:
         values = np.repeat(np.array(patches), 32)
         row = np.repeat(values[None], 96, axis=0)
-        noise = np.random.default_rng(0).random((32, len(values)))
-        row[:32] = np.roll(noise * 0.4, 3 * k, axis=1)
+        blocks = np.kron(np.random.default_rng(0).random((4, len(values) // 8)), np.ones((8, 8)))
+        row[:32] = np.roll(blocks * 0.4, 3 * k, axis=1)
         return np.repeat(np.rint(row * 65535)[..., None], 3, axis=2)
 
     return picture
@@ -244,14 +247,12 @@ def animation(path: Path, frames: int = FRAMES) -> Path:
 
 
 def absurd_duration(path: Path, seconds: float = 3757) -> Path:
-    """The movie header alone claims more than an hour for a clip of 1.5 s."""
+    """The header of a Matroska file claims more than an hour for a clip of 1.5 s."""
     write(path)
 
     def lie(data: bytearray) -> None:
-        for box, place in ((b"mvhd", 16), (b"tkhd", 20), (b"elst", 8), (b"mdhd", 16)):
-            at = data.index(box) + 4
-            scale = struct.unpack(">I", data[at + 12 : at + 16])[0] if box == b"mdhd" else 1000
-            data[at + place : at + place + 4] = struct.pack(">I", int(seconds * scale))
+        place = data.index(b"\x44\x89\x88") + 3  # element Duration, eight bytes
+        data[place : place + 8] = struct.pack(">d", seconds * 1000)
 
     return patch(path, lie)
 
