@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import marshal
 import sqlite3
 from array import array
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ class SpanGroups:
         self._database.execute("PRAGMA temp_store=FILE")
         self._database.execute("CREATE TABLE row (seq INTEGER PRIMARY KEY, key INT, path, first INT, last INT, facts)")
         self._database.execute("BEGIN")
-        self._pending: list[tuple[int, str, int | None, int | None, str]] = []
+        self._pending: list[tuple[int, str, int | None, int | None, bytes]] = []
         return self
 
     def __exit__(
@@ -98,7 +98,7 @@ class SpanGroups:
 
     def add(self, row: SpanRow) -> None:
         signed = key_of(row.path) - (1 << 63)
-        facts = json.dumps(row.facts, ensure_ascii=True, separators=(",", ":"))
+        facts = marshal.dumps(row.facts)  # read back by this process alone, from a file without a name
         self._pending.append((signed, row.path, row.first, row.last, facts))
         if len(self._pending) >= _BATCH:
             self._flush()
@@ -117,7 +117,7 @@ class SpanGroups:
         )
         group: list[SpanRow] = []
         for path, first, last, facts, _, _ in ordered:
-            row = SpanRow(path, first, last, json.loads(facts))
+            row = SpanRow(path, first, last, marshal.loads(facts))
             if group and row[:3] != group[0][:3]:
                 yield group
                 group = []

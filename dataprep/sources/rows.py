@@ -49,6 +49,7 @@ class MediaFiles:
     def __init__(self, location: Storage, digests: DigestCache, identity: Identity) -> None:
         self.location, self.digests, self.identity = location, digests, identity
         self._sizes: dict[str, int] | None = None
+        self._last: tuple[str, os.stat_result] | None = None  # a file's digest follows its size
 
     def size(self, path: str) -> int | None:
         """Size in bytes, None when there is no such regular file; raises OSError when it cannot be looked at."""
@@ -61,12 +62,15 @@ class MediaFiles:
                 if error.errno == errno.ENAMETOOLONG:
                     return None
                 raise
+            self._last = path, status
             return status.st_size if stat.S_ISREG(status.st_mode) else None
         if self._sizes is None:
             self._sizes = {f.path: f.size_bytes for f in self.location.list()}
         return self._sizes.get(path)
 
     def digest(self, path: str, size: int) -> str:
+        if self._last is not None and self._last[0] == path:
+            return self.digests.digest(f"{self.location.uri}/{path}", self._last[1], self.identity)
         return self.digests.of(self.location, path, size, self.identity)
 
 

@@ -13,6 +13,7 @@ REPLACED = "�"
 MAX_REPLACED_SHARE = 0.1
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_BAD_PARTS = frozenset(("", ".", ".."))
 _DRIVE = re.compile(r"[A-Za-z]:")
 _DROPPED = ("Cc", "Cf", "Cs", "Co", "Cn")
 
@@ -62,7 +63,7 @@ def path_problem(path: str) -> str | None:
         return "control characters or bytes that are not UTF-8"
     if "\\" in path or path.startswith("/") or _DRIVE.match(path):
         return "not a relative path with forward slashes"
-    if any(part in ("", ".", "..") for part in path.split("/")):
+    if not _BAD_PARTS.isdisjoint(path.split("/")):
         return "leaves the collection or has empty parts"
     return None
 
