@@ -24,6 +24,7 @@ from m4v.config import CheckpointConfig, Dtype, SamplerConfig, VideoConfig, defa
 from m4v.core.artifacts import Artifact
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
+from m4v.devices import DTYPES, usable_device
 from m4v.flow.sampler import stream
 from m4v.flow.schedule import PyramidSchedule
 from m4v.image_io import Picture, cover, read_image
@@ -34,7 +35,6 @@ from m4v.text.interface import TextFeatures
 from m4v.video_io import write_mp4
 
 ConfigT = TypeVar("ConfigT")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class CheckpointSampler:
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = usable_device(device)
-        self.dtype = _DTYPES[dtype or default_dtype(device)]
+        self.dtype = DTYPES[dtype or default_dtype(device)]
         model, self.checkpoint = load_checkpoint(path_of, ema=ema, device=device)
         self.model = (model if self.dtype == torch.float32 else model.cast(self.dtype)).eval()
         self.schedule = PyramidSchedule(self.checkpoint.schedule)
@@ -213,19 +213,6 @@ def _memory_told(chunks: Iterator[Frames], what: str) -> Iterator[Frames]:
             f"the GPU has too little memory for {what} ({str(error).partition('.')[0]})",
             next_step="use fewer or smaller frames, bfloat16, a VAE codec with `tile`, or a larger GPU",
         ) from None
-
-
-def usable_device(name: str) -> torch.device:
-    """Raises ConfigError for a name that torch does not know or a GPU that is not there."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError("no device has this name", value=name, next_step="use cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"torch sees {torch.cuda.device_count()} CUDA devices", value=name, next_step="use --device cpu, or cuda:0"
-        )
-    return device
 
 
 def codec_config(checkpoint: CheckpointConfig) -> CodecConfig:

@@ -16,12 +16,12 @@ from m4v.codec.pixels import as_tensor, check_frames, check_latents, to_frames, 
 from m4v.codec.shape import CHANNELS, TEMPORAL, latent_shape
 from m4v.core.canonical import digest_file, digest_json
 from m4v.core.errors import ConfigError
+from m4v.devices import DTYPES
 from m4v.vae.autoencoder import CausalVideoVae
 from m4v.vae.posterior import Posterior
 from m4v.vae.weights import WEIGHTS, load_vae
 
 ALGORITHM = 1  # raise it when the same weights come to mean other latents
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def open_causal_vae(config: CausalVaeConfig, folders: Mapping[str, Path], device: str) -> CausalVaeCodec:
@@ -32,7 +32,7 @@ def open_causal_vae(config: CausalVaeConfig, folders: Mapping[str, Path], device
             next_step="m4v weights import, then name the entry in the recipe's weights section",
         )  # fmt: skip
     folder = folders[config.weights]
-    vae = load_vae(folder, device, _DTYPES[config.dtype])
+    vae = load_vae(folder, device, DTYPES[config.dtype])
     if vae.config.latent_channels != CHANNELS:
         raise ConfigError(
             f"codec needs a VAE of {CHANNELS} latent channels", value=vae.config.latent_channels, where=str(folder)

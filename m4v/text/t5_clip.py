@@ -12,6 +12,7 @@ from torch import Tensor
 
 from m4v.core.canonical import digest_json
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
+from m4v.devices import DTYPES
 from m4v.text.config import T5ClipConfig
 from m4v.text.interface import TextFeatures
 from m4v.text.remembering import RememberingEncoder
@@ -21,7 +22,6 @@ ALGORITHM = 1  # raise it when the same weights come to mean other features
 CACHED_TEXTS = 32  # 2 MiB each at the published sizes
 _FORMAT = "t5_clip"
 _CLIP, _T5, _CLIP_TOKENS, _T5_TOKENS = "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def open_t5_clip(config: T5ClipConfig, folders: Mapping[str, Path], device: str 
             f"imported weights are no text encoder but {record.entry}", value=config.weights,
             where="text_encoder.weights", next_step="import the entry pyramidflow-text",
         )  # fmt: skip
-    networks = _open_networks(folder, _DTYPES[config.dtype], device)
+    networks = _open_networks(folder, DTYPES[config.dtype], device)
     _check_sizes(config, networks)
     return T5Clip(config, networks, {file.path: file.sha256 for file in record.source}, device)
 

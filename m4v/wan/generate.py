@@ -18,7 +18,8 @@ from m4v.checkpoint import CONFIG
 from m4v.codec.interface import Frames
 from m4v.config import Dtype, default_dtype
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
-from m4v.sampling import Video, usable_device
+from m4v.devices import DTYPES, usable_device
+from m4v.sampling import Video
 from m4v.text.interface import TextEncoder, TextFeatures
 from m4v.wan.checkpoint import load_wan
 from m4v.wan.config import WanSamplerConfig
@@ -27,8 +28,6 @@ from m4v.wan.sampler import WanSampler
 from m4v.wan.text import open_umt5
 from m4v.wan.transformer import WanTransformer
 from m4v.wan.vae import WanVae, open_wan_vae
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class WanGenerator:
@@ -66,7 +65,7 @@ class WanGenerator:
         DataIntegrityError for weights that are damaged or of another model.
         """
         usable_device(device)
-        chosen = _DTYPES[dtype or default_dtype(device)]
+        chosen = DTYPES[dtype or default_dtype(device)]
         folder, rest = Path(transformer), Path(parts or transformer)
         for path in (folder, rest):
             if not path.is_dir():

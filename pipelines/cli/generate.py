@@ -153,7 +153,7 @@ def _chosen(device: str) -> str:
         return device
     import torch
 
-    from m4v.sampling import usable_device
+    from m4v.devices import usable_device
 
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else str(usable_device(device))
 
