@@ -1,28 +1,38 @@
 """One interface over a local directory or an `s3://` prefix (through fsspec/s3fs).
 
 Every write is atomic for a reader: local files are written beside their place, synced and renamed; an S3
-object appears only when its upload completes. Credentials and endpoints come from the environment
-(`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, …), never from a recipe.
+object appears only when its upload completes. Faults of a network that may pass are tried again
+(`m4v.core.remote`). Credentials and endpoints come from the environment (`AWS_ENDPOINT_URL`,
+`AWS_ACCESS_KEY_ID`, …), never from a recipe.
 """
 
 from __future__ import annotations
 
 import builtins
-import errno
 import hashlib
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import fsspec
 
 from m4v.core.canonical import digest_file
-from m4v.core.errors import ConfigError, DataIntegrityError, InfrastructureError, InputError, M4VError
+from m4v.core.errors import ConfigError, DataIntegrityError, InputError
+from m4v.core.local_files import (
+    MISSING,
+    is_temporary,
+    replacing,
+    storage_faults,
+    sync_directory,
+    sync_tree,
+    temporary_beside,
+    try_link,
+    write_atomic,
+)
+from m4v.core.remote import RemoteFiles
 
 
 class StoredFile(NamedTuple):
@@ -30,16 +40,6 @@ class StoredFile(NamedTuple):
 
     path: str
     size_bytes: int
-
-
-def is_temporary(name: str) -> bool:
-    """Is this the name of an unfinished write (`.NAME.UNIQUE.tmp`)? Readers pass over such files."""
-    return name.startswith(".") and name.endswith(".tmp")
-
-
-def temporary_beside(path: Path) -> Path:
-    """A fresh name in the same directory that `is_temporary`."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def check_relative(path: str) -> str:
@@ -57,25 +57,26 @@ class Storage:
         uri = uri.removeprefix("file://")
         self.is_local = "://" not in uri
         self.uri = str(Path(uri).expanduser().absolute()) if self.is_local else uri.rstrip("/")
-        self._root, self._remote, self._pid = self.uri, None, -1
+        self._root, self._pid = self.uri, -1
+        self._remote: RemoteFiles | None = None
         if not self.is_local:
             self._connect()
 
     def _connect(self) -> None:
         try:
             # Listing caches would hide what another process has just published.
-            self._remote, self._root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
+            fs, self._root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ConfigError(
                 f"storage of this kind cannot be used: {error}",
                 value=self.uri,
                 next_step="use a local path or s3://bucket/prefix (pip install 'm4v-pipeline[s3]')",
             ) from None
-        self._pid = os.getpid()
+        self._remote, self._pid = RemoteFiles(fs), os.getpid()
 
     @property
-    def _fs(self) -> Any:
-        """The fsspec filesystem, None for a local root."""
+    def _fs(self) -> RemoteFiles | None:
+        """The remote store, None for a local root."""
         if not self.is_local and self._pid != os.getpid():
             self._connect()  # forked: the parent's client and event loop are of no use here
         return self._remote
@@ -98,7 +99,7 @@ class Storage:
 
     def exists(self, path: str = "") -> bool:
         with storage_faults(self.uri):
-            return Path(self._full(path)).exists() if self._fs is None else bool(self._fs.exists(self._full(path)))
+            return Path(self._full(path)).exists() if self._fs is None else self._fs.exists(self._full(path))
 
     def modified_at(self, path: str) -> float:
         """Unix time of the last change of a file (or of a local directory)."""
@@ -106,8 +107,8 @@ class Storage:
             with storage_faults(self.uri, reading=True):
                 if self._fs is None:
                     return Path(self._full(path)).stat().st_mtime
-                return float(self._fs.modified(self._full(path)).timestamp())
-        except _MISSING:
+                return self._fs.modified_at(self._full(path))
+        except MISSING:
             raise InputError("file does not exist", value=path, where=self.uri) from None
 
     def open(self, path: str) -> BinaryIO:
@@ -116,13 +117,8 @@ class Storage:
             with storage_faults(self.uri, reading=True):
                 if self._fs is None:
                     return cast(BinaryIO, Path(self._full(path)).open("rb"))
-                stream = self._fs.open(self._full(path), "rb")
-                # On S3 a prefix opens as an empty file; other file systems refuse it themselves.
-                if getattr(stream, "details", {}).get("type") == "directory":
-                    stream.close()
-                    raise IsADirectoryError(path)
-                return cast(BinaryIO, stream)
-        except _MISSING:
+                return self._fs.open(self._full(path))
+        except MISSING:
             raise InputError("file does not exist", value=path, where=self.uri) from None
 
     def read_bytes(self, path: str) -> bytes:
@@ -152,7 +148,7 @@ class Storage:
             if self._fs is None:
                 write_atomic(Path(self._full(path)), data)
             else:
-                self._fs.pipe_file(self._full(path), data)
+                self._fs.write(self._full(path), data)
 
     def put_file(self, source: Path, path: str) -> None:
         """Copy a local file in; raises InputError when there is none."""
@@ -164,7 +160,7 @@ class Storage:
                 with replacing(target) as temporary:
                     shutil.copyfile(source, temporary)
             else:
-                self._fs.put_file(str(source), self._full(path))
+                self._fs.write(self._full(path), source)
 
     def fetch(self, path: str, target: Path, sha256: str | None = None) -> Path:
         """Copy a file out to `target`, keeping one that is there and whose digest agrees.
@@ -173,13 +169,17 @@ class Storage:
         """
         if target.exists() and sha256 is not None and digest_file(target) == sha256:
             return target
-        sha = hashlib.sha256()
         with storage_faults(str(target)), replacing(target) as temporary:
-            with temporary.open("wb") as out:
-                for chunk in self.chunks(path):
-                    sha.update(chunk)
-                    out.write(chunk)
-            if sha256 is not None and sha.hexdigest() != sha256:
+            # What a network has garbled comes right when it is read again.
+            for _ in range(1 if self.is_local or sha256 is None else 2):
+                sha = hashlib.sha256()
+                with temporary.open("wb") as out:
+                    for chunk in self.chunks(path):
+                        sha.update(chunk)
+                        out.write(chunk)
+                if sha256 in (None, sha.hexdigest()):
+                    break
+            else:
                 raise DataIntegrityError("bytes differ from their digest", value=path, where=self.uri)
         return target
 
@@ -190,18 +190,18 @@ class Storage:
         Raises InputError when there is no such file, DataIntegrityError (and leaves `path` alone) when local bytes
         are not of `sha256`; a copy that the server makes is not read here.
         """
-        if self._fs is not None and not source.is_local and type(self._fs) is type(source._fs):
+        if self._fs is not None and source._fs is not None and self._fs.is_like(source._fs):
             if not source.exists(source_path):
                 raise InputError("file does not exist", value=source_path, where=source.uri)
             with storage_faults(self.uri):
-                self._fs.cp_file(source._full(source_path), self._full(path))
+                self._fs.copy(source._full(source_path), self._full(path))
             return
         if self._fs is not None:
             with tempfile.TemporaryDirectory() as scratch:
                 self.put_file(source.fetch(source_path, Path(scratch) / "file", sha256), path)
             return
         target = Path(self._full(path))
-        if not source.is_local or not _try_link(Path(source._full(source_path)), target, sha256):
+        if not source.is_local or not try_link(Path(source._full(source_path)), target, sha256):
             target.unlink(missing_ok=True)
             source.fetch(source_path, target, sha256)
 
@@ -216,7 +216,7 @@ class Storage:
                     yield StoredFile(name, (Path(self._root) / name).stat().st_size)
             return
         with storage_faults(self.uri):
-            found = self._fs.find(self._full(path), detail=True)
+            found = self._fs.find(self._full(path))
         for name in sorted(found):
             yield StoredFile(name[len(self._root) :].lstrip("/"), int(found[name]["size"]))
 
@@ -226,8 +226,8 @@ class Storage:
             with storage_faults(self.uri, reading=True):
                 if self._fs is None:
                     return sorted(p.name for p in Path(self._full(path)).iterdir() if p.is_dir())
-                rows = self._fs.ls(self._full(path), detail=True)
-        except _MISSING:
+                rows = self._fs.ls(self._full(path))
+        except MISSING:
             return []
         return sorted(r["name"].rstrip("/").rsplit("/", 1)[-1] for r in rows if r["type"] == "directory")
 
@@ -239,8 +239,8 @@ class Storage:
                     base = Path(self._full(path))
                     found = [(p.relative_to(self._root).as_posix(), p) for p in base.iterdir() if p.is_file()]
                     return sorted(StoredFile(name, p.stat().st_size) for name, p in found if not is_temporary(p.name))
-                rows = self._fs.ls(self._full(path), detail=True)
-        except _MISSING:
+                rows = self._fs.ls(self._full(path))
+        except MISSING:
             return []
         names = {r["name"][len(self._root) :].lstrip("/"): r for r in rows if r["type"] == "file"}
         return sorted(StoredFile(name, int(r["size"] or 0)) for name, r in names.items() if name)
@@ -254,95 +254,19 @@ class Storage:
                     shutil.rmtree(target)
                 else:
                     target.unlink(missing_ok=True)
-            elif self._fs.exists(self._full(path)):
-                self._fs.rm(self._full(path), recursive=True)
+            else:
+                self._fs.remove(self._full(path))
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a local file so that a crash leaves the old content or the new, never a part."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def sync_tree(directory: Path) -> None:
-    """Flush every file and directory of a local tree to disk."""
-    for path in [directory, *directory.rglob("*")]:
-        _sync(path)
-
-
-def sync_directory(directory: Path) -> None:
-    """Flush a directory's names to disk: makes a rename in it last."""
-    _sync(directory)
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A temporary beside `target` that replaces it, synced, if the block succeeds and else goes. What is written to
-    it must be closed when the block ends."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(target)
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(target.parent)
-
-
-def _try_link(source: Path, target: Path, sha256: str) -> bool:
-    """Hard link with checked bytes in place of `target`; False where links are not possible."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(target)
-    try:
-        temporary.hardlink_to(source)
-    except FileNotFoundError:
-        raise InputError("file does not exist", value=str(source)) from None
-    except OSError as error:
-        if error.errno not in _NO_LINK:
-            raise
-        return False
-    try:
-        if digest_file(temporary) != sha256:
-            raise DataIntegrityError("bytes differ from their digest", value=source.name, where=str(source.parent))
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)  # renaming one link of a file onto another leaves both
-    return True
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# Another file system, one without links, a file of somebody else, or as many links as there can be.
-_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
-_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-
-
-@contextmanager
-def storage_faults(uri: str, *, reading: bool = False) -> Iterator[None]:
-    """Turn faults of a disk or of a client library into InfrastructureError.
-
-    While `reading`, a missing file is no fault: its FileNotFoundError (and kin) comes through.
-    """
-    try:
-        yield
-    except M4VError:
-        raise
-    except Exception as error:
-        if reading and isinstance(error, _MISSING):
-            raise
-        library = type(error).__module__.split(".")[0]
-        if not isinstance(error, OSError) and library not in ("botocore", "aiobotocore", "aiohttp", "fsspec"):
-            raise
-        raise InfrastructureError(
-            f"storage failed: {type(error).__name__}: {error}",
-            where=uri,
-            next_step="check disk space, permissions and the endpoint, then run again",
-        ) from error
+__all__ = [
+    "Storage",
+    "StoredFile",
+    "check_relative",
+    "is_temporary",
+    "replacing",
+    "storage_faults",
+    "sync_directory",
+    "sync_tree",
+    "temporary_beside",
+    "write_atomic",
+]
