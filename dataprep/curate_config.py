@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from dataprep.captioning.config import CaptionConfig
 from m4v.core.asset_catalog import weights_digests
 from m4v.core.config import FrozenModel
-from m4v.text.config import MiniLmConfig
+from m4v.text.config import MiniLmConfig, TextEncoderConfig
 
 _TOKENIZER = "minilm/tokenizer"
 
@@ -132,6 +132,13 @@ class CurateConfig(FrozenModel):
                 raise ValueError(f"filters.{rule} needs signals.{measured}: switch that on, or set the rule to null")
         return self
 
+    def counting_for(self, encoder: TextEncoderConfig) -> CurateConfig:
+        """The same config with captions counted in tokens of `encoder`, unless it says otherwise itself."""
+        captions = self.captions
+        if captions is None or captions.count == "words" or captions.text_encoder is not None:
+            return self
+        return self.model_copy(update={"captions": captions.model_copy(update={"text_encoder": encoder})})
+
     def key_config(self) -> dict[str, object]:
         own = {name: value for name, value in self.canonical().items() if name != "captions"}
         return own if self.captions is None else {**own, "captions": self.captions.key_config()}
@@ -163,6 +170,6 @@ def weights_of(config: CurateConfig) -> dict[str, str]:
     names += ["ppocr-det"] if config.signals.text else []
     names += ["open-nsfw"] if config.signals.nsfw else []
     names += ["brisque", "brisque/ranges"] if config.signals.quality else []
-    if config.captions is not None and isinstance(config.captions.text_encoder, MiniLmConfig):
+    if config.captions is not None and isinstance(config.captions.counting, MiniLmConfig):
         names.append(_TOKENIZER)
     return weights_digests(names)

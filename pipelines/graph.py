@@ -71,7 +71,9 @@ def build_graph(recipe: Recipe) -> list[StageNode]:
         build.nodes.append(weights_node(weights.config, weights.location, resources))
         if recipe.init is not None and recipe.init.weights == weights.name:
             _check_start(recipe, build.nodes[-1])
-    curate = build.add("curate", stages.CURATE, recipe.curate, sources, locations)
+    curating = recipe.curate.counting_for(recipe.encode.text_encoder)
+    counting = imported(None if curating.captions is None else curating.captions.counting)
+    curate = build.add("curate", stages.CURATE, curating, {**sources, **counting}, locations)
     inputs = {"clips": (curate, "clips"), **sources, **imported(recipe.encode.codec, recipe.encode.text_encoder)}
     encode = build.add("encode", stages.ENCODE, recipe.encode, inputs, locations)
     checkpoint, trained = _training(build, encode)

@@ -106,7 +106,12 @@ class Recipe(FrozenModel):
     def _check_weights(self) -> None:
         """Every name that is used stands in `weights` with an entry of the right kind, and every entry is used."""
         entries = {w.name: w.entry for w in self.weights}
-        uses = {"init": self.init, "encode.codec": self.encode.codec, "encode.text_encoder": self.encode.text_encoder}
+        text_encoder = self.encode.text_encoder
+        uses: dict[str, FrozenModel | None] = {
+            "init": self.init, "encode.codec": self.encode.codec, "encode.text_encoder": text_encoder,
+        }  # fmt: skip
+        if self.curate.captions is not None and self.curate.captions.text_encoder is not None:
+            uses["curate.captions.text_encoder"] = self.curate.captions.text_encoder
         used: set[str] = set()
         for section, config in uses.items():
             for name in weights_names(config):
@@ -142,7 +147,10 @@ def _unique(section: str, names: Sequence[str]) -> None:
         raise ValueError(f"{section}: the name {twice[0]!r} stands twice")
 
 
-_FORMATS = {"init": "pyramidflow_dit", "encode.codec": "pyramidflow_vae", "encode.text_encoder": "t5_clip"}
+_FORMATS = {
+    "init": "pyramidflow_dit", "encode.codec": "pyramidflow_vae", "encode.text_encoder": "t5_clip",
+    "curate.captions.text_encoder": "t5_clip",
+}  # fmt: skip
 
 
 def _check_use(section: str, name: str, entries: Mapping[str, str]) -> None:

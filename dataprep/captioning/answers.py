@@ -17,7 +17,7 @@ MAX_CONTENT_CHARS = 8000
 _MOST_WORDS: dict[PromptName, int] = {"detailed-1": 180, "short-1": 50}
 _FEWEST_WORDS = 4
 _CHARS_PER_TOKEN = 4  # for endpoints that do not say what an answer cost
-_LEAK_WORDS = 8
+_LEAK_WORDS = 6
 _LOOP_WORDS, _LOOP_TIMES = 6, 4
 
 _FENCE = re.compile(r"^```[a-z]*\s*|\s*```$", re.IGNORECASE)
@@ -157,14 +157,14 @@ def _check(raw: str, text: str, prompt: PromptName, language: str) -> None:
         raise AnswerError("markup", "it holds links or markup")
     if addresses_a_model(text) or _quotes(text, system_text(prompt, language, "")):
         raise AnswerError("leak", "it repeats instructions")
+    if not _in_language(text, language):
+        raise AnswerError("language", f"it is not in {LANGUAGES[language]}")
     words = text.lower().split()
     if language != "zh" and len(words) < _FEWEST_WORDS:
         raise AnswerError("too_short", f"{len(words)} words")
     runs = Counter(tuple(words[i : i + _LOOP_WORDS]) for i in range(len(words) - _LOOP_WORDS + 1))
     if runs and max(runs.values()) >= _LOOP_TIMES:
         raise AnswerError("repeats", "it says one thing again and again")
-    if not _in_language(text, language):
-        raise AnswerError("language", f"it is not in {LANGUAGES[language]}")
 
 
 def _quotes(text: str, instructions: str) -> bool:

@@ -86,8 +86,7 @@ class Asker:
                 self.retries += 1
                 if error.wait_s is not None:
                     self._gate.pause(error.wait_s)
-                else:
-                    self._gate.rest(attempt, key)
+                self._gate.rest(attempt, key)
             else:
                 return completion, used + cost
         raise AssertionError("attempts is at least 1")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from dataprep.sources.text import REPLACED, clean_caption
+from m4v.core.artifacts import Artifact
 from m4v.core.asset_catalog import asset_path
 from m4v.core.canonical import digest_file
 from m4v.core.errors import DataIntegrityError, InputError
@@ -69,33 +70,24 @@ class Tokens:
         return 0 if room < 1 else int(offsets[room - 1][1])
 
 
-def open_lengths(encoder: TextEncoderConfig | None, folder: Callable[[str], Path]) -> Lengths:
-    """What counts for `encoder`; `folder` gives imported weights by name.
+def open_lengths(encoder: TextEncoderConfig | None, weights: Mapping[str, Artifact]) -> Lengths:
+    """What counts for `encoder`; `weights` are imported ones by name, of which only the tokenizer is read.
 
     Imported weights without a `tokenizer.json` are counted in words. Raises InputError when files of the packaged
-    encoder are not on this machine, DataIntegrityError when a tokenizer file cannot be read.
+    encoder or the imported weights are not there, DataIntegrityError when a tokenizer file cannot be read.
     """
     if encoder is None:
         return Words()
     if isinstance(encoder, MiniLmConfig):
         return _open(asset_path("minilm/tokenizer"))
-    path = folder(encoder.weights) / _TOKENIZER
-    return _open(path) if path.is_file() else Words()
-
-
-def imported_folders(folders: Mapping[str, Path]) -> Callable[[str], Path]:
-    """`folder` of `open_lengths` from the folders of a stage's inputs."""
-
-    def folder(name: str) -> Path:
-        if name not in folders:
-            raise InputError(
-                "caption lengths need imported weights that are no input here", value=name,
-                where="curate.captions.text_encoder.weights",
-                next_step="name them in the recipe's weights section, or set captions.text_encoder to null",
-            )  # fmt: skip
-        return folders[name]
-
-    return folder
+    if encoder.weights not in weights:
+        raise InputError(
+            "caption lengths need imported weights that are no input here", value=encoder.weights,
+            where="curate.captions.text_encoder.weights",
+            next_step="name them in the recipe's weights section, or set curate.captions.count to words",
+        )  # fmt: skip
+    artifact = weights[encoder.weights]
+    return _open(artifact.path(_TOKENIZER)) if _TOKENIZER in artifact.names() else Words()
 
 
 def _open(path: Path) -> Tokens:

@@ -56,6 +56,7 @@ class Endpoint:
     def __init__(self, config: RecaptionConfig) -> None:
         self._config, self._key = config, _key_of(config)
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "m4v-pipeline"}
+        headers["Accept-Encoding"] = "identity"
         if self._key.value:
             headers["Authorization"] = f"Bearer {self._key.value}"
         self._client = httpx.Client(
@@ -82,7 +83,7 @@ class Endpoint:
                 received = _read(response, deadline)
         except httpx.TimeoutException:
             raise EndpointError("timeout", f"no answer within {self._config.timeout_s:g} s", retry=True) from None
-        except (httpx.TransportError, httpx.DecodingError) as error:
+        except httpx.TransportError as error:
             kind = "unreachable" if isinstance(error, httpx.ConnectError) else "connection"
             raise EndpointError(kind, self._shown(str(error) or type(error).__name__), retry=True) from None
         if response.status_code != httpx.codes.OK:
@@ -129,7 +130,7 @@ def _key_of(config: RecaptionConfig) -> _Key:
 def _read(response: httpx.Response, deadline: float) -> bytes:
     """All of a body; raises EndpointError when it is too long or dribbles past the deadline."""
     received = bytearray()
-    for chunk in response.iter_bytes(1 << 16):
+    for chunk in response.iter_raw():  # as it comes: a compressed answer was not asked for
         received += chunk
         if len(received) > MAX_ANSWER_BYTES:
             raise EndpointError("too_large", f"an answer of over {MAX_ANSWER_BYTES >> 20} MiB", retry=False)

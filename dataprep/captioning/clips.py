@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from dataprep.captioning.asking import Question
-from dataprep.captioning.clean import clean, imported_folders, open_lengths
+from dataprep.captioning.clean import clean, open_lengths
 from dataprep.captioning.config import CaptionConfig, RecaptionConfig
 from dataprep.captioning.frames import FramesTask
 from dataprep.captioning.prompts import prompt_digest
@@ -32,8 +32,7 @@ class ClipCaptions:
 
     def __init__(self, context: StageContext, config: CurateConfig, captions: CaptionConfig) -> None:
         self._context, self._config, self._captions = context, config, captions
-        encoder = captions.text_encoder
-        self._lengths = open_lengths(encoder, imported_folders(context.weights_folders() if encoder else {}))
+        self._lengths = open_lengths(captions.counting, context.weights())
         self.counts: Counter[str] = Counter()
 
     def clean(self, clips: Iterable[Clip]) -> None:

@@ -99,27 +99,29 @@ class RecaptionConfig(FrozenModel):
 class CaptionConfig(FrozenModel):
     """Clean-up of the captions that sources give, and new ones.
 
-    `text_encoder` (as in `encode`; null counts words) and `max_tokens` (null: all its slots) bound the length; longer
-    captions end at a sentence or word. `max_captions`: a clip keeps its first so many.
+    `count` and `max_tokens` (null: all slots of the encoder) bound the length; longer captions end at a sentence or
+    word. Tokens are those of `text_encoder`, in a recipe that of `encode` unless stated; without one words are counted.
+    `max_captions`: a clip keeps its first so many.
     """
 
+    count: Literal["tokens", "words"] = "tokens"
     text_encoder: TextEncoderConfig | None = None
     max_tokens: int | None = Field(None, ge=4)
     max_captions: int = Field(16, ge=1)
     recaption: RecaptionConfig | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.text_encoder is not None and (self.max_tokens or 0) > self.text_encoder.slots:
-            raise ValueError(f"max_tokens {self.max_tokens} is more than the encoder's {self.text_encoder.slots} slots")
-        return self
+    @property
+    def counting(self) -> TextEncoderConfig | None:
+        """The encoder whose tokens are counted; None for words."""
+        return None if self.count == "words" else self.text_encoder
 
     @property
     def limit(self) -> int | None:
-        """Longest caption, in tokens of the encoder with its marks, or in words; None: no limit."""
-        if self.max_tokens is not None or self.text_encoder is None:
+        """Longest caption, in tokens with the encoder's marks, or in words; None: no limit."""
+        encoder = self.counting
+        if encoder is None:
             return self.max_tokens
-        return self.text_encoder.slots
+        return encoder.slots if self.max_tokens is None else min(self.max_tokens, encoder.slots)
 
     @property
     def writes_missing(self) -> bool:

@@ -32,7 +32,7 @@ CURATE = StageSpec(
     version=1,
     function="dataprep.stages.curate:run",
     config_model="dataprep.curate_config:CurateConfig",
-    inputs={"source": InputSpec(Kind.SOURCE, many=True)},
+    inputs={"source": InputSpec(Kind.SOURCE, many=True), **_IMPORTED},
     outputs={"clips": Kind.CLIPS},
     weights="dataprep.curate_config:weights_of",
 )
