@@ -15,17 +15,17 @@ from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from dataprep.media.layout import ISO_BOXES, iso_boxes
 from dataprep.quarantine import ItemError, Reason
 
 _SNIFF_BYTES = 4096
 _TEXT_BYTES = frozenset(range(0x20, 0x7F)) | {0x09, 0x0A, 0x0C, 0x0D} | frozenset(range(0x80, 0x100))
-# Checksums inside the stream (FFV1 slices, HEVC picture hashes) are compared and fail the picture. H.264 has none,
-# and its decoder would take a jump to an open group of pictures for damage.
+# The picture hashes that HEVC streams may carry are compared, and fail the picture. Other codecs have nothing to
+# compare, and the H.264 decoder would take a jump to an open group of pictures for damage.
 _CHECKED = {"err_detect": "crccheck+explode"}
-_CHECKED_CODECS = frozenset(("ffv1", "hevc"))
+_CHECKED_CODECS = frozenset(("hevc",))
 # FFmpeg's own VP8 and VP9 decoders drop the alpha plane.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-_ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 
 
 MAX_PIXELS = 8192 * 4352
@@ -64,31 +64,9 @@ def _is_text(head: bytes) -> bool:
     return True
 
 
-def _boxes(path: Path) -> tuple[list[bytes], bool]:
-    """Types of the top-level boxes of an ISO media file, in order, up to the first that makes no sense.
-
-    Also whether the last of them goes beyond the end of the file.
-    """
-    found: list[bytes] = []
-    offset = 0
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        while offset + 8 <= size and len(found) < 64:
-            stream.seek(offset)
-            header = stream.read(16)
-            length, kind = int.from_bytes(header[:4], "big"), header[4:8]
-            if length == 1 and len(header) == 16:
-                length = int.from_bytes(header[8:16], "big")
-            found.append(kind)
-            if length < 8:
-                break
-            offset += length
-    return found, offset > size
-
-
 def _open_failure(path: Path, error: Exception) -> ItemError:
-    boxes, cut = _boxes(path)
-    if boxes and boxes[0] in _ISO_BOXES:
+    boxes, cut = iso_boxes(path)
+    if boxes and boxes[0] in ISO_BOXES:
         if b"moov" not in boxes or (cut and boxes[-1] == b"moov"):
             return ItemError(Reason.NO_INDEX, "MP4 without its whole moov box: the end of the file is missing")
         if cut:

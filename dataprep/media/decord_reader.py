@@ -31,7 +31,7 @@ class DecordReader:
             (colour_of(frame).converted, "HDR or wide-gamut colour"),
             (alpha, "transparency"),
             (self.display.mirrored, "mirrored display matrix"),
-            (bool(self.index.claimed), "file that was cut short"),
+            (self.index.partial, "file that was cut short"),
         ):
             if needed:
                 raise ItemError(Reason.UNSUPPORTED, f"decord cannot show this {what}; pyav can")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataprep.media.container import Limits, decoding, open_video
+from dataprep.media.layout import is_cut_short
 from dataprep.media.pictures import pictures
 from dataprep.quarantine import ItemError, Reason
 
@@ -33,7 +34,7 @@ class FrameIndex(NamedTuple):
     time_base: Fraction
     end_pts: int  # end of the last frame
     seekable: bool
-    claimed: int = 0  # frames that the container says it has, where fewer were found; 0 otherwise
+    partial: bool = False  # the file was cut short: these are its whole groups of pictures
 
     @property
     def frames(self) -> int:
@@ -100,9 +101,10 @@ def _from_packets(path: Path, limits: Limits) -> FrameIndex:
             if len(pts) > limits.max_frames:
                 raise ItemError(Reason.TOO_LARGE, f"more than {limits.max_frames} frames")
         claimed, time_base = stream.frames, Fraction(stream.time_base or Fraction(1, 1000))
-    whole = claimed <= len(pts) + discarded
+    found = len(pts) + discarded
+    whole = claimed <= found and not is_cut_short(path)
     if not whole:
-        pts, keys, ends = _whole_groups(pts, keys, ends, f"{len(pts) + discarded} of {claimed} claimed frames")
+        pts, keys, ends = _whole_groups(pts, keys, ends, f"{found} of {claimed or 'more'} claimed frames")
     if not pts:
         raise ItemError(Reason.TOO_SHORT, "no frame")
     if None in pts or len(set(pts)) != len(pts):
@@ -112,7 +114,7 @@ def _from_packets(path: Path, limits: Limits) -> FrameIndex:
     end = (
         max([*ends, int(ordered[-1]) + _usual_gap(ordered)]) if len(ordered) > 1 else max([*ends, int(ordered[-1]) + 1])
     )
-    return FrameIndex(ordered, ordered_keys, time_base, end, len(ordered_keys) > 0, 0 if whole else claimed)
+    return FrameIndex(ordered, ordered_keys, time_base, end, len(ordered_keys) > 0, not whole)
 
 
 def _whole_groups(

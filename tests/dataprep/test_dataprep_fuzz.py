@@ -1,0 +1,113 @@
+"""Mutated containers: no crash, no hang, no leak, and no picture accepted that is not the original's.
+
+The last can be held where pictures carry checksums. Elsewhere a changed byte may decode to another sound picture,
+which nothing in the file tells; how often that happens is counted and bounded.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import fuzz_files
+import pytest
+from fuzz_files import Original, Seen, case, look, mutated, originals
+
+from dataprep.engine import open_engine
+from dataprep.quarantine import ItemFailure, Reason
+from m4v.core.stage import Resources
+
+QUICK, DEEP = 100, 2000
+TIMEOUT_S, MEMORY_BYTES = 60.0, 2 << 30
+FLAGS = {"partial", "damaged"}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Original]:
+    return originals(tmp_path_factory.mktemp("originals"))
+
+
+def cases(sources: list[Original], folder: Path, seeds: range) -> Iterator[Path]:
+    for seed in seeds:
+        source = case(sources, seed).path
+        data, _ = mutated(source.read_bytes(), seed)
+        path = folder / f"{seed}{source.suffix}"
+        path.write_bytes(data)
+        yield path
+
+
+def is_run_of(span: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+    return any(whole[k : k + len(span)] == span for k in range(len(whole) - len(span) + 1))
+
+
+def is_part_of(span: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+    """Whether pictures come in the original's order, some of them left out."""
+    rest = iter(whole)
+    return all(picture in rest for picture in span)
+
+
+def fuzz(sources: list[Original], folder: Path, seeds: range) -> Counter[str]:
+    """Outcomes by name; asserts what must never happen."""
+    outcomes: Counter[str] = Counter()
+    wholes = {source: look(source.path).spans[0] for source in sources}
+    files_before = len(list(Path("/proc/self/fd").iterdir()))
+    first: Seen | None = None
+    last: Seen | None = None
+    with open_engine(Resources(workers=1), isolate=True) as engine:
+        paths = cases(sources, folder, seeds)
+        results = engine.map(look, paths, timeout_s=TIMEOUT_S, cpu_s=TIMEOUT_S, memory_bytes=MEMORY_BYTES)
+        for seed, result in zip(seeds, results, strict=True):
+            source = case(sources, seed)
+            if isinstance(result, ItemFailure):
+                assert result.reason in set(Reason), result
+                outcomes[f"rejected {result.reason}"] += 1
+                continue
+            first, last = first or result, result
+            found = verdict(result, wholes[source])
+            outcomes[found if source.hashed or found != "wrong" else "changed, without a checksum"] += 1
+            if outcomes["wrong"]:
+                name = mutated(b"\0" * 64, seed)[1]
+                pytest.fail(f"case {seed}: {name} of {source.path.name} is accepted with other pictures: {result}")
+    assert len(list(Path("/proc/self/fd").iterdir())) <= files_before + 2
+    assert first is not None
+    assert last is not None
+    assert last.open_files <= first.open_files + 2
+    assert last.memory_bytes - first.memory_bytes < 256 << 20
+    return outcomes
+
+
+def verdict(seen: Seen, whole: tuple[str, ...]) -> str:
+    right = seen.sought and all(is_run_of(span, whole) for span in seen.spans)
+    flagged = seen.damaged > 0 or bool(FLAGS & set(seen.warnings))
+    if flagged:
+        return "flagged" if right else "flagged, with other pictures"
+    if right:
+        return "whole" if seen.spans == (whole,) else "part of the original"
+    # A hole that is told of: the pictures are right, at their own times.
+    holes = "variable_rate" in seen.warnings and seen.sought and all(is_part_of(span, whole) for span in seen.spans)
+    return "told of its holes" if holes else "wrong"
+
+
+def test_originals_are_whole(sources: list[Original]) -> None:
+    for source in sources:
+        seen = look(source.path)
+        assert seen.damaged == 0
+        assert seen.sought
+        assert [len(span) for span in seen.spans] == [fuzz_files.FRAMES]
+        assert len(set(seen.spans[0])) == fuzz_files.FRAMES
+
+
+def test_a_hundred_mutated_files(sources: list[Original], tmp_path: Path) -> None:
+    outcomes = fuzz(sources, tmp_path, range(QUICK))
+    assert sum(outcomes.values()) == QUICK
+    assert sum(n for name, n in outcomes.items() if name.startswith("rejected")) > QUICK // 5
+    assert outcomes["flagged"] > QUICK // 20
+    assert outcomes["changed, without a checksum"] <= 8
+    assert outcomes["rejected timeout"] + outcomes["rejected worker_died"] + outcomes["rejected out_of_memory"] == 0
+
+
+@pytest.mark.deep
+def test_two_thousand_mutated_files(sources: list[Original], tmp_path: Path) -> None:
+    outcomes = fuzz(sources, tmp_path, range(QUICK, QUICK + DEEP))
+    print(dict(sorted(outcomes.items())))
+    assert sum(outcomes.values()) == DEEP
+    assert outcomes["changed, without a checksum"] < DEEP // 20
