@@ -75,6 +75,8 @@ def print_what_if(target: Target, tried: WhatIf, limit: int) -> None:
     _print_changes(tried, limit)
     if not then.any():
         print("\nno clip would be kept: a run with these thresholds fails")
+    if tried.awaiting_captions:
+        print(f"\n{tried.awaiting_captions} of those kept have no caption yet: a run asks the caption model for one")
     if tried.drift:
         print(f"\n{tried.drift} clips differ although nothing is set: the rules' code has changed since the run")
     settings = " ".join(f"--set {key}={_yaml(value['then'])}" for key, value in tried.settings.items())

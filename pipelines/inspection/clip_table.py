@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,8 @@ KEPT = "kept"
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 BINS = 32
 _LOG_RANGE = 200.0  # a score whose 99th percentile is so many times its median is binned by its logarithm
-_COLUMNS = ["clip_id", "source", "media", "start_us", "end_us", "kept", "drop_rule"]
+_WORDS = ["source", "media", "drop_rule"]
+_COLUMNS = [*_WORDS, "start_us", "end_us", "kept"]
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,51 @@ class SourceYield:
         return {**asdict(self), "kept_share": round(self.share, 4)}
 
 
+@dataclass(frozen=True)
+class Labels:
+    """A column of few different words: `names` in order, and for each row the place of its word among them."""
+
+    names: tuple[str, ...]
+    codes: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray | pa.Array, missing: str) -> Labels:
+        """`missing` stands for null."""
+        filled = pc.fill_null(column.cast(pa.string()), missing)
+        words = sorted(pc.unique(filled).to_pylist())
+        codes = pc.index_in(filled, value_set=pa.array(words, pa.string())).to_numpy(zero_copy_only=False)
+        return cls(tuple(words), codes.astype(np.int32))
+
+    def __getitem__(self, place: int) -> str:
+        return self.names[int(self.codes[place])]
+
+    def are(self, name: str) -> NDArray[np.bool_]:
+        """(rows,) where the word is `name`."""
+        return self.codes == self.names.index(name) if name in self.names else np.zeros(len(self.codes), np.bool_)
+
+    def total(self, weights: NDArray[Any] | None = None) -> NDArray[np.float64]:
+        """(names,) how often each stands there, or the sum of the weights."""
+        return np.bincount(self.codes, weights=weights, minlength=len(self.names)).astype(np.float64)
+
+    def counts(self) -> dict[str, int]:
+        """Most first."""
+        pairs = [(name, int(n)) for name, n in zip(self.names, self.total(), strict=True) if n]
+        return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
+
+
 class ClipTable:
     """The columns of a published clip table that counting needs; its long texts stay on disk."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self._table = pq.read_table(artifact.path(CLIPS), columns=_COLUMNS).combine_chunks()
-        self.clips = self._table.num_rows
-        self.kept: NDArray[np.bool_] = np.asarray(self._table["kept"])
-        spans = pc.subtract(self._table["end_us"], self._table["start_us"])
-        self.seconds: NDArray[np.float64] = np.asarray(spans, dtype=np.float64) / 1e6
-        self.video: NDArray[np.bool_] = np.asarray(pc.equal(self._table["media"], "video"))
+        table = pq.read_table(artifact.path(CLIPS), columns=_COLUMNS, read_dictionary=_WORDS)
+        self.clips = table.num_rows
+        self.kept: NDArray[np.bool_] = table["kept"].to_numpy()
+        spans = pc.subtract(table["end_us"], table["start_us"]).to_numpy()
+        self.seconds: NDArray[np.float64] = spans / 1e6
+        self.video = Labels.of(table["media"], "").are("video")
+        self.sources = Labels.of(table["source"], "")
+        self.fates = Labels.of(table["drop_rule"], KEPT)  # `kept` or the rule that dropped the clip
 
     @property
     def decidable(self) -> bool:
@@ -98,35 +134,17 @@ class ClipTable:
     def values(self) -> Mapping[str, NDArray[np.float64]]:
         return self.candidates.values if self.decidable else read_values(self.artifact.path(CLIPS))
 
-    @cached_property
-    def fates(self) -> NDArray[np.object_]:
-        """`kept` or the rule that dropped the clip."""
-        return np.asarray(pc.fill_null(self._table["drop_rule"], KEPT).to_numpy(zero_copy_only=False), dtype=object)
-
-    @cached_property
-    def sources(self) -> NDArray[np.object_]:
-        return np.asarray(self._table["source"].to_numpy(zero_copy_only=False), dtype=object)
-
-    def ids(self, places: NDArray[np.intp]) -> list[str]:
-        found: list[str] = self._table["clip_id"].take(pa.array(places)).to_pylist()
-        return found
-
     def dropped_by_rule(self) -> dict[str, int]:
-        return count_fates(self.fates)
+        return count_dropped(self.fates)
 
     def yields(self, kept: NDArray[np.bool_] | None = None) -> list[SourceYield]:
         """By source, in order of name; `kept` in place of the table's own decision."""
         kept = self.kept if kept is None else kept
-        names, place = np.unique(self.sources.astype(str), return_inverse=True)
-
-        def total(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-            return np.asarray(np.bincount(place, weights=weights, minlength=len(names)), dtype=np.float64)
-
-        columns = (total(np.ones(self.clips)), total(kept.astype(float)), total(self.seconds))
-        kept_seconds = total(np.where(kept, self.seconds, 0.0))
+        total = self.sources.total
+        columns = (total(), total(kept), total(self.seconds), total(np.where(kept, self.seconds, 0.0)))
         return [
-            SourceYield(str(n), int(c), int(k), round(float(s), 3), round(float(ks), 3))
-            for n, c, k, s, ks in zip(names, *columns, kept_seconds, strict=True)
+            SourceYield(n, int(c), int(k), round(float(s), 3), round(float(ks), 3))
+            for n, c, k, s, ks in zip(self.sources.names, *columns, strict=True)
         ]
 
     def scores(self, filters: FilterConfig | None) -> list[ScoreFacts]:
@@ -141,13 +159,15 @@ class ClipTable:
 
     def _rules(self, filters: FilterConfig) -> list[tuple[str, RuleFacts]]:
         hits = {rule.name: breaks(self.candidates, rule, filters) for rule in RULES}
-        broken = np.sum(list(hits.values()), axis=0)
+        broken = np.zeros(self.clips, dtype=np.int8)
+        for hit in hits.values():
+            broken += hit
         return [
             (
                 rule.value,
                 RuleFacts(
                     rule.name, rule.threshold, rule.bound, getattr(filters, rule.threshold),
-                    int(hits[rule.name].sum()), int((self.fates == rule.name).sum()),
+                    int(hits[rule.name].sum()), int(self.fates.are(rule.name).sum()),
                     int((hits[rule.name] & (broken == 1)).sum()),
                 ),
             )
@@ -155,11 +175,9 @@ class ClipTable:
         ]  # fmt: skip
 
 
-def count_fates(fates: NDArray[np.object_]) -> dict[str, int]:
+def count_dropped(fates: Labels) -> dict[str, int]:
     """Dropped clips by rule, most first."""
-    names, counts = np.unique(fates.astype(str), return_counts=True)
-    pairs = [(str(n), int(c)) for n, c in zip(names, counts, strict=True) if n != KEPT]
-    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
+    return {name: count for name, count in fates.counts().items() if name != KEPT}
 
 
 def _score(name: str, values: NDArray[np.float64], kept: NDArray[np.bool_], rules: tuple[RuleFacts, ...]) -> ScoreFacts:

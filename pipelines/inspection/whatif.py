@@ -6,21 +6,23 @@ Nothing is decoded or measured. Only thresholds can be tried so: a key that chan
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dataprep.curate_config import CurateConfig
 from dataprep.curation.filters import decide
+from dataprep.curation.stored import batches
 from dataprep.curation.table import CLIPS
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
-from pipelines.inspection.clip_table import KEPT, ClipTable, SourceYield, count_fates
+from pipelines.inspection.clip_table import KEPT, ClipTable, Labels, SourceYield, count_dropped
+from pipelines.inspection.samples import rows_at
 from pipelines.inspection.targets import Target
 from pipelines.recipe_files import apply_override
 
@@ -53,16 +55,29 @@ class WhatIf:
 
     def __init__(self, table: ClipTable, now: CurateConfig, then: CurateConfig) -> None:
         self.table, self.config_now, self.config_then = table, now, then
-        decision = decide(table.candidates, then.filters, then.dedup)
-        self.fates: NDArray[np.object_] = np.array([rule or KEPT for rule in decision.drop_rules], dtype=object)
-        self.duplicate_of = decision.duplicate_of
-        self.kept: NDArray[np.bool_] = self.fates == KEPT
+        self.fates, self.duplicate_of = self._decide(then)
+        self.kept: NDArray[np.bool_] = self.fates.are(KEPT)
+
+    def _decide(self, config: CurateConfig) -> tuple[Labels, list[str | None]]:
+        decision = decide(self.table.candidates, config.filters, config.dedup)
+        return Labels.of(pa.array(decision.drop_rules, pa.string()), KEPT), decision.duplicate_of
 
     @cached_property
     def drift(self) -> int:
-        """Clips that today's rules decide otherwise even at the thresholds of the run: the code has changed."""
-        again = decide(self.table.candidates, self.config_now.filters, self.config_now.dedup)
-        return int(np.count_nonzero(np.array([r or KEPT for r in again.drop_rules], dtype=object) != self.table.fates))
+        """Clips that today's rules decide otherwise even at the thresholds of the run: the code has changed, or a
+        caption model had its say since."""
+        return sum(count for *_, count in _moves(self.table.fates, self._decide(self.config_now)[0]))
+
+    @cached_property
+    def awaiting_captions(self) -> int:
+        """Clips that would be kept and have no caption yet, where the run has a model write missing ones: whether
+        it does, only a run tells."""
+        captions = self.config_then.captions
+        if captions is None or not captions.writes_missing:
+            return 0
+        path = self.table.artifact.path(CLIPS)
+        bare = [pc.equal(pc.list_value_length(b["captions"]), 0).to_numpy(False) for b in batches(path, ("captions",))]
+        return int(np.count_nonzero(self.kept & np.concatenate(bare)))
 
     @property
     def settings(self) -> dict[str, dict[str, object]]:
@@ -76,12 +91,10 @@ class WhatIf:
 
     def moves(self) -> list[tuple[str, str, int]]:
         """(before, after, clips) of all whose fate differs, most first; a copy may now be of another clip besides."""
-        pairs = Counter(zip(self.table.fates.tolist(), self.fates.tolist(), strict=True))
-        found = [(b, a, n) for (b, a), n in pairs.items() if b != a]
-        return sorted(found, key=lambda move: (-move[2], move[:2]))
+        return sorted(_moves(self.table.fates, self.fates), key=lambda move: (-move[2], move[:2]))
 
     @property
-    def _sides(self) -> NDArray[np.intp]:
+    def _sides(self) -> NDArray[np.int64]:
         return np.flatnonzero(self.table.kept != self.kept)
 
     @property
@@ -92,10 +105,10 @@ class WhatIf:
     def changes(self, limit: int | None = None) -> list[Change]:
         """The clips that change side, in the order of the table; at most `limit`."""
         places = self._sides[:limit]
-        rows = pq.read_table(self.table.artifact.path(CLIPS), columns=_CHANGE_COLUMNS).take(places).to_pylist()
+        rows = rows_at(self.table.artifact.path(CLIPS), places, _CHANGE_COLUMNS)
         return [
             Change(
-                **row, before=str(self.table.fates[place]), after=str(self.fates[place]),
+                **row, before=self.table.fates[place], after=self.fates[place],
                 duplicate_of=self.duplicate_of[place],
             )
             for row, place in zip(rows, places, strict=True)
@@ -120,16 +133,25 @@ class WhatIf:
             "moves": [{"from": b, "to": a, "clips": n} for b, a, n in self.moves()],
             "changed": self.changed,
             "changes": [change.to_json() for change in self.changes(limit)],
+            "awaiting_captions": self.awaiting_captions,
             "drift": self.drift,
         }  # fmt: skip
 
 
-def _totals(table: ClipTable, kept: NDArray[np.bool_], fates: NDArray[np.object_]) -> dict[str, object]:
+def _moves(before: Labels, after: Labels) -> Iterator[tuple[str, str, int]]:
+    pairs = before.codes.astype(np.int64) * len(after.names) + after.codes
+    for pair, count in zip(*np.unique(pairs, return_counts=True), strict=True):
+        names = before.names[pair // len(after.names)], after.names[pair % len(after.names)]
+        if names[0] != names[1]:
+            yield *names, int(count)
+
+
+def _totals(table: ClipTable, kept: NDArray[np.bool_], fates: Labels) -> dict[str, object]:
     return {
         "kept": int(kept.sum()),
         "kept_videos": int((kept & table.video).sum()),
         "kept_seconds": round(float(table.seconds[kept].sum()), 3),
-        "dropped_by_rule": count_fates(fates),
+        "dropped_by_rule": count_dropped(fates),
     }
 
 

@@ -129,7 +129,7 @@ def test_pictures_and_videos_decode(desktop: Watched) -> None:
 
 
 def test_the_sheet_is_filtered_by_rule_source_and_words(desktop: Watched) -> None:
-    assert len(desktop.shown()) == 15
+    assert len(desktop.shown()) == 16
     desktop.choose("fate", "too_short")
     assert desktop.shown() == ["too_short"]
     assert desktop.page.locator("#matched").inner_text() == (
@@ -142,7 +142,7 @@ def test_the_sheet_is_filtered_by_rule_source_and_words(desktop: Watched) -> Non
     desktop.choose("source", "shapes")
     assert desktop.shown() == []
     desktop.page.locator("button[type=reset]").click()
-    desktop.page.wait_for_function("document.querySelectorAll('.clip:not([hidden])').length === 15")
+    desktop.page.wait_for_function("document.querySelectorAll('.clip:not([hidden])').length === 16")
     desktop.page.fill("input[name=words]", "COARSE.mp4 square")
     assert len(desktop.shown()) == 1
 
@@ -152,7 +152,7 @@ def test_the_sheet_is_ordered_by_a_score(desktop: Watched) -> None:
     scores = desktop.page.eval_on_selector_all(
         ".clip:not([hidden])", "nodes => nodes.map(n => JSON.parse(n.dataset.scores).sharpness)"
     )
-    assert len(scores) == 15
+    assert len(scores) == 16
     assert scores == sorted(scores, reverse=True)
 
 
@@ -202,6 +202,6 @@ def test_thousands_of_clips_stay_usable(browser: Browser, many_file: Path) -> No
 
 def test_without_scripts_everything_is_still_there(browser: Browser, page_file: Path) -> None:
     plain = Watched(browser, page_file, java_script_enabled=False)
-    assert plain.page.locator(".clip").nth(14).is_visible()
+    assert plain.page.locator(".clip").nth(15).is_visible()
     assert not plain.page.locator("#filters").is_visible()
     plain.page.context.close()

@@ -26,7 +26,7 @@ from pipelines.ledger import Ledger, NewRun, NodeOutcome
 from pipelines.store import ArtifactRecord
 
 HOSTILE = "a <script>alert('x')</script> & \"quoted\" square"
-CONFIG: dict[str, Any] = {**CHEAP, "filters": {**CHEAP["filters"], "min_motion": 0.1}}
+CONFIG: dict[str, Any] = {**CHEAP, "filters": {**CHEAP["filters"], "min_motion": 0.1}, "missing_caption": "drop"}
 FOLDER = {"kind": "folder", "require_captions": False, "licence": "CC0-1.0"}
 SHAPES = {
     "kind": "synthetic", "count": 5, "stills": 2, "frames": 17, "size": [64, 64], "backgrounds": ["white", "black"],
@@ -48,6 +48,7 @@ def wild_folder(folder: Path) -> Path:
     nasty.good_clip(folder / "other.mp4", count=48, height=96, width=128, seed=77)
     nasty.good_clip(folder / "brief.mp4", count=10, height=96, width=128, seed=5)
     nasty.with_caption(folder / "still.mp4", encode_mp4(np.repeat(nasty.frames(2, 64, 96, 9)[:1], 24, axis=0), 24))
+    nasty.good_clip(folder / "mute.mp4", caption=None, count=24, seed=3)
     nasty.empty_file(folder / "empty.mp4")
     nasty.text_as_mp4(folder / "page.mp4")
     nasty.corrupt_mp4(folder / "noise.mp4")

@@ -27,6 +27,7 @@ SCORE = {"name", "measured", "unmeasured", "mean", "quantiles", "edges", "kept",
 RULE = {"rule", "key", "bound", "threshold", "breaks", "dropped", "alone"}
 WHAT_IF = {
     "artifact_id", "run_id", "recipe", "set", "now", "then", "sources", "moves", "changed", "changes", "drift",
+    "awaiting_captions",
 }  # fmt: skip
 CHANGE = {"clip_id", "source", "path", "media", "start_us", "end_us", "from", "to", "duplicate_of"}
 HELD = {"artifact_id", "kind", "source", "source_id", "path", "reason", "detail", "step", "next"}
@@ -92,6 +93,8 @@ def test_a_what_if_is_what_a_run_does(made: DataHome, read: Any, tries: list[str
     really = fates(made.curate(tmp_path.name, config["curate"]))
     before = fates(made.work / "curated" / "staging" / "clips")
     tried = read("inspect", made.ids["clips"], *sets(tries))
+    assert set(tried) >= WHAT_IF
+    assert all(set(change) >= CHANGE for change in tried["changes"])
     sides = {c: (before[c][0], really[c][0]) for c in before if (before[c][0] == "kept") != (really[c][0] == "kept")}
     assert {c["clip_id"]: (c["from"], c["to"]) for c in tried["changes"]} == sides
     assert all(c["duplicate_of"] == really[c["clip_id"]][1] for c in tried["changes"])
@@ -119,7 +122,7 @@ def test_facts_of_clips_add_up(made: DataHome, read: Any) -> None:
     assert set(facts) >= INSPECT
     assert facts["run_id"] == made.ids["curate run"]
     assert facts["recipe"] == "mine"
-    assert facts["kept"] + sum(facts["dropped_by_rule"].values()) == facts["clips"] == 15
+    assert facts["kept"] + sum(facts["dropped_by_rule"].values()) == facts["clips"] == 16
     assert facts["kept"] == facts["funnel"][-1]["out"] == sum(s["kept"] for s in facts["sources"])
     assert facts["quarantined"] == {"decode_error": 1, "empty": 1, "not_media": 1}
     assert [s["source"] for s in facts["sources"]] == ["shapes", "wild"]
@@ -127,11 +130,11 @@ def test_facts_of_clips_add_up(made: DataHome, read: Any) -> None:
     assert "nsfw" not in scores, "what was not measured has no distribution"
     for score in scores.values():
         assert set(score) >= SCORE
-        assert sum(score["kept"]) + sum(score["dropped"]) == score["measured"] == 15 - score["unmeasured"]
+        assert sum(score["kept"]) + sum(score["dropped"]) == score["measured"] == 16 - score["unmeasured"]
         assert len(score["edges"]) == len(score["kept"]) + 1 == len(score["dropped"]) + 1
         assert score["edges"] == sorted(score["edges"])
         assert score["quantiles"]["p0"] <= score["quantiles"]["p50"] <= score["quantiles"]["p100"]
-    assert scores["motion"]["measured"] == 13, "two stills have no motion"
+    assert scores["motion"]["measured"] == 14, "two stills have no motion"
     (static, fast) = scores["motion"]["rules"]
     assert set(static) >= RULE
     # The still one is frozen first; drawn clips that do not move are no matter of this rule.
@@ -252,7 +255,7 @@ def test_a_directory_is_sniffed_and_scanned(made: DataHome, read: Any, call: Cal
     found = read("sources", str(made.folder), "--encoder-fps", "30")
     assert set(found) >= {"location", "guesses", "report", "recipe"}
     assert found["guesses"][0]["kind"] == "folder"
-    assert found["report"]["accepted"] + sum(found["report"]["rejected"].values()) == 11
+    assert found["report"]["accepted"] + sum(found["report"]["rejected"].values()) == 12
     # What is told can be pasted into a recipe.
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("extends: micro\n" + found["recipe"])
