@@ -17,7 +17,7 @@ from typing import Any
 from dataprep.curation.poison import PoisonList
 from dataprep.engine import Engine
 from dataprep.engines.limits import WorkLimits
-from dataprep.quarantine import TRANSIENT_REASONS, ItemError, ItemFailure
+from dataprep.quarantine import TRANSIENT_REASONS, ItemError, ItemFailure, Reason
 from m4v.core.canonical import digest_bytes, digest_json
 from m4v.core.items import ItemStore
 from m4v.core.storage import Storage
@@ -63,10 +63,36 @@ class Remember:
 def measure_all(
     engine: Engine, function: Callable[[Any], bytes], jobs: Sequence[Job], limits: WorkLimits, poison: PoisonList
 ) -> Iterator[bytes | ItemFailure]:
-    """Payloads in the order of `jobs`; only those that no store holds go to the engine.
+    """Payloads in the order of `jobs`; only those that no store holds go to the engine, and equal jobs (of two spans
+    of one file) only once.
 
     A file whose work had to be killed in this call gets no other job of it started.
     """
+    leaders: dict[tuple[str, str], Job] = {}
+    repeats = []
+    for job in jobs:
+        leader = leaders.setdefault((job.store_uri, job.key), job)
+        repeats.append(leader is not job and leader == job)
+    distinct = [job for job, repeat in zip(jobs, repeats, strict=True) if not repeat]
+    results = _measure_distinct(engine, function, distinct, limits, poison)
+    failures: dict[tuple[str, str], ItemFailure] = {}
+    for job, repeat in zip(jobs, repeats, strict=True):
+        key = (job.store_uri, job.key)
+        if not repeat:
+            result = next(results)
+            if isinstance(result, ItemFailure):
+                failures[key] = result  # those that may pass are in no store
+            yield result
+        elif key in failures:
+            yield failures[key]
+        else:
+            envelope = ItemStore(Storage(job.store_uri)).get(job.key)
+            yield _open(envelope) if envelope is not None else ItemFailure(Reason.MISSING_FILE, "its result is gone")
+
+
+def _measure_distinct(
+    engine: Engine, function: Callable[[Any], bytes], jobs: Sequence[Job], limits: WorkLimits, poison: PoisonList
+) -> Iterator[bytes | ItemFailure]:
     kept = [ItemStore(Storage(job.store_uri)).get(job.key) for job in jobs]
     missing = [job for job, envelope in zip(jobs, kept, strict=True) if envelope is None]
     killed: dict[str, ItemFailure] = {}
