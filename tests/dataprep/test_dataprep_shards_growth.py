@@ -12,7 +12,7 @@ import encode_support as support
 import pytest
 from curation_runs import CHEAP, context, curated, inputs, list_source
 
-from dataprep.shards import SHARDS, ShardWriter, verify_shards
+from dataprep.shards import SHARDS, verify_shards
 from dataprep.stages import encode
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import InfrastructureError
@@ -204,10 +204,9 @@ def test_writer_leaves_nothing_by_halves(tmp_path: Path):
     """An error in the midst of a shard, and a write that the kernel refuses."""
     from test_dataprep_shards import _sample, _write
 
-    with pytest.raises(ValueError, match="twice"), ShardWriter(tmp_path / "a", samples=9, size_bytes=1 << 30) as writer:
-        for number in (0, 1, 0):
-            writer.add(_sample(number))
-    assert list((tmp_path / "a").iterdir()) == []
+    with pytest.raises(ValueError, match="twice"):
+        _write(tmp_path / "a", [_sample(n) for n in (0, 1, 0)])
+    assert list((tmp_path / "a" / SHARDS).iterdir()) == []
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
