@@ -13,6 +13,7 @@ from m4v.core.errors import DataIntegrityError
 from m4v.core.storage import write_atomic
 
 MODEL, EMA, CONFIG = "model.safetensors", "ema.safetensors", "config.json"
+_LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 ConfigT = TypeVar("ConfigT", bound=FrozenModel)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -62,3 +63,15 @@ def read_json_object(path: Path) -> dict[str, object]:
     if not isinstance(data, dict):
         raise DataIntegrityError(f"{path.name} does not hold an object", where=str(path))
     return data
+
+
+def file_facts(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file; none when it has no readable header (who loads the tensors tells)."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= _LONGEST_HEADER else {}
+    except (OSError, ValueError):
+        return {}
+    facts = header.get("__metadata__") if isinstance(header, dict) else None
+    return {str(key): str(value) for key, value in facts.items()} if isinstance(facts, dict) else {}

@@ -56,7 +56,7 @@ def main() -> None:
     try:
         code = build_app()(standalone_mode=False)
     except typer.TyperException as error:  # usage: an unknown verb or option, a bad value
-        _complain(error.format_message())  # empty when help was shown instead
+        _complain(error.format_message().replace("Value error, ", ""))  # empty when help was shown instead
         code = error.exit_code
     except M4VError as error:
         _complain(error.message)

@@ -13,6 +13,7 @@ from m4v.checkpoint_files import (
     EMA,
     MODEL,
     existing_file,
+    file_facts,
     read_config_of,
     read_json_object,
     refuse_pickles,
@@ -80,6 +81,7 @@ def _folder(directory: Path, given: Mapping[str, Path], ema: bool) -> FoundCheck
     refuse_pickles(directory)
     ema = ema and config.ema
     identity = folder_identity(directory, [CONFIG, EMA if ema else MODEL])
+    ema = ema or file_facts(existing_file(directory / MODEL)).get("weights") == "ema"  # an export of averaged weights
     imported = {n: folder_identity(p) for n, p in _needed(config, given, "give --weights").items()}
     return FoundCheckpoint(
         config=config, path_of=directory.joinpath, identity=identity, ema=ema, folders=dict(given), imported=imported

@@ -28,12 +28,20 @@ weights:
 init: {{weights: dit, convert: attention_to_mamba}}
 model: {{mlp_ratio: 4, text_dim: 32, pooled_dim: 24}}
 encode:
+  reconstructions: 1
   codec: {{kind: causal_vae, weights: vae, logvar: true}}
   text_encoder:
     {{kind: t5_clip, weights: text, slots: 24, clip_slots: 16, embedding_dim: 32, pooled_dim: 24, dtype: float32}}
-sources: [{{name: street, remove: true}}]
-train: [{{name: t2i, remove: true}}, {{name: 17f, remove: true}}, {{name: 33f, remove: true}}]
+sources:
+  - {{name: street, remove: true}}
+  - {{name: shapes, adapter: {{count: 3, stills: 0, frames: 17}}}}
+train:
+  - {{name: t2i, remove: true}}
+  - {{name: 9f, steps: 2}}
+  - {{name: 17f, remove: true}}
+  - {{name: 33f, remove: true}}
 reward: null
+profiles: {{local: {{stages: {{train: {{ranks: 1}}}}}}}}  # two are the recipe micro's own matter
 """
 UNTIL = ("--no-prefect", "--until", "generate.trained")
 

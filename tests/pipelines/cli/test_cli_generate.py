@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_vae import write_tiny_vae
 
-from m4v.checkpoint import save_checkpoint
+from m4v.checkpoint import export_checkpoint, save_checkpoint
 from m4v.codec.config import CausalVaeConfig
 from m4v.config import CheckpointConfig, SamplerConfig
 from m4v.core.artifacts import Artifact, ArtifactKind
@@ -170,6 +170,10 @@ def test_averaged_or_raw_weights(m4v_here: M4v, checkpoint: Artifact, tmp_path: 
     plain = made(m4v_here, str(checkpoint.storage.local_root), "--prompt", RED, "--out", "plain", *QUICK)["videos"][0]
     assert plain["sha256"] == videos["--raw"]["sha256"]
     assert plain["settings"]["weights"] == "raw", "there are no averaged ones"
+    export_checkpoint(Path(folder).joinpath, tmp_path / "exported")
+    exported = made(m4v_here, str(tmp_path / "exported"), "--prompt", RED, "--out", "export", *QUICK)["videos"][0]
+    assert exported["sha256"] == videos["--ema"]["sha256"]
+    assert exported["settings"]["weights"] == "ema", "one file, but of averaged weights"
 
 
 def test_other_settings_and_other_videos_are_refused(m4v_here: M4v, folder: str, tmp_path: Path) -> None:
