@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 
 from dataprep.media.container import decoder_of
 
+_LATE_CODEC = "hevc"
 _REMEMBERED = 4096  # packets whose place in decoding order is kept
 
 
@@ -40,6 +41,14 @@ class Pictures:
         self._key_pts = None
 
     def __iter__(self) -> Iterator[VideoFrame]:
+        """Frames one packet late: HEVC tells of a wrong picture hash when it is given the next packet."""
+        waiting: list[VideoFrame] = []
+        for packet in self._packets():
+            late, waiting = waiting, self._decode(packet)
+            yield from late
+        yield from waiting
+
+    def _packets(self) -> Iterator[Packet[VideoStream]]:
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -49,15 +58,18 @@ class Pictures:
                 return  # the container itself is broken from here on
             if packet is None:
                 return
-            yield from self._decode(packet)
+            yield packet
 
     def _decode(self, packet: Packet[VideoStream]) -> list[VideoFrame]:
+        before = (self._group, self._serial)
         place = self._note(packet) if packet.size else None
         try:
             frames = self._decoder.decode(packet)  # type: ignore[attr-defined]
         except av.error.FFmpegError:
             frames = []
-            self._spoil(*(place or (self._group, self._serial)))
+            self._spoil(*(place or before))
+            if self._stream.codec_context.name == _LATE_CODEC:
+                self._spoil(*before)
         else:
             if place is not None and packet.is_corrupt:
                 self._spoil(*place)

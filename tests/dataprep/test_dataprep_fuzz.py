@@ -83,7 +83,11 @@ def verdict(seen: Seen, whole: tuple[str, ...]) -> str:
     if right:
         return "whole" if seen.spans == (whole,) else "part of the original"
     # A hole that is told of: the pictures are right, at their own times.
-    holes = "variable_rate" in seen.warnings and seen.sought and all(is_part_of(span, whole) for span in seen.spans)
+    holes = (
+        bool({"variable_rate", "meta_mismatch"} & set(seen.warnings))
+        and seen.sought
+        and all(is_part_of(span, whole) for span in seen.spans)
+    )
     return "told of its holes" if holes else "wrong"
 
 
