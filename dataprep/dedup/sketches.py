@@ -23,7 +23,7 @@ Pairs = NDArray[np.int64]
 
 TABLES = tuple(combinations(range(8), 4))
 MINIMA = 4  # quarters of the key space
-_RUN = 1 << 18  # hashes read together
+_RUN = 1 << 16  # hashes read together
 _COMPARED = 4_000_000
 _GROUP = 64  # clips with one key up to which all are compared with each other
 _FIRST = 8  # in a larger group, the members by preference that every other one is compared with
@@ -57,22 +57,24 @@ def _minima(prints: Fingerprints, members: Members, table: tuple[int, ...]) -> N
     minima = np.full((MINIMA, len(members.rows)), _NOTHING)
     for first, last in _runs(prints.dense_starts):
         starts = prints.dense_starts[first : last + 1]
-        hashes = np.asarray(prints.dense[starts[0] : starts[-1]])
         counts = np.diff(starts)
-        frames = np.arange(len(hashes)) - np.repeat(starts[:-1] - starts[0], counts)
-        keys = _mixed(hashes, table)
-        words = keys.astype(np.uint64) << np.uint64(32) | frames.astype(np.uint64)
-        words[hashes == 0] = _NOTHING
-        quarter = (keys >> np.uint32(30)).astype(np.uint8)
-        filled = np.flatnonzero((counts > 0) & (members.places[first:last] >= 0))
-        if not len(filled):
+        filled = np.flatnonzero(counts)
+        places = members.places[first + filled]
+        wanted = places >= 0
+        if not wanted.any():
             continue
-        # Runs hold whole clips; clips that are left out are skipped after the reduction.
-        nonempty = np.flatnonzero(counts > 0)
-        places = members.places[first + nonempty]
+        hashes = np.asarray(prints.dense[starts[0] : starts[-1]])
+        begins = starts[:-1] - starts[0]
+        frames = np.arange(len(hashes)) - np.repeat(begins, counts)
+        words = _mixed(hashes, table).astype(np.uint64) << np.uint64(32) | frames.astype(np.uint64)
+        structureless = np.flatnonzero(hashes == 0)
         for k in range(MINIMA):
-            smallest = np.minimum.reduceat(np.where(quarter == k, words, _NOTHING), (starts[:-1] - starts[0])[nonempty])
-            minima[k, places[places >= 0]] = smallest[places >= 0]
+            # With its own number taken off, quarter k has the smallest words.
+            turned = words ^ np.uint64(k << 62)
+            turned[structureless] = _NOTHING
+            smallest = np.minimum.reduceat(turned, begins[filled])[wanted]
+            smallest[smallest >> np.uint64(62) != 0] = _NOTHING
+            minima[k, places[wanted]] = smallest
     return minima
 
 
@@ -103,9 +105,12 @@ def _close(prints: Fingerprints, members: Members, minima: NDArray[np.uint64], m
 
     A frame that very many clips share (a title card) must not cost the square of their number.
     """
-    used = np.flatnonzero(minima != _NOTHING).astype(np.uint64)
-    words = (minima[used] >> np.uint64(32)) << np.uint64(32) | used
+    words = (minima & np.uint64(0xFFFFFFFF << 32)) | np.arange(len(minima), dtype=np.uint64)
+    words = words[minima != _NOTHING]
     words.sort()
+    same = np.diff(words >> np.uint64(32)) == 0
+    shared = np.append(same, False) | np.insert(same, 0, False) if len(words) else np.zeros(0, np.bool_)
+    words = words[shared]  # most clips are alone with their key
     keys, places = words >> np.uint64(32), (words & np.uint64(0xFFFFFFFF)).astype(np.int64)
     begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
     sizes = np.diff(np.append(begins, len(keys)))
