@@ -39,6 +39,7 @@ SUPERVISED = "M4V_SUPERVISED"
 _TRANSIENT_ERRNO = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT}
 )
+_NOT_DETERMINISTIC = "does not have a deterministic implementation"  # torch, of an operation
 # What a rank sees when another one has died: the other one's reason is the true one.
 _PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
 
@@ -94,11 +95,25 @@ def run_request(request: StageRequest, rank: int, world_size: int) -> None:
     context = StageContext(request, rank, world_size)
     install_drain_handler(context)
     try:
-        function(context)
+        call_stage(function, context)
     finally:
         context.progress.close()
     if rank == 0:
         write_result(context, numerics)
+
+
+def call_stage(function: Callable[[StageContext], None], context: StageContext) -> None:
+    """Raises ConfigError where torch refuses an operation because deterministic bytes were promised."""
+    try:
+        function(context)
+    except RuntimeError as error:
+        operation, refused, _ = str(error).partition(_NOT_DETERMINISTIC)
+        if not refused:
+            raise
+        raise ConfigError(
+            "an operation gives other bytes in every run on a GPU", value=operation.strip(),
+            where="deterministic mode", next_step="train with engine.deterministic: false, or on other kernels",
+        ) from error  # fmt: skip
 
 
 def keep_promise(numerics: Mapping[str, object]) -> None:

@@ -22,7 +22,7 @@ from m4v.core.errors import (
 from m4v.core.stage import ExitRecord, OutputRef, Resources, StageRequest, StageResult, write_json
 from m4v.core.storage import Storage
 from pipelines.environment import architecture, file_digest
-from pipelines.stage_process import classify, main
+from pipelines.stage_process import call_stage, classify, main
 
 FAULTS = Path(__file__).parent.parent / "faults"
 
@@ -215,3 +215,14 @@ def test_classify_exceptions():
     }  # fmt: skip
     for expected, errors in cases.items():
         assert [classify(e) for e in errors] == [expected] * len(errors)
+
+
+def test_an_operation_that_torch_refuses_names_the_switch():
+    def stage(said):
+        raise RuntimeError(said)
+
+    said = "grid_sampler_2d_backward_cuda does not have a deterministic implementation, but you set 'torch.use_…'"
+    with pytest.raises(ConfigError, match=r"'grid_sampler_2d_backward_cuda'.*engine\.deterministic: false"):
+        call_stage(stage, said)
+    with pytest.raises(RuntimeError, match="something else"):
+        call_stage(stage, "something else")
