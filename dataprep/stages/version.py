@@ -16,7 +16,7 @@ from dataprep.shards import SHARDS
 from dataprep.versions import facts as version_facts
 from dataprep.versions.config import Merge, Remove, Subset, VersionConfig
 from dataprep.versions.parents import Parent, check_encoders, joined, overlaps, repeated_clips, warn
-from dataprep.versions.select import REASON, remove, subset
+from dataprep.versions.select import REASON, columns_of, remove, subset
 from dataprep.versions.write import Plan, plan, write_shards
 from m4v.core.errors import InputError
 from m4v.core.stage import StageContext
@@ -27,7 +27,8 @@ OUTPUT = "dataset"
 def run(context: StageContext) -> None:
     """Raises InputError for datasets or names that do not fit, and when no sample would be left."""
     config = context.config(VersionConfig)
-    parents = [Parent.read(artifact) for artifact in context.input_list("dataset")]
+    asked = columns_of(config.operation)
+    parents = [Parent.read(artifact, asked) for artifact in context.input_list("dataset")]
     _check_number(config, len(parents))
     check_encoders(parents)
     table = joined(parents)

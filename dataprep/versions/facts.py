@@ -96,7 +96,6 @@ def bring_quarantine(path: Path, parents: Sequence[Parent], config: VersionConfi
 def bring_reconstructions(context: StageContext, out: Path, parents: Sequence[Parent], kept: pa.Table) -> None:
     """Reconstructions of clips that stay; their videos are shared."""
     listing = f"{RECONSTRUCTIONS}.json"
-    stays = set(kept["clip_id"].to_pylist())
     shown: dict[str, dict[str, Any]] = {}
     report: dict[str, Any] = {}
     for parent in parents:
@@ -104,8 +103,10 @@ def bring_reconstructions(context: StageContext, out: Path, parents: Sequence[Pa
             continue
         found = json.loads(parent.artifact.path(listing).read_bytes())
         report = report or found
-        for clip in found["clips"]:
-            if clip["clip_id"] in stays and clip["clip_id"] not in shown:
+        ids = pa.array([clip["clip_id"] for clip in found["clips"]], pa.string())
+        stays = pc.is_in(ids, value_set=kept["clip_id"]).to_pylist()
+        for clip, is_kept in zip(found["clips"], stays, strict=True):
+            if is_kept and clip["clip_id"] not in shown:
                 shown[clip["clip_id"]] = clip
                 context.share("dataset", clip["file"], parent.artifact, clip["file"])
     if report:

@@ -4,40 +4,51 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dataprep.encode.dataset import DATASET
 from m4v.core.artifacts import Artifact
 from m4v.core.errors import DataIntegrityError, InputError
-from m4v.core.shard_index import INDEX, MEMBERS, read_index
+from m4v.core.shard_index import INDEX, MEMBERS, RUN_ROWS, read_index
 
-PARENT = "parent"  # column: number of the dataset that a row is of
+PARENT, ROW = "parent", "row"  # columns: number of the dataset that a row is of, and its place in that index
+# What decides which samples stay; the rest of an index is read in batches, ten million rows of it are 7 GB.
+COLUMNS = (
+    "sample_id", "clip_id", "source", "source_id", "start_us", "end_us", "media", "shard", "bucket_t", "bucket_h",
+    "bucket_w", "tokens", "captions",
+)  # fmt: skip
 EXAMPLES = 10
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Parent:
-    """A dataset artifact, with its facts and index in memory."""
+    """A dataset artifact, with its facts and the deciding columns of its index in memory."""
 
     artifact: Artifact
     facts: dict[str, Any]
     index: pa.Table
 
     @classmethod
-    def read(cls, artifact: Artifact) -> Parent:
-        """Raises DataIntegrityError when facts or index do not parse."""
+    def read(cls, artifact: Artifact, columns: Collection[str] = ()) -> Parent:
+        """`columns` are wanted beside `COLUMNS`. Raises DataIntegrityError when facts or index do not parse."""
         try:
             facts = json.loads(artifact.path(DATASET).read_bytes())
         except ValueError as error:
             raise DataIntegrityError(f"{DATASET} does not parse: {error}", value=artifact.id) from None
-        return cls(artifact, facts, read_index(artifact.path(INDEX)))
+        return cls(artifact, facts, read_index(artifact.path(INDEX), dict.fromkeys([*COLUMNS, *columns])))
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The index in its order, in pieces."""
+        for batch in pq.ParquetFile(self.artifact.path(INDEX)).iter_batches(RUN_ROWS, columns=columns):
+            yield pa.Table.from_batches([batch])
 
 
 class Overlap(NamedTuple):
@@ -64,29 +75,48 @@ def check_encoders(parents: Sequence[Parent]) -> None:
 
 
 def joined(parents: Sequence[Parent]) -> pa.Table:
-    """All rows of all parents, in order, with their `parent`; a sample that several hold stands once, the first.
+    """All rows of all parents, in order, with their `parent` and `row`; a sample that several hold stands once, the
+    first.
 
     Raises InputError when a sample has different bytes in two datasets.
     """
-    numbered = [p.index.append_column(PARENT, pa.array(np.full(len(p.index), n, np.int32))) for n, p in
-                enumerate(parents)]  # fmt: skip
-    table = pa.concat_tables(numbered).combine_chunks()
-    rows = table.select(["sample_id", *(f"{m}_sha256" for m in MEMBERS)])
-    rows = rows.append_column("row", pa.array(np.arange(len(table))))
-    digests = [(f"{m}_sha256", "count_distinct") for m in MEMBERS]
-    groups = rows.group_by("sample_id", use_threads=False).aggregate([("row", "min"), *digests])
-    if len(groups) == len(table):
+    table = pa.concat_tables([_numbered(parent, number) for number, parent in enumerate(parents)])
+    if len(parents) == 1:
         return table
-    differ = np.zeros(len(groups), bool)
-    for name, kind in digests:
-        differ |= groups[f"{name}_{kind}"].to_numpy() > 1
+    samples = table.select(["sample_id"]).append_column("place", pa.array(np.arange(len(table))))
+    groups = samples.group_by("sample_id", use_threads=False).aggregate([("place", "min"), ("place", "count")])
+    repeated = groups.filter(pc.greater(groups["place_count"], 1))["sample_id"].combine_chunks()
+    if not len(repeated):
+        return table
+    _check_equal(parents, repeated)
+    return table.take(pa.array(np.sort(groups["place_min"].to_numpy())))
+
+
+def _numbered(parent: Parent, number: int) -> pa.Table:
+    rows = len(parent.index)
+    table = parent.index.append_column(PARENT, pa.array(np.full(rows, number, np.int32)))
+    return table.append_column(ROW, pa.array(np.arange(rows)))
+
+
+def _check_equal(parents: Sequence[Parent], repeated: pa.Array) -> None:
+    """Raises InputError when one of the samples has other members in another dataset."""
+    digests = [f"{name}_sha256" for name in MEMBERS]
+    found = [
+        batch.filter(pc.is_in(batch["sample_id"], value_set=repeated))
+        for parent in parents
+        for batch in parent.batches(["sample_id", *digests])
+    ]
+    groups = pa.concat_tables(found).group_by("sample_id", use_threads=False)
+    counts = groups.aggregate([(name, "count_distinct") for name in digests])
+    differ = np.zeros(len(counts), bool)
+    for name in digests:
+        differ |= counts[f"{name}_count_distinct"].to_numpy() > 1
     if differ.any():
-        found = sorted(groups.filter(pa.array(differ))["sample_id"].to_pylist())
+        names = sorted(counts.filter(pa.array(differ))["sample_id"].to_pylist())
         raise InputError(
-            f"{len(found)} samples have different bytes in two datasets", value=found[:EXAMPLES],
+            f"{len(names)} samples have different bytes in two datasets", value=names[:EXAMPLES],
             where=", ".join(p.artifact.id[:12] for p in parents), next_step="remove them from one of the two first",
         )  # fmt: skip
-    return table.take(pa.array(np.sort(groups["row_min"].to_numpy())))
 
 
 def overlaps(table: pa.Table) -> list[Overlap]:

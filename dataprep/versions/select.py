@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dataprep.signals.phash import distance, from_text
-from dataprep.versions.config import Condition, Remove, Subset
+from dataprep.versions.config import Condition, Merge, Remove, Subset
 from m4v.core.errors import InputError
 
 Mask = NDArray[np.bool_]
@@ -18,6 +18,16 @@ REASON = "reason"
 _COMPARE: dict[str, Callable[..., pa.ChunkedArray]] = {
     "==": pc.equal, "!=": pc.not_equal, "<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal,
 }  # fmt: skip
+
+
+def columns_of(operation: Merge | Subset | Remove) -> list[str]:
+    """Index columns that an operation looks at."""
+    if isinstance(operation, Subset):
+        return [condition.column for condition in operation.where]
+    if isinstance(operation, Remove):
+        asked = (("caption_digest", operation.caption_digests), ("phash", operation.phashes))
+        return [column for column, names in asked if names]
+    return []
 
 
 def subset(table: pa.Table, operation: Subset) -> Mask:
@@ -40,9 +50,11 @@ def remove(table: pa.Table, operation: Remove) -> pa.Array:
     found = [
         ("clip", clips),
         ("source", _named(table, "source", operation.sources, "sources")),
-        ("caption", _named(table, "caption_digest", operation.caption_digests, "caption digests")),
-        ("phash", _looks_like(table, operation)),
     ]
+    if operation.caption_digests:
+        found.append(("caption", _named(table, "caption_digest", operation.caption_digests, "caption digests")))
+    if operation.phashes:
+        found.append(("phash", _looks_like(table, operation)))
     if operation.overlapping and clips.any():
         found.append(("overlap", _overlapping(table, clips)))
     for reason, mask in reversed(found):
@@ -85,8 +97,6 @@ def _named(table: pa.Table, column: str, names: Sequence[str], what: str) -> Mas
 
 def _looks_like(table: pa.Table, operation: Remove) -> Mask:
     keep = np.zeros(len(table), bool)
-    if not operation.phashes:
-        return keep
     wanted = np.concatenate([from_text(text) for text in operation.phashes])
     wanted = np.unique(wanted[wanted != 0])  # 0 stands for a picture without structure, which is like no other
     met = np.zeros(len(wanted), bool)

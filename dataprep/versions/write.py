@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from dataprep.encode_config import ShardConfig
 from dataprep.shards import SHARDS, Sample, ShardWriter, shard_name, verify_shards
-from dataprep.versions.parents import PARENT, Parent
-from m4v.core.shard_index import INDEX, MEMBERS, SCHEMA, MemberRef, iterate, member, write_index_table
+from dataprep.versions.parents import PARENT, ROW, Parent
+from m4v.core.shard_index import INDEX, MEMBERS, SCHEMA, IndexWriter, iterate, member
 from m4v.core.shard_reader import ShardReader
 
 
@@ -29,7 +30,7 @@ class SharedShard:
 
 @dataclass(frozen=True)
 class Plan:
-    """`untouched` rows stay where they are, in `shared` shards; `moved` rows are written, in this order."""
+    """`untouched` rows stay where they are, in `shared` shards; `moved` rows are written."""
 
     shared: list[SharedShard]
     untouched: pa.Table
@@ -47,13 +48,8 @@ def plan(parents: Sequence[Parent], kept: pa.Table) -> Plan:
                 size = parent.artifact.manifest.entry(f"{SHARDS}/{source}").size_bytes
                 shared.append(SharedShard(shard_name(len(shared)), number, source, size))
     places = pa.array([_place(s.parent, s.source) for s in shared], pa.string())
-    position = pc.index_in(_places(kept), value_set=places)
-    stays = pc.is_valid(position)
-    untouched = kept.filter(stays)
-    names = pc.take(pa.array([s.name for s in shared], pa.string()), position.drop_null())
-    untouched = _replace(untouched, {"shard": names})
-    order = [(name, "ascending") for name in ("bucket_t", "bucket_h", "bucket_w", "sample_id")]
-    return Plan(shared, untouched, kept.filter(pc.invert(stays)).sort_by(order))
+    stays = pc.is_in(_places(kept), value_set=places)
+    return Plan(shared, kept.filter(stays), kept.filter(pc.invert(stays)))
 
 
 def _place(parent: int, shard: str) -> str:
@@ -84,22 +80,55 @@ def write_shards(
 
     Every byte that is moved is checked; raises DataIntegrityError when a parent's shard is damaged.
     """
+    with IndexWriter(directory / INDEX) as index:
+        moved = [SCHEMA.append(pa.field(PARENT, pa.int32())).empty_table()]
+        for number, parent in enumerate(parents):
+            stay, move = (_mask(rows, number, len(parent.index)) for rows in (plan.untouched, plan.moved))
+            shared = [s for s in plan.shared if s.parent == number]
+            start = 0
+            for batch in parent.batches():
+                here = slice(start, start := start + len(batch))
+                index.add_table(_renamed(batch.filter(pa.array(stay[here])), shared))
+                part = batch.filter(pa.array(move[here]))
+                moved.append(part.append_column(PARENT, pa.array(np.full(len(part), number, np.int32))))
+        order = [(name, "ascending") for name in ("bucket_t", "bucket_h", "bucket_w", "sample_id")]
+        rows, shards = _write_moved(directory, parents, pa.concat_tables(moved).sort_by(order), plan, config, tick)
+        verify_shards(directory / SHARDS, iterate(rows))
+        index.add_table(rows)
+    return shards
+
+
+def _mask(rows: pa.Table, parent: int, length: int) -> NDArray[np.bool_]:
+    """Which rows of a parent's index stand in a table."""
+    mask = np.zeros(length, bool)
+    mask[rows.filter(pc.equal(rows[PARENT], parent))[ROW].to_numpy()] = True
+    return mask
+
+
+def _renamed(rows: pa.Table, shared: Sequence[SharedShard]) -> pa.Table:
+    before, after = (pa.array([getattr(s, name) for s in shared], pa.string()) for name in ("source", "name"))
+    return _replace(rows, {"shard": after.take(pc.index_in(rows["shard"].combine_chunks(), value_set=before))})
+
+
+def _write_moved(
+    directory: Path, parents: Sequence[Parent], moved: pa.Table, plan: Plan, config: ShardConfig,
+    tick: Callable[[int], None],
+) -> tuple[pa.Table, list[str]]:  # fmt: skip
+    """Write rows in their order; returns them with their new places, and the names of the shards."""
     readers = [ShardReader(lambda name, p=p: p.artifact.path(f"{SHARDS}/{name}")) for p in parents]  # type: ignore[misc]
-    placed: list[dict[str, MemberRef]] = []
+    columns: dict[str, list[object]] = {"shard": [], **{f"{name}_offset": [] for name in MEMBERS}}
     with ShardWriter(
         directory / SHARDS, samples=config.samples, size_bytes=config.size_bytes, first=len(plan.shared)
     ) as writer:
-        for row in iterate(plan.moved):
+        for number, row in enumerate(iterate(moved)):
             members = {name: readers[int(str(row[PARENT]))].read(member(row, name)) for name in MEMBERS}
-            placed.append(writer.add(Sample(str(row["sample_id"]), _bucket(row), members)))
-            tick(len(placed))
-    columns = {"shard": pa.array([p["latent"].shard for p in placed], pa.string())}
-    columns |= {f"{name}_offset": pa.array([p[name].offset for p in placed], pa.int64()) for name in MEMBERS}
-    moved = _replace(plan.moved, columns)
-    verify_shards(directory / SHARDS, iterate(moved))
-    index = pa.concat_tables([plan.untouched.select(SCHEMA.names), moved.select(SCHEMA.names)])
-    write_index_table(directory / INDEX, index)
-    return writer.shards
+            placed = writer.add(Sample(str(row["sample_id"]), _bucket(row), members))
+            columns["shard"].append(placed["latent"].shard)
+            for name in MEMBERS:
+                columns[f"{name}_offset"].append(placed[name].offset)
+            tick(number + 1)
+    arrays = {name: pa.array(values, SCHEMA.field(name).type) for name, values in columns.items()}
+    return _replace(moved, arrays), writer.shards
 
 
 def _bucket(row: dict[str, object]) -> str:
