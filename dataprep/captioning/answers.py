@@ -119,7 +119,7 @@ def judge(completion: Completion, prompt: PromptName, language: str, nonce: str)
     if plain.problem is not None:
         raise AnswerError("empty" if plain.problem == "missing_caption" else "malformed")
     _check(raw, plain.text, prompt, language)
-    text = shorten(plain.text, Words(), _MOST_WORDS[prompt])
+    text, _ = shorten(plain.text, Words(), _MOST_WORDS[prompt])
     if not text:
         raise AnswerError("too_long", "no words to end at")
     cut = text != plain.text or completion.finish == "length"

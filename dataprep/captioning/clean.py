@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAX_CHARS = 50_000
 CUT = "cut"
 _SENTENCE_END = re.compile(r"[.!?…]['\")\]”’]*(?=\s|$)|[。！？]")
+_WORD = re.compile(r"\S+")
 _TOKENIZER = "tokenizer_2/tokenizer.json"  # T5's in the layout of imported text encoders
 _MIN_SHARE = 0.5  # a sentence end earlier than this share of what fits loses too much
 
@@ -31,23 +32,21 @@ class Lengths(Protocol):
 
     name: str
 
-    def count(self, text: str) -> int: ...
+    def ends(self, text: str) -> Sequence[int]:
+        """Where each token ends, in characters."""
 
-    def fitting(self, text: str, limit: int) -> int:
-        """How many characters of `text` fit into `limit`."""
+    @property
+    def marks(self) -> int:
+        """Tokens that the encoder adds to every text."""
 
 
 class Words:
     """Runs of characters between spaces."""
 
-    name = "words"
+    name, marks = "words", 0
 
-    def count(self, text: str) -> int:
-        return len(text.split())
-
-    def fitting(self, text: str, limit: int) -> int:
-        ends = [match.end() for match in re.finditer(r"\S+", text)]
-        return len(text) if len(ends) <= limit else ends[limit - 1]
+    def ends(self, text: str) -> Sequence[int]:
+        return [match.end() for match in _WORD.finditer(text)]
 
 
 class Tokens:
@@ -57,17 +56,15 @@ class Tokens:
         self.name, self._tokenizer = name, tokenizer
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self._marks = tokenizer.num_special_tokens_to_add(False)
+        self.marks = int(tokenizer.num_special_tokens_to_add(False))
 
-    def count(self, text: str) -> int:
-        return len(self._tokenizer.encode(text).ids)
+    def ends(self, text: str) -> Sequence[int]:
+        return [end for _, end in self._tokenizer.encode(text, add_special_tokens=False).offsets]
 
-    def fitting(self, text: str, limit: int) -> int:
-        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
-        room = limit - self._marks
-        if len(offsets) <= room:
-            return len(text)
-        return 0 if room < 1 else int(offsets[room - 1][1])
+
+def count(text: str, lengths: Lengths) -> int:
+    """Length of a text, marks included."""
+    return len(lengths.ends(text)) + lengths.marks
 
 
 def open_lengths(encoder: TextEncoderConfig | None, weights: Mapping[str, Artifact]) -> Lengths:
@@ -100,11 +97,13 @@ def _open(path: Path) -> Tokens:
 
 
 class Cleaned(NamedTuple):
-    """`problem` is a rejection reason, None for usable text; `flags` say what was repaired, in order."""
+    """`problem` is a rejection reason, None for usable text; `flags` say what was repaired, in order; `length` is that
+    of the text."""
 
     text: str
     problem: str | None
     flags: tuple[str, ...]
+    length: int
 
 
 def clean(raw: str, lengths: Lengths, limit: int | None) -> Cleaned:
@@ -112,11 +111,11 @@ def clean(raw: str, lengths: Lengths, limit: int | None) -> Cleaned:
     plain = clean_caption(raw, MAX_CHARS)
     flags = repairs(raw)
     if plain.problem is not None:
-        return Cleaned(plain.text, plain.problem, flags)
-    text = plain.text if limit is None else shorten(plain.text, lengths, limit)
+        return Cleaned(plain.text, plain.problem, flags, 0)
+    text, length = shorten(plain.text, lengths, limit)
     if text != plain.text or len(raw) > MAX_CHARS:
         flags = (*flags, CUT)
-    return Cleaned(text, None if text else "missing_caption", flags)
+    return Cleaned(text, None if text else "missing_caption", flags, length)
 
 
 def repairs(raw: str) -> tuple[str, ...]:
@@ -134,17 +133,21 @@ def repairs(raw: str) -> tuple[str, ...]:
     return tuple(flags)
 
 
-def shorten(text: str, lengths: Lengths, limit: int) -> str:
-    """The longest beginning of at most `limit` tokens that ends with a sentence, else with a word, else anywhere."""
-    end = lengths.fitting(text, limit)
-    if end >= len(text) and lengths.count(text) <= limit:
-        return text
+def shorten(text: str, lengths: Lengths, limit: int | None) -> tuple[str, int]:
+    """The longest beginning of at most `limit` tokens that ends with a sentence, else with a word, else anywhere, and
+    its length."""
+    ends = lengths.ends(text)
+    if limit is None or len(ends) + lengths.marks <= limit:
+        return text, len(ends) + lengths.marks
+    room = limit - lengths.marks
+    end = ends[room - 1] if room > 0 else 0
     while end > 0:
         kept = _ended(text, end)
-        if lengths.count(kept) <= limit:  # a cut word may have more tokens than it had as a part
-            return kept
+        length = count(kept, lengths)
+        if kept and length <= limit:  # a part may have more tokens by itself than it had in the whole
+            return kept, length
         end = min(end, len(kept)) - 1
-    return ""
+    return "", 0
 
 
 def _ended(text: str, end: int) -> str:

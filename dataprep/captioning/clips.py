@@ -16,6 +16,7 @@ from dataprep.curate_config import CurateConfig
 from dataprep.curation.captions import covering
 from dataprep.curation.table import Clip
 from dataprep.engine import Engine
+from dataprep.engines.limits import WorkLimits
 from dataprep.media.container import Limits
 from dataprep.media.location import MediaLocator
 from dataprep.quarantine import QuarantineRow, Reason
@@ -47,13 +48,10 @@ class ClipCaptions:
                     self.counts[f"captions_rejected_{cleaned.problem}"] += 1
                 elif cleaned.text not in texts and len(texts) < self._captions.max_captions:
                     texts.append(cleaned.text)
-                    notes.append(self._note(caption.origin, None, cleaned.flags, cleaned.text))
+                    notes.append(Provenance("source", caption.origin, None, cleaned.flags, cleaned.length))
                     self.counts["captions_repaired"] += bool(cleaned.flags)
             clip.captions, clip.provenance = tuple(texts), tuple(notes)
             clip.awaits_caption = not texts and self._captions.writes_missing
-
-    def _note(self, place: str, model: str | None, flags: tuple[str, ...], text: str) -> Provenance:
-        return Provenance("model" if model else "source", place, model, flags, self._lengths.count(text))
 
     def write(
         self, kept: Sequence[Clip], locator: MediaLocator, open_engine: Callable[[], Engine]
@@ -67,7 +65,10 @@ class ClipCaptions:
             return []
         chosen = [clip for clip in kept if _wanted(clip, config)]
         requests = [self._request(clip, config, locator) for clip in chosen]
-        recaptioner = Recaptioner(self._context, config, self._config.limits.item_timeout_s)
+        bounds = self._config.limits
+        memory = None if bounds.item_memory_mib is None else bounds.item_memory_mib << 20
+        work = WorkLimits(bounds.item_timeout_s, bounds.item_cpu_s, memory)
+        recaptioner = Recaptioner(self._context, config, work)
         recaptioner.run(requests, open_engine)
         self._context.metrics(recaptioner.metrics())
         gone = []
@@ -112,7 +113,7 @@ class ClipCaptions:
             if cleaned.text and cleaned.text not in texts:
                 flags = tuple(dict.fromkeys([*answer.flags, *cleaned.flags]))
                 texts.append(cleaned.text)
-                notes.append(self._note(question.prompt, config.model, flags, cleaned.text))
+                notes.append(Provenance("model", question.prompt, config.model, flags, cleaned.length))
         if problems:
             self.counts[FAILED] += 1
         if not texts:

@@ -21,6 +21,7 @@ from dataprep.captioning.config import RecaptionConfig
 from dataprep.captioning.frames import FramesTask, frames_of
 from dataprep.captioning.retry import Gate, Stopped
 from dataprep.engine import Engine
+from dataprep.engines.limits import WorkLimits
 from dataprep.quarantine import ItemFailure
 from m4v.core.canonical import digest_json
 from m4v.core.errors import ConfigError, InfrastructureError, M4VError
@@ -47,8 +48,8 @@ class Request:
 class Recaptioner:
     """Answers by the keys of their questions in `answers`, and why there is none in `failures`."""
 
-    def __init__(self, context: StageContext, config: RecaptionConfig, timeout_s: float) -> None:
-        self._context, self._config, self._timeout_s = context, config, timeout_s
+    def __init__(self, context: StageContext, config: RecaptionConfig, work: WorkLimits) -> None:
+        self._context, self._config, self._work = context, config, work
         identity = {"model": config.model, "algorithm": ALGORITHM}
         self._store = ItemStore(context.items(STEP, digest_json(identity)))
         self._gate = Gate(config.max_backoff_s)
@@ -113,8 +114,12 @@ class Recaptioner:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _shown(self, missing: Sequence[Request], engine: Engine) -> Iterator[tuple[Question, list[bytes]]]:
-        tasks = [request.task for request in missing]
-        for request, made in zip(missing, engine.map(frames_of, tasks, timeout_s=self._timeout_s), strict=True):
+        work = self._work
+        shown = engine.map(
+            frames_of, [request.task for request in missing],
+            timeout_s=work.wall_s, cpu_s=work.cpu_s, memory_bytes=work.memory_bytes,
+        )  # fmt: skip
+        for request, made in zip(missing, shown, strict=True):
             for question in request.questions:
                 if isinstance(made, ItemFailure):
                     self.failures[question.key] = f"no pictures: {made.reason} {made.detail}".strip()
