@@ -103,11 +103,12 @@ def preview(
     out: Annotated[Path | None, typer.Option(help="File to write (default: preview-ID.html here).")] = None,
     clips: Annotated[int, typer.Option(help="Clips on the page at most, of every rule and source.", min=0)] = 600,
     media_mib: Annotated[float, typer.Option(help="Pictures and videos on the page at most, in MiB.", min=0)] = 24.0,
+    set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Write one HTML page: funnel, scores with thresholds, kept and dropped clips, buckets, quarantine.
 
-    The page needs no network and no other file.
+    The page needs no network and no other file. With --set it shows which clips other thresholds would move.
     """
     from m4v.core.storage import write_atomic
     from pipelines.inspection.targets import beside, find_target
@@ -117,7 +118,7 @@ def preview(
         named = find_target(Workspace.open(), ledger, identity, (ArtifactKind.DATASET, ArtifactKind.CLIPS))
         table, dataset = beside(Workspace.open(), ledger, named)
     path = out or Path(f"preview-{short(named.id)}.html")
-    html = build(named, table, dataset, Limits(clips, media_mib)).encode()
+    html = build(named, table, dataset, Limits(clips, media_mib), set_ or ()).encode()
     try:
         write_atomic(path, html)
     except OSError as error:

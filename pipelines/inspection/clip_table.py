@@ -147,17 +147,20 @@ class ClipTable:
             for n, c, k, s, ks in zip(self.sources.names, *columns, strict=True)
         ]
 
-    def scores(self, filters: FilterConfig | None) -> list[ScoreFacts]:
-        """Every score that was measured on any clip; the rules' counts need `filters` and a decidable artifact."""
-        facts = self._rules(filters) if filters is not None and self.decidable else []
+    def scores(self, filters: FilterConfig | None, fates: Labels | None = None) -> list[ScoreFacts]:
+        """Every score that was measured on any clip; the rules' counts need `filters` and a decidable artifact.
+        `fates` in place of the table's own decision."""
+        fates = self.fates if fates is None else fates
+        kept = fates.are(KEPT)
+        facts = self._rules(filters, fates) if filters is not None and self.decidable else []
         found = []
         for name, values in self.values.items():
             rules = tuple(rule for value, rule in facts if value == name)
             if np.isfinite(values).any():
-                found.append(_score(name, values, self.kept, rules))
+                found.append(_score(name, values, kept, rules))
         return found
 
-    def _rules(self, filters: FilterConfig) -> list[tuple[str, RuleFacts]]:
+    def _rules(self, filters: FilterConfig, fates: Labels) -> list[tuple[str, RuleFacts]]:
         hits = {rule.name: breaks(self.candidates, rule, filters) for rule in RULES}
         broken = np.zeros(self.clips, dtype=np.int8)
         for hit in hits.values():
@@ -167,7 +170,7 @@ class ClipTable:
                 rule.value,
                 RuleFacts(
                     rule.name, rule.threshold, rule.bound, getattr(filters, rule.threshold),
-                    int(hits[rule.name].sum()), int(self.fates.are(rule.name).sum()),
+                    int(hits[rule.name].sum()), int(fates.are(rule.name).sum()),
                     int((hits[rule.name] & (broken == 1)).sum()),
                 ),
             )

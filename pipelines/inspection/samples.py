@@ -11,31 +11,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.inspection.clip_table import ClipTable
+from pipelines.inspection.clip_table import ClipTable, Labels
 
 Row = dict[str, Any]
 
 
-def spread_sample(table: ClipTable, wanted: int) -> NDArray[np.int64]:
+def spread_sample(table: ClipTable, wanted: int, then: Labels | None = None) -> NDArray[np.int64]:
     """Places of at most `wanted` clips, in the order of the table.
 
     Groups of one fate and source take turns, so that a rule that dropped three clips shows them beside a million
-    kept ones; within a group the places are spread evenly.
+    kept ones; within a group the places are spread evenly. `then`: fates of a what-if, which part groups further.
     """
-    groups = _groups(table)
+    groups = _groups(table, then)
     shares = _share_out([len(g) for g in groups], wanted)
     chosen = [g[np.arange(n) * len(g) // n] for g, n in zip(groups, shares, strict=True) if n]
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
 
 
-def group_counts(table: ClipTable) -> list[tuple[str, str, int]]:
-    """(fate, source, clips), of the whole table."""
-    return [(table.fates[g[0]], table.sources[g[0]], len(g)) for g in _groups(table)]
+def group_counts(table: ClipTable, then: Labels | None = None) -> list[tuple[str, str, int, str]]:
+    """(fate, source, clips, fate then), of the whole table."""
+    then = table.fates if then is None else then
+    return [(table.fates[g[0]], table.sources[g[0]], len(g), then[g[0]]) for g in _groups(table, then)]
 
 
-def _groups(table: ClipTable) -> list[NDArray[np.int64]]:
+def _groups(table: ClipTable, then: Labels | None) -> list[NDArray[np.int64]]:
     """Places of the clips of each fate and source, in order."""
     key = table.fates.codes * len(table.sources.names) + table.sources.codes
+    if then is not None:
+        key = key * len(then.names) + then.codes
     order = np.argsort(key, kind="stable")
     bounds = np.flatnonzero(np.diff(key[order])) + 1
     return [g for g in np.split(order, bounds) if len(g)]

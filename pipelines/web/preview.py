@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from dataprep.curate_config import CurateConfig
 from m4v.core.artifacts import ArtifactKind
+from m4v.core.errors import InputError
 from pipelines.inspection.clip_table import KEPT, ClipTable, SourceYield
 from pipelines.inspection.clips import read_funnel
 from pipelines.inspection.quarantine import Held, counted, held_items, repair
 from pipelines.inspection.targets import Target
-from pipelines.inspection.whatif import stored_config
+from pipelines.inspection.whatif import WhatIf, stored_config, what_if
 from pipelines.web.histograms import Histogram, histogram
 from pipelines.web.media import MediaBudget
 from pipelines.web.render import render
@@ -61,16 +62,25 @@ class Curation:
     sheet: clip_sheet.ClipSheet
     rejects: clip_sheet.RejectMap
     config: CurateConfig | None
+    tried: WhatIf | None
 
 
-def build(named: Target, clips: Target | None, encoded: Target | None, limits: Limits) -> str:
-    """The page as HTML. `named` is what was asked for: `clips`, or the dataset `encoded` from them."""
+def build(
+    named: Target, clips: Target | None, encoded: Target | None, limits: Limits, overrides: Sequence[str] = ()
+) -> str:
+    """The page as HTML. `named` is what was asked for: `clips`, or the dataset `encoded` from them. `overrides` are
+    thresholds to try: the page then shows which clips change side.
+
+    Raises ConfigError or InputError for overrides that cannot be tried.
+    """
+    if overrides and clips is None:
+        raise InputError("no clips to try thresholds on", value=named.id[:12], next_step="name a clips artifact")
     budget = int(limits.media_mib * 2**20)
     videos = MediaBudget(int(_RECONSTRUCTION_SHARE * budget))
     data = dataset.gather(encoded.artifact, videos, RECONSTRUCTIONS) if encoded else None
     pictures = MediaBudget(budget - videos.embedded_bytes)
     held = held_items([t.artifact for t in (clips, encoded) if t is not None])
-    curation = _curation(clips, pictures, limits.clips, held) if clips else None
+    curation = _curation(clips, pictures, limits.clips, held, overrides) if clips else None
     quarantine = _quarantine(held)
     return render(
         "preview/index.html.jinja",
@@ -81,13 +91,20 @@ def build(named: Target, clips: Target | None, encoded: Target | None, limits: L
     )  # fmt: skip
 
 
-def _curation(target: Target, media: MediaBudget, wanted: int, held: Sequence[Held]) -> Curation:
+def _curation(
+    target: Target, media: MediaBudget, wanted: int, held: Sequence[Held], overrides: Sequence[str]
+) -> Curation:
     table, config = ClipTable(target.artifact), stored_config(target)
-    sheet = clip_sheet.gather(table, media, wanted)
+    tried = what_if(target, table, overrides) if overrides else None
+    if tried is not None:
+        config = tried.config_then
+    fates = tried.fates if tried else None
+    sheet = clip_sheet.gather(table, media, wanted, fates)
     return Curation(
         target=target, table=table, funnel=funnel_steps(read_funnel(target.artifact)), yields=tuple(table.yields()),
-        histograms=tuple(histogram(score) for score in table.scores(config.filters if config else None)),
+        histograms=tuple(histogram(score) for score in table.scores(config.filters if config else None, fates)),
         sheet=sheet, rejects=clip_sheet.reject_map(sheet.groups, [(h.reason, h.source) for h in held]), config=config,
+        tried=tried,
     )  # fmt: skip
 
 

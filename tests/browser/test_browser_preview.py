@@ -34,11 +34,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> DataHome:
     return build(tmp_path_factory.mktemp("data"))
 
 
-def _page(made: DataHome, identity: str, file: Path) -> Path:
+def _page(made: DataHome, identity: str, file: Path, *overrides: str) -> Path:
     workspace = Workspace.open(made.home)
     with Ledger.open(workspace.ledger_url) as ledger:
         named = find_target(workspace, ledger, identity, (ArtifactKind.DATASET, ArtifactKind.CLIPS))
-        file.write_text(preview.build(named, *beside(workspace, ledger, named), preview.Limits()))
+        file.write_text(preview.build(named, *beside(workspace, ledger, named), preview.Limits(), overrides))
     return file
 
 
@@ -96,6 +96,15 @@ class Watched:
         self.page.select_option(f"select[name={name}]", value)
 
 
+def until(page: Page, expression: str) -> None:
+    """Wait for an expression to hold; Playwright's own waiting evaluates text in the page, which its policy forbids."""
+    for _ in range(100):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    pytest.fail(f"did not come true: {expression}")
+
+
 @pytest.fixture
 def desktop(browser: Browser, page_file: Path) -> Iterator[Watched]:
     watched = Watched(browser, page_file, viewport={"width": 1280, "height": 900})
@@ -121,11 +130,11 @@ def test_every_section_is_there_with_content(desktop: Watched) -> None:
 def test_pictures_and_videos_decode(desktop: Watched) -> None:
     page = desktop.page
     page.evaluate("document.querySelectorAll('img').forEach(i => { i.loading = 'eager'; })")
-    page.wait_for_function("Array.from(document.images).every(i => i.complete)")
+    until(page, "Array.from(document.images).every(i => i.complete)")
     assert page.evaluate("Array.from(document.images).every(i => i.naturalHeight === 108)")
-    page.wait_for_function("Array.from(document.querySelectorAll('video')).every(v => v.readyState >= 1)")
+    until(page, "Array.from(document.querySelectorAll('video')).every(v => v.readyState >= 1)")
     page.locator("video").first.click()
-    page.wait_for_function("document.querySelector('video').currentTime > 0.05")
+    until(page, "document.querySelector('video').currentTime > 0.05")
 
 
 def test_the_sheet_is_filtered_by_rule_source_and_words(desktop: Watched) -> None:
@@ -142,7 +151,7 @@ def test_the_sheet_is_filtered_by_rule_source_and_words(desktop: Watched) -> Non
     desktop.choose("source", "shapes")
     assert desktop.shown() == []
     desktop.page.locator("button[type=reset]").click()
-    desktop.page.wait_for_function("document.querySelectorAll('.clip:not([hidden])').length === 16")
+    until(desktop.page, "document.querySelectorAll('.clip:not([hidden])').length === 16")
     desktop.page.fill("input[name=words]", "COARSE.mp4 square")
     assert len(desktop.shown()) == 1
 
@@ -160,6 +169,18 @@ def test_a_cell_of_the_map_shows_its_clips(desktop: Watched) -> None:
     desktop.page.locator('.heat a[data-fate="frozen"][data-source="wild"]').click()
     assert desktop.shown() == ["frozen"]
     assert desktop.page.input_value("select[name=source]") == "wild"
+
+
+def test_a_what_if_shows_what_changes_side(browser: Browser, made: DataHome, tmp_path: Path) -> None:
+    file = _page(made, made.ids["clips"], tmp_path / "tried.html", "curate.filters.min_frames=30")
+    watched = Watched(browser, file, viewport={"width": 390, "height": 844})
+    watched.page.locator("#what-if a[data-fate]").click()
+    assert len(watched.shown()) == 7
+    assert set(watched.shown()) == {"kept", "duplicate_near"}
+    assert watched.page.locator("#matched").inner_text().endswith("; 7 in the whole table")
+    assert watched.page.evaluate(OVERFLOWING) == []
+    assert watched.complaints == []
+    watched.page.context.close()
 
 
 def test_a_copy_leads_to_what_stayed(desktop: Watched) -> None:

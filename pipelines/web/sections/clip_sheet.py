@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dataprep.curation.table import CLIPS, PREVIEWS, SCORES
-from pipelines.inspection.clip_table import KEPT, ClipTable
+from pipelines.inspection.clip_table import KEPT, ClipTable, Labels
 from pipelines.inspection.samples import Row, group_counts, rows_at, spread_sample
 from pipelines.web.media import MediaBudget
 
@@ -20,11 +20,12 @@ _CAPTION_CHARS = 600
 
 @dataclass(frozen=True)
 class SheetCard:
-    """`original`: the preview of the clip that this one is a copy of."""
+    """`original`: the preview of the clip that this one is a copy of; `then`: the fate in a what-if."""
 
     clip_id: str
     source: str
     fate: str
+    then: str
     captions: tuple[str, ...]
     where: str
     facts: str
@@ -37,25 +38,28 @@ class SheetCard:
 
 @dataclass(frozen=True)
 class ClipSheet:
-    """`groups`: (fate, source, clips of the whole table), so that the page can say what it leaves out."""
+    """`groups`: (fate, source, clips of the whole table, fate then), so that the page can say what it leaves out."""
 
     cards: tuple[SheetCard, ...]
-    groups: tuple[tuple[str, str, int], ...]
+    groups: tuple[tuple[str, str, int, str], ...]
     total: int
     fates: tuple[tuple[str, int], ...]
     sources: tuple[tuple[str, int], ...]
     scores: tuple[str, ...]
 
 
-def gather(table: ClipTable, media: MediaBudget, wanted: int) -> ClipSheet:
-    """Cards of at most `wanted` clips; pictures as far as the budget goes."""
-    rows = list(rows_at(table.artifact.path(CLIPS), spread_sample(table, wanted), _COLUMNS))
+def gather(table: ClipTable, media: MediaBudget, wanted: int, then: Labels | None = None) -> ClipSheet:
+    """Cards of at most `wanted` clips; pictures as far as the budget goes. `then`: the fates of a what-if."""
+    places = spread_sample(table, wanted, then)
+    rows = rows_at(table.artifact.path(CLIPS), places, _COLUMNS)
     present = set(table.artifact.names(f"{PREVIEWS}/"))
-    cards = tuple(_card(table, row, present, media) for row in rows)
-    groups = tuple(group_counts(table))
+    after = table.fates if then is None else then
+    cards = tuple(_card(table, row, after[p], present, media) for row, p in zip(rows, places.tolist(), strict=True))
+    groups = tuple(group_counts(table, then))
     return ClipSheet(
         cards=cards, groups=groups, total=table.clips,
-        fates=_totals((fate, n) for fate, _, n in groups), sources=_totals((source, n) for _, source, n in groups),
+        fates=_totals((fate, n) for fate, _, n, _ in groups),
+        sources=_totals((source, n) for _, source, n, _ in groups),
         scores=tuple(sorted({name for card in cards for name, _ in card.scores})),
     )  # fmt: skip
 
@@ -68,7 +72,7 @@ def _totals(pairs: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(found.items(), key=lambda p: (p[0] != KEPT, -p[1], p[0])))
 
 
-def _card(table: ClipTable, row: Row, present: set[str], media: MediaBudget) -> SheetCard:
+def _card(table: ClipTable, row: Row, then: str, present: set[str], media: MediaBudget) -> SheetCard:
     where = str(row["path"])
     facts = f"{row['width']}×{row['height']}"
     if row["media"] == "video":
@@ -76,7 +80,7 @@ def _card(table: ClipTable, row: Row, present: set[str], media: MediaBudget) -> 
         facts += f", {row['frames']} frames at {row['fps']:.4g} fps"
     copied = row.get("duplicate_of")
     return SheetCard(
-        clip_id=row["clip_id"], source=row["source"], fate=row["drop_rule"] or KEPT,
+        clip_id=row["clip_id"], source=row["source"], fate=row["drop_rule"] or KEPT, then=then,
         captions=tuple(_cut(c) for c in row["captions"] or ()), where=where, facts=facts,
         licence=row.get("licence") or "", scores=_scores(row),
         preview=_preview(table, row["clip_id"], present, media), duplicate_of=copied,
@@ -114,12 +118,16 @@ class RejectMap:
     rows: tuple[RejectRow, ...]
 
 
-def reject_map(groups: Sequence[tuple[str, str, int]], held: Iterable[tuple[str, str]]) -> RejectMap:
-    """`groups`: (fate, source, clips); `held`: (reason, source) of each quarantined item."""
-    dropped = {(fate, source): n for fate, source, n in groups if fate != KEPT}
+def reject_map(groups: Sequence[tuple[str, str, int, str]], held: Iterable[tuple[str, str]]) -> RejectMap:
+    """`groups`: (fate, source, clips, …); `held`: (reason, source) of each quarantined item."""
+    dropped: Counter[tuple[str, str]] = Counter()
     away = Counter(held)
     sizes: Counter[str] = Counter()
-    for source, count in [*((s, n) for _, s, n in groups), *((s, n) for (_, s), n in away.items())]:
+    for fate, source, count, _ in groups:
+        sizes[source] += count
+        if fate != KEPT:
+            dropped[fate, source] += count
+    for (_, source), count in away.items():
         sizes[source] += count
     sources = tuple(name for name, _ in sorted(sizes.items(), key=lambda p: (-p[1], p[0])))
     rows = [*_reject_rows(dropped, False, sources, sizes), *_reject_rows(away, True, sources, sizes)]

@@ -14,13 +14,18 @@ if (sheet) {
     node,
     fate: node.dataset.fate,
     source: node.dataset.source,
+    then: node.dataset.then || node.dataset.fate,
     place: Number(node.dataset.place),
     scores: JSON.parse(node.dataset.scores),
     text: all(".words, .path, details p", node).map((n) => n.textContent).join(" ").toLowerCase(),
   }));
   let pages = 1;
 
-  const takes = (fate, wanted) => !wanted || (wanted === "!kept" ? fate !== "kept" : fate === wanted);
+  const takes = (fate, then, wanted) => {
+    if (!wanted) { return true; }
+    if (wanted === "~") { return (fate === "kept") !== (then === "kept"); }
+    return wanted === "!kept" ? fate !== "kept" : fate === wanted;
+  };
   const ordered = (found, order) => {
     if (!order) { return found.sort((a, b) => a.place - b.place); }
     const name = order.replace(/^-/, "");
@@ -31,13 +36,13 @@ if (sheet) {
   const show = () => {
     const { fate, source, order, words } = Object.fromEntries(new FormData(form));
     const asked = words.trim().toLowerCase().split(/\s+/).filter(Boolean);
-    const found = ordered(cards.filter((card) => takes(card.fate, fate) && (!source || card.source === source)
+    const found = ordered(cards.filter((card) => takes(card.fate, card.then, fate) && (!source || card.source === source)
       && asked.every((word) => card.text.includes(word))), order);
     const shown = found.slice(0, pages * PAGE);
     const visible = new Set(shown);
     cards.forEach((card) => { card.node.hidden = !visible.has(card); });
     shown.forEach((card) => sheet.append(card.node));
-    const total = groups.reduce((sum, [f, s, n]) => sum + (takes(f, fate) && (!source || s === source) ? n : 0), 0);
+    const total = groups.reduce((sum, [f, s, n, t]) => sum + (takes(f, t, fate) && (!source || s === source) ? n : 0), 0);
     const count = (n) => n.toLocaleString("en");
     matched.textContent = `${count(shown.length)} shown of ${count(found.length)} on this page that match`
       + (asked.length ? "" : `; ${count(total)} in the whole table`);

@@ -20,6 +20,7 @@ from data_home import HOSTILE, DataHome, build, publish_beside
 from test_web_report import Balanced
 
 from m4v.core.artifacts import ArtifactKind
+from m4v.core.errors import ConfigError
 from pipelines.inspection.clip_table import ClipTable, RuleFacts, ScoreFacts
 from pipelines.inspection.samples import _share_out, rows_at, spread_sample
 from pipelines.inspection.targets import Target, beside, find_target
@@ -35,11 +36,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> DataHome:
     return build(tmp_path_factory.mktemp("data"))
 
 
-def page_of(made: DataHome, identity: str, limits: Limits | None = None) -> str:
+def page_of(made: DataHome, identity: str, limits: Limits | None = None, *overrides: str) -> str:
     workspace = Workspace.open(made.home)
     with Ledger.open(workspace.ledger_url) as ledger:
         named = find_target(workspace, ledger, identity, (ArtifactKind.DATASET, ArtifactKind.CLIPS))
-        return preview.build(named, *beside(workspace, ledger, named), limits or Limits())
+        return preview.build(named, *beside(workspace, ledger, named), limits or Limits(), overrides)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,23 @@ def test_a_capped_sample_states_its_totals(made: DataHome) -> None:
     assert "data:image/jpeg" not in page
     assert re.search(r"\d+ pictures left out", text_of(page))
     assert "left out to keep the page small" in page
+
+
+def test_a_what_if_shows_the_clips_that_change_side(made: DataHome) -> None:
+    page = page_of(made, made.ids["clips"], None, "curate.filters.min_frames=30")
+    text = text_of(page)
+    assert "curate.filters.min_frames 17 30" in text
+    assert "too_short: below 30" in text
+    assert "7 clips change side" in text
+    assert page.count(' data-then="') == len(re.findall(r'data-fate="(?!kept)[a-z_]+"[^>]*data-then="', page)) + 6
+    assert page.count('data-fate="duplicate_near" data-source="wild" data-then="kept"') == 1
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    quiet = text_of(page_of(made, made.ids["clips"], None, "curate.filters.min_motion=0.11"))
+    assert "0 clips change side" in quiet
+    with pytest.raises(ConfigError, match="needs a run"):
+        page_of(made, made.ids["dataset"], None, "curate.shots.threshold=0.9")
 
 
 def test_clips_of_unknown_origin_have_no_thresholds(made: DataHome, tmp_path: Path) -> None:
