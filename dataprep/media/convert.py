@@ -24,10 +24,15 @@ def has_alpha(format_name: str) -> bool:
     return format_name.startswith(_ALPHA_FORMATS)
 
 
+def display_matrix(frame: VideoFrame) -> bytes | None:
+    """The display matrix that a frame carries."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    return bytes(matrix) if matrix else None
+
+
 def frame_display(frame: VideoFrame, sample_aspect: Any) -> Display:
     """Displayed geometry of a decoder frame."""
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    return display_of(frame.width, frame.height, bytes(matrix) if matrix else None, sample_aspect)
+    return display_of(frame.width, frame.height, display_matrix(frame), sample_aspect)
 
 
 class Picture:

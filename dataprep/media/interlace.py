@@ -20,9 +20,10 @@ def luma(frame: VideoFrame) -> NDArray[np.int16] | None:
     if not form.is_planar or form.is_rgb or form.components[0].bits not in (8, 10, 12):
         return None
     plane = frame.planes[0]
-    wide = form.components[0].bits > 8
-    lines = np.frombuffer(bytes(plane), dtype=np.dtype("<u2" if wide else "u1")).reshape(frame.height, -1)
-    values: NDArray[np.int16] = (lines[:, : frame.width : _COLUMNS] >> (form.components[0].bits - 8)).astype(np.int16)
+    depth = form.components[0].bits
+    lines = np.frombuffer(memoryview(plane), dtype=np.dtype("<u2" if depth > 8 else "u1")).reshape(frame.height, -1)
+    columns = lines[:, : frame.width : _COLUMNS]
+    values: NDArray[np.int16] = (columns if depth == 8 else columns >> (depth - 8)).astype(np.int16)
     return values
 
 

@@ -18,8 +18,8 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from dataprep.media.container import open_video
-from dataprep.media.convert import Picture, frame_display
-from dataprep.media.geometry import Display, Frame, Size
+from dataprep.media.convert import Picture, display_matrix, frame_display
+from dataprep.media.geometry import Display, Frame, Size, display_of
 from dataprep.media.index import FrameIndex, frame_index
 from dataprep.media.interlace import COMB_STRIDE, combing, luma
 from dataprep.media.pictures import pictures
@@ -79,18 +79,20 @@ class PyAvReader:
         return (picture for _, picture in sound(self.shown(wanted, size, deinterlace=deinterlace)))
 
     def shown(self, wanted: Sequence[int], size: Size = None, *, deinterlace: bool = False) -> Iterator[Shown]:
-        converters: dict[Display, Picture] = {}
+        aspect = self.display.sample_aspect
+        converters: dict[tuple[int, int, bytes | None], tuple[Display, Picture]] = {}
         combs = _Combs()
         last = self.display
         for number, frame in decoded(self.path, self.index, wanted):
             if frame is None:
                 yield Shown(number, None, last)
                 continue
-            last = frame_display(frame, self.display.sample_aspect)
-            if last not in converters:
-                converters[last] = Picture(last, size, deinterlace)
-            picture = converters[last].of(frame)
-            yield Shown(number, picture, last, bool(frame.interlaced_frame), combs.of(number, frame))
+            geometry = (frame.width, frame.height, display_matrix(frame))
+            if geometry not in converters:
+                made = display_of(*geometry, aspect)
+                converters[geometry] = made, Picture(made, size, deinterlace)
+            last, converter = converters[geometry]
+            yield Shown(number, converter.of(frame), last, bool(frame.interlaced_frame), combs.of(number, frame))
 
 
 class _Combs:
