@@ -17,6 +17,7 @@ from typing import Any
 
 from m4v.core.artifacts import MANIFEST, ArtifactKind, Manifest, ManifestFile, read_manifest, verify
 from m4v.core.errors import DataIntegrityError, InfrastructureError, InputError
+from m4v.core.remote import StoredChecksumError
 from m4v.core.stage import OutputResult, SharedFile
 from m4v.core.storage import Storage, is_temporary, storage_faults, sync_directory, sync_tree, temporary_beside
 
@@ -151,7 +152,7 @@ def _verified(place: Storage, artifact_id: str) -> Manifest | None:
     """Manifest of the artifact that stands there and verifies to the last byte, else None."""
     try:
         return verify(place, artifact_id, deep=True)
-    except DataIntegrityError as error:
+    except (DataIntegrityError, StoredChecksumError) as error:
         _log.warning("artifact in the store is damaged and will be replaced: %s", error)
         return None
 
@@ -251,13 +252,21 @@ def _bring_remote(incoming: _Incoming, target: Storage, damaged: bool) -> None:
     for path in sorted(present.keys() - {f.path for f in manifest.files}):
         target.delete(path)
     for file in manifest.files:
-        if present.get(file.path) != file.size_bytes or target.digest(file.path) != file.sha256:
+        if present.get(file.path) != file.size_bytes or not _holds(target, file):
             incoming.bring(file, target)
     arrived = {f.path: f.size_bytes for f in target.list()}
     for file in manifest.files:
         if arrived.get(file.path) != file.size_bytes:
             raise InfrastructureError("upload is incomplete", value=file.path, where=target.uri, next_step="run again")
     _upload(incoming.staging, MANIFEST, target)
+
+
+def _holds(target: Storage, file: ManifestFile) -> bool:
+    """Are the bytes that lie there those of the manifest?"""
+    try:
+        return target.digest(file.path) == file.sha256
+    except StoredChecksumError:
+        return False
 
 
 def _upload(staging: Storage, path: str, target: Storage) -> None:

@@ -15,7 +15,7 @@ from m4v.core.errors import DataIntegrityError, InfrastructureError, InputError,
 
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 # Client libraries of remote stores.
-_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "fsspec")
+_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "fsspec", "s3fs")
 # Another file system, one without links, a file of somebody else, or as many links as there can be.
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from m4v.core.errors import DataIntegrityError, InfrastructureError, InputError
-from m4v.core.local_files import MISSING, is_transport_fault
+from m4v.core.local_files import MISSING, is_transport_fault, storage_faults
 from m4v.core.ranges import RangeReader
 from m4v.core.rng import generator
 
@@ -28,7 +28,9 @@ _MOST_PARTS = 9_000  # S3 takes 10,000
 _PARALLEL_PARTS = 4
 # A second try ends like the first.
 _LASTING = (*MISSING, PermissionError, FileExistsError, InputError, DataIntegrityError)
-_LASTING_NAMES = frozenset({"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "NoRegionError"})
+_LASTING_NAMES = frozenset(
+    {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "NoRegionError", "FileExpired"}
+)
 _log = logging.getLogger(__name__)
 
 
@@ -49,6 +51,15 @@ def retrying(what: str, call: Callable[[], T]) -> T:
         jitter = float(generator(os.getpid(), what, attempt, "storage-backoff").uniform(1.0, 2.0))
         time.sleep(_BACKOFF_S * 2 ** (attempt - 1) * jitter)
     raise AssertionError("unreachable")
+
+
+class StoredChecksumError(InfrastructureError):
+    """The store sends other bytes than its checksum of them says, time and again: they are damaged there, or on
+    every way from there."""
+
+
+class _WrongBytes(InfrastructureError):
+    """The store holds other bytes than were sent to it."""
 
 
 def open_remote(fs: Any, path: str) -> BinaryIO:
@@ -72,20 +83,33 @@ def open_remote(fs: Any, path: str) -> BinaryIO:
                 raise InfrastructureError("store sent a short answer", value=f"{len(data)} of {end - start} bytes")
             return data
 
-        return retrying(path, once)
+        with storage_faults(path):
+            try:
+                return retrying(path, once)
+            except Exception as error:
+                if type(error).__name__ != "FlexibleChecksumError":
+                    raise
+                raise StoredChecksumError(
+                    "what the store sends differs from its own checksum", value=path, next_step="run again"
+                ) from error
 
     return io.BufferedReader(RangeReader(fetch, int(size), close=stream.close), 1 << 16)
 
 
 def write_remote(fs: Any, path: str, source: bytes | Path) -> None:
     """Write an object, whole or not at all for its readers. Raises InfrastructureError when the store's checksum of
-    what arrived is another than ours."""
+    what arrived stays another than ours; what a store without checks of its own has then kept is removed."""
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     if "s3" not in _protocols(fs):
         retrying(path, lambda: _write_any(fs, path, source, size))
     elif size <= _PART_BYTES:
         data = source if isinstance(source, bytes) else source.read_bytes()
-        retrying(path, lambda: _put(fs, path, data))
+        try:
+            retrying(path, lambda: _put(fs, path, data))
+        except _WrongBytes:
+            with contextlib.suppress(Exception):
+                fs.rm_file(path)
+            raise
     else:
         retrying(path, lambda: _put_parts(fs, path, source, size))
     fs.invalidate_cache(path)
@@ -226,4 +250,4 @@ def _check_etag(answer: dict[str, Any], data: bytes, path: str) -> None:
     encrypted = "aws:kms" in str(answer.get("ServerSideEncryption", "")) or "SSECustomerAlgorithm" in answer
     etag = _etag(answer)
     if _is_md5(etag) and not encrypted and etag != hashlib.md5(data, usedforsecurity=False).hexdigest():
-        raise InfrastructureError("store has received other bytes than were sent", value=path)
+        raise _WrongBytes("store has received other bytes than were sent", value=path)
