@@ -10,14 +10,17 @@ from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Self
 
+import httpcore
 import httpx
 
 from dataprep.captioning.config import RecaptionConfig
+from dataprep.captioning.deadline import Clock, DeadlineBackend
 from m4v.core.canonical import canonical_json
 from m4v.core.errors import ConfigError, NeedsHuman
 
 MAX_ANSWER_BYTES = 4 << 20
 _RETRY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+_CONNECT_S = 10.0
 _WHERE = "curate.captions.recaption"
 _DETAIL_CHARACTERS = 200
 
@@ -54,44 +57,51 @@ class Endpoint:
     """
 
     def __init__(self, config: RecaptionConfig) -> None:
-        self._config, self._key = config, _key_of(config)
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "m4v-pipeline"}
-        headers["Accept-Encoding"] = "identity"
-        if self._key.value:
-            headers["Authorization"] = f"Bearer {self._key.value}"
-        self._client = httpx.Client(
-            headers=headers, timeout=httpx.Timeout(config.timeout_s, connect=min(10.0, config.timeout_s)),
-            limits=httpx.Limits(max_connections=config.concurrency), trust_env=False, follow_redirects=False,
+        self._config, self._key, self._clock = config, _key_of(config), Clock()
+        url = httpx.URL(f"{config.endpoint}/chat/completions")
+        self._url = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        self._headers = {
+            "Host": url.netloc.decode(), "User-Agent": "m4v-pipeline", "Content-Type": "application/json",
+            "Accept": "application/json", "Accept-Encoding": "identity",
+        }  # fmt: skip
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=httpx.create_ssl_context(), max_connections=config.concurrency,
+            network_backend=DeadlineBackend(self._clock),
         )  # fmt: skip
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._client.close()
+        self._pool.close()
 
     def ask(self, body: dict[str, object]) -> bytes:
         """Body of a successful answer.
 
         Raises EndpointError; ConfigError when key, model or address are refused, NeedsHuman when payment is asked for.
         """
-        deadline = time.monotonic() + self._config.timeout_s
+        content = canonical_json(body)
+        headers = [*self._headers.items(), ("Content-Length", str(len(content)))]
+        if self._key.value:
+            headers.append(("Authorization", f"Bearer {self._key.value}"))
+        waits = {"connect": _CONNECT_S, "pool": self._config.timeout_s}  # the clock bounds all others
+        self._clock.until = time.monotonic() + self._config.timeout_s
         try:
-            with self._client.stream(
-                "POST", f"{self._config.endpoint}/chat/completions", content=canonical_json(body)
+            with self._pool.stream(
+                "POST", self._url, headers=headers, content=content, extensions={"timeout": waits}
             ) as response:
-                received = _read(response, deadline)
-        except httpx.TimeoutException:
+                received = _read(response)
+        except httpcore.TimeoutException:
             raise EndpointError("timeout", f"no answer within {self._config.timeout_s:g} s", retry=True) from None
-        except httpx.TransportError as error:
-            kind = "unreachable" if isinstance(error, httpx.ConnectError) else "connection"
+        except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
+            kind = "unreachable" if isinstance(error, httpcore.ConnectError) else "connection"
             raise EndpointError(kind, self._shown(str(error) or type(error).__name__), retry=True) from None
-        if response.status_code != httpx.codes.OK:
+        if response.status != httpx.codes.OK:
             self._refused(response, received)
         return received
 
-    def _refused(self, response: httpx.Response, body: bytes) -> None:
-        status = response.status_code
+    def _refused(self, response: httpcore.Response, body: bytes) -> None:
+        status = response.status
         said = self._shown(body.decode("utf-8", "replace"))
         if status in _RETRY:
             raise EndpointError(f"http_{status}", said, retry=True, wait_s=_retry_after(response))
@@ -127,21 +137,20 @@ def _key_of(config: RecaptionConfig) -> _Key:
     return _Key(value)
 
 
-def _read(response: httpx.Response, deadline: float) -> bytes:
-    """All of a body; raises EndpointError when it is too long or dribbles past the deadline."""
+def _read(response: httpcore.Response) -> bytes:
+    """All of a body; raises EndpointError when it is too long."""
     received = bytearray()
-    for chunk in response.iter_raw():  # as it comes: a compressed answer was not asked for
+    for chunk in response.iter_stream():
         received += chunk
         if len(received) > MAX_ANSWER_BYTES:
             raise EndpointError("too_large", f"an answer of over {MAX_ANSWER_BYTES >> 20} MiB", retry=False)
-        if time.monotonic() > deadline:
-            raise EndpointError("timeout", "the answer dribbles", retry=True)
     return bytes(received)
 
 
-def _retry_after(response: httpx.Response) -> float | None:
+def _retry_after(response: httpcore.Response) -> float | None:
     """Seconds that a `Retry-After` header asks to wait: a number, or a date."""
-    value = response.headers.get("Retry-After", "").strip()
+    given = (value for name, value in response.headers if name.lower() == b"retry-after")
+    value = next(given, b"").decode("latin-1").strip()
     if value.isascii() and value.isdigit():
         return float(value)
     try:

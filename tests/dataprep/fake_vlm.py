@@ -76,6 +76,15 @@ def dribble(handler: Handler, asked: dict[str, Any]) -> None:
         time.sleep(0.05)
 
 
+def dribble_head(handler: Handler, asked: dict[str, Any]) -> None:
+    """Headers without end, one now and then."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    for number in range(100):
+        handler.wfile.write(b"X-%d: y\r\n" % number)
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: FakeVlm

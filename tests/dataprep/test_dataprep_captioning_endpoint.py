@@ -4,7 +4,6 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from fake_vlm import (
     caption,
     completion,
     dribble,
+    dribble_head,
     nonce_in,
     pictures_in,
     raw,
@@ -110,6 +110,7 @@ def test_faults_of_the_endpoint_are_tried_again(fault: Reply) -> None:
         (raw(200, b"x" * (5 << 20)), "too_large", 1),
         (slow(1.0), "timeout", 3),
         (dribble, "timeout", 3),
+        (dribble_head, "timeout", 3),
         (reset_in_body, "connection", 3),
         (raw(200, "<p>"), "malformed", 3),
     ],
@@ -327,7 +328,7 @@ def test_the_key_of_a_stage_holds_what_is_asked_for_and_not_where() -> None:
     assert len({json.dumps(key(**other)) for other in [{}, *others]}) == len(others) + 1
 
 
-def test_no_secret_is_written_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_secret_shows_in_an_object_or_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLM_KEY", KEY)
     with serving() as server:
         settings = config(server, api_key_env="VLM_KEY")
