@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ MAX_RATIO = 200  # unpacked over packed; video does not shrink, bombs do
 MAX_MEMBER_BYTES = 1 << 40
 _CHUNK = 1 << 20
 _MEMBER = re.compile(r"(.+?\.(?:tar|zip))!/(.+)", re.DOTALL)
+# What zipfile raises for bytes that are no whole zip (NotImplementedError is a RuntimeError).
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, OverflowError, struct.error)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -122,7 +125,7 @@ def open_zip(storage: Storage, archive: str) -> zipfile.ZipFile:
     stream = open_archive(storage, archive)
     try:
         return zipfile.ZipFile(stream)
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except _DAMAGED as error:
         parts = part_names(storage, archive)
         stream.close()
         split = f"; found the parts {', '.join(parts)}: is a later one missing?" if parts != [archive] else ""
@@ -136,7 +139,7 @@ def zip_members(storage: Storage, archive: str) -> Iterator[ZipMember]:
     """Members in the order of the central directory, directories left out."""
     with open_zip(storage, archive) as opened:
         for info in opened.infolist():
-            if not info.is_dir():
+            if not info.filename.endswith("/"):
                 yield ZipMember(info.filename, info.file_size, info.CRC, _zip_problem(info))
 
 
@@ -194,7 +197,7 @@ def _zip_chunks(storage: Storage, archive: str, name: str) -> Iterator[bytes]:
     try:
         with opened.open(info) as stream:
             yield from _counted(stream, info.file_size, name, archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except _DAMAGED as error:
         raise DataIntegrityError(f"member is damaged: {error}", value=name, where=archive) from None
 
 

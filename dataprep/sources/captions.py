@@ -26,6 +26,7 @@ TABLES |= {"videos2caption.json"}
 LINE_FILES = ("prompt.txt", "prompts.txt", "captions.txt", "caption.txt")
 LINE_NAMES = ("videos.txt", "images.txt")
 SIDECARS = (".txt", ".json", ".csv")
+MAX_FRAME = 1 << 40
 MAX_TABLE_BYTES = 512 << 20
 
 
@@ -206,9 +207,12 @@ def frame_range(fields: Mapping[str, object]) -> tuple[int | None, int | None]:
 
 def _integer(value: object, name: str) -> int:
     try:
-        return int(str(value))
+        number = int(str(value))
     except ValueError:
-        raise ValueError(f"{name} {value!r} is no whole number") from None
+        raise ValueError(f"{name} {str(value)[:40]!r} is no whole number") from None
+    if abs(number) > MAX_FRAME:
+        raise ValueError(f"{name} is too large a number for a frame")
+    return number
 
 
 def record_claims(fields: Mapping[str, object]) -> dict[str, float]:
@@ -234,3 +238,8 @@ def positive_number(value: object) -> float | None:
     except ValueError:
         return None
     return number if 0 < number < 1e12 else None
+
+
+def whole(value: float | None) -> int | None:
+    """A claim for a column of 32 bits."""
+    return int(value) if value is not None and value < 1 << 31 else None

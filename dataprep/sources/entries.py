@@ -118,6 +118,8 @@ def entries_digest(entries: Iterable[Entry]) -> str:
     sha = hashlib.sha256()
     for entry in entries:
         captions = entry.captions if isinstance(entry, ListedFile) else ()
-        sha.update(canonical_line([type(entry).__name__, entry_row(entry), captions]).encode())
+        sha.update(
+            canonical_line([type(entry).__name__, entry_row(entry), captions]).encode("utf-8", "backslashreplace")
+        )
         sha.update(b"\n")
     return sha.hexdigest()

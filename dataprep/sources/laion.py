@@ -106,8 +106,9 @@ def _fields(location: Storage, table: str) -> Iterator[dict[str, Any]]:
                 names = list(values)
                 for row in zip(*values.values(), strict=True):
                     yield dict(zip(names, row, strict=True))
-    except pa.ArrowInvalid as error:
-        raise InputError(f"Parquet table cannot be read: {error}", value=table, where=location.uri) from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        detail = str(error).partition("\n")[0][:200]
+        raise InputError(f"Parquet table cannot be read: {detail}", value=table, where=location.uri) from None
 
 
 class _Downloaded(MediaFiles):

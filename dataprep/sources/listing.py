@@ -30,6 +30,7 @@ from dataprep.sources.entries import (
     entries_digest,
     entry_row,
 )
+from dataprep.sources.text import printable
 from m4v.core.artifacts import Artifact
 from m4v.core.config import FrozenModel
 from m4v.core.errors import DataIntegrityError, InputError
@@ -109,7 +110,12 @@ class _Table:
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            try:
+                table = pa.Table.from_pylist(self._rows, schema=self._schema)
+            except UnicodeEncodeError:  # escapes of JSON can spell half a character
+                rows = [{k: printable(v) if isinstance(v, str) else v for k, v in r.items()} for r in self._rows]
+                table = pa.Table.from_pylist(rows, schema=self._schema)
+            self._writer.write_table(table)
             self._rows = []
 
     def close(self) -> None:

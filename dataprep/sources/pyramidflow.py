@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from dataprep.sources.adapter import ScanContext
+from dataprep.sources.captions import MAX_FRAME
 from dataprep.sources.config_tables import PyramidFlowConfig
 from dataprep.sources.digests import DigestCache
 from dataprep.sources.keys import SpanGroups
@@ -79,7 +80,7 @@ def _indexes(frames: object) -> list[int]:
     """Rising frame indexes; empty when they are not."""
     if not isinstance(frames, list) or len(frames) > MAX_FRAMES_LISTED:
         return []
-    whole = [f for f in frames if isinstance(f, int) and not isinstance(f, bool) and f >= 0]
+    whole = [f for f in frames if isinstance(f, int) and not isinstance(f, bool) and 0 <= f <= MAX_FRAME]
     rising = len(whole) == len(frames) and all(a < b for a, b in itertools.pairwise(whole))
     return whole if rising else []
 

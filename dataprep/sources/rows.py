@@ -15,6 +15,7 @@ from dataprep.download.addresses import host_rule
 from dataprep.download.state import state_digest
 from dataprep.download.urls import url_problem
 from dataprep.sources.adapter import ScanContext
+from dataprep.sources.captions import whole
 from dataprep.sources.config_base import Adapter, Identity, Tables
 from dataprep.sources.digests import DigestCache
 from dataprep.sources.listing import Caption, Count, Entry, ListedFile, Media, Rejected, Wanted
@@ -124,10 +125,6 @@ def listed_file(row: Row, size: int, digest: str, captions: Iterable[Caption], c
         row.first, row.last, whole(claims.get("width")), whole(claims.get("height")), claims.get("fps"),
         claims.get("duration_s"), row.extra,
     )  # fmt: skip
-
-
-def whole(value: float | None) -> int | None:
-    return int(value) if value is not None and value < 1 << 31 else None
 
 
 def missing(row: Row, place: Place, config: Tables) -> Rejected:

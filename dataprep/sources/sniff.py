@@ -29,6 +29,7 @@ FOLDERS = (
     "images", "OpenVidHD",
 )  # fmt: skip
 FIRST_ROWS = 20
+MAX_NAMES = 5000  # of a folder
 MAX_LOOKED_AT = 12  # files of one suffix whose first rows are read
 MAX_SIDECAR_BYTES = 1 << 20
 _DEEPEST = 3
@@ -55,7 +56,7 @@ class _Tree:
 
     def __post_init__(self) -> None:
         for folder in FOLDERS:
-            for file in self.location.files(folder):
+            for file in self.location.files(folder, MAX_NAMES):
                 if not posixpath.basename(file.path).startswith("."):
                     self.files[file.path] = file
         self.folders = [n for n in self.location.directories() if not n.startswith(".")]
@@ -162,7 +163,7 @@ def _parquet(tree: _Tree) -> Iterator[Sniffed]:
         try:
             with tree.location.open(path) as stream:
                 columns = {name.lower() for name in pq.read_schema(stream).names}
-        except pa.ArrowInvalid:
+        except (pa.ArrowException, OSError, ValueError):
             continue
         if any(c.endswith("latent_bytes") for c in columns):
             why = f"{path} holds latents of another encoder, which cannot be mixed with ours: bring the videos"
@@ -179,7 +180,7 @@ def _parquet(tree: _Tree) -> Iterator[Sniffed]:
 def _shards(tree: _Tree) -> Iterator[Sniffed]:
     tars = tree.of(".tar")
     for folder in tree.folders[:8] if not tars else ():
-        tars += [f.path for f in tree.location.files(folder) if f.path.endswith(".tar")]
+        tars += [f.path for f in tree.location.files(folder, 200) if f.path.endswith(".tar")]
     for path in tars[:1]:
         try:
             names = [m.name for m in islice(shard_members(tree.location, path), FIRST_ROWS)]
@@ -222,7 +223,7 @@ def _files(tree: _Tree) -> Iterator[Sniffed]:
 
 def _walk(location: Storage, folder: str, depth: int) -> Iterator[StoredFile]:
     """A sample of a tree: the first files of each folder, the first folders of each level."""
-    yield from location.files(folder)[:200]
+    yield from location.files(folder, 200)
     if depth < _DEEPEST:
         for name in location.directories(folder)[:4]:
             yield from _walk(location, f"{folder}/{name}", depth + 1)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 
 from dataprep.sources.adapter import ScanContext
-from dataprep.sources.captions import CaptionIndex, FileFacts
+from dataprep.sources.captions import CaptionIndex, FileFacts, whole
 from dataprep.sources.config import FolderConfig, GeneratedConfig, ImagesConfig
 from dataprep.sources.digests import DigestCache
 from dataprep.sources.listing import Caption, Count, Entry, ListedFile, Media, Rejected, entries_digest
@@ -117,8 +117,8 @@ class TreeAdapter:
             captions=tuple(captions),
             first_frame=first,
             last_frame=last,
-            width=int(claims["width"]) if "width" in claims else None,
-            height=int(claims["height"]) if "height" in claims else None,
+            width=whole(claims.get("width")),
+            height=whole(claims.get("height")),
             fps=claims.get("fps"),
             duration_s=claims.get("duration_s"),
             extra=self._extra(facts, captions, config),

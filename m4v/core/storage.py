@@ -231,19 +231,21 @@ class Storage:
             return []
         return sorted(r["name"].rstrip("/").rsplit("/", 1)[-1] for r in rows if r["type"] == "directory")
 
-    def files(self, path: str = "") -> builtins.list[StoredFile]:
-        """The files directly in `path`, sorted by path; nothing below its sub-directories is looked at."""
+    def files(self, path: str = "", limit: int | None = None) -> builtins.list[StoredFile]:
+        """The files directly in `path`, sorted by path, the first `limit` of them; nothing below its sub-directories
+        is looked at."""
         try:
             with storage_faults(self.uri, reading=True):
                 if self._fs is None:
-                    base = Path(self._full(path))
-                    found = [(p.relative_to(self._root).as_posix(), p) for p in base.iterdir() if p.is_file()]
-                    return sorted(StoredFile(name, p.stat().st_size) for name, p in found if not is_temporary(p.name))
+                    with os.scandir(self._full(path)) as entries:
+                        found = {e.name: e for e in entries if not is_temporary(e.name) and e.is_file()}
+                    names = [(f"{path}/{n}" if path else n, found[n]) for n in sorted(found)[:limit]]
+                    return [StoredFile(name, entry.stat().st_size) for name, entry in names]
                 rows = self._fs.ls(self._full(path))
         except MISSING:
             return []
-        names = {r["name"][len(self._root) :].lstrip("/"): r for r in rows if r["type"] == "file"}
-        return sorted(StoredFile(name, int(r["size"] or 0)) for name, r in names.items() if name)
+        sizes = {r["name"][len(self._root) :].lstrip("/"): int(r["size"] or 0) for r in rows if r["type"] == "file"}
+        return [StoredFile(name, sizes[name]) for name in sorted(sizes) if name][:limit]
 
     def delete(self, path: str = "") -> None:
         """Delete a file or a whole tree; nothing there is not an error."""

@@ -63,6 +63,7 @@ def test_listing_is_sorted_and_below_the_path(storage: Storage) -> None:
     assert storage.directories("nothing") == []
     assert storage.files() == [("a", 1)]
     assert storage.files("b") == [("b/10", 4), ("b/2", 3)]
+    assert storage.files("b", limit=1) == [("b/10", 4)]
     assert storage.files("nothing") == []
     child = storage.child("b")
     assert [f.path for f in child.list()] == ["10", "2", "c/1"]
