@@ -68,6 +68,7 @@ class ClipTask:
     key_frames: int
     models: tuple[bool, bool, bool]
     deinterlace: bool = False
+    embed: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class ImageTask:
     analysis_side: int
     crop_bars: bool
     models: tuple[bool, bool, bool]
+    embed: bool = False
 
 
 def probe(task: ProbeTask) -> bytes:
@@ -95,7 +97,7 @@ def segment(task: SegmentTask) -> bytes:
     """Signal columns of a segment, with boundary probabilities and frame times, from one decoding pass.
 
     Columns beside the signals: `damaged` (not decodable rightly; its signals are zeros), `width` and `height`
-    (displayed), `combed` (NaN where not looked at).
+    (displayed), `combed` (NaN where not looked at), `joint` (time does not go on from the frame before).
     """
     reader = open_reader(task.media.local(), task.decoder)
     before = max(0, task.start - CONTEXT)
@@ -117,6 +119,7 @@ def segment(task: SegmentTask) -> bytes:
     columns |= _times(reader.index, task.start, task.end)
     columns["damaged"] = np.array([s.picture is None for s in own], dtype=np.bool_)
     columns["combed"] = np.array([s.combed for s in own], dtype=np.float32)
+    columns["joint"] = np.isin(np.arange(task.start, task.end), np.array(reader.index.breaks, dtype=np.int64))
     columns["width"] = np.array([s.display.width for s in own], dtype=np.int32)
     columns["height"] = np.array([s.display.height for s in own], dtype=np.int32)
     return pack_columns(columns)
@@ -140,8 +143,12 @@ def clip(task: ClipTask) -> bytes:
     pictures = {
         number: _inside(frame, task.box, display.width) for number, (display, frame) in zip(wanted, frames, strict=True)
     }
-    scores = model_scores([pictures[k] for k in keys], task.models)
-    return pack({"scores": scores}, strip([pictures[k] for k in shown]))
+    chosen = [pictures[k] for k in keys]
+    facts: dict[str, object] = {
+        "scores": model_scores(chosen, task.models),
+        "embedding": _embedding(chosen, task.embed),
+    }
+    return pack(facts, strip([pictures[k] for k in shown]))
 
 
 def _inside(frame: Frame, box: Box, display_width: int) -> Frame:
@@ -172,8 +179,18 @@ def image(task: ImageTask) -> bytes:
         "phash": sampled_hashes(columns),
         "content": content_digest(columns),
         "transforms": list(made),
+        "embedding": _embedding([_shrunk(inside, MODEL_SIDE)], task.embed),
     }
     return pack(facts, strip([inside]))
+
+
+def _embedding(pictures: list[Frame], wanted: bool) -> str:
+    """As hexadecimal digits; empty where it is off, which loads no torch."""
+    if not wanted:
+        return ""
+    from dataprep.signals.embedding import embedding
+
+    return embedding(pictures).hex()
 
 
 def _shrunk(frame: Frame, long_side: int) -> Frame:

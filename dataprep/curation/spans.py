@@ -1,4 +1,4 @@
-"""Candidate spans of a video: cut at damage and at changes of size, then at shot boundaries."""
+"""Candidate spans of a video: cut at damage, at joints and at changes of size, then at shot boundaries."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Columns = dict[str, NDArray[Any]]
 
 
 def sound_spans(columns: Columns, first: int) -> list[Span]:
-    """Runs of undamaged frames of one size; `first` is the frame number of the first row."""
+    """Runs of undamaged frames of one size and one time line; `first` is the frame number of the first row."""
     sound = ~np.asarray(columns["damaged"], dtype=np.bool_)
     change = np.zeros(len(sound), dtype=np.bool_)
     for name in ("width", "height"):
         change[1:] |= np.diff(columns[name]) != 0
-    change[1:] |= np.diff(sound)
+    change[1:] |= np.diff(sound) | columns["joint"][1:]
     starts = np.flatnonzero(change | (np.arange(len(sound)) == 0))
     ends = np.append(starts[1:], len(sound))
     return [Span(first + int(a), first + int(b)) for a, b in zip(starts, ends, strict=True) if sound[a]]

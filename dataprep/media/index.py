@@ -35,6 +35,7 @@ class FrameIndex(NamedTuple):
     end_pts: int  # end of the last frame
     seekable: bool
     partial: bool = False  # the file was cut short: these are its whole groups of pictures
+    breaks: tuple[int, ...] = ()  # frames whose time does not come after that of the one before: joints of a file
 
     @property
     def frames(self) -> int:
@@ -144,12 +145,15 @@ def _from_frames(path: Path, time_base: Fraction, limits: Limits) -> FrameIndex:
     if not pts:
         raise ItemError(Reason.DECODE_ERROR, "no packet decodes to a frame")
     known = [p for p in pts if p is not None]
+    breaks: tuple[int, ...] = ()
     if len(known) == len(pts) and all(a < b for a, b in itertools.pairwise(known)):
         times = np.array(known, dtype=np.int64)
     else:
         times, time_base = np.arange(len(pts), dtype=np.int64), 1 / rate
+        pairs = enumerate(itertools.pairwise(pts), start=1)
+        breaks = tuple(k for k, (a, b) in pairs if a is not None and b is not None and b <= a)
     end = int(times[-1]) + (_usual_gap(times) if len(times) > 1 else 1)
-    return FrameIndex(times, times[:1], time_base, end, seekable=False)
+    return FrameIndex(times, times[:1], time_base, end, seekable=False, breaks=breaks)
 
 
 def _usual_gap(pts: NDArray[np.int64]) -> int:

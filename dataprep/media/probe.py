@@ -164,6 +164,7 @@ def _warnings(
         "alpha": alpha[0],
         "alpha_dropped": alpha[1],
         "several_streams": streams > 1,
+        "time_jumps": len(index.breaks) > 0,
         "not_seekable": not index.seekable,
     }
     return tuple(name for name, holds in found.items() if holds)

@@ -161,7 +161,7 @@ def look(path: Path) -> Seen:
     spans: list[list[str]] = []
     for number in range(count):
         if number in found:
-            if number - 1 not in found:
+            if number - 1 not in found or number in reader.index.breaks:
                 spans.append([])
             spans[-1].append(found[number])
     jumps = [n for n in (count * 5 // 6, count // 2, 1) if n in found]
