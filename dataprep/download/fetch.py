@@ -72,7 +72,7 @@ class Fetcher:
         headers = {"Range": f"bytes={have[0]}-", "If-Range": have[1]} if have else {}
         with self._client.get(wanted.url, headers) as answer:
             if answer.status == 416 and have is not None:
-                if _range_of(answer).total == have[0] and answer.headers.get("etag") == have[1]:
+                if range_of(answer).total == have[0] and answer.headers.get("etag") == have[1]:
                     return have[0], ""  # it was whole, only not in its place yet
                 raise FetchError("range_refused", f"from byte {have[0]}", retry=True)
             if answer.status not in (200, 206):
@@ -89,7 +89,7 @@ class Fetcher:
 
     def _check_head(self, answer: Answer, have: tuple[int, str] | None) -> _Range:
         """Where the body belongs, after the checks that need no byte of it."""
-        place = _range_of(answer)
+        place = range_of(answer)
         if answer.status == 206:
             etag = answer.headers.get("etag")
             if have is None or place.start != have[0]:
@@ -174,7 +174,8 @@ def _check_magic(head: bytes, wanted: WantedFile) -> None:
         raise FetchError("not_media", problem)
 
 
-def _range_of(answer: Answer) -> _Range:
+def range_of(answer: Answer) -> _Range:
+    """Where the body of an answer with status 200, 206 or 416 belongs."""
     match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", "").strip())
     if answer.status != 200 and match is not None:
         return _Range(int(match[1] or 0), None if match[3] == "*" else int(match[3]))

@@ -44,9 +44,14 @@ def media_problem(head: bytes, media: str) -> str | None:
         return "gzip"
     if head.startswith(b"#EXTM3U"):
         return "a playlist, not the video"
-    if not any(byte < 9 for byte in head[:64]):
+    if _is_text(head[:64]):
         return "text"
     return f"no {media} that is known (begins with {head[:8].hex()})"
+
+
+def _is_text(head: bytes) -> bool:
+    text = head.decode("utf-8", "ignore")  # the cut may fall into a character
+    return len(text.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in text)
 
 
 def _is_video(head: bytes) -> bool:
