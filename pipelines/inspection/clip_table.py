@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dataprep.curate_config import FilterConfig
-from dataprep.curation.candidates import HASHES, read_candidates, read_values
+from dataprep.curation.candidates import EMBEDDINGS, HASHES, read_candidates, read_values
 from dataprep.curation.filters import RULES, Candidates, breaks
 from dataprep.curation.table import CLIPS
 from m4v.core.artifacts import Artifact
@@ -128,7 +128,8 @@ class ClipTable:
 
     @cached_property
     def candidates(self) -> Candidates:
-        return read_candidates(self.artifact.path(CLIPS), self.artifact.path(HASHES))
+        embedded = self.artifact.path(EMBEDDINGS) if EMBEDDINGS in self.artifact.names(EMBEDDINGS) else None
+        return read_candidates(self.artifact.path(CLIPS), self.artifact.path(HASHES), embedded)
 
     @cached_property
     def values(self) -> Mapping[str, NDArray[np.float64]]:

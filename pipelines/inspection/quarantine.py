@@ -14,6 +14,7 @@ from m4v.core.artifacts import Artifact, ArtifactKind
 
 HOLDERS = (ArtifactKind.CLIPS, ArtifactKind.DATASET, ArtifactKind.SOURCE)
 
+_FETCH = "run again: the download is tried anew; check the URL if it comes back"
 _REPAIR = {
     "empty": "copy or download the file again",
     "not_media": "replace the file, or leave it out with the source's `exclude`",
@@ -22,17 +23,39 @@ _REPAIR = {
     "no_video": "leave it out with the source's `exclude`",
     "decode_error": "copy or download the file again, or re-encode it",
     "size_change": "re-encode it at one size, or split it where the size changes",
-    "unsupported": "re-encode it as 8-bit BT.709 video",
+    "unsupported": "choose the other curate.decoder, or re-encode the file",
+    "animation": "convert it to a video, or leave it out with the source's `exclude`",
     "too_short": "lower curate.filters.min_frames or the smallest of encode.buckets.frames, or leave it out",
     "too_large": "raise curate.limits, or scale the file down",
     "timeout": "run again: it is tried anew; raise curate.limits.item_timeout_s if it comes back",
+    "out_of_memory": "raise curate.limits, run fewer workers, or scale the file down",
     "worker_died": "run again with fewer workers or more memory: it is tried anew",
     "missing_file": "put the file there, or correct the source's location",
     "source_changed": "run again: the source is listed anew",
     "missing_caption": "add a caption, or set curate.missing_caption=drop to keep its scores",
     "duplicate_id": "give the rows ids of their own",
     "bad_row": "correct the row",
+    "bad_table": "correct the table: the detail says where it stops making sense",
+    "bad_range": "correct the frame range",
+    "duplicate_caption": "keep one caption of the file and remove the others",
+    "duplicate_member": "give the archive's members names of their own",
+    "bad_archive": "copy or download the archive again",
+    "damaged_member": "copy or download the archive again",
+    "unsafe_member": "pack the archive with plain relative names",
+    "unsafe_name": "rename the file: its name cannot be used safely",
+    "unsafe_url": "correct the URL: only http(s) to public addresses is fetched",
+    "private_address": "correct the URL: private addresses are not fetched",
+    "not_downloaded": "download the collection's missing files",
+    "unreadable": "make the file readable",
+    "unsafe_redirect": "correct the URL: it leads to an address that is not fetched",
+    "too_many_redirects": "correct the URL: it leads in a circle",
+    "opted_out": "leave it out: its owner does not want it used",
+    **dict.fromkeys(("connection_lost", "host_unknown", "no_ranges", "range_refused", "tls", "unreachable"), _FETCH),
+    **dict.fromkeys(("wrong_digest", "wrong_size"), "check the table's claim, or download again"),
+    "recaption_failed": "run again: the caption model is asked anew; or add a caption by hand",
 }
+_HTTP = "http_"  # and a status
+_REFUSED = "the server refuses it: check the URL, or leave the row out"
 _OTHER = "look at the item: the detail says what is wrong with it"
 
 
@@ -81,7 +104,7 @@ def _held(artifact: Artifact, source: str, source_id: str, path: str, reason: st
 
 def repair(reason: str) -> str:
     """What a person can do about items with this reason."""
-    return _REPAIR.get(reason, _OTHER)
+    return _REPAIR.get(reason, _REFUSED if reason.startswith(_HTTP) else _OTHER)
 
 
 def counted(rows: Iterable[Held]) -> dict[str, int]:

@@ -15,8 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from data_home import CONFIG, DataHome, build, publish_beside
 
+from dataprep.quarantine import Reason
 from m4v.core.errors import ExitClass
 from pipelines.cli.main import main
+from pipelines.inspection.quarantine import repair
 from pipelines.recipe_files import apply_override
 
 INSPECT = {
@@ -180,6 +182,12 @@ def test_quarantine_says_why_and_what_helps(made: DataHome, read: Any, call: Cal
     code, _, err = call("quarantine", made.ids["clips"], "--reason", "decode")
     assert code == ExitClass.CONFIG
     assert "did you mean decode_error?" in err
+
+
+def test_every_reason_has_advice_of_its_own() -> None:
+    other = repair("a reason of tomorrow")
+    assert [reason for reason in Reason if repair(reason) == other] == []
+    assert repair("http_404") == repair("http_503") != other
 
 
 @pytest.mark.parametrize(
