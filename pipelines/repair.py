@@ -20,7 +20,8 @@ from dataprep.encode_config import EncodeConfig
 from dataprep.versions.check import Problem, check_dataset
 from dataprep.versions.repair import Copy, MemberSource, Repair, repair
 from dataprep.versions.sources import EncodedItems, OtherDataset
-from m4v.core.artifacts import Artifact, ArtifactKind, ManifestFile, read_manifest, verify
+from m4v.core.artifacts import MANIFEST, Artifact, ArtifactKind, Manifest, ManifestFile, read_manifest, verify
+from m4v.core.canonical import canonical_json
 from m4v.core.config import parse
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.shard_index import INDEX
@@ -66,14 +67,33 @@ def _has_samples(place: Storage) -> bool:
 def mend(ledger: Ledger, items_uri: str, row: ArtifactRow) -> Repair:
     """Make the damaged files of an artifact whole again, those that can be.
 
-    Raises DataIntegrityError or InputError when its manifest is gone or of another artifact.
+    Raises DataIntegrityError when its manifest is gone or damaged and its files are not all whole.
     """
     place = Storage(row.uri)
-    manifest = read_manifest(place)
-    if manifest.artifact_id != row.artifact_id:
-        raise DataIntegrityError("manifest is of another artifact", value=manifest.artifact_id, where=row.uri)
+    try:
+        manifest = read_manifest(place)
+    except (DataIntegrityError, InputError):
+        manifest = None
+    if manifest is None or manifest.artifact_id != row.artifact_id:
+        return _mend_manifest(place, row)
     with _Survivors(ledger, items_uri, row).opened() as survivors:
         return repair(place, manifest, survivors.copies, survivors.sources(place))
+
+
+def _mend_manifest(place: Storage, row: ArtifactRow) -> Repair:
+    """Files alone make an artifact's id, so whole ones tell their manifest; the ledger has the summary."""
+    files = [
+        ManifestFile(path=f.path, size_bytes=f.size_bytes, sha256=place.digest(f.path))
+        for f in place.list()
+        if f.path != MANIFEST
+    ]
+    manifest = Manifest(kind=row.kind, files=tuple(files), summary=dict(row.summary))
+    if manifest.artifact_id != row.artifact_id:
+        raise DataIntegrityError(
+            "the manifest cannot be used, and the files are not whole", value=row.artifact_id, where=row.uri
+        )
+    place.write_bytes(MANIFEST, canonical_json(manifest.canonical()))
+    return Repair(repaired={MANIFEST: "the files and the ledger"})
 
 
 class _Survivors:

@@ -98,7 +98,11 @@ def _write(context: StageContext, config: VersionConfig, parents: list[Parent], 
 def _version(
     config: VersionConfig, parents: list[Parent], kept: pa.Table, gone: int, shared: int, written: int
 ) -> dict[str, object]:
-    """What `dataset.json` says of how this dataset came to be."""
+    """What `dataset.json` says of how this dataset came to be; only a merge can bring clips together that overlap."""
+    twice: dict[str, object] = {}
+    if isinstance(config.operation, Merge):
+        twice["overlaps"] = warn(overlaps(kept), "pairs of clips overlap in time")
+        twice["repeated_clips"] = warn(repeated_clips(kept), "clips are encoded at several sizes")
     return {
         "operation": version_facts.operation_facts(config),
         "parents": [parent.artifact.id for parent in parents],
@@ -106,6 +110,5 @@ def _version(
         "samples_left_out": gone,
         "shards_shared": shared,
         "shards_written": written,
-        "overlaps": warn(overlaps(kept), "pairs of clips overlap in time"),
-        "repeated_clips": warn(repeated_clips(kept), "clips are encoded at several sizes"),
+        **twice,
     }

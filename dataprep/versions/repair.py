@@ -11,6 +11,7 @@ import json
 import shutil
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,12 +23,13 @@ import pyarrow.compute as pc
 
 from dataprep.encode.jobs import latent_shape_of
 from dataprep.shards import SHARDS, Sample, ShardWriter, member_name
-from m4v.core.artifacts import Manifest, ManifestFile
+from m4v.core.artifacts import MANIFEST, Manifest, ManifestFile
 from m4v.core.canonical import digest_bytes, digest_file
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.shard_index import INDEX, MEMBERS, PATCH_AREA, SCHEMA, iterate, member, read_index, write_index_table
-from m4v.core.storage import Storage, storage_faults, sync_directory, sync_tree, temporary_beside
+from m4v.core.storage import Storage, is_temporary, storage_faults, sync_directory, sync_tree, temporary_beside
 
+UNFINISHED_S = 3600.0
 _UNLIMITED = 1 << 62
 _FROM_META = (
     "sample_id", "clip_id", "source", "source_id", "source_digest", "start_us", "end_us", "phash", "media",
@@ -77,6 +79,10 @@ def repair(
     `copies` gives candidates for a sha256. Raises InfrastructureError when the disk or the store refuses.
     """
     found = Repair()
+    _drop_unfinished(place)
+    wanted = {f.path for f in manifest.files} | {MANIFEST}
+    strays = sorted(f.path for f in place.list() if f.path not in wanted)
+    found.left = dict.fromkeys(strays, "is no file of this artifact: move it elsewhere")
     damaged = damaged_files(place, manifest)
     # The index names what a shard holds, so it goes first.
     for file in sorted(damaged, key=lambda f: (f.path.startswith(f"{SHARDS}/"), f.path)):
@@ -94,6 +100,15 @@ def repair(
         else:
             found.repaired[file.path] = how
     return found
+
+
+def _drop_unfinished(place: Storage) -> None:
+    """Delete what a repair that was killed left inside the artifact; a younger file may be of one at work."""
+    if not place.is_local:
+        return
+    for path in place.local_root.rglob("*"):
+        if is_temporary(path.name) and path.stat().st_ctime < time.time() - UNFINISHED_S:
+            path.unlink(missing_ok=True)
 
 
 def _from_copy(place: Storage, file: ManifestFile, copies: Iterable[Copy]) -> str | None:

@@ -36,7 +36,7 @@ from training.loader import SampleStore
 # name: bytes of latent, text and json. 128 and 512 px images and clips with small text features, and the product's
 # 384p image and 57-frame 768p clip with T5 features.
 SIZES = {
-    "8k": (2_048, 4_096, 1_024), "37k": (12_288, 24_576, 1_024), "150k": (73_728, 73_728, 1_024),
+    "7k": (2_048, 4_096, 1_024), "37k": (12_288, 24_576, 1_024), "150k": (73_728, 73_728, 1_024),
     "1.2M": (122_880, 1_052_672, 1_024), "5M": (3_932_160, 1_052_672, 1_024),
 }  # fmt: skip
 Reader = Callable[[], Iterator[int]]  # gives the bytes of each sample

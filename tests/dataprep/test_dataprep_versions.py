@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from m4v.core.artifacts import verify
 from m4v.core.canonical import digest_json
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.shard_index import INDEX, MEMBERS, member, read_index, read_member
+from m4v.core.storage import Storage
 
 MERGE = {"kind": "merge"}
 NAMES = [f"v{n}" for n in range(9)]
@@ -104,6 +106,47 @@ def test_the_same_operation_gives_the_same_version(local: Versions, tmp_path: Pa
     first = local.apply(operation, local.dataset(clips))
     other = Versions(tmp_path / "elsewhere", str(tmp_path / "elsewhere/store"))
     assert other.apply(operation, other.dataset(clips)).id == first.id
+
+
+def test_a_version_can_go_to_another_store(local: Versions, s3_root: str, tmp_path: Path):
+    clips = videos(*NAMES)
+    parent = local.dataset(clips)
+    remote = Versions(tmp_path / "remote", s3_root)
+    child = remote.apply({"kind": "remove", "clips": [clips[0].clip_id]}, parent)
+    _check_members(child, clips[1:])
+    back = Versions(tmp_path / "back", str(tmp_path / "back/store"))
+    again = back.apply({"kind": "subset", "clips": [c.clip_id for c in clips[1:]]}, child)
+    _check_members(again, clips[1:])
+    verify(again.storage, again.id)
+
+
+def test_staging_on_another_file_system(tmp_path: Path):
+    """Shared shards are linked where the store lies, not copied through staging."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("this machine has no second file system to write to")
+    clips = videos(*NAMES)
+    with tempfile.TemporaryDirectory(dir=memory) as directory:
+        versions = Versions(Path(directory), str(tmp_path / "store"))
+        parent = versions.dataset(clips)
+        child = versions.apply({"kind": "remove", "clips": [clips[0].clip_id]}, parent)
+    verify(child.storage, child.id)
+    same = [p for p in child.names("shards/") if child.manifest.entry(p).sha256 in shard_digests(parent)]
+    assert len(same) == 2
+    for path in same:
+        assert child.path(path).samefile(parent.path(shard_digests(parent)[child.manifest.entry(path).sha256]))
+
+
+def test_a_publish_that_died_after_linking_goes_on(local: Versions):
+    clips = videos(*NAMES)
+    parent = local.dataset(clips)
+    output = local.stage({"kind": "remove", "clips": [clips[0].clip_id]}, parent)
+    first = next(f for f in output.shared if f.path.endswith(".tar"))
+    (Path(output.staging) / first.path).hardlink_to(parent.path(first.source))
+    record = local.store.publish(output)
+    verify(Storage(record.uri), record.artifact_id)
+    assert not list(Path(record.uri).rglob(".*.tmp"))
+    assert local.store.publish(output) == record, "and again, with its staging gone"
 
 
 def test_merge_joins_shards_as_they_are(versions: Versions):

@@ -17,6 +17,7 @@ from version_support import ENCODER, Clip, Versions, rows_of, videos, write_data
 
 from dataprep.encode.dataset import DATASET
 from dataprep.shards import Sample
+from dataprep.versions import repair as repair_module
 from dataprep.versions.check import Problem, check_dataset, read_tensors
 from dataprep.versions.repair import Copy, repair
 from dataprep.versions.sources import OtherDataset
@@ -226,6 +227,18 @@ def test_what_is_nowhere_stays_as_it_is(versions: Versions):
     assert parent.storage.read_bytes(path) == before
 
 
+def test_strays_are_told_and_leftovers_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    parent = Versions(tmp_path, str(tmp_path / "store")).dataset(videos(*NAMES))
+    root = parent.storage.local_root
+    (root / "shards/notes.txt").write_text("mine")
+    (root / "shards/.000000.tar.ab.tmp").write_bytes(b"half")
+    monkeypatch.setattr(repair_module, "UNFINISHED_S", -1.0)
+    found = repair(parent.storage, parent.manifest, lambda _: [], [])
+    assert found.left == {"shards/notes.txt": "is no file of this artifact: move it elsewhere"}
+    assert not (root / "shards/.000000.tar.ab.tmp").exists()
+    assert (root / "shards/notes.txt").exists()
+
+
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -369,6 +382,12 @@ def test_what_no_item_can_mend_is_told(
     assert code == 20
     assert "cannot repair null_text.safetensors: no artifact holds another copy" in out
     assert "run the recipe again" in err
+    manifest = (place / "manifest.json").read_bytes()
+    (place / "manifest.json").write_bytes(manifest[:40])
+    assert _cli(home, monkeypatch, capsys, dataset)[0] == 20
+    code, out, _ = _cli(home, monkeypatch, capsys, dataset, "--repair")
+    assert (code, "repaired manifest.json from the files and the ledger" in out) == (0, True)
+    assert (place / "manifest.json").read_bytes() == manifest
     code, _, err = _cli(home, monkeypatch, capsys, dataset, "--repair", "--quick")
     assert code == 10
     assert "exclude each other" in err
