@@ -53,7 +53,7 @@ class SignalConfig(FrozenModel):
     """What is measured. `key_frames` of each clip go to the packaged models; models that are off give null scores.
 
     `analysis_side`: long side, in pixels, of the frames that the cheap signals look at; motion is reported
-    for pictures of this size.
+    for pictures of this size. `embedding`: what a clip shows, as a vector for `dedup.semantic`.
     """
 
     analysis_side: int = Field(320, ge=64, le=1280)
@@ -62,6 +62,7 @@ class SignalConfig(FrozenModel):
     text: bool = True
     nsfw: bool = True
     quality: bool = True
+    embedding: bool = False
 
 
 class FilterConfig(FrozenModel):
@@ -90,12 +91,16 @@ class FilterConfig(FrozenModel):
 
 class DedupConfig(FrozenModel):
     """`exact`: equal decoded pictures. `perceptual`: at least `min_match` of the sampled frames of one clip
-    have a frame of the other within `max_distance` bits (of 64; the search is complete up to 7)."""
+    have a frame of the other within `max_distance` bits (of 64; in very large collections pairs whose every frame
+    is off by 4 bits or more may be missed). `semantic`: clips that show the same thing, by the cosine of their
+    embeddings, across the whole collection and inside one file."""
 
     exact: bool = True
     perceptual: bool = True
     max_distance: int = Field(6, ge=0, le=7)
     min_match: float = Field(0.6, gt=0, le=1)
+    semantic: bool = False
+    min_cosine: float = Field(0.95, gt=0, le=1)
 
 
 class CurateConfig(FrozenModel):
@@ -130,6 +135,8 @@ class CurateConfig(FrozenModel):
         for measured, rule in (("text", "max_text"), ("nsfw", "max_nsfw"), ("quality", "max_brisque")):
             if not getattr(self.signals, measured) and getattr(self.filters, rule) is not None:
                 raise ValueError(f"filters.{rule} needs signals.{measured}: switch that on, or set the rule to null")
+        if self.dedup.semantic and not self.signals.embedding:
+            raise ValueError("dedup.semantic needs signals.embedding: switch that on")
         return self
 
     def counting_for(self, encoder: TextEncoderConfig) -> CurateConfig:
@@ -160,6 +167,7 @@ class CurateConfig(FrozenModel):
             "decoder": self.decoder,
             "key_frames": signals.key_frames,
             "models": [signals.text, signals.nsfw, signals.quality],
+            **({"embedding": True} if signals.embedding else {}),
             "weights": {n: s for n, s in weights_of(self).items() if n not in ("transnetv2", _TOKENIZER)},
         }
 
@@ -170,6 +178,7 @@ def weights_of(config: CurateConfig) -> dict[str, str]:
     names += ["ppocr-det"] if config.signals.text else []
     names += ["open-nsfw"] if config.signals.nsfw else []
     names += ["brisque", "brisque/ranges"] if config.signals.quality else []
+    names += ["efficientnet-lite2"] if config.signals.embedding else []
     if config.captions is not None and isinstance(config.captions.counting, MiniLmConfig):
         names.append(_TOKENIZER)
     return weights_digests(names)

@@ -2,6 +2,7 @@
 
 `hashes.parquet` keeps what the clip table leaves out and a new decision needs: for each row of that table, in its
 order, the place of its file among the inputs, whether it is drawn, and its dense perceptual hashes.
+`embeddings.parquet`, where embeddings were measured, has those of the same rows.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataprep.curation.table import SCORES, Clip
 from dataprep.dedup import Fingerprints, Signature
 from dataprep.quarantine import Reason
 
-HASHES = "hashes.parquet"
+HASHES, EMBEDDINGS = "hashes.parquet", "embeddings.parquet"
 SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -30,6 +31,7 @@ SCHEMA = pa.schema(
         ("dense", pa.binary()),  # little-endian 64-bit words
     ]
 )
+EMBEDDING_SCHEMA = pa.schema([("clip_id", pa.string()), ("embedding", pa.binary())])  # int8 components, or null
 _ROWS_PER_GROUP = 8192
 _MEASURES = frozenset(rule.value for rule in RULES)
 
@@ -56,7 +58,7 @@ def _signature(clip: Clip) -> Signature:
     return Signature(
         clip_id=clip.clip_id, content=clip.content, preference=(-side, -clip.frames, clip.order, clip.first_frame),
         sampled=clip.sampled, dense=clip.dense, media=clip.file.media, file=clip.file.sha256,
-        perceptual=not clip.drawn,
+        perceptual=not clip.drawn, embedding=clip.embedding,
     )  # fmt: skip
 
 
@@ -71,15 +73,29 @@ def write_hashes(path: Path, clips: Sequence[Clip]) -> None:
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
-def read_candidates(clips_path: Path, hashes_path: Path) -> Candidates:
+def write_embeddings(path: Path, clips: Sequence[Clip]) -> None:
+    """Like `write_hashes`; nothing when no clip has an embedding."""
+    if not any(clip.embedding for clip in clips):
+        return
+    with pq.ParquetWriter(path, EMBEDDING_SCHEMA, compression="zstd") as writer:
+        for start in range(0, len(clips), _ROWS_PER_GROUP):
+            rows = [
+                {"clip_id": c.clip_id, "embedding": c.embedding or None} for c in clips[start : start + _ROWS_PER_GROUP]
+            ]
+            writer.write_table(pa.Table.from_pylist(rows, schema=EMBEDDING_SCHEMA))
+
+
+def read_candidates(clips_path: Path, hashes_path: Path, embeddings_path: Path | None = None) -> Candidates:
     """Candidates of a published clip table, in its order.
 
     Raises DataIntegrityError when a column is missing or the two tables are not of the same clips.
     """
     check_same_clips(clips_path, hashes_path)
+    if embeddings_path is not None:
+        check_same_clips(clips_path, embeddings_path)
 
     def fingerprints(places: NDArray[np.int64]) -> Fingerprints:
-        return read_fingerprints(clips_path, hashes_path, places)
+        return read_fingerprints(clips_path, hashes_path, places, embeddings_path)
 
     drawn = column(hashes_path, "drawn").to_numpy()
     ids, values = TextColumn(clips_path, "clip_id"), read_values(clips_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import overload
 
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dataprep.dedup.fingerprints import Batch, Fingerprints, FingerprintWriter, Hashes
+from dataprep.dedup.fingerprints import Batch, Fingerprints, FingerprintWriter, Hashes, embedding_rows
 from m4v.core.errors import DataIntegrityError
 
 _BATCH = 65_536
@@ -65,20 +66,25 @@ def check_same_clips(clips_path: Path, hashes_path: Path) -> None:
         )
 
 
-def read_fingerprints(clips_path: Path, hashes_path: Path, places: NDArray[np.int64]) -> Fingerprints:
-    """What dedup knows of the clips at rising `places` of the two tables."""
+def read_fingerprints(
+    clips_path: Path, hashes_path: Path, places: NDArray[np.int64], embeddings_path: Path | None = None
+) -> Fingerprints:
+    """What dedup knows of the clips at rising `places` of the tables."""
     writer = FingerprintWriter()
     start = 0
-    for clips, hashes in zip(batches(clips_path, _CLIP_COLUMNS), batches(hashes_path, _HASH_COLUMNS), strict=True):
+    embedded = repeat(None) if embeddings_path is None else batches(embeddings_path, ("embedding",))
+    both = zip(batches(clips_path, _CLIP_COLUMNS), batches(hashes_path, _HASH_COLUMNS), strict=True)
+    for (clips, hashes), embeddings in zip(both, embedded, strict=False):
         first, last = np.searchsorted(places, [start, start + len(clips)])
         wanted = pa.array(places[first:last] - start)
         start += len(clips)
         if len(wanted):
-            writer.add(_batch(clips.take(wanted), hashes.take(wanted)))
+            values = [] if embeddings is None else embeddings["embedding"].take(wanted).to_pylist()
+            writer.add(_batch(clips.take(wanted), hashes.take(wanted), values))
     return writer.close()
 
 
-def _batch(clips: pa.RecordBatch, hashes: pa.RecordBatch) -> Batch:
+def _batch(clips: pa.RecordBatch, hashes: pa.RecordBatch, embeddings: Sequence[bytes | None]) -> Batch:
     sampled, sampled_counts = hashes_of_texts(clips["phash"].to_pylist())
     dense, dense_counts = _words(hashes["dense"])
     preference = (-sides(clips["crop"]), -clips["frames"].to_numpy(), hashes["input_order"].to_numpy())
@@ -93,6 +99,7 @@ def _batch(clips: pa.RecordBatch, hashes: pa.RecordBatch) -> Batch:
         sampled_counts=sampled_counts,
         dense=dense,
         dense_counts=dense_counts,
+        embeddings=embedding_rows(embeddings, len(clips)),
     )
 
 

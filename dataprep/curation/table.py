@@ -86,6 +86,7 @@ class Clip:
     record: MediaRecord = field(default_factory=MediaRecord)
     drop_rule: str | None = None
     duplicate_of: str | None = None
+    embedding: bytes = b""  # int8 components; empty where it was not measured
     provenance: tuple[Provenance, ...] | None = None  # of each caption, where the recipe has a section for captions
     awaits_caption: bool = False  # a model will write one if the clip is kept
 

@@ -168,6 +168,7 @@ class Measurer:
             task = measure.ClipTask(
                 entry.media, clip.first_frame, clip.frames, clip.box, self._config.decoder,
                 self._config.signals.key_frames, self._models(clip.drawn), clip.record.deinterlaced,
+                self._embeds(clip.drawn),
             )  # fmt: skip
             span = f"{clip.first_frame}-{clip.frames}-{'-'.join(map(str, clip.box))}-{int(clip.drawn)}"
             span += "-field" if clip.record.deinterlaced else ""
@@ -179,6 +180,7 @@ class Measurer:
                 continue
             facts, preview = unpack(result)
             clip.scores |= facts["scores"]
+            clip.embedding = bytes.fromhex(facts["embedding"])
             yield clip, preview
 
     def images(self, entries: Sequence[Entry]) -> Iterator[tuple[Clip, bytes]]:
@@ -187,7 +189,9 @@ class Measurer:
         tasks = [
             (
                 f"{e.file.sha256}-{int(e.drawn)}",
-                measure.ImageTask(e.media, self._limits, side, not e.drawn, self._models(e.drawn)),
+                measure.ImageTask(
+                    e.media, self._limits, side, not e.drawn, self._models(e.drawn), self._embeds(e.drawn)
+                ),
             )
             for e in entries
         ]
@@ -205,7 +209,11 @@ class Measurer:
                 entry.source, entry.file, entry.drawn, 0, 0, 0, 1, 0.0, facts["width"], facts["height"],
                 Box(*facts["box"]), texts, facts["phash"], facts["content"], hashes, hashes, entry.order,
                 facts["scores"], MediaRecord(transforms=tuple(facts["transforms"])),
+                embedding=bytes.fromhex(facts["embedding"]),
             ), preview  # fmt: skip
+
+    def _embeds(self, drawn: bool) -> bool:
+        return self._config.signals.embedding and not drawn
 
     def _models(self, drawn: bool) -> tuple[bool, bool, bool]:
         signals = self._config.signals

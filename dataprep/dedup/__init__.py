@@ -1,4 +1,4 @@
-"""Duplicate clips: equal pictures exactly, near copies by perceptual hashes over several frames."""
+"""Duplicate clips: equal pictures, near copies by perceptual hashes of several frames, clips that show the same."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from dataprep.curate_config import DedupConfig
 from dataprep.dedup.fingerprints import Fingerprints, Signature
 from dataprep.dedup.near import near_copies
+from dataprep.dedup.semantic import semantic_copies
+from m4v.core.errors import ConfigError
 
-EXACT, NEAR = "duplicate_exact", "duplicate_near"
+EXACT, NEAR, SEMANTIC = "duplicate_exact", "duplicate_near", "duplicate_semantic"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Copies:
 
 def find_duplicates(prints: Fingerprints, config: DedupConfig) -> Copies:
     """Copies among the clips. Deterministic: clips are taken in order of preference, then of id, and neither the
-    order of the rows nor the number of threads changes anything."""
+    order of the rows nor the number of threads changes anything. Raises ConfigError when embeddings are needed and
+    were not measured."""
     of = np.full(len(prints), -1, dtype=np.int64)
     rules = np.full(len(prints), "", dtype="U20")
     if config.exact:
@@ -34,6 +37,9 @@ def find_duplicates(prints: Fingerprints, config: DedupConfig) -> Copies:
     if config.perceptual:
         near, stays = near_copies(prints, of < 0, config)
         of[near], rules[near] = stays, NEAR
+    if config.semantic:
+        alike, stays = _alike(prints, (of < 0) & prints.perceptual, config)
+        of[alike], rules[alike] = stays, SEMANTIC
     rows = np.flatnonzero(of >= 0)
     return Copies(rows, rules[rows], of[rows])
 
@@ -48,4 +54,21 @@ def _equal(prints: Fingerprints) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return order[~first], stays[~first]
 
 
-__all__ = ["EXACT", "NEAR", "Copies", "Fingerprints", "Signature", "find_duplicates"]
+def _alike(
+    prints: Fingerprints, remaining: NDArray[np.bool_], config: DedupConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Among videos and among images apart: a still is no copy of the film that shows the same."""
+    if len(prints) and not prints.embeddings.shape[1]:
+        raise ConfigError(
+            "semantic dedup needs embeddings, and none were measured", where="dedup.semantic",
+            next_step="set signals.embedding, then curate again",
+        )  # fmt: skip
+    order = np.argsort(prints.ranks, kind="stable")
+    parts = [
+        semantic_copies(prints.embeddings, order[(remaining & (prints.video == video))[order]], config.min_cosine)
+        for video in (True, False)
+    ]
+    return np.concatenate([p.rows for p in parts]), np.concatenate([p.of for p in parts])
+
+
+__all__ = ["EXACT", "NEAR", "SEMANTIC", "Copies", "Fingerprints", "Signature", "find_duplicates"]

@@ -6,14 +6,16 @@ import hashlib
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 
-_SPILL_HASHES = 8_000_000  # dense hashes beyond which they lie in a file
+_SPILL_BYTES = 64 << 20
+
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 
 class Signature(NamedTuple):
@@ -32,6 +34,7 @@ class Signature(NamedTuple):
     media: str = "video"
     file: str = ""
     perceptual: bool = True
+    embedding: bytes = b""  # int8 components; empty where it was not measured
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Fingerprints:
     """Clips in any order; row r has hashes `sampled[sampled_starts[r]:sampled_starts[r + 1]]`, `dense` alike.
 
     `ranks`: places in the order of preference, a permutation. `contents` (n, 2): digest of media and pictures.
-    `files`: digest of the file, 0 when it is not known. `dense` may be mapped from a file: read it in runs.
+    `files`: digest of the file, 0 when it is not known. `embeddings` (n, d): zeros where it was not measured, d = 0
+    when it was nowhere. `dense` and `embeddings` may be mapped from a file: read them in runs.
     """
 
     ranks: NDArray[np.int64]
@@ -51,6 +55,7 @@ class Fingerprints:
     sampled_starts: NDArray[np.int64]
     dense: Hashes
     dense_starts: NDArray[np.int64]
+    embeddings: NDArray[np.int8]
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -77,6 +82,14 @@ class Batch(NamedTuple):
     sampled_counts: NDArray[np.int64]
     dense: Hashes
     dense_counts: NDArray[np.int64]
+    embeddings: NDArray[np.int8]  # (n, d)
+
+
+def embedding_rows(values: Sequence[bytes | None], count: int) -> NDArray[np.int8]:
+    """(count, d) from the bytes of each clip; zeros for a clip without."""
+    size = max((len(value) for value in values if value), default=0)
+    joined = b"".join(value or bytes(size) for value in values)
+    return np.frombuffer(joined, dtype=np.int8).reshape(count, size) if size else np.zeros((count, 0), np.int8)
 
 
 def batch_of(rows: Sequence[Signature]) -> Batch:
@@ -85,18 +98,47 @@ def batch_of(rows: Sequence[Signature]) -> Batch:
         [r.file for r in rows], [r.media for r in rows], np.array([r.perceptual for r in rows], dtype=np.bool_),
         np.concatenate([r.sampled for r in rows]), np.array([len(r.sampled) for r in rows], dtype=np.int64),
         np.concatenate([r.dense for r in rows]), np.array([len(r.dense) for r in rows], dtype=np.int64),
+        embedding_rows([r.embedding for r in rows], len(rows)),
     )  # fmt: skip
 
 
+class Spilled:
+    """Values laid end to end, in an unnamed temporary file once they are many."""
+
+    def __init__(self) -> None:
+        self._parts: list[NDArray[np.generic]] = []
+        self._count = self._waiting = 0
+        self._file: IO[bytes] | None = None
+
+    def add(self, values: NDArray[np.generic]) -> None:
+        self._parts.append(values)
+        self._count += len(values)
+        self._waiting += values.nbytes
+        if self._waiting > _SPILL_BYTES:
+            self._write()
+
+    def whole(self, kind: type[ScalarT]) -> NDArray[ScalarT]:
+        if self._file is None:
+            return np.concatenate([np.zeros(0, kind), *self._parts], dtype=kind)
+        self._write()
+        self._file.flush()
+        return np.memmap(self._file, dtype=kind, mode="r", shape=(self._count,))
+
+    def _write(self) -> None:
+        self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its mapping
+        for part in self._parts:
+            part.tofile(self._file)
+        self._parts, self._waiting = [], 0
+
+
 class FingerprintWriter:
-    """Collects batches; dense hashes go to an unnamed temporary file once they are many."""
+    """Collects batches; what is large goes to unnamed temporary files."""
 
     def __init__(self) -> None:
         self._ids: list[NDArray[np.bytes_]] = []
         self._columns: dict[str, list[NDArray[np.generic]]] = {name: [] for name in _COLUMNS}
-        self._dense: list[Hashes] = []
-        self._dense_count = 0
-        self._spill: IO[bytes] | None = None
+        self._dense, self._embeddings = Spilled(), Spilled()
+        self._components: list[tuple[int, int]] = []
 
     def add(self, batch: Batch) -> None:
         contents = [f"{media}:{content}" for media, content in zip(batch.media, batch.contents, strict=True)]
@@ -113,7 +155,9 @@ class FingerprintWriter:
         for name, column in values.items():
             self._columns[name].append(column)
         self._ids.append(np.array([i.encode() for i in batch.clip_ids], dtype=np.bytes_))
-        self._add_dense(batch.dense)
+        self._dense.add(batch.dense)
+        self._components.append(batch.embeddings.shape)
+        self._embeddings.add(batch.embeddings.ravel())
 
     def close(self) -> Fingerprints:
         ranks = _ranks(self._taken("preference"), self._ids)
@@ -125,28 +169,26 @@ class FingerprintWriter:
             perceptual=self._taken("perceptual").astype(np.bool_, copy=False),
             sampled=self._taken("sampled").astype(np.uint64, copy=False),
             sampled_starts=_starts(self._taken("sampled_counts")),
-            dense=self._all_dense(),
+            dense=self._dense.whole(np.uint64),
             dense_starts=_starts(self._taken("dense_counts")),
+            embeddings=self._all_embeddings(),
         )
 
     def _taken(self, name: str) -> NDArray[np.generic]:
         parts = self._columns.pop(name)
         return np.concatenate(parts) if parts else np.zeros(_EMPTY.get(name, (0,)), dtype=_COLUMNS[name])
 
-    def _add_dense(self, hashes: Hashes) -> None:
-        self._dense_count += len(hashes)
-        self._dense.append(hashes)
-        if self._dense_count > _SPILL_HASHES:
-            self._spill = self._spill or tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its mapping
-            for part in self._dense:
-                part.astype("<u8").tofile(self._spill)
-            self._dense = []
-
-    def _all_dense(self) -> Hashes:
-        if self._spill is None:
-            return np.concatenate([np.zeros(0, np.uint64), *self._dense])
-        self._spill.flush()
-        return np.memmap(self._spill, dtype="<u8", mode="r", shape=(self._dense_count,))
+    def _all_embeddings(self) -> NDArray[np.int8]:
+        rows, most = sum(n for n, _ in self._components), max((d for _, d in self._components), default=0)
+        flat = self._embeddings.whole(np.int8)
+        if all(d == most for _, d in self._components):
+            return flat.reshape(rows, most)
+        wide = np.zeros((rows, most), dtype=np.int8)  # a batch without any: small collections only
+        row = place = 0
+        for count, components in self._components:
+            wide[row : row + count, :components] = flat[place : place + count * components].reshape(count, components)
+            row, place = row + count, place + count * components
+        return wide
 
 
 _COLUMNS = {

@@ -116,7 +116,7 @@ def _fitted(vectors: Vectors, norms: NDArray[np.float64], clusters: int) -> Vect
         )
         sums = np.zeros((clusters, vectors.shape[1]), dtype=np.int64)
         np.add.at(sums, nearest, directions)
-        used = sums.any(axis=1)
+        used = np.asarray(sums.any(axis=1), dtype=np.bool_)
         centres = np.where(used[:, None], quantised(sums.astype(np.float64)), centres).astype(np.int8)
     return centres
 
@@ -149,7 +149,8 @@ def _led(vectors: Vectors, norms: NDArray[np.float64], rows: Places, threshold: 
             later, first = np.nonzero(_alike(block, vectors[rows[leading]], norms, rows[own], rows[leading], threshold))
             pairs.append(np.stack([leading[first], own[later]], axis=1))
             led[later] = True
-        alike = np.asarray(np.triu(_alike(block, block, norms, rows[own], rows[own], threshold), 1))
+        later_only = ~np.tri(len(own), dtype=np.bool_)
+        alike = np.logical_and(_alike(block, block, norms, rows[own], rows[own], threshold), later_only)
         for place in np.flatnonzero(alike.any(axis=1)):
             if not led[place]:
                 followers = np.flatnonzero(alike[place])

@@ -1,7 +1,7 @@
 """Stage `curate`: listed files to a table of clips, kept and dropped, with every score and reason.
 
 Layout of the artifact: `clips.parquet`, `hashes.parquet` (what a new decision needs beside it),
-`quarantine.parquet`, `funnel.json`, `previews/CLIP_ID.jpg`.
+`embeddings.parquet` where they were measured, `quarantine.parquet`, `funnel.json`, `previews/CLIP_ID.jpg`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataprep.captioning.clips import ClipCaptions
 from dataprep.captioning.recaption import STEP as RECAPTION
 from dataprep.curate_config import CurateConfig
-from dataprep.curation.candidates import HASHES, candidates_of, write_hashes
+from dataprep.curation.candidates import EMBEDDINGS, HASHES, candidates_of, write_embeddings, write_hashes
 from dataprep.curation.filters import decide
 from dataprep.curation.table import CLIPS, FUNNEL, PREVIEWS, Clip, Funnel, by_place, write_clips
 from dataprep.curation.videos import Entry, Measurer, Video, batches, cut
@@ -191,6 +191,7 @@ class _Curation:
             )
         write_clips(self.out / CLIPS, clips)
         write_hashes(self.out / HASHES, by_place(clips))
+        write_embeddings(self.out / EMBEDDINGS, by_place(clips))
         write_quarantine(self.out / QUARANTINE, self.quarantine)
         self.funnel.write(self.out / FUNNEL)
         self.context.summary(

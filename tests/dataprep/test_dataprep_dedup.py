@@ -206,7 +206,7 @@ def test_a_large_search_does_not_depend_on_rows_or_on_where_hashes_lie(monkeypat
 
     expected = found(np.arange(len(clips)))
     assert len(expected) == 200
-    monkeypatch.setattr(fingerprints, "_SPILL_HASHES", 100)
+    monkeypatch.setattr(fingerprints, "_SPILL_BYTES", 1000)
     monkeypatch.setattr(sketches, "_RUN", 64)
     assert found(order) == expected
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
-from numpy.typing import NDArray
+from pathlib import Path
+from typing import Any
 
+import av
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from curation_runs import CHEAP, context, curated, inputs, list_source
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+
+from dataprep.curate_config import CurateConfig, DedupConfig, FilterConfig
+from dataprep.curation.candidates import EMBEDDINGS, HASHES, read_candidates
+from dataprep.curation.filters import decide
+from dataprep.curation.table import CLIPS
 from dataprep.dedup import semantic
 from dataprep.dedup.semantic import quantised, semantic_copies
+from dataprep.signals.embedding import COMPONENTS
+from m4v.core.asset_catalog import asset_path
+from m4v.core.errors import ConfigError
 
 
 def collection(seed: int, count: int, copies: int, angle: float, components: int = 64) -> NDArray[np.int8]:
@@ -85,3 +100,52 @@ def test_a_cluster_of_thousands_of_equal_clips_costs_one_comparison_each(monkeyp
     found = semantic_copies(vectors, np.arange(20_000), 0.95)
     assert found.rows.tolist() == list(range(1, 20_000))
     assert not found.of.any()
+
+
+def photos(folder: Path) -> Path:
+    """A frame of film, the same mirrored (another grey hash, the same content), and one of something else."""
+    folder.mkdir()
+    for name, path in (("man", "corpus/street/carphone_pristine.mp4"), ("card", "corpus/street/a.mp4")):
+        with av.open(asset_path(path)) as container:
+            picture = next(container.decode(video=0)).to_image()
+        picture.save(folder / f"{name}.png")
+        if name == "man":
+            picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "mirrored.png")
+    for picture in folder.iterdir():
+        picture.with_suffix(".txt").write_text(f"a photo of {picture.stem}")
+    return folder
+
+
+def test_the_stage_drops_what_shows_the_same_and_keeps_the_embeddings(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos")
+    listed = list_source(tmp_path / "listed", "photos", folder, {"kind": "images", "licence": "none"})
+    cheap: dict[str, Any] = CHEAP
+    config = {**cheap, "filters": {**cheap["filters"], "min_sharpness": None}}
+    plain = curated(context(tmp_path / "plain", "curate", config, inputs(listed), {"photos": str(folder)}))
+    assert [c["drop_rule"] for c in plain.clips] == [None] * 3
+    assert not (plain.directory / EMBEDDINGS).exists()
+    with_semantic = {
+        **config, "signals": {**cheap["signals"], "embedding": True}, "dedup": {"semantic": True, "min_cosine": 0.9}
+    }  # fmt: skip
+    result = curated(context(tmp_path / "run", "curate", with_semantic, inputs(listed), {"photos": str(folder)}))
+    ids = {c["path"]: c["clip_id"] for c in result.clips}
+    assert {c["path"]: (c["drop_rule"], c["duplicate_of"]) for c in result.clips} == {
+        "card.png": (None, None), "man.png": (None, None), "mirrored.png": ("duplicate_semantic", ids["man.png"]),
+    }  # fmt: skip
+    stored = pq.read_table(result.directory / EMBEDDINGS).to_pylist()
+    assert [row["clip_id"] for row in stored] == [c["clip_id"] for c in result.clips]
+    assert all(len(row["embedding"]) == COMPONENTS for row in stored)
+    paths = [result.directory / name for name in (CLIPS, HASHES, EMBEDDINGS)]
+    rules = FilterConfig.model_validate(config["filters"])
+    again = decide(read_candidates(*paths), rules, DedupConfig(semantic=True, min_cosine=0.9))
+    assert again.drop_rules == [c["drop_rule"] for c in result.clips]
+    assert again.duplicate_of == [c["duplicate_of"] for c in result.clips]
+    strict = decide(read_candidates(*paths), rules, DedupConfig(semantic=True, min_cosine=1.0))
+    assert strict.drop_rules == [None] * 3
+    with pytest.raises(ConfigError, match="none were measured"):
+        decide(read_candidates(*paths[:2]), rules, DedupConfig(semantic=True))
+
+
+def test_semantic_dedup_needs_the_measurement() -> None:
+    with pytest.raises(ValidationError, match=r"needs signals\.embedding"):
+        CurateConfig.model_validate({"dedup": {"semantic": True}})
