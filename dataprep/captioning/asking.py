@@ -27,12 +27,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a question. `problem`: why no answer could be used, None with a caption. `payer`: the stage key
-    under which it was paid for."""
+    """What became of a question. `problem`: why no answer could be used, None with a caption; `tries`: how many there
+    were. `payer`: the stage key under which they were paid for."""
 
     caption: str
     flags: tuple[str, ...]
     problem: str | None
+    tries: int
     usage: Usage
     payer: str
 
@@ -43,7 +44,7 @@ class Answer:
     def unpack(cls, payload: bytes) -> Answer:
         made = json.loads(payload)
         return cls(
-            made["caption"], tuple(made["flags"]), made["problem"], Usage(**made["usage"]), made["payer"]
+            made["caption"], tuple(made["flags"]), made["problem"], made["tries"], Usage(**made["usage"]), made["payer"]
         )  # fmt: skip
 
 
@@ -61,7 +62,7 @@ class Asker:
         """Raises EndpointError after the last try, BudgetError at a limit, Stopped, and what `Endpoint.ask` raises."""
         nonce = nonce_of(self._seed, question.clip_id, question.prompt)
         usage, complaint, problem = Usage(), None, ""
-        for _ in range(self._config.answers):
+        for tries in range(1, self._config.answers + 1):
             body = request_body(self._config, question.prompt, nonce, pictures, question.texts, complaint)
             completion, used = self._complete(body, question.key)
             usage += used
@@ -70,8 +71,8 @@ class Asker:
             except AnswerError as error:
                 complaint, problem = error.kind, str(error)
                 continue
-            return Answer(judged.caption, judged.flags, None, usage, self._payer)
-        return Answer("", (), problem, usage, self._payer)
+            return Answer(judged.caption, judged.flags, None, tries, usage, self._payer)
+        return Answer("", (), problem, self._config.answers, usage, self._payer)
 
     def _complete(self, body: dict[str, object], key: str) -> tuple[Completion, Usage]:
         used = Usage()

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from dataprep.captioning.asking import Question
-from dataprep.captioning.clean import clean, open_lengths
+from dataprep.captioning.clean import Words, clean, open_lengths
 from dataprep.captioning.config import CaptionConfig, RecaptionConfig
 from dataprep.captioning.frames import FramesTask
 from dataprep.captioning.prompts import prompt_digest
@@ -85,11 +85,11 @@ class ClipCaptions:
             clip.frames, clip.width, clip.box, config.frames, config.frame_side, self._config.decoder,
             clip.record.deinterlaced, Limits(self._config.limits.max_pixels, self._config.limits.max_frames),
         )  # fmt: skip
-        texts = _texts(clip) if config.context else ()
+        texts = self._texts(clip) if config.context else ()
         # The decoder is left out: its last bits are not worth paying for every caption again.
         shown = [clip.record.deinterlaced, config.frames, config.frame_side]
         pixels = [file.sha256, file.media, clip.first_frame, clip.frames, list(clip.box), shown]
-        asked = [config.max_tokens, config.temperature, config.answers, config.language]
+        asked = [config.max_tokens, config.temperature, config.language]
         questions = tuple(
             Question(
                 digest_json([pixels, [list(t) for t in texts], prompt_digest(name, config.language), asked]),
@@ -98,6 +98,16 @@ class ClipCaptions:
             for name in config.prompts
         )  # fmt: skip
         return Request(task, questions)
+
+    def _texts(self, clip: Clip) -> tuple[tuple[str, str], ...]:
+        """What the collection says of a clip, labelled; whole, so that another text encoder asks nothing anew."""
+        span = Span(clip.first_frame, clip.first_frame + clip.frames)
+        given = covering(span, clip.file.captions, self._config.min_caption_overlap)
+        found = [("caption", clean(caption.text, Words(), None).text) for caption in given]
+        read = next((clip.file.extra[k] for k in _OCR_KEYS if isinstance(clip.file.extra.get(k), str)), None)
+        if read:
+            found.append(("text in the picture", clean(str(read), Words(), None).text))
+        return tuple(found)
 
     def _take(self, clip: Clip, request: Request, recaptioner: Recaptioner, config: RecaptionConfig) -> list[str]:
         """Put the model's captions into the clip; returns what went wrong."""
@@ -147,9 +157,3 @@ def _wanted(clip: Clip, config: RecaptionConfig) -> bool:
     if config.which == "all" or not clip.captions:
         return True
     return config.which == "filter" and all(len(text.split()) < config.min_words for text in clip.captions)
-
-
-def _texts(clip: Clip) -> tuple[tuple[str, str], ...]:
-    """What the collection says of a clip, labelled."""
-    read = next((clip.file.extra[k] for k in _OCR_KEYS if isinstance(clip.file.extra.get(k), str)), None)
-    return (*(("caption", text) for text in clip.captions), *([("text in the picture", str(read))] if read else []))

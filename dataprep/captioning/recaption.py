@@ -86,10 +86,11 @@ class Recaptioner:
                     continue
                 asked.add(question.key)
                 payload = self._store.get(question.key)
-                if payload is None:
+                answer = None if payload is None else Answer.unpack(payload)
+                if answer is None or (answer.problem is not None and answer.tries < self._config.answers):
                     left.append(question)
                 else:
-                    self.answers[question.key] = Answer.unpack(payload)
+                    self.answers[question.key] = answer
             if left:
                 missing.append(Request(request.task, tuple(left)))
             if number % 1000 == 0:

@@ -197,6 +197,12 @@ def test_answers_are_kept_and_never_asked_for_again(pictures: tuple[Path, InputR
         )  # fmt: skip
         assert len(server.asked) == PICTURES - 1
         assert again.manifest.artifact_id == first.manifest.artifact_id
+        shorter = {"text_encoder": {"kind": "minilm", "slots": 12}}
+        settings = config(server)
+        settings["captions"] |= shorter
+        cut = curate(tmp_path / "d", settings, pictures, items=tmp_path / "items")
+        assert len(server.asked) == PICTURES - 1
+        assert all(len(c["captions"][0]) < len(GOOD) for c in cut.kept())
         other = curate(tmp_path / "c", config(server, model="vlm-72b"), pictures, items=tmp_path / "items")
         assert len(server.asked) == 2 * (PICTURES - 1)
         assert other.manifest.artifact_id != first.manifest.artifact_id
@@ -333,6 +339,10 @@ def test_refusals_are_not_paid_for_twice(clips: tuple[Path, InputRef], tmp_path:
         for name in ("a", "b"):
             curate(tmp_path / name, config(server, max_failed=1), clips, items=tmp_path / "items")
         assert len(server.asked) == 2  # two tries at one clip, in the first run
+        server.script = [caption()]
+        more = curate(tmp_path / "c", config(server, answers=3), clips, items=tmp_path / "items")
+        assert len(server.asked) == 3
+    assert by_name(more)["clip0"]["captions"] == [GOOD]
 
 
 def test_an_endpoint_out_of_order_fails_the_stage_to_be_tried_again(

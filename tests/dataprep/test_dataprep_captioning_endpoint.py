@@ -62,7 +62,7 @@ def test_a_request_frames_pictures_and_texts(monkeypatch: pytest.MonkeyPatch) ->
     with serving() as server:
         answer = ask(config(server, api_key_env="VLM_KEY", endpoint=f"{server.endpoint}/chat/completions/"))
         asked = server.asked[0]
-    assert answer == Answer(GOOD, (), None, Usage(1, 1000, 50), "p")
+    assert answer == Answer(GOOD, (), None, 1, Usage(1, 1000, 50), "p")
     assert Answer.unpack(answer.pack()) == answer
     assert server.paths == ["/v1/chat/completions"]
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
