@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -78,7 +79,7 @@ class TensorDiff(FrozenModel):
         for kind, names in kinds.items():
             if names:
                 more = [f"… and {len(names) - shown} more"] if len(names) > shown else []
-                lines += [f"{len(names)} tensors {kind}:", *(f"  {name}" for name in [*names[:shown], *more])]
+                lines += [f"{_count(names)} {kind}:", *(f"  {name}" for name in [*names[:shown], *more])]
         return lines
 
 
@@ -107,10 +108,9 @@ class CheckReport(FrozenModel):
             lines.append(f"  {file.state:12} {file.place}{size}")
         for part in self.components:
             against = "match the model" if part.compared else "read; no model to compare with"
-            lines.append(
-                f"  {part.component}: {part.tensors} tensors, {part.parameters} parameters, "
-                + (against if part.ok else "DIFFERENT from the model")
-            )
+            counts = f"{part.tensors} tensors, {part.parameters} parameters"
+            verdict = f"{counts}, {against if part.ok else 'DIFFERENT from the model'}"
+            lines.append(f"  {part.component}: {'cannot be compared' if part.problem else verdict}")
             lines += [f"    {line}" for line in part.lines()]
         return lines
 
@@ -248,4 +248,13 @@ def require(found: CatalogueEntry, report: CheckReport, files: list[SourceFile])
 
 
 def _one_line(part: TensorDiff) -> str:
-    return " ".join(line.strip() for line in part.lines(shown=3))
+    """`2 tensors missing: a, b; 1 tensor unknown: c`."""
+    lines = part.lines(shown=3)
+    text = lines[0] if lines else ""
+    for before, line in pairwise(lines):
+        text += (" " if before.endswith(":") else ", " if line.startswith(" ") else "; ") + line.strip()
+    return text
+
+
+def _count(names: Sequence[str]) -> str:
+    return "1 tensor" if len(names) == 1 else f"{len(names)} tensors"

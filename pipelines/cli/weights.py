@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from m4v.weights.check import CheckReport, Progress
 
 EntryArgument = Annotated[str, typer.Argument(metavar="ENTRY", help="Entry of `m4v weights list`.")]
+FromOption = Annotated[
+    Path | None,
+    typer.Option("--from", help="Folder of the published files, or the root above it (default: $M4V_WEIGHTS)."),
+]
 OwnOption = Annotated[
     bool, typer.Option("--own", help="A model of your own in this format: published sizes and digests do not hold.")
 ]
@@ -86,9 +90,7 @@ def check_(
     names: Annotated[
         list[str] | None, typer.Argument(help="Entries; all that have a file here when none is named.")
     ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Weights root, or the folder of one entry (default: $M4V_WEIGHTS).")
-    ] = None,
+    from_: FromOption = None,
     digest: Annotated[bool, typer.Option("--digest", help="Read and hash every byte.")] = False,
     own: OwnOption = False,
     json_: JsonOption = False,
@@ -97,6 +99,7 @@ def check_(
 
     Ends with 10 when an entry lacks a file, with 20 when something is not what it should be.
     """
+    root = _existing(from_)
     chosen = [entry(name) for name in names] if names else [e for e in entries() if _present(e, root)[0]]
     reports = [_check(e, root, own, digest, _say(json_)) for e in chosen]
     if json_:
@@ -107,6 +110,13 @@ def check_(
         if not reports:
             print(f"no entry has a file below {root or weights_root()}; m4v weights list says what there is")
     raise typer.Exit(int(_verdict(reports)))
+
+
+def _existing(folder: Path | None) -> Path | None:
+    """Raises ConfigError for a folder that is none."""
+    if folder is not None and not folder.expanduser().is_dir():
+        raise ConfigError("folder does not exist", value=str(folder), where="--from")
+    return folder
 
 
 def _check(
@@ -139,9 +149,7 @@ def _verdict(reports: Sequence[CheckReport]) -> ExitClass:
 @weights.command("import")
 def import_(
     name: EntryArgument,
-    from_: Annotated[
-        Path | None, typer.Option("--from", help="Folder of the published files (default: below $M4V_WEIGHTS).")
-    ] = None,
+    from_: FromOption = None,
     alias: Annotated[
         str | None,
         typer.Option("--name", help="What recipes call it: under the same name they find this import in the ledger."),
@@ -156,9 +164,8 @@ def import_(
     """
     given = {"name": alias or default_name(name), "entry": name, "published": not own}
     config = parse(WeightsConfig, given, "m4v weights import")
-    if from_ is not None and not from_.expanduser().is_dir():
-        raise ConfigError("folder does not exist", value=str(from_), where="--from")
-    node = weights_node(config, None if from_ is None else str(from_))
+    folder = _existing(from_)
+    node = weights_node(config, None if folder is None else str(folder))
     run = _run(node, config, quiet=json_)
     outcome = run.outcomes[node.id]
     made = outcome.outputs.get("weights")
@@ -170,9 +177,10 @@ def import_(
                      "size": size(made.size_bytes), "took": duration(outcome.seconds), "place": made.uri})  # fmt: skip
         print(f"in a recipe: {{name: {config.name}, entry: {name}, location: artifact:{made.artifact_id}}}")
     else:
-        print(f"{node.id} {outcome.status}: {outcome.error}")
+        if sys.stdout.isatty():  # elsewhere the display said it in full
+            print(f"{node.id} {outcome.status}: {outcome.error}")
         if run.exit_class in (ExitClass.DATA_INTEGRITY, ExitClass.CONFIG):
-            print("\n".join(_check(entry(name), from_, own).lines()))
+            print("\n".join(_check(entry(name), folder, own).lines()))
     raise typer.Exit(int(run.exit_class))
 
 

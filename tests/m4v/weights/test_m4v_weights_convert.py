@@ -187,9 +187,9 @@ def add(key: str) -> Change:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (remove("proj_out.bias"), r"1 tensors missing: proj_out\.bias"),
-        (reshape("x_embedder.weight"), r"1 tensors of another shape: x_embedder\.weight: \[31, 16\].*needs \[32, 16\]"),
-        (add("guidance.weight"), r"1 tensors unknown: guidance\.weight"),
+        (remove("proj_out.bias"), r"1 tensor missing: proj_out\.bias"),
+        (reshape("x_embedder.weight"), r"1 tensor of another shape: x_embedder\.weight: \[31, 16\].*needs \[32, 16\]"),
+        (add("guidance.weight"), r"1 tensor unknown: guidance\.weight"),
     ],
 )
 def test_another_model_is_refused_with_a_readable_difference(

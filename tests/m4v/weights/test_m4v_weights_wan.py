@@ -135,7 +135,7 @@ def test_original_files_of_other_models_are_refused(tmp_path: Path) -> None:
     state = original_text_encoder()
     del state["blocks.1.ffn.fc2.weight"]
     torch.save(state, path)
-    with pytest.raises(DataIntegrityError, match=r"1 tensors missing: encoder\.block\.1\.layer\.1\.DenseReluDense\.wo"):
+    with pytest.raises(DataIntegrityError, match=r"1 tensor missing: encoder\.block\.1\.layer\.1\.DenseReluDense\.wo"):
         convert(ORIGINAL, tmp_path / "hub", tmp_path / "out", published=False)
     path.unlink()
     torch.save({"conv1.weight": torch.ones(2)}, tmp_path / "hub/Wan2.1_VAE.pth")

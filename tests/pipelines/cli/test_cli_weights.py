@@ -47,7 +47,7 @@ def test_the_list_says_what_there_is_where_it_belongs_and_what_is_here(m4v: M4v,
 
 
 def test_check_ends_with_what_is_wrong(m4v: M4v, tmp_path: Path, published: Path) -> None:
-    root = ("--root", str(published))
+    root = ("--from", str(published))
     code, out, _ = m4v("weights", "check", ENTRY, *root)
     assert code == ExitClass.OK
     assert "76 tensors, 364608 parameters, match the model" in out
