@@ -9,8 +9,8 @@ made then is the same artifact and nothing behind it runs again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
-from dataprep.download.config import DownloadConfig
 from dataprep.download.outcome import WantedFile
 from dataprep.download.run import Report, download
 from dataprep.download.state import DownloadState
@@ -18,54 +18,51 @@ from dataprep.sources.adapter import Adapter, ScanContext
 from dataprep.sources.config_base import Tables
 from dataprep.sources.digests import NoDigests
 from dataprep.sources.listing import Count, Entry, ListedFile, Rejected
-from m4v.core.stage import StageContext
 from m4v.core.storage import Storage
 
 
-def fetch_missing(
-    context: StageContext, adapter: Adapter[Tables], config: Tables, location: Storage, state: DownloadState
-) -> Report:
-    """Fetch until nothing is wanted that was not tried. With a `limit`, only as many files as the listing will take:
-    rows that failed for good are made up for by later ones.
+class Tell(Protocol):
+    """Hears how far it is: done of total (None: not known) units, with a line about it. May raise to stop."""
 
-    Raises InfrastructureError (most servers cannot be reached, the disk is full); Drained.
+    def __call__(self, done: float, total: float | None, unit: str, note: str) -> None: ...
+
+
+def fetch_missing(
+    adapter: Adapter[Tables], config: Tables, location: Storage, state: DownloadState, *, seed: int, tell: Tell,
+    again: bool = False,
+) -> Report:  # fmt: skip
+    """Fetch until nothing is wanted that was not tried; `again` also tries what failed for good before. With a
+    `limit`, only as many files as the listing will take: rows that failed for good are made up for by later ones.
+
+    Raises InfrastructureError (most servers cannot be reached, the disk is full); what `tell` raises.
     """
     settings = config.download
     assert settings is not None
     total = Report()
     while True:
-        report = _round(context, adapter, config, settings, location, state)
+        with NoDigests() as digests:
+            context = ScanContext(
+                digests, None, lambda done, total: tell(done, total, "rows", "looking for files to download")
+            )
+            wanted = _wanted(adapter.entries(config, location, context), config.limit, None if again else state)
+            report = download(
+                settings, wanted, state, seed=seed, again=again,
+                tick=lambda r: tell(r.done, r.wanted, "downloads", r.words()),
+            )  # fmt: skip
         total.add(report)
         if config.limit is None or sum(report.failed.values()) == report.unreachable:
             return total
+        again = False
 
 
-def _round(
-    context: StageContext, adapter: Adapter[Tables], config: Tables, settings: DownloadConfig, location: Storage,
-    state: DownloadState,
-) -> Report:  # fmt: skip
-    def looked_at(done: int, total: int | None) -> None:
-        context.progress.update(done, total, "rows", "looking for files to download")
-        context.check_drain()
-
-    def fetched(report: Report) -> None:
-        context.progress.update(report.done, report.wanted, "downloads", report.words())
-        context.check_drain()
-
-    with NoDigests() as digests:
-        entries = adapter.entries(config, location, ScanContext(digests, None, looked_at))
-        wanted = _wanted(entries, config.limit, state)
-        return download(settings, wanted, state, seed=context.seed, tick=fetched)
-
-
-def _wanted(entries: Iterable[Entry], limit: int | None, state: DownloadState) -> Iterator[WantedFile]:
+def _wanted(entries: Iterable[Entry], limit: int | None, state: DownloadState | None) -> Iterator[WantedFile]:
     usable = 0
     for entry in entries:
         if isinstance(entry, ListedFile):
             usable += 1
         elif isinstance(entry, Rejected) and entry.wanted is not None:
             file = WantedFile(entry.path, entry.wanted.url, entry.wanted.media, entry.wanted.claims)
-            usable += not state.has_failed(file)
+            usable += state is None or not state.has_failed(file)
             yield file
         if limit is not None and usable >= limit:
             return

@@ -156,6 +156,11 @@ class DownloadState:
         ).fetchone()
         return None if row is None else Failure(row[0], row[1] or "")
 
+    @property
+    def failures_uri(self) -> str:
+        """Where `write_failures` writes."""
+        return f"{self.location.uri}/{FOLDER}/{FAILURES}"
+
     def clear_parts(self) -> None:
         """Delete what killed runs left of files that nobody waits for any more."""
         shutil.rmtree(self.parts, ignore_errors=True)

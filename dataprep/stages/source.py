@@ -67,7 +67,12 @@ def _fetch(
     if not isinstance(config.adapter, Tables) or config.adapter.download is None:
         return None
     state = stack.enter_context(DownloadState(location, cache_file().parent))
-    report = fetch_missing(context, adapter, config.adapter, location, state)
+
+    def tell(done: float, total: float | None, unit: str, note: str) -> None:
+        context.progress.update(done, total, unit, note)
+        context.check_drain()
+
+    report = fetch_missing(adapter, config.adapter, location, state, seed=context.seed, tell=tell)
     context.metrics({f"download_{name}": value for name, value in report.figures().items()})
     return state
 

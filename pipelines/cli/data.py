@@ -1,4 +1,4 @@
-"""`m4v data sources|inspect|preview|quarantine`: what the data is, why clips went, what other thresholds would do."""
+"""`m4v data …`: what the data is, fetching it, why clips went, what other thresholds would do."""
 
 from __future__ import annotations
 
@@ -35,15 +35,24 @@ def sources(
     encoder_fps: Annotated[
         float | None, typer.Option(help="Frames a second that one GPU encodes, for an estimate of GPU hours.", min=0.01)
     ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="First fetch what a recipe's tables name by URL into their locations.")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="With --download: also try what failed for good (404, no media).")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Kinds of source; what a directory holds; what each source of a recipe would list. Reads no media.
 
-    Counts, bytes, hours and rejected rows are those of the collections' own tables and names.
+    With --download the sources that have a `download` section are filled, as `m4v run` does it: stop it at any time,
+    it goes on where it ended. Counts, bytes, hours and rejects are those of the collections' own tables and names.
     """
-    from pipelines.cli import data_sources
+    from pipelines.cli import data_download, data_sources
     from pipelines.inspection.sources import is_location, known_kinds, look_at, recipe_sources, totals
 
+    if download and (where is None or is_location(where)):
+        raise InputError("--download takes a recipe", value=where, next_step="m4v data sources RECIPE --download")
     if where is None:
         kinds = known_kinds()
         print_json({"kinds": [k.to_json() for k in kinds]}) if json_ else data_sources.print_kinds(kinds)
@@ -51,11 +60,15 @@ def sources(
         found = look_at(where, encoder_fps)
         print_json(found.to_json()) if json_ else data_sources.print_found(found)
     else:
+        downloads = data_download.download_sources(where, set_ or (), again=again) if download else None
         reports = recipe_sources(where, set_ or (), encoder_fps)
         sums = totals(r.report for r in reports if r.report)
         if json_:
-            print_json({"recipe": where, "sources": [r.to_json() for r in reports], "totals": sums})
+            found_there = {"recipe": where, "sources": [r.to_json() for r in reports], "totals": sums}
+            print_json(found_there if downloads is None else {**found_there, "downloads": downloads})
         else:
+            if downloads is not None:
+                data_download.print_reports(downloads)
             data_sources.print_recipe(reports)
         if problem := next((r.problem for r in reports if r.problem), None):
             raise problem
