@@ -8,10 +8,10 @@ import unicodedata
 from collections import Counter
 from typing import Any, NamedTuple
 
-from dataprep.captioning.clean import CUT, Words, repairs, shorten
+from dataprep.captioning.clean import CUT, Words, shorten
 from dataprep.captioning.config import PromptName
 from dataprep.captioning.prompts import LANGUAGES, addresses_a_model, system_text
-from dataprep.sources.text import clean_caption
+from dataprep.sources.text import clean_caption, repairs
 
 MAX_CONTENT_CHARS = 8000
 _MOST_WORDS: dict[PromptName, int] = {"detailed-1": 180, "short-1": 50}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from dataprep.sources.text import REPLACED, clean_caption
+from dataprep.sources.text import clean_caption, repairs
 from m4v.core.artifacts import Artifact
 from m4v.core.asset_catalog import asset_path
 from m4v.core.canonical import digest_file
@@ -116,21 +114,6 @@ def clean(raw: str, lengths: Lengths, limit: int | None) -> Cleaned:
     if text != plain.text or len(raw) > MAX_CHARS:
         flags = (*flags, CUT)
     return Cleaned(text, None if text else "missing_caption", flags, length)
-
-
-def repairs(raw: str) -> tuple[str, ...]:
-    """What cleaning changes in a text besides its spaces: entities, normalised, controls, replaced:NUMBER."""
-    if raw.isascii() and raw.isprintable() and "&" not in raw:
-        return ()
-    text = html.unescape(raw)
-    flags = ["entities"] if text != raw else []
-    if not unicodedata.is_normalized("NFC", text):
-        flags.append("normalised")
-    if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") and not c.isspace() for c in text):
-        flags.append("controls")
-    if replaced := text.count(REPLACED):
-        flags.append(f"replaced:{replaced}")
-    return tuple(flags)
 
 
 def shorten(text: str, lengths: Lengths, limit: int | None) -> tuple[str, int]:

@@ -47,9 +47,10 @@ class ClipCaptions:
                 if cleaned.problem is not None:
                     self.counts[f"captions_rejected_{cleaned.problem}"] += 1
                 elif cleaned.text not in texts and len(texts) < self._captions.max_captions:
+                    flags = tuple(dict.fromkeys([*caption.flags, *cleaned.flags]))
                     texts.append(cleaned.text)
-                    notes.append(Provenance("source", caption.origin, None, cleaned.flags, cleaned.length))
-                    self.counts["captions_repaired"] += bool(cleaned.flags)
+                    notes.append(Provenance("source", caption.origin, None, flags, cleaned.length))
+                    self.counts["captions_repaired"] += bool(flags)
             clip.captions, clip.provenance = tuple(texts), tuple(notes)
             clip.awaits_caption = not texts and self._captions.writes_missing
 

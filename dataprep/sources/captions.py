@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from dataprep.sources.listing import Caption, Count, Entry, Rejected
 from dataprep.sources.tables import Record, read_csv, read_json, read_json_lines
-from dataprep.sources.text import clean_caption, decode, path_problem, printable
+from dataprep.sources.text import clean_caption, decode, path_problem, printable, repairs
 from m4v.core.storage import Storage
 
 FILE_KEYS = ("file", "file_name", "filename", "path", "video", "image", "video_path", "image_path", "name")
@@ -168,10 +168,10 @@ class CaptionIndex:
             if clean.problem is not None:
                 detail = f"{origin}" + (f" row {row}" if row is not None else "") + ": no usable caption"
                 self.rejected.append(Rejected(media, row, clean.problem, detail))
-            elif caption in facts.captions:
+            elif any(caption.same(other) for other in facts.captions):
                 self.rejected.append(Rejected(media, row, "duplicate_caption", f"{origin} row {row}"))
             else:
-                facts.captions.append(caption)
+                facts.captions.append(caption._replace(flags=repairs(raw)) if clean.changed else caption)
                 if clean.changed:
                     self.rejected.append(Count("captions_repaired"))
 

@@ -13,12 +13,18 @@ Media = Literal["video", "image"]
 
 
 class Caption(NamedTuple):
-    """A caption of frames first..last (inclusive), or of the whole file when both are None."""
+    """A caption of frames first..last (inclusive), or of the whole file when both are None. `flags` name what was
+    repaired in its text."""
 
     first_frame: int | None
     last_frame: int | None
     text: str
     origin: str
+    flags: tuple[str, ...] = ()
+
+    def same(self, other: Caption) -> bool:
+        """Equal but for repairs."""
+        return self[:4] == other[:4]
 
 
 class Wanted(NamedTuple):

@@ -1,7 +1,8 @@
 """The listing of a source collection: files, captions and what was rejected, as rows and as an artifact.
 
 Layout: `listing.parquet`, `captions.parquet`, `rejected.parquet`, `source.json`; `media/` where the
-collection was generated; `wanted.parquet` where missing files can be fetched. Rows stream to disk, so a listing
+collection was generated; `wanted.parquet` where missing files can be fetched; `repairs.parquet` where captions had
+to be repaired. Rows stream to disk, so a listing
 of a million files needs little memory.
 """
 
@@ -11,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,7 +38,7 @@ from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.storage import Storage, write_atomic
 
 LISTING, CAPTIONS, REJECTED, SOURCE = "listing.parquet", "captions.parquet", "rejected.parquet", "source.json"
-WANTED = "wanted.parquet"
+WANTED, REPAIRS = "wanted.parquet", "repairs.parquet"
 ROW_GROUP = 8192
 
 FILE_SCHEMA = pa.schema(
@@ -58,17 +59,13 @@ FILE_SCHEMA = pa.schema(
     ]
 )
 CAPTION_SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("first_frame", pa.int64()),
-        ("last_frame", pa.int64()),
-        ("caption", pa.string()),
-        ("origin", pa.string()),
-    ]
-)
+    [("path", pa.string()), ("first_frame", pa.int64()), ("last_frame", pa.int64()), ("caption", pa.string()),
+     ("origin", pa.string())]
+)  # fmt: skip
 REJECTED_SCHEMA = pa.schema(
     [("path", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
 )
+REPAIR_SCHEMA = pa.schema([*CAPTION_SCHEMA, ("flags", pa.list_(pa.string()))])
 WANTED_SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -132,13 +129,14 @@ class ListingWriter:
         self._captions = _Table(directory / CAPTIONS, CAPTION_SCHEMA)
         self._rejected = _Table(directory / REJECTED, REJECTED_SCHEMA)
         self._directory = directory
-        self._wanted: _Table | None = None  # most collections have no such table
+        self._wanted: _Table | None = None  # most collections have no such tables
+        self._repairs: _Table | None = None
 
     def __enter__(self) -> ListingWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for table in (self._files, self._captions, self._rejected, self._wanted):
+        for table in (self._files, self._captions, self._rejected, self._wanted, self._repairs):
             if table is not None:
                 table.close()
 
@@ -154,10 +152,14 @@ class ListingWriter:
         else:
             self._files.add(entry_row(entry))
             for caption in entry.captions:
-                self._captions.add(
-                    {"path": entry.path, "first_frame": caption.first_frame, "last_frame": caption.last_frame,
-                     "caption": caption.text, "origin": caption.origin}
-                )  # fmt: skip
+                row: dict[str, object] = {
+                    "path": entry.path, "first_frame": caption.first_frame, "last_frame": caption.last_frame,
+                    "caption": caption.text, "origin": caption.origin,
+                }  # fmt: skip
+                self._captions.add(row)
+                if caption.flags:
+                    self._repairs = self._repairs or _Table(self._directory / REPAIRS, REPAIR_SCHEMA)
+                    self._repairs.add({**row, "flags": list(caption.flags)})
             self.counts["files"] += 1
             self.counts[f"{entry.media}s"] += 1
             self.counts["captions"] += len(entry.captions)
@@ -191,6 +193,7 @@ class SourceReader:
     def files(self) -> Iterator[ListedFile]:
         """Listed files in order, with their captions."""
         captions = _Grouped(self._rows(CAPTIONS, CAPTION_SCHEMA))
+        repairs = _Grouped(self._rows(REPAIRS, REPAIR_SCHEMA) if REPAIRS in self.artifact.names() else iter(()))
         rows = self._rows(LISTING, FILE_SCHEMA)
         row = next(rows, None)
         while row is not None:
@@ -198,12 +201,11 @@ class SourceReader:
             # Spans of one file that follow each other own the captions of just their frames.
             shared = following is not None and following["path"] == row["path"]
             span = (row["first_frame"], row["last_frame"]) if shared else None
-            own = tuple(
-                Caption(c["first_frame"], c["last_frame"], c["caption"], c["origin"])  # type: ignore[arg-type]
-                for c in captions.take(str(row["path"]), span)
-            )
+            own = [_caption(c) for c in captions.take(str(row["path"]), span)]
+            repaired = [_caption(c) for c in repairs.take(str(row["path"]), span)]
+            own = [next((r for r in repaired if r.same(c)), c) for c in own]
             row["extra"] = json.loads(str(row["extra"]))
-            yield ListedFile(captions=own, **row)  # type: ignore[arg-type]
+            yield ListedFile(captions=tuple(own), **row)  # type: ignore[arg-type]
             row = following
 
     def rejected(self) -> Iterator[Rejected]:
@@ -242,11 +244,16 @@ class SourceReader:
         return path
 
     def _rows(self, name: str, schema: pa.Schema) -> Iterator[dict[str, object]]:
-        table = pq.ParquetFile(self.artifact.path(name))
+        table = pq.ParquetFile(self.artifact.path(name), pre_buffer=False)  # keeps no chunk that was read
         if table.schema_arrow.names != schema.names:
             raise DataIntegrityError("source table has other columns", value=table.schema_arrow.names, where=name)
         for batch in table.iter_batches(batch_size=ROW_GROUP):
             yield from batch.to_pylist()
+
+
+def _caption(row: dict[str, object]) -> Caption:
+    flags = cast("list[str]", row.get("flags") or [])
+    return Caption(row["first_frame"], row["last_frame"], row["caption"], row["origin"], tuple(flags))  # type: ignore[arg-type]
 
 
 class _Grouped:

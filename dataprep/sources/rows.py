@@ -20,7 +20,7 @@ from dataprep.sources.config_base import Adapter, Identity, Tables
 from dataprep.sources.digests import DigestCache
 from dataprep.sources.listing import Caption, Count, Entry, ListedFile, Media, Rejected, Wanted
 from dataprep.sources.tables import Record
-from dataprep.sources.text import clean_caption, path_problem, printable
+from dataprep.sources.text import clean_caption, path_problem, printable, repairs
 from dataprep.sources.tree import IMAGE_SUFFIXES, VIDEO_SUFFIXES, glob_regex
 from m4v.core.errors import InputError
 from m4v.core.storage import Storage
@@ -150,8 +150,8 @@ def clean_captions(
         caption = Caption(first, last, clean.text, origin)
         if clean.problem is not None:
             problems.append(clean.problem)
-        elif caption not in captions:
-            captions.append(caption)
+        elif not any(caption.same(other) for other in captions):
+            captions.append(caption._replace(flags=repairs(raw)) if clean.changed else caption)
             repaired += clean.changed
     return captions, problems, repaired
 

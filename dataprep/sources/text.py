@@ -55,6 +55,21 @@ def clean_caption(raw: str, max_chars: int) -> CleanText:
     return CleanText(text, None if text else "missing_caption", text != plain)
 
 
+def repairs(raw: str) -> tuple[str, ...]:
+    """What cleaning changes in a text besides its spaces: entities, normalised, controls, replaced:NUMBER."""
+    if raw.isascii() and raw.isprintable() and "&" not in raw:
+        return ()
+    text = html.unescape(raw)
+    flags = ["entities"] if text != raw else []
+    if not unicodedata.is_normalized("NFC", text):
+        flags.append("normalised")
+    if any(unicodedata.category(c) in _DROPPED and not c.isspace() for c in text):
+        flags.append("controls")
+    if replaced := text.count(REPLACED):
+        flags.append(f"replaced:{replaced}")
+    return tuple(flags)
+
+
 def path_problem(path: str) -> str | None:
     """Why a relative path must not be used, None when it is fine. Dashes, dots, spaces and emoji are fine."""
     if not path:

@@ -21,8 +21,9 @@ from PIL import Image
 from dataprep.curate_config import CurateConfig
 from dataprep.curation.candidates import HASHES, read_candidates
 from dataprep.curation.filters import decide
+from dataprep.sources.listing import SourceReader
 from dataprep.stages import encode
-from m4v.core.artifacts import ArtifactKind
+from m4v.core.artifacts import Artifact, ArtifactKind
 from m4v.core.errors import ConfigError, Drained, ExitClass, InfrastructureError, NeedsHuman
 from m4v.core.stage import InputRef, OutputRef, Resources, StageContext, StageRequest
 from m4v.video_io import encode_mp4
@@ -86,6 +87,10 @@ def note(origin: str, place: str, text: str, model: str | None = None, flags: tu
     return {"origin": origin, "place": place, "model": model, "flags": list(flags), "length": len(text.split())}
 
 
+def reference_artifact(reference: InputRef, work: Path) -> Artifact:
+    return Artifact(reference.uri, reference.artifact_id, reference.kind, work / "cache")
+
+
 def test_clips_without_a_caption_get_one(clips: tuple[Path, InputRef], tmp_path: Path) -> None:
     with serving() as server:
         result = curate(tmp_path, config(server), clips)
@@ -99,12 +104,14 @@ def test_clips_without_a_caption_get_one(clips: tuple[Path, InputRef], tmp_path:
     assert found["clip0"]["captions"] == [GOOD]
     assert found["clip0"]["caption_provenance"] == [note("model", "detailed-1", GOOD, "vlm-7b")]
     assert found["clip1"]["captions"] == ["a grey pattern & noise drifts"]
-    assert found["clip1"]["caption_provenance"] == [note("source", "clip1.txt", "a grey pattern & noise drifts")]
+    assert found["clip1"]["caption_provenance"] == [
+        note("source", "clip1.txt", "a grey pattern & noise drifts", flags=("entities", "controls"))
+    ]
     assert all(c["kept"] for c in result.clips)
     step = {"step": "recaption", "unit": "clips", "in": 3, "out": 3, "dropped_by_reason": {}}
     assert result.funnel[-1] == step
     assert result.manifest.summary["captions"] == {
-        "caption_lengths": "words", "captions_repaired": 0, "recaptioned": 1
+        "caption_lengths": "words", "captions_repaired": 1, "recaptioned": 1
     }  # fmt: skip
     assert server.endpoint not in json.dumps(result.manifest.canonical())
 
@@ -393,3 +400,26 @@ def test_progress_says_what_was_spent(pictures: tuple[Path, InputRef], tmp_path:
     assert (progress["done"], progress["total"], progress["unit"]) == (11, 11, "captions")
     assert progress["note"] == "11550 tokens, cost 12.1"
     assert progress["rate"] > 0
+
+
+def test_repairs_of_a_source_stand_beside_its_captions(tmp_path: Path) -> None:
+    """The file is there only where something was repaired; ranges and several captions a file find their own."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "b"):
+        _clip(folder / f"{name}.mp4", 1)
+    (folder / "captions.csv").write_text(
+        "file,first_frame,last_frame,caption\n"
+        "a.mp4,0,9,plain one\na.mp4,10,19,fish &amp; chips\n"
+        "b.mp4,0,19,cafe\u0301\nb.mp4,0,19,caf\u00e9\nb.mp4,0,19,plain\n"
+    )
+    reference = list_source(tmp_path / "listed", "two", folder, FOLDER)
+    files = SourceReader(reference_artifact(reference, tmp_path)).files()
+    assert {f.path: [(c.text, c.flags) for c in f.captions] for f in files} == {
+        "a.mp4": [("plain one", ()), ("fish & chips", ("entities",))],
+        "b.mp4": [("caf\u00e9", ("normalised",)), ("plain", ())],
+    }
+    (folder / "captions.csv").write_text("file,caption\na.mp4,one\nb.mp4,two\n")
+    plain = list_source(tmp_path / "again", "two", folder, FOLDER)
+    assert (Path(reference.uri) / "repairs.parquet").exists()
+    assert not (Path(plain.uri) / "repairs.parquet").exists()

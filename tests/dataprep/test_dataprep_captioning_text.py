@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from dataprep.captioning.answers import AnswerError, Completion, judge, read_completion
-from dataprep.captioning.clean import Tokens, Words, clean, count, open_lengths, repairs, shorten
+from dataprep.captioning.clean import Tokens, Words, clean, count, open_lengths, shorten
 from dataprep.captioning.prompts import TASKS, addresses_a_model, data_block, nonce_of, system_text
+from dataprep.sources.text import repairs
 from m4v.core.artifacts import Artifact, ArtifactKind, build_manifest, write_manifest
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.text.config import MiniLmConfig, T5ClipConfig
