@@ -7,7 +7,7 @@ order, the place of its file among the inputs, whether it is drawn, and its dens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +98,9 @@ def read_candidates(clips_path: Path, hashes_path: Path, embeddings_path: Path |
         return read_fingerprints(clips_path, hashes_path, places, embeddings_path)
 
     drawn = column(hashes_path, "drawn").to_numpy()
-    ids, values = TextColumn(clips_path, "clip_id"), read_values(clips_path)
-    return Candidates(ids, values, drawn, _captioned(clips_path), fingerprints)
+    return Candidates(
+        TextColumn(clips_path, "clip_id"), StoredValues(clips_path), drawn, _captioned(clips_path), fingerprints
+    )
 
 
 def read_values(clips_path: Path) -> dict[str, NDArray[np.float64]]:
@@ -107,13 +108,31 @@ def read_values(clips_path: Path) -> dict[str, NDArray[np.float64]]:
 
     Read column by column: all of a large table at once would stand in memory twice.
     """
-    video = pc.equal(column(clips_path, "media"), "video").to_numpy()
-    crops = [sides(batch["crop"]) for batch in batches(clips_path, ("crop",))]
-    return {
-        "frames": np.where(video, column(clips_path, "frames").to_numpy(), np.nan),
-        "side": np.concatenate([np.zeros(0), *crops]),
-        **{n: column(clips_path, f"score_{n}").to_numpy().astype(np.float64) for n in SCORES if n in _MEASURES},
-    }
+    return dict(StoredValues(clips_path))
+
+
+class StoredValues(Mapping[str, NDArray[np.float64]]):
+    """`Candidates.values` of a published clip table, each read when it is asked for: together they are large."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._names = ("frames", "side", *(name for name in SCORES if name in _MEASURES))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        if name not in self._names:
+            raise KeyError(name)
+        if name == "frames":
+            video = pc.equal(column(self._path, "media"), "video").to_numpy()
+            return np.where(video, column(self._path, "frames").to_numpy(), np.nan)
+        if name == "side":
+            return np.concatenate([np.zeros(0), *(sides(b["crop"]) for b in batches(self._path, ("crop",)))])
+        return np.asarray(column(self._path, f"score_{name}").to_numpy(), dtype=np.float64)
 
 
 def _captioned(path: Path) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,12 @@ class Fingerprints:
     dense: Hashes
     dense_starts: NDArray[np.int64]
     embeddings: NDArray[np.int8]
+    mapped: tuple[mmap.mmap, ...] = ()  # what `dense` and `embeddings` lie in
+
+    def release(self) -> None:
+        """Give pages of mapped files back; they come again when they are read."""
+        for mapping in self.mapped:
+            mapping.madvise(mmap.MADV_DONTNEED)
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -109,6 +116,7 @@ class Spilled:
         self._parts: list[NDArray[np.generic]] = []
         self._count = self._waiting = 0
         self._file: IO[bytes] | None = None
+        self.mapping: mmap.mmap | None = None
 
     def add(self, values: NDArray[np.generic]) -> None:
         self._parts.append(values)
@@ -122,7 +130,8 @@ class Spilled:
             return np.concatenate([np.zeros(0, kind), *self._parts], dtype=kind)
         self._write()
         self._file.flush()
-        return np.memmap(self._file, dtype=kind, mode="r", shape=(self._count,))
+        self.mapping = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(self.mapping, dtype=kind, count=self._count)
 
     def _write(self) -> None:
         self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its mapping
@@ -172,6 +181,7 @@ class FingerprintWriter:
             dense=self._dense.whole(np.uint64),
             dense_starts=_starts(self._taken("dense_counts")),
             embeddings=self._all_embeddings(),
+            mapped=tuple(s.mapping for s in (self._dense, self._embeddings) if s.mapping is not None),
         )
 
     def _taken(self, name: str) -> NDArray[np.generic]:

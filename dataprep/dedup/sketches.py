@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ _GROUP = 64  # clips with one key up to which all are compared with each other
 _FIRST = 8  # in a larger group, the members by preference that every other one is compared with
 _NOTHING = np.uint64(0xFFFFFFFFFFFFFFFF)
 _THREADS = 2
+_RELEASED = 64  # runs after which pages of mapped hashes are given back
 
 
 class Members(NamedTuple):
@@ -41,41 +43,48 @@ class Members(NamedTuple):
 def candidate_pairs(prints: Fingerprints, members: Members, max_distance: int) -> Pairs:
     """(n, 2) places of members, the preferred first, without repeats. The same whatever the order of the rows."""
 
-    def search(table: tuple[int, ...]) -> Pairs:
-        minima = _minima(prints, members, table)
-        return _unique([_close(prints, members, minima[k], max_distance) for k in range(MINIMA)])
-
+    found = np.zeros((0, 2), np.int64)
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = np.zeros((0, 2), np.int64)
-        for start in range(0, len(TABLES), _THREADS):
-            found = _unique([found, *pool.map(search, TABLES[start : start + _THREADS])])
+        for table in TABLES:
+            keys, hashes = _minima(prints, members, table, pool)
+            search = partial(_close, max_distance=max_distance)
+            found = _unique([found, *pool.map(search, keys, hashes)])
     return found
 
 
-def _minima(prints: Fingerprints, members: Members, table: tuple[int, ...]) -> NDArray[np.uint64]:
-    """(MINIMA, members) smallest mixed keys, each over the number of its frame in the clip."""
-    minima = np.full((MINIMA, len(members.rows)), _NOTHING)
-    for first, last in _runs(prints.dense_starts):
+def _minima(
+    prints: Fingerprints, members: Members, table: tuple[int, ...], pool: ThreadPoolExecutor
+) -> tuple[NDArray[np.uint32], Hashes]:
+    """(MINIMA, members) smallest mixed keys of each clip, and the hashes that have them; hash 0 where there is none."""
+    keys = np.zeros((MINIMA, len(members.rows)), dtype=np.uint32)
+    hashes = np.zeros((MINIMA, len(members.rows)), dtype=np.uint64)
+
+    def fill(run: tuple[int, int]) -> None:
+        first, last = run
         starts = prints.dense_starts[first : last + 1]
         counts = np.diff(starts)
         filled = np.flatnonzero(counts)
         places = members.places[first + filled]
         wanted = places >= 0
-        if not wanted.any():
-            continue
-        hashes = np.asarray(prints.dense[starts[0] : starts[-1]])
+        own = np.array(prints.dense[starts[0] : starts[-1]])
         begins = starts[:-1] - starts[0]
-        frames = np.arange(len(hashes)) - np.repeat(begins, counts)
-        words = _mixed(hashes, table).astype(np.uint64) << np.uint64(32) | frames.astype(np.uint64)
-        structureless = np.flatnonzero(hashes == 0)
+        if not wanted.any():
+            return
+        words = _mixed(own, table).astype(np.uint64) << np.uint64(32) | np.arange(len(own), dtype=np.uint64)
+        structureless = np.flatnonzero(own == 0)
         for k in range(MINIMA):
             # With its own number taken off, quarter k has the smallest words.
             turned = words ^ np.uint64(k << 62)
             turned[structureless] = _NOTHING
             smallest = np.minimum.reduceat(turned, begins[filled])[wanted]
-            smallest[smallest >> np.uint64(62) != 0] = _NOTHING
-            minima[k, places[wanted]] = smallest
-    return minima
+            some = smallest >> np.uint64(62) == 0
+            keys[k, places[wanted][some]] = (smallest[some] >> np.uint64(32)).astype(np.uint32)
+            hashes[k, places[wanted][some]] = own[(smallest[some] & np.uint64(0xFFFFFFFF)).astype(np.int64)]
+
+    for number, _ in enumerate(pool.map(fill, _runs(prints.dense_starts))):
+        if number % _RELEASED == 0:
+            prints.release()
+    return keys, hashes
 
 
 def _runs(starts: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -100,36 +109,33 @@ def _mixed(hashes: Hashes, table: tuple[int, ...]) -> NDArray[np.uint32]:
     return key ^ key >> np.uint32(15)
 
 
-def _close(prints: Fingerprints, members: Members, minima: NDArray[np.uint64], max_distance: int) -> Pairs:
+def _close(keys: NDArray[np.uint32], hashes: Hashes, max_distance: int) -> Pairs:
     """Pairs of places with one key whose hashes are close.
 
     A frame that very many clips share (a title card) must not cost the square of their number.
     """
-    words = (minima & np.uint64(0xFFFFFFFF << 32)) | np.arange(len(minima), dtype=np.uint64)
-    words = words[minima != _NOTHING]
+    used = np.flatnonzero(hashes)
+    words = keys[used].astype(np.uint64) << np.uint64(32) | used.astype(np.uint64)
     words.sort()
     same = np.diff(words >> np.uint64(32)) == 0
     shared = np.append(same, False) | np.insert(same, 0, False) if len(words) else np.zeros(0, np.bool_)
     words = words[shared]  # most clips are alone with their key
-    keys, places = words >> np.uint64(32), (words & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
-    sizes = np.diff(np.append(begins, len(keys)))
+    shared_keys, places = words >> np.uint64(32), (words & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    begins = (
+        np.flatnonzero(np.concatenate([[True], np.diff(shared_keys) != 0])) if len(words) else np.zeros(0, np.int64)
+    )
+    sizes = np.diff(np.append(begins, len(words)))
     grouped = np.repeat(begins, sizes)
-    own = np.arange(len(keys))
+    own = np.arange(len(words))
     later = own > grouped
     own, low = own[later], grouped[later]
     high = np.where(np.repeat(sizes, sizes)[later] > _GROUP, np.minimum(own, low + _FIRST), own)
     found = []
     for rows, others in laid_out(low, high, _COMPARED):
         left, right = places[others], places[own[rows]]
-        near = distance(*(_hash_of(prints, members, minima, p) for p in (left, right))) <= max_distance
+        near = distance(hashes[left], hashes[right]) <= max_distance
         found.append(np.stack([left[near], right[near]], axis=1))
     return _unique(found)
-
-
-def _hash_of(prints: Fingerprints, members: Members, minima: NDArray[np.uint64], places: NDArray[np.int64]) -> Hashes:
-    frames = (minima[places] & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    return np.asarray(prints.dense[prints.dense_starts[members.rows[places]] + frames])
 
 
 def _unique(parts: list[Pairs]) -> Pairs:

@@ -91,7 +91,7 @@ class KeptClip:
 
 def kept_clips(path: Path) -> Iterator[KeptClip]:
     """Kept rows of `clips.parquet`, in its order; raises DataIntegrityError when a column is missing."""
-    table = pq.ParquetFile(path)
+    table = pq.ParquetFile(path, pre_buffer=False)  # keeps no chunk that was read
     names = table.schema_arrow.names
     if missing := sorted(set(_COLUMNS) - set(names)):
         raise DataIntegrityError("clip table has no such column", value=missing[0], where=path.name)
