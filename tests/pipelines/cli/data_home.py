@@ -26,7 +26,12 @@ from pipelines.ledger import Ledger, NewRun, NodeOutcome
 from pipelines.store import ArtifactRecord
 
 HOSTILE = "a <script>alert('x')</script> & \"quoted\" square"
-CONFIG: dict[str, Any] = {**CHEAP, "filters": {**CHEAP["filters"], "min_motion": 0.1}, "missing_caption": "drop"}
+CONFIG: dict[str, Any] = {
+    **CHEAP,
+    "signals": {**CHEAP["signals"], "embedding": True},
+    "filters": {**CHEAP["filters"], "min_motion": 0.1},
+    "missing_caption": "drop",
+}
 FOLDER = {"kind": "folder", "require_captions": False, "licence": "CC0-1.0"}
 SHAPES = {
     "kind": "synthetic", "count": 5, "stills": 2, "frames": 17, "size": [64, 64], "backgrounds": ["white", "black"],

@@ -44,6 +44,7 @@ TRIES = [
     ["dedup.exact=false", "dedup.perceptual=false", "filters.min_frames=5"],
     ["dedup.max_distance=0", "dedup.min_match=1.0"],
     ["filters.min_frames=30", "filters.min_side=null", "dedup.min_match=0.3"],
+    ["dedup.semantic=true", "dedup.min_cosine=0.7", "dedup.perceptual=false"],
 ]
 Call = Callable[..., tuple[int, str, str]]
 
