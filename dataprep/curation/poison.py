@@ -27,7 +27,7 @@ class PoisonList:
         entry = self._entry(digest)
         if entry is None or entry["kills"] < self._after or self._limits.wider_than(entry["limits"]):
             return None
-        detail = f"{entry['detail']}; ended so {entry['kills']} times, not tried again under these limits"
+        detail = f"{entry['detail']}; killed in {entry['kills']} runs, not tried again under these limits"
         return ItemFailure(entry["reason"], detail)
 
     def add(self, digest: str, failure: ItemFailure) -> bool:

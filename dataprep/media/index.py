@@ -136,7 +136,7 @@ def _whole_groups(
 def _from_frames(path: Path, time_base: Fraction, limits: Limits) -> FrameIndex:
     """For containers without usable packet times (old AVI): decode once and count."""
     pts: list[int | None] = []
-    with open_video(path, limits.max_pixels) as (container, stream):
+    with open_video(path, limits.max_pixels) as (container, stream), decoding("counting frames"):
         rate = Fraction(stream.average_rate or 25)
         for frame in pictures(container, stream):
             pts.append(frame.pts)

@@ -34,11 +34,16 @@ class Pictures:
         self._spoiled_back: set[int] = set()  # groups whose pictures before the key frame are bad
         self.failed = False  # since the last key frame, for streams without times
 
-    def seek(self, pts: int) -> None:
-        self._container.seek(pts, stream=self._stream, backward=True, any_frame=False)
+    def seek(self, pts: int) -> bool:
+        """Go to the key frame at or before `pts`; False, and no move, where the container cannot."""
+        try:
+            self._container.seek(pts, stream=self._stream, backward=True, any_frame=False)
+        except av.error.FFmpegError:
+            return False
         if self._decoder is not self._stream.codec_context:
             self._decoder.flush_buffers()
         self._key_pts = None
+        return True
 
     def __iter__(self) -> Iterator[VideoFrame]:
         """Frames one packet late: HEVC tells of a wrong picture hash when it is given the next packet."""

@@ -17,7 +17,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from dataprep.media.container import open_video
+from dataprep.media.container import decoding, open_video
 from dataprep.media.convert import Picture, display_matrix, frame_display
 from dataprep.media.geometry import Display, Frame, Size, display_of
 from dataprep.media.index import FrameIndex, frame_index
@@ -115,7 +115,7 @@ def decoded(path: Path, index: FrameIndex, wanted: Sequence[int]) -> Iterator[tu
     """Decoder frames of increasing frame numbers; None for those that are damaged."""
     if any(a >= b for a, b in itertools.pairwise(wanted)):
         raise ValueError("wanted frame numbers are not increasing")
-    with open_video(path) as (container, stream):
+    with open_video(path) as (container, stream), decoding("decoding"):
         walk = Walk(container, stream, index) if index.seekable else Count(container, stream)
         for number in wanted:
             yield number, walk.to(number)
@@ -134,7 +134,7 @@ def _display(path: Path, _mtime_ns: int) -> Display:
 
 def first_frame(path: Path) -> tuple[Any, Fraction | None]:
     """The first frame that decodes, and the stream's sample aspect ratio."""
-    with open_video(path) as (container, stream):
+    with open_video(path) as (container, stream), decoding("decoding the first frame"):
         for frame in pictures(container, stream):
             return frame, stream.sample_aspect_ratio
     raise ItemError(Reason.DECODE_ERROR, "no packet decodes to a frame")

@@ -9,6 +9,7 @@ from av.video.stream import VideoStream
 
 from dataprep.media.index import FrameIndex
 from dataprep.media.pictures import Pictures
+from dataprep.quarantine import ItemError, Reason
 
 _SEEK_ATTEMPTS = 3
 
@@ -51,10 +52,17 @@ class Walk:
                 return None
 
     def _land(self, key: int) -> None:
-        """Continue decoding from key frame number `key` (or an earlier one where the seek is not exact)."""
+        """Continue decoding from key frame number `key`, from an earlier one where the seek is not exact, or from
+        where decoding stands where the file cannot be sought.
+
+        Raises ItemError `decode_error` when a file can be sought forwards only.
+        """
+        moved = False
         for earlier in range(key, max(-1, key - _SEEK_ATTEMPTS), -1):
             wanted = int(self._index.keys[earlier])
-            self._pictures.seek(wanted)
+            if not self._pictures.seek(wanted):
+                break
+            moved = True
             self._frames = iter(self._pictures)
             # Pictures shown before the key frame may lack their references: they are passed over.
             for frame in self._frames:
@@ -63,7 +71,10 @@ class Walk:
                         self._held, self._position = frame, wanted
                         return
                     break
-        self._pictures.seek(int(self._index.keys[0]))
+        if not moved:
+            return
+        if not self._pictures.seek(int(self._index.keys[0])):
+            raise ItemError(Reason.DECODE_ERROR, "the file cannot be sought backwards")
         self._frames, self._held = iter(self._pictures), None
 
 

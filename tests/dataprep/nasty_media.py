@@ -279,3 +279,21 @@ def beyond_four_gib(path: Path) -> Path:
         out.seek(mdat + shift)
         out.write(data[mdat:moov] + bytes(tail))
     return path
+
+
+def bomb(path: Path, frames: int = 400) -> Path:
+    """A few megabytes that decode to gigabytes: one large picture, packed once and shown over and over."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".txt").write_text("a plain wall\n")
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("png", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 4096, 2160, "rgb24"
+        wall = av.VideoFrame.from_ndarray(np.full((2160, 4096, 3), 120, np.uint8), format="rgb24")
+        (packet,) = [*stream.encode(wall), *stream.encode(None)]
+        for k in range(frames):
+            again = av.Packet(bytes(packet))
+            again.stream, again.time_base = stream, Fraction(1, 24)
+            again.pts = again.dts = k
+            again.is_keyframe = True
+            out.mux(again)
+    return path

@@ -301,6 +301,37 @@ def test_rule_6_limits_on_pixels_and_frames(folder: Path) -> None:
         probe_video(folder / "plain.mp4", Limits(max_frames=30))
 
 
+@pytest.mark.deep
+def test_rule_6_a_bomb_is_stopped_and_not_tried_again(tmp_path: Path) -> None:
+    """The stage goes on without it; the next run does not even start it."""
+    folder = tmp_path / "films"
+    assert nasty_media.bomb(folder / "bomb.mov").stat().st_size < 16 << 20
+    nasty_media.write(folder / "plain.mp4")
+    source = list_source(tmp_path / "films-list", "films", folder, {"kind": "folder", "require_captions": False})
+
+    def run(number: int, cpu_s: float) -> Curated:
+        config = {**CONFIG, "limits": {"item_cpu_s": cpu_s, "poison_after": 1}}
+        made = context(
+            tmp_path / f"run{number}",
+            "curate",
+            config,
+            inputs(source),
+            {"films": str(folder)},
+            items=tmp_path / "items",
+        )
+        return curated(made)
+
+    details = []
+    for number, cpu_s in enumerate((2.0, 2.0)):
+        result = run(number, cpu_s)
+        assert [r["path"] for r in result.kept()] == ["plain.mp4"]
+        (row,) = result.quarantine
+        assert (row.path, row.reason, row.step) == ("bomb.mov", "timeout", "signals")
+        details.append(row.detail)
+    assert details[0] == "no answer within 2 s of processor time"
+    assert details[1].endswith("killed in 1 runs, not tried again under these limits")
+
+
 @pytest.mark.parametrize(
     ("claims", "differs"),
     [
