@@ -104,6 +104,7 @@ def test_a_what_if_is_what_a_run_does(made: DataHome, read: Any, tries: list[str
     assert tried["then"]["kept"] == sum(fate == "kept" for fate, _ in really.values())
     moved = [(before[c][0], really[c][0]) for c in before if before[c][0] != really[c][0]]
     assert {(m["from"], m["to"]): m["clips"] for m in tried["moves"]} == {m: moved.count(m) for m in moved}
+    assert tried["moves"], "settings that move nothing prove nothing"
     assert tried["drift"] == 0
 
 
