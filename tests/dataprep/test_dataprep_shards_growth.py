@@ -129,9 +129,12 @@ else:
 support.run(StageContext(StageRequest.model_validate_json(Path(sys.argv[1]).read_text())))
 """
 KILLS = (
-    "shard half written", "tars closed, no index",
-    *(pytest.param(when, marks=pytest.mark.deep) for when in ("shard whole, not in its place", "second shard closing")),
-)  # fmt: skip
+    "tars closed, no index",
+    *(
+        pytest.param(when, marks=pytest.mark.deep)
+        for when in ("shard half written", "shard whole, not in its place", "second shard closing")
+    ),
+)
 
 
 @pytest.fixture(scope="module")

@@ -261,7 +261,7 @@ module.repair(mine.storage, mine.manifest, lambda _: [], [OtherDataset(other)])
 """
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.deep)])
 def test_a_repair_that_is_killed_goes_on(tmp_path: Path, when: str):
     versions = Versions(tmp_path, str(tmp_path / "store"))
     mine = versions.dataset(videos(*NAMES), samples=2)
