@@ -19,6 +19,7 @@ from m4v.core.errors import InfrastructureError
 from m4v.core.rng import generator
 
 _POLL_S = 0.2
+_STOP_S = 5.0
 _FEW = 20  # of a handful of files one that is unreachable is no outage
 Tick = Callable[["Report"], None]
 Outcome = tuple[Task, Fetched | FetchError | BaseException]
@@ -102,8 +103,9 @@ class Downloader:
         finally:
             self._stop.set()
             self._schedule.close()
+            deadline = time.monotonic() + _STOP_S  # one that hangs in a read is left behind: it only has a part to lose
             for thread in threads:
-                thread.join()
+                thread.join(max(0.0, deadline - time.monotonic()))
             self._client.close()
             self._drain_outcomes()
             self._state.write_failures()
