@@ -24,7 +24,8 @@ MEMBER_SUFFIX = {"latent": "latent.safetensors", "text": "text.safetensors", "me
 PATCH_AREA = 4
 GROUP_ROWS = 65_536  # of a Parquet row group
 RUN_ROWS = 262_144  # kept in memory by a writer
-_MERGED_ROWS = 262_144
+_MERGED_ROWS = 131_072
+_BATCH_ROWS = 2048  # of a run, read together
 MEMBER_FIELDS = (("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string()))
 
 SCHEMA = pa.schema(
@@ -69,6 +70,7 @@ class IndexWriter:
         self._path = path
         self._rows: list[dict[str, object]] = []
         self._runs: list[Path] = []
+        self._sampled: list[str] = []  # clip ids, one of each batch of a run
         self._folder = tempfile.TemporaryDirectory(prefix="index-runs-")
 
     def __enter__(self) -> IndexWriter:
@@ -92,19 +94,45 @@ class IndexWriter:
         for start in range(0, table.num_rows, RUN_ROWS):
             run = Path(self._folder.name) / f"{len(self._runs):06d}.arrow"
             with pa.OSFile(str(run), "wb") as file, pa.ipc.new_file(file, SCHEMA) as stream:
-                stream.write_table(_sorted(table.slice(start, RUN_ROWS)))
+                ordered = _sorted(table.slice(start, RUN_ROWS))
+                stream.write_table(ordered, max_chunksize=_BATCH_ROWS)
+            self._sampled += ordered["clip_id"].take(pa.array(range(0, len(ordered), _BATCH_ROWS))).to_pylist()
             self._runs.append(run)
 
     def _close(self) -> None:
-        rest = _sorted(pa.Table.from_pylist(self._rows, schema=SCHEMA))
+        rest = pa.Table.from_pylist(self._rows, schema=SCHEMA)
         with pq.ParquetWriter(self._path, SCHEMA, compression="zstd") as writer:
-            for part in _merged([*map(_mapped, self._runs), rest]):
+            if not self._runs:
+                writer.write_table(_sorted(rest), row_group_size=GROUP_ROWS)
+                return
+            self.add_table(rest)
+            bounds = sorted(set(sorted(self._sampled)[:: max(1, _MERGED_ROWS // _BATCH_ROWS)]))
+            for part in _merged([*map(_Run, self._runs)], bounds):
                 writer.write_table(part, row_group_size=GROUP_ROWS)
 
 
-def _mapped(run: Path) -> pa.Table:
-    """A run as one chunk, paged in from its file as it is read."""
-    return pa.ipc.open_file(pa.memory_map(str(run))).read_all()
+class _Run:
+    """A sorted run, read from its file batch by batch."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pa.ipc.open_file(pa.OSFile(str(path)))
+        self._next = 0
+        self._rest = SCHEMA.empty_table()
+
+    def take(self, bound: str | None) -> pa.Table:
+        """The rows that come next and whose clip id is below `bound`; all with None."""
+        parts = [self._rest]
+        while self._next < self._file.num_record_batches and (bound is None or not _reaches(parts[-1], bound)):
+            parts.append(pa.Table.from_batches([self._file.get_batch(self._next)]))
+            self._next += 1
+        whole = pa.concat_tables(parts)
+        end = whole.num_rows if bound is None else _first_from(whole, bound)
+        self._rest = whole.slice(end)
+        return whole.slice(0, end)
+
+
+def _reaches(part: pa.Table, bound: str) -> bool:
+    return part.num_rows > 0 and str(part["clip_id"][part.num_rows - 1].as_py()) >= bound
 
 
 def _sorted(table: pa.Table) -> pa.Table:
@@ -112,32 +140,17 @@ def _sorted(table: pa.Table) -> pa.Table:
     return ordered.combine_chunks()
 
 
-def _merged(runs: list[pa.Table]) -> Iterator[pa.Table]:
+def _merged(runs: list[_Run], bounds: list[str]) -> Iterator[pa.Table]:
     """All rows of sorted runs in order, in tables of a row group."""
-    runs = [run for run in runs if run.num_rows]
-    if len(runs) < 2:
-        yield runs[0] if runs else SCHEMA.empty_table()
-        return
     whole = SCHEMA.empty_table()
-    taken = [0] * len(runs)
-    for bound in [*_bounds(runs), None]:
-        ends = [run.num_rows if bound is None else _first_from(run, bound) for run in runs]
-        parts = [run.slice(start, end - start) for run, start, end in zip(runs, taken, ends, strict=True)]
-        taken = ends
-        whole = pa.concat_tables([whole, _sorted(pa.concat_tables(parts))])
+    for bound in [*bounds, None]:
+        whole = pa.concat_tables([whole, _sorted(pa.concat_tables([run.take(bound) for run in runs]))])
         full = whole.num_rows // GROUP_ROWS * GROUP_ROWS
         for start in range(0, full, GROUP_ROWS):
             yield whole.slice(start, GROUP_ROWS).combine_chunks()
         whole = whole.slice(full).combine_chunks()
     if whole.num_rows:
         yield whole
-
-
-def _bounds(runs: list[pa.Table]) -> list[str]:
-    """Clip ids that cut all rows into parts of about `_MERGED_ROWS`."""
-    step = max(1, _MERGED_ROWS // len(runs))
-    seen = sorted(str(run["clip_id"][k].as_py()) for run in runs for k in range(step // 2, run.num_rows, step))
-    return sorted(set(seen[len(runs) :: len(runs)]))
 
 
 def _first_from(run: pa.Table, clip: str) -> int:

@@ -38,7 +38,7 @@ def reference(path: Path, made: list[dict[str, object]]) -> bytes:
 
 @pytest.mark.parametrize("count", [0, 1, 40, 500])
 def test_merged_runs_are_the_bytes_of_one_sort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    for name, value in (("GROUP_ROWS", 64), ("RUN_ROWS", 48), ("_MERGED_ROWS", 100)):
+    for name, value in (("GROUP_ROWS", 64), ("RUN_ROWS", 48), ("_MERGED_ROWS", 100), ("_BATCH_ROWS", 7)):
         monkeypatch.setattr(shard_index, name, value)
     made = rows(count)
     expected = reference(tmp_path / "reference", made)
