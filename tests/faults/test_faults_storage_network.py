@@ -56,21 +56,20 @@ def noise(size: int, seed: int = 0) -> bytes:
     return generator(seed, "bytes").bytes(size)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f != "slow"])
 def test_one_fault_in_writing_is_passed_over(proxy: FaultProxy, store: Storage, fault: str, tmp_path: Path) -> None:
     small, large = noise(5000), noise(PART + 300_000, 1)
     proxy.plan = once(fault, "PUT", "small")
     store.write_bytes("small", small)
     (tmp_path / "large").write_bytes(large)
-    for method, part in (("POST", "uploads"), ("PUT", "partNumber=2"), ("POST", "uploadId=")):
-        proxy.plan = once(fault, method, part)
-        store.put_file(tmp_path / "large", f"large-{method}-{len(part)}")
-        assert any(f == fault for _, _, f in proxy.requests)
+    steps = [once(fault, *step) for step in (("POST", "uploads"), ("PUT", "partNumber=2"), ("POST", "uploadId="))]
+    proxy.plan = lambda *request: next((f for step in steps if (f := step(*request))), None)
+    store.put_file(tmp_path / "large", "large")
+    assert sum(f == fault for _, _, f in proxy.requests) == 4, "one at each step"
     proxy.clear()
     assert store.read_bytes("small") == small
-    written = [f.path for f in store.list() if f.path != "small"]
-    assert len(written) == 3
-    assert {store.digest(path) for path in written} == {digest_bytes(large)}
+    assert [f.path for f in store.list()] == ["large", "small"]
+    assert store.digest("large") == digest_bytes(large)
 
 
 @pytest.mark.parametrize("fault", HONEST)
@@ -161,7 +160,7 @@ def staged(directory: Path, seed: int = 0) -> OutputResult:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_publishing_through_a_storm(proxy: FaultProxy, store: Storage, tmp_path: Path, seed: int) -> None:
     """A third of all requests goes wrong, also by garbled bytes: what is published is right all the same."""
     faults = tuple(f for f in FAULTS if f not in ("hang", "garble_answer"))
@@ -179,7 +178,7 @@ def test_publishing_through_a_storm(proxy: FaultProxy, store: Storage, tmp_path:
 
 @pytest.mark.parametrize(
     ("fault", "begin"),
-    [("refuse", 1), ("refuse", 5), ("503", 3), ("garble_request", 1), ("garble_request", 4), ("garble_request", 5)],
+    [("refuse", 1), ("503", 5), ("garble_request", 1), ("garble_request", 5)],
 )
 def test_publishing_that_fails_leaves_nothing_to_be_seen(
     proxy: FaultProxy, store: Storage, tmp_path: Path, fault: str, begin: int
@@ -216,7 +215,7 @@ def test_an_artifact_that_is_damaged_where_it_lies_is_replaced(
 def test_items_are_right_or_missing(proxy: FaultProxy, store: Storage) -> None:
     items = ItemStore(store)
     proxy.plan = by_chance(7, 0.3, tuple(f for f in FAULTS if f != "hang"))
-    payloads = {digest_bytes(f"{n}".encode()): noise(2000 + n, n) for n in range(12)}
+    payloads = {digest_bytes(f"{n}".encode()): noise(2000 + n, n) for n in range(8)}
     for key, payload in payloads.items():
         items.put(key, payload)
     for key, payload in payloads.items():
