@@ -7,7 +7,6 @@ sample id, draw index, purpose): batches, ranks and prefetch cannot change it.
 from __future__ import annotations
 
 import json
-import mmap
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -18,13 +17,13 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from m4v.core.canonical import digest_bytes
-from m4v.core.errors import DataIntegrityError
 from m4v.core.rng import generator, torch_seed
-from m4v.core.shard_index import MEMBER_FIELDS, MEMBERS, member
+from m4v.core.shard_index import MEMBER_FIELDS, MEMBERS, MemberRef
+from m4v.core.shard_reader import ShardReader
 from m4v.flow.latents import normalise
 from m4v.flow.packing import ColumnDraws, PackedColumn, pack_column
 from m4v.flow.schedule import PyramidSchedule
@@ -60,6 +59,14 @@ class Batch:
     dropped: list[bool]
 
 
+class _Places(NamedTuple):
+    """Where one kind of member lies in its shard, by row: columns, since rows of a table are slow to take apart."""
+
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    digests: pa.LargeStringArray
+
+
 class SampleStore:
     """Members of a dataset version by sample id; bytes are checked against the index on every read.
 
@@ -67,35 +74,28 @@ class SampleStore:
     """
 
     def __init__(self, path_of: Callable[[str], Path], index: pa.Table) -> None:
-        self._path_of = path_of
         ids = id_array(index["sample_id"])
         self._rows = np.argsort(ids, kind="stable").astype(np.int32)
         self._ids = ids[self._rows]
-        self._index = index.select(list(INDEX_COLUMNS))
-        self._maps: dict[str, mmap.mmap] = {}
+        shards = index["shard"].combine_chunks().dictionary_encode()
+        self._names: list[str] = shards.dictionary.to_pylist()
+        self._shards = shards.indices.to_numpy()
+        self._captions = index["captions"].to_numpy()
+        self._places = {name: _places(index, name) for name in MEMBERS}
+        self._reader = ShardReader(lambda name: path_of(f"shards/{name}"))
 
-    def _row(self, sample_id: str) -> dict[str, object]:
+    def _row(self, sample_id: str) -> int:
         key = sample_id.encode()
         place = int(np.searchsorted(self._ids, key))
         if place == len(self._ids) or self._ids[place] != key:
             raise KeyError(sample_id)
-        row: dict[str, object] = self._index.slice(int(self._rows[place]), 1).to_pylist()[0]
-        return row
+        return int(self._rows[place])
 
     def _bytes(self, sample_id: str, name: str) -> bytes:
-        reference = member(self._row(sample_id), name)
-        if reference.shard not in self._maps:
-            with self._path_of(f"shards/{reference.shard}").open("rb") as stream:
-                self._maps[reference.shard] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        data = self._maps[reference.shard][reference.offset : reference.offset + reference.size_bytes]
-        if digest_bytes(data) != reference.sha256:
-            raise DataIntegrityError(
-                "shard member differs from the index",
-                value=f"{sample_id}.{name}",
-                where=reference.shard,
-                next_step="m4v artifacts verify",
-            )
-        return data
+        row, places = self._row(sample_id), self._places[name]
+        shard = self._names[self._shards[row]]
+        reference = MemberRef(shard, int(places.offsets[row]), int(places.sizes[row]), str(places.digests[row].as_py()))
+        return self._reader.read(reference, f"{sample_id}.{name}")
 
     def latent(self, sample_id: str, draw: int, seed: int, frames: int) -> Tensor:
         """First `frames` latent frames (16, t, h, w), float32, un-normalised: the mean, or with a stored
@@ -114,10 +114,16 @@ class SampleStore:
 
     def captions(self, sample_id: str) -> int:
         """Number of captions of a sample."""
-        return int(str(self._row(sample_id)["captions"]))
+        return int(self._captions[self._row(sample_id)])
 
     def caption(self, sample_id: str, caption: int) -> str:
         return str(json.loads(self._bytes(sample_id, "meta"))["captions"][caption])
+
+
+def _places(index: pa.Table, name: str) -> _Places:
+    # Large strings: the digests of 34 million rows pass what 32-bit offsets reach.
+    digests = index[f"{name}_sha256"].cast(pa.large_string()).combine_chunks()
+    return _Places(index[f"{name}_offset"].to_numpy(), index[f"{name}_size"].to_numpy(), digests)
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,16 @@ class ShardReader:
         self._path_of, self._check = path_of, check
         self._maps: dict[str, mmap.mmap] = {}
 
-    def read(self, reference: MemberRef) -> bytes:
-        """Raises DataIntegrityError when the bytes are not what the index says."""
+    def read(self, reference: MemberRef, name: str | None = None) -> bytes:
+        """Raises DataIntegrityError, which calls the member `name`, when the bytes are not what the index says."""
         shard = self._maps.get(reference.shard) or self._map(reference.shard)
         data = shard[reference.offset : reference.offset + reference.size_bytes]
         if len(data) != reference.size_bytes or (self._check and digest_bytes(data) != reference.sha256):
             raise DataIntegrityError(
-                "shard member differs from the index", value=reference.shard, next_step="m4v artifacts verify"
+                "shard member differs from the index",
+                value=name or reference.offset,
+                where=reference.shard,
+                next_step="m4v artifacts verify --repair",
             )
         return data
 
