@@ -120,7 +120,7 @@ def _expect(found: int, expected: int, what: str) -> None:
         raise SystemExit(f"{found} {what} instead of {expected}")
 
 
-def run_step(name: str, work: Path, rows: int) -> None:
+def run_step(name: str, work: Path, rows: int, limit_gib: float) -> None:
     begin, before = time.perf_counter(), os.times()
     result = STEPS[name](work, rows)
     after = os.times()
@@ -131,7 +131,7 @@ def run_step(name: str, work: Path, rows: int) -> None:
         **result,
     }  # fmt: skip
     print(json.dumps(facts), flush=True)
-    if peak > LIMIT_GIB:
+    if peak > limit_gib:
         raise SystemExit(f"step {name} took {peak:.2f} GiB")
 
 
@@ -139,11 +139,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--work", type=Path, default=None)
+    parser.add_argument("--limit-gib", type=float, default=LIMIT_GIB)
     parser.add_argument("--steps", nargs="+", choices=tuple(STEPS), default=list(STEPS))
     parser.add_argument("--step", choices=tuple(STEPS), help="only this, on what lies in --work already")
     options = parser.parse_args()
     if options.step:
-        run_step(options.step, options.work, options.rows)
+        run_step(options.step, options.work, options.rows, options.limit_gib)
         return
     work = Path(tempfile.mkdtemp(dir=options.work, prefix="bench-scale-"))
     environment = {**os.environ, "M4V_CACHE": str(work / "cache"), "TMPDIR": str(work)}
@@ -153,7 +154,10 @@ def main() -> None:
         write_clips(work / "clips", options.rows)
         print(json.dumps({"step": "generate", "wall_s": round(time.perf_counter() - begin, 1)}), flush=True)
         for name in options.steps:
-            command = [sys.executable, __file__, "--rows", str(options.rows), "--work", str(work), "--step", name]
+            command = [
+                sys.executable, __file__, "--rows", str(options.rows), "--work", str(work), "--step", name,
+                "--limit-gib", str(options.limit_gib),
+            ]  # fmt: skip
             subprocess.run(command, check=True, env=environment)
     finally:
         shutil.rmtree(work)
