@@ -68,7 +68,8 @@ def index_tables(clips: Path) -> Iterator[pa.Table]:
     """Index rows, unsorted, for every kept clip of a clip table: one sample each, in one of eight buckets."""
     columns = ["clip_id", "source", "source_id", "source_digest", "start_us", "end_us", "phash", "media", "licence"]
     first = 0
-    for batch in pq.ParquetFile(clips, pre_buffer=False).iter_batches(batch_size=CHUNK, columns=[*columns, "caption_digest"]):
+    stored = pq.ParquetFile(clips, pre_buffer=False)
+    for batch in stored.iter_batches(batch_size=CHUNK, columns=[*columns, "caption_digest"]):
         count, numbers = len(batch), np.arange(first, first + len(batch))
         first += count
         bucket = numbers % 8

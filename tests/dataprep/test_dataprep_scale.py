@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "bench_scale.py"
 
 
+@pytest.mark.deep
 def test_a_generated_manifest_goes_through_dedup_index_and_order_in_bounded_memory(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARK), "--rows", "110000", "--work", str(tmp_path), "--limit-gib", "1"]
     command += ["--steps", "dedup", "index", "order"]
