@@ -47,7 +47,9 @@ class Parent:
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The index in its order, in pieces."""
-        for batch in pq.ParquetFile(self.artifact.path(INDEX)).iter_batches(RUN_ROWS, columns=columns):
+        for batch in pq.ParquetFile(self.artifact.path(INDEX), pre_buffer=False).iter_batches(
+            RUN_ROWS, columns=columns
+        ):
             yield pa.Table.from_batches([batch])
 
 

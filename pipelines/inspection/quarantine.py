@@ -91,7 +91,7 @@ def _rows(artifact: Artifact) -> Iterator[Held]:
             detail = f"row {rejected.row}: {rejected.detail}" if rejected.row is not None else rejected.detail
             yield _held(artifact, reader.name, "", rejected.path, rejected.reason, detail, "source")
     elif QUARANTINE in artifact.names(QUARANTINE):
-        for batch in pq.ParquetFile(artifact.path(QUARANTINE)).iter_batches():
+        for batch in pq.ParquetFile(artifact.path(QUARANTINE), pre_buffer=False).iter_batches():
             for row in batch.to_pylist():
                 columns = (row["source"], row["source_id"], row["path"], row["reason"], row["detail"], row["step"])
                 yield _held(artifact, *columns)

@@ -60,7 +60,7 @@ def _share_out(sizes: Sequence[int], wanted: int) -> list[int]:
 
 def rows_at(path: Path, places: NDArray[np.int64], columns: Sequence[str]) -> Iterator[Row]:
     """Rows of a Parquet file at rising `places`, one row group in memory at a time; columns it lacks are left out."""
-    file = pq.ParquetFile(path)
+    file = pq.ParquetFile(path, pre_buffer=False)
     names = [c for c in columns if c in file.schema_arrow.names]
     start = 0
     for group in range(file.num_row_groups):

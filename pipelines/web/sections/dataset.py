@@ -93,7 +93,7 @@ class _Counted:
         self.sources: Counter[str] = Counter()
         self.licences: Counter[str] = Counter()
         self._buckets: dict[tuple[str, int, int, int], list[int]] = defaultdict(lambda: [0, 0, 0])
-        for batch in pq.ParquetFile(artifact.path(INDEX)).iter_batches(columns=_COLUMNS):
+        for batch in pq.ParquetFile(artifact.path(INDEX), pre_buffer=False).iter_batches(columns=_COLUMNS):
             for row in batch.to_pylist():
                 self._add(row)
 
