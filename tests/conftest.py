@@ -26,7 +26,6 @@ hypothesis.settings.load_profile("m4v")
 
 REPOSITORY = Path(__file__).parent.parent
 S3_BUCKET = "m4v-tests"
-SLOW_FIRST = {"e2e": 0, "faults": 1, "training": 2}
 
 
 @pytest.fixture(scope="session")
@@ -124,11 +123,6 @@ class GoldenTable:
         for name, (error, tolerance, failed) in sorted(self.errors.items()):
             shown = "0" if error == 0 else f"{error:.2e}"
             terminalreporter.write_line(f"{name:{width}}  {shown:>9}  {tolerance}{'  FAILED' if failed else ''}")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that run whole pipelines first: begun last, one of them would keep a core idle for minutes."""
-    items.sort(key=lambda item: SLOW_FIRST.get(item.path.parent.name, len(SLOW_FIRST)))
 
 
 def pytest_configure(config: pytest.Config) -> None:
