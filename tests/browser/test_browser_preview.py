@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from browser_pages import OVERFLOWING, Watched, until
+from playwright.sync_api import Browser
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines" / "cli"))
 from data_home import DataHome, build, publish_beside
@@ -21,12 +22,6 @@ from pipelines.web import preview
 from pipelines.workspace import Workspace
 
 MANY = 5000
-OVERFLOWING = """
-Array.from(document.querySelectorAll('body *')).filter(e => {
-  const box = e.getBoundingClientRect();
-  return box.width && box.right > innerWidth + 1 && !e.closest('.scroll, nav, pre, svg, .skip');
-}).map(e => e.tagName + '.' + e.className)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -63,46 +58,6 @@ def many_file(made: DataHome, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("funnel.json", "quarantine.parquet"):
         shutil.copy(small / name, folder / name)
     return _page(made, publish_beside(made, folder), tmp_path_factory.mktemp("page") / "many.html")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium") or shutil.which("chromium-browser")
-    if executable is None:
-        pytest.fail("Chromium is not installed; run `make browser`")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"], headless=True)
-        yield found
-        found.close()
-
-
-class Watched:
-    """A page with everything it complained about and asked for."""
-
-    def __init__(self, browser: Browser, file: Path, **context: object) -> None:
-        self.page: Page = browser.new_context(**context).new_page()  # type: ignore[arg-type]
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda r: None if r.url.startswith("data:") else self.requests.append(r.url))
-        self.url = file.as_uri()
-        self.page.goto(self.url)
-
-    def shown(self) -> list[str]:
-        return self.page.eval_on_selector_all(".clip:not([hidden])", "nodes => nodes.map(n => n.dataset.fate)")
-
-    def choose(self, name: str, value: str) -> None:
-        self.page.select_option(f"select[name={name}]", value)
-
-
-def until(page: Page, expression: str) -> None:
-    """Wait for an expression to hold; Playwright's own waiting evaluates text in the page, which its policy forbids."""
-    for _ in range(100):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(50)
-    pytest.fail(f"did not come true: {expression}")
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """The report page in headless Chromium: silent, offline, playing, within the window, and usable."""
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from browser_pages import OVERFLOWING, Watched, until
+from playwright.sync_api import Browser
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines" / "web"))
 from report_fixture import RunFixture
@@ -16,12 +16,6 @@ from pipelines.web import report
 SECTIONS = [
     "generated", "scores", "training", "data", "reconstructions", "lineage", "timings", "reproduce", "credits",
 ]  # fmt: skip
-OVERFLOWING = """
-Array.from(document.querySelectorAll('body *')).filter(e => {
-  const box = e.getBoundingClientRect();
-  return box.width && box.right > innerWidth + 1 && !e.closest('.scroll, nav, pre, svg, .skip');
-}).map(e => e.tagName + '.' + e.className)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -30,31 +24,6 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     context = run.context()
     report.run(context)
     return context.output("report") / report.PAGE
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium") or shutil.which("chromium-browser")
-    if executable is None:
-        pytest.fail("Chromium is not installed; run `make browser`")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"], headless=True)
-        yield found
-        found.close()
-
-
-class Watched:
-    """A page with everything it complained about and asked for."""
-
-    def __init__(self, browser: Browser, file: Path, **context: object) -> None:
-        self.page: Page = browser.new_context(**context).new_page()  # type: ignore[arg-type]
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda r: None if r.url.startswith("data:") else self.requests.append(r.url))
-        self.url = file.as_uri()
-        self.page.goto(self.url)
 
 
 @pytest.fixture
@@ -83,19 +52,17 @@ def test_every_section_is_there_with_content(desktop: Watched) -> None:
 
 def test_all_videos_decode_and_those_in_view_play(desktop: Watched) -> None:
     page = desktop.page
-    page.wait_for_function("Array.from(document.querySelectorAll('video')).every(v => v.readyState >= 2)")
+    until(page, "Array.from(document.querySelectorAll('video')).every(v => v.readyState >= 2)")
     durations = page.evaluate("Array.from(document.querySelectorAll('video')).map(v => v.duration)")
     assert len(durations) == 18
     assert all(abs(d - 17 / 8) < 0.02 for d in durations)
     page.locator("article.prompt").first.scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelector('article.prompt video').currentTime > 0.1")
+    until(page, "document.querySelector('article.prompt video').currentTime > 0.1")
     page.locator("#play").click()
     assert page.locator("#play").inner_text() == "Play all"
     assert page.evaluate("Array.from(document.querySelectorAll('video')).every(v => v.paused)")
     page.locator("article.prompt video").first.click()
-    page.wait_for_function(
-        "Array.from(document.querySelectorAll('article.prompt:first-child video')).every(v => !v.paused)"
-    )
+    until(page, "Array.from(document.querySelectorAll('article.prompt:first-child video')).every(v => !v.paused)")
 
 
 def test_nothing_plays_by_itself_for_who_wants_little_motion(browser: Browser, page_file: Path) -> None:
