@@ -1,0 +1,3 @@
+"""Tables of approvals and pins."""
+
+from __future__ import annotations

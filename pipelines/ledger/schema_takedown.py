@@ -1,0 +1,3 @@
+"""Tables of takedown cases."""
+
+from __future__ import annotations
