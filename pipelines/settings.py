@@ -1,0 +1,76 @@
+"""Settings of a workspace: who may do what, what a channel demands, what is kept. No run's outputs depend on them.
+
+`settings.yaml` in the home directory, or the file that `M4V_SETTINGS` names; without one, the defaults.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+
+from m4v.core.config import FrozenModel, parse
+from m4v.core.errors import ConfigError
+from pipelines.access import AccessConfig, Role
+from pipelines.recipe_files import parse_yaml
+from pipelines.workspace import Workspace
+
+SETTINGS = "settings.yaml"
+SETTINGS_VARIABLE = "M4V_SETTINGS"
+
+
+class ChannelPolicy(FrozenModel):
+    """What it takes to move a channel.
+
+    `approvals` counts people other than the promoter; `promote` and `override` (past a gate that did not pass) are
+    the least roles.
+    """
+
+    approvals: int = Field(0, ge=0, le=10)
+    promote: Role = Role.OPERATOR
+    override: Role = Role.APPROVER
+
+
+class RetentionConfig(FrozenModel):
+    """What garbage collection keeps besides pins, work in flight and what takedown cases cite.
+
+    `runs`: newest pipeline runs of each recipe; `promotions`: newest entries of each channel; `grace_hours`: nothing
+    recorded or used since then goes; `work_days`: age from which folders of ended attempts go; `log_days`: their logs.
+    """
+
+    runs: int = Field(3, ge=0)
+    promotions: int = Field(2, ge=1)
+    grace_hours: float = Field(24.0, ge=0)
+    work_days: float = Field(7.0, ge=0)
+    log_days: float = Field(90.0, ge=0)
+
+
+class Settings(FrozenModel):
+    """`channels` maps a channel's name to its policy; the name `*` stands for channels that are not listed."""
+
+    access: AccessConfig = AccessConfig()
+    channels: dict[str, ChannelPolicy] = {}
+    retention: RetentionConfig = RetentionConfig()
+
+    def policy(self, channel: str) -> ChannelPolicy:
+        return self.channels.get(channel) or self.channels.get("*") or ChannelPolicy()
+
+
+def load_settings(workspace: Workspace) -> Settings:
+    """Raises ConfigError naming the key for settings that are wrong, or the file when a named one is missing."""
+    named = os.environ.get(SETTINGS_VARIABLE)
+    path = Path(named).expanduser() if named else workspace.home / SETTINGS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if not named:
+            return Settings()
+        raise ConfigError("settings file does not exist", value=named, where=SETTINGS_VARIABLE) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"settings cannot be read: {reason}", value=str(path)) from None
+    data = parse_yaml(text, str(path))
+    if not isinstance(data, dict | None):
+        raise ConfigError("settings are a mapping of keys", value=data, where=str(path), next_step="see the README")
+    return parse(Settings, data or {}, str(path))
