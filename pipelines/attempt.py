@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,11 +25,13 @@ from m4v.core.stage import (
     write_json,
 )
 from m4v.core.storage import Storage
+from pipelines.drains import DrainRequests
 from pipelines.keys import KeyRecord
 from pipelines.launchers import LOG, REQUEST, Ending, Launcher
 from pipelines.lease import Lease
 from pipelines.ledger import ClaimLost, Exactness, Ledger, NewRun, Status, new_id
 from pipelines.lookup import Output
+from pipelines.provenance import BlobStore, code_state, read_record, recorded_request, write_record
 from pipelines.spec import StageNode
 from pipelines.stage_process import RESULT
 from pipelines.store import ArtifactStore
@@ -99,11 +100,12 @@ class AttemptRunner:
         store: ArtifactStore,
         launcher: Launcher,
         workspace: Workspace,
-        drain: threading.Event,
+        drains: DrainRequests,
         retry: RetryPolicy,
     ) -> None:
         self._ledger, self._store, self._launcher, self._workspace = ledger, store, launcher, workspace
-        self._drain, self._retry = drain, retry
+        self._drains, self._retry = drains, retry
+        self._blobs = BlobStore(store.uri)
 
     def run(self, work: Assignment, lease: Lease) -> Committed:
         """Bring the node to a committed run, retrying infrastructure failures.
@@ -133,7 +135,7 @@ class AttemptRunner:
                     error.exit_class = ExitClass.BUG
                 if error.exit_class is not ExitClass.INFRASTRUCTURE or number == self._retry.attempts:
                     raise
-                self._pause(work, number, error)
+                self._pause(work, lease, number, error)
         raise AssertionError("the last attempt returns or raises")
 
     def _close_open(self, work: Assignment, error: M4VError) -> None:
@@ -144,11 +146,10 @@ class AttemptRunner:
         except InfrastructureError:
             return  # no ledger to tell: the next attempt of the key closes them as lost
 
-    def _pause(self, work: Assignment, number: int, error: M4VError) -> None:
+    def _pause(self, work: Assignment, lease: Lease, number: int, error: M4VError) -> None:
         pause_s = self._retry.pause_s(number)
         work.on_note(f"attempt {number} failed ({error.what}); trying again in {pause_s:.0f} s")
-        if self._drain.wait(pause_s):
-            raise Drained("drained while waiting to retry", where=work.node.id)
+        self._drains.pause(pause_s, lease.claim, work.node.id)
 
     # Adopting
 
@@ -179,7 +180,7 @@ class AttemptRunner:
     # Launching
 
     def _launch(self, work: Assignment, lease: Lease) -> _Finished:
-        if self._drain.is_set():
+        if self._drains.wanted(lease.claim) is not None or self._drains.flag.is_set():
             raise Drained("drained before it started", where=work.node.id)
         for stale in self._attempt_dirs(work.record.stage_key):
             _prune(stale)
@@ -187,6 +188,7 @@ class AttemptRunner:
         work_dir = Path(request.work_dir)
         work_dir.mkdir(parents=True, exist_ok=True)  # the facts may lie in it already
         write_json(work_dir / REQUEST, request)
+        write_record(work_dir, code_state(self._blobs), recorded_request(request, self._blobs))
         attempt_id = self._ledger.begin_attempt(
             lease.claim,
             stage=work.node.spec.name,
@@ -200,7 +202,7 @@ class AttemptRunner:
         job = self._launcher.submit(request)
         pid = int(job.reference) if job.reference.isdigit() else None
         self._ledger.launched(attempt_id, pid=pid, job=job.name)
-        ending = Watch(self._ledger, self._launcher, lease, self._drain).wait(job, attempt_id, work.on_progress)
+        ending = Watch(self._ledger, self._launcher, lease, self._drains).wait(job, attempt_id, work.on_progress)
         result = _read_result(work_dir, work.record.stage_key) if ending.exit_class is ExitClass.OK else None
         if ending.exit_class is ExitClass.OK and result is None:
             ending = Ending(ExitClass.BUG, "the stage ended well but left no result")
@@ -258,7 +260,7 @@ class AttemptRunner:
             config=work.record.config,
             code_digest=work.record.code_digest,
             seed=work.node.seed,
-            environment={**result.environment, "launcher": self._launcher.name},
+            environment={**result.environment, "launcher": self._launcher.name, **read_record(finished.work_dir)},
             exactness=Exactness(str(result.metrics.get("exactness", Exactness.BIT))),
         )
         run_id = self._ledger.commit_run(lease.claim, attempt_id, run, work.inputs, records, result.metrics)

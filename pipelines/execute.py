@@ -19,6 +19,7 @@ from m4v.core.errors import ConfigError, Drained, ExitClass, M4VError
 from m4v.core.stage import InputRef, Progress
 from m4v.core.storage import Storage
 from pipelines.attempt import Assignment, AttemptError, AttemptRunner, RetryPolicy
+from pipelines.drains import DrainRequests, told
 from pipelines.facts import collect_facts
 from pipelines.keys import KeyRecord
 from pipelines.launchers import Launcher
@@ -27,6 +28,7 @@ from pipelines.ledger import ClaimHeld, ClaimLost, Ledger
 from pipelines.ledger import NodeOutcome as LedgerOutcome
 from pipelines.lookup import Hit, Lookup, Miss, Output
 from pipelines.outcomes import NodeEvent, NodeOutcome, NodeStatus
+from pipelines.provenance import BlobStore, start_environment
 from pipelines.spec import StageNode, topological_order
 from pipelines.store import ArtifactStore
 from pipelines.workspace import Workspace
@@ -72,8 +74,10 @@ class PipelineRun:
         self._lookup = Lookup(ledger, launcher, deep=deep_verify)
         self._drain = threading.Event()
         store = ArtifactStore(workspace.store_uri)
-        self._runner = AttemptRunner(ledger, store, launcher, workspace, self._drain, retry)
-        self.id = ledger.begin_pipeline_run(recipe, resolved, trigger=trigger)
+        environment = start_environment(BlobStore(store.uri))
+        self.id = ledger.begin_pipeline_run(recipe, resolved, trigger=trigger, environment=environment)
+        self._drains = DrainRequests(ledger, self.id, self._drain)
+        self._runner = AttemptRunner(ledger, store, launcher, workspace, self._drains, retry)
 
     def run_all(
         self, until: str | None = None, on_event: Callable[[NodeEvent], None] | None = None
@@ -201,8 +205,9 @@ class PipelineRun:
         while True:
             if isinstance(found, Hit):
                 return found
+            request = self._drains.wanted()
             if self._drain.is_set():
-                raise Drained("drained before it started", where=step.node.id)
+                raise Drained(f"drained before it started{told(request)}", where=step.node.id)
             try:
                 lease = Lease(self._ledger, self._ledger.claim(key, f"pipeline run {self.id}", LEASE_S))
             except ClaimHeld as held:

@@ -55,12 +55,17 @@ def _node_facts(ledger: Ledger, node: StageNode, outcome: NodeOutcome | None) ->
     if outcome.run_id is None:
         return facts
     run = ledger.run(outcome.run_id)
-    facts |= {"committed_at": iso(run.committed_at), "metrics": run.metrics, "environment": run.environment}
+    facts |= {"committed_at": iso(run.committed_at), "metrics": run.metrics, "environment": _seen(run.environment)}
     try:
         attempt = ledger.attempt(run.attempt_id)
     except InputError:
         return facts
     return {**facts, "work_seconds": attempt.duration_s, "attempt_number": attempt.number}
+
+
+def _seen(environment: Mapping[str, object]) -> dict[str, object]:
+    """Without the recorded request: the report tells what ran, the ledger how to run it again."""
+    return {name: value for name, value in environment.items() if name != "request"}
 
 
 def _edges(node: StageNode, outcomes: Mapping[str, NodeOutcome]) -> list[dict[str, object]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from m4v.core.canonical import digest_json
+from m4v.core.canonical import digest_json, plain_json
 from m4v.core.errors import InputError
 from pipelines.ledger import schema
 from pipelines.ledger.chain import PROJECTIONS, record_event, row_digest
@@ -23,8 +24,16 @@ class PipelineOps:
 
     _db: Database
 
-    def begin_pipeline_run(self, recipe: str, resolved: Mapping[str, Any], *, trigger: str = "cli") -> str:
-        """Record the start of a recipe; `resolved` is the whole resolved recipe as JSON."""
+    def begin_pipeline_run(
+        self,
+        recipe: str,
+        resolved: Mapping[str, Any],
+        *,
+        trigger: str = "cli",
+        environment: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Record the start of a recipe; `resolved` is the whole resolved recipe as JSON, `environment` the code and
+        machine it starts with (`begun_environment` gives it back)."""
         row = schema.PipelineRun(
             pipeline_run_id=new_id(),
             recipe=recipe,
@@ -39,9 +48,19 @@ class PipelineOps:
         )
         with self._db.write() as session:
             session.add(row)
-            begun = {"row": pipeline_digest(row), "recipe": recipe, "recipe_digest": row.recipe_digest}
+            begun: dict[str, Any] = {"row": pipeline_digest(row), "recipe": recipe, "recipe_digest": row.recipe_digest}
+            if environment is not None:
+                begun["environment"] = plain_json(environment)
             record_event(session, "pipeline.begun", row.pipeline_run_id, begun)
             return row.pipeline_run_id
+
+    def begun_environment(self, pipeline_run_id: str) -> dict[str, Any]:
+        """What `begin_pipeline_run` was told of code and machine; empty for a run that was told nothing."""
+        event = schema.Event
+        query = select(event).where(event.subject == pipeline_run_id, event.kind == "pipeline.begun")
+        with self._db.read() as session:
+            found = session.scalars(query.order_by(event.seq).limit(1)).first()
+            return dict(found.payload.get("environment", {})) if found is not None else {}
 
     def record_node(
         self,
