@@ -210,7 +210,7 @@ def _score(name: str, metric: MetricScore, prompts: Sequence[int]) -> Score:
 def _stage(run: RunRow) -> str:
     """`train 57f` rather than `train`: the ladder's stages share a name."""
     name = run.config.get("name")
-    return f"{run.stage} {name}" if name else run.stage
+    return f"{run.stage} {name}" if name and name != run.stage else run.stage
 
 
 def _board(protocol: str, pairs: Sequence[tuple[ScoreSet, Entry]]) -> Board:
