@@ -19,7 +19,7 @@ from m4v.core.errors import ConfigError, Drained, ExitClass, M4VError
 from m4v.core.stage import InputRef, Progress
 from m4v.core.storage import Storage
 from pipelines.attempt import Assignment, AttemptError, AttemptRunner, RetryPolicy
-from pipelines.drains import DrainRequests, told
+from pipelines.drains import DrainRequests, as_asked
 from pipelines.facts import collect_facts
 from pipelines.keys import KeyRecord
 from pipelines.launchers import Launcher
@@ -207,7 +207,7 @@ class PipelineRun:
                 return found
             request = self._drains.wanted()
             if self._drain.is_set():
-                raise Drained(f"drained before it started{told(request)}", where=step.node.id)
+                raise Drained(f"drained before it started{as_asked(request)}", where=step.node.id)
             try:
                 lease = Lease(self._ledger, self._ledger.claim(key, f"pipeline run {self.id}", LEASE_S))
             except ClaimHeld as held:

@@ -1,20 +1,21 @@
-"""Waits for a launched attempt: copies its progress, passes a drain request on, cancels it when the claim is lost."""
+"""Waits for a launched attempt: copies its progress, passes drain requests on, cancels it when the claim is lost."""
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from m4v.core.errors import ExitClass, InfrastructureError
 from m4v.core.stage import Progress
+from pipelines.drains import DrainRequests, as_asked
 from pipelines.launchers import Ending, Job, Launcher
 from pipelines.lease import Lease
-from pipelines.ledger import Ledger
+from pipelines.ledger import DrainRow, Ledger
 
 HEARTBEAT_S = 2.0
 POLL_S = 0.5
@@ -26,21 +27,23 @@ _log = logging.getLogger(__name__)
 class Watch:
     """The eyes of one attempt."""
 
-    def __init__(self, ledger: Ledger, launcher: Launcher, lease: Lease, drain: threading.Event) -> None:
-        self._ledger, self._launcher, self._lease, self._drain = ledger, launcher, lease, drain
+    def __init__(self, ledger: Ledger, launcher: Launcher, lease: Lease, drains: DrainRequests) -> None:
+        self._ledger, self._launcher, self._lease, self._drains = ledger, launcher, lease, drains
 
     def wait(self, job: Job, attempt_id: str, on_progress: Callable[[Progress], None]) -> Ending:
         """How the job ended. The first Ctrl-C drains it; a second one, a lost claim or any fault of ours
         cancels it and goes on as an exception: no job runs without somebody who waits for it."""
         pulse = _Pulse(self._ledger, attempt_id, job.work_dir, on_progress)
         wait_s, asked = FIRST_POLL_S, False
+        request: DrainRow | None = None
         try:
             while True:
                 ending = self._poll(job, wait_s)
                 if ending is not None:
-                    return ending
+                    return _with_reason(ending, request)
                 self._lease.check()
-                if self._drain.is_set() and not asked:
+                request = request or self._drains.wanted(self._lease.claim)
+                if (request is not None or self._drains.flag.is_set()) and not asked:
                     self._launcher.drain(job)
                     asked = True
                 pulse.beat()
@@ -56,10 +59,17 @@ class Watch:
         try:
             return self._launcher.poll(job, wait_s)
         except KeyboardInterrupt:
-            if self._drain.is_set():
+            if self._drains.flag.is_set():
                 raise
-            self._drain.set()
+            self._drains.flag.set()
             return None
+
+
+def _with_reason(ending: Ending, request: DrainRow | None) -> Ending:
+    """Who wanted a drained job to stop, and why."""
+    if ending.exit_class is not ExitClass.DRAINED or request is None:
+        return ending
+    return replace(ending, message=f"{ending.message or 'drained'}{as_asked(request)}")
 
 
 class _Pulse:

@@ -12,6 +12,7 @@ from pipelines.ledger.records import (
     Claim,
     ClaimHeld,
     ClaimLost,
+    DrainRow,
     EventRow,
     Exactness,
     NewRun,
@@ -21,11 +22,15 @@ from pipelines.ledger.records import (
     PortRow,
     RunRow,
     Status,
+    StepRow,
     TakedownRow,
+    WithdrawalRow,
+    Withdrawn,
 )
 
 __all__ = [
     "ArtifactRow", "AttemptRow", "ChainReport", "ChannelMoved", "ChannelRow", "Claim", "ClaimHeld", "ClaimLost",
-    "EventRow", "Exactness", "Ledger", "LineageArtifact", "LineageEdge", "LineageGraph", "LineageRun", "NewRun",
-    "NodeOutcome", "NodeRow", "PipelineRunRow", "PortRow", "ReuseEdge", "RunRow", "Status", "TakedownRow", "new_id",
+    "DrainRow", "EventRow", "Exactness", "Ledger", "LineageArtifact", "LineageEdge", "LineageGraph", "LineageRun",
+    "NewRun", "NodeOutcome", "NodeRow", "PipelineRunRow", "PortRow", "ReuseEdge", "RunRow", "Status", "StepRow",
+    "TakedownRow", "WithdrawalRow", "Withdrawn", "new_id",
 ]  # fmt: skip

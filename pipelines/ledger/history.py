@@ -13,6 +13,8 @@ from pipelines.ledger import schema
 from pipelines.ledger.chain import PROJECTIONS, Change, apply_change, change_of, event_hash, row_digest
 from pipelines.ledger.database import Database
 from pipelines.ledger.records import ChainReport, EventRow
+from pipelines.ledger.schema_channels import Approval, Pin, PromotionRequest
+from pipelines.ledger.schema_takedown import DrainRequest, TakedownClips, TakedownStep, Withdrawal
 from pipelines.ledger.types import utc_now
 
 _BATCH = 1000
@@ -26,6 +28,13 @@ _WITNESSED: dict[type[schema.Base], str] = {
     schema.Reuse: "pipeline.node",
     schema.Channel: "channel.moved",
     schema.Takedown: "takedown.requested",
+    PromotionRequest: "promotion.requested",
+    Approval: "promotion.decided",
+    Pin: "artifact.pinned",
+    DrainRequest: "drain.requested",
+    TakedownClips: "takedown.clips",
+    TakedownStep: "takedown.step",
+    Withdrawal: "artifact.withdrawn",
 }
 RowKey = tuple[str, ...]
 
@@ -122,13 +131,21 @@ def _witnessed_by(event: schema.Event) -> Iterator[tuple[RowKey, str]]:
             continue
         payload: Any = event.payload
         match kind:
-            case "artifact.recorded":
+            case "artifact.recorded" | "artifact.withdrawn":
                 yield (table.__tablename__, event.subject, payload["kind"]), payload["row"]
             case "pipeline.node":
                 if "reuse" in payload:
                     yield (table.__tablename__, payload["reuse"]["reuse_id"]), payload["reuse"]["row"]
+            case "takedown.clips":
+                yield (table.__tablename__, event.subject, str(payload["number"])), payload["row"]
+            case "takedown.step":
+                yield (table.__tablename__, event.subject, payload["step"], payload["item"]), payload["row"]
             case "channel.moved":
                 yield (table.__tablename__, event.subject, str(payload["seq"])), payload["row"]
+            case "promotion.decided":
+                yield (table.__tablename__, event.subject, payload["actor"]), payload["row"]
+            case "artifact.pinned":
+                yield (table.__tablename__, payload["pin_id"]), payload["row"]
             case _:
                 yield (table.__tablename__, event.subject), payload["row"]
     if event.kind == "run.committed":

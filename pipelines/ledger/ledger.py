@@ -12,6 +12,7 @@ from m4v.core.storage import storage_faults
 from pipelines.ledger.attempts import AttemptOps
 from pipelines.ledger.claims import ClaimOps
 from pipelines.ledger.database import Database
+from pipelines.ledger.drains import DrainOps
 from pipelines.ledger.history import HistoryOps
 from pipelines.ledger.ids import new_id
 from pipelines.ledger.lineage import LineageOps
@@ -22,7 +23,7 @@ from pipelines.ledger.registry import RegistryOps
 from pipelines.ledger.runs import RunOps
 
 
-class Ledger(ClaimOps, AttemptOps, RunOps, PipelineOps, QueryOps, LineageOps, HistoryOps, RegistryOps):
+class Ledger(ClaimOps, AttemptOps, RunOps, PipelineOps, QueryOps, LineageOps, HistoryOps, RegistryOps, DrainOps):
     """Open with `Ledger.open(url)`. Every verb is one transaction; threads may share a ledger.
 
     Database faults raise InfrastructureError.

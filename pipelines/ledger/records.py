@@ -69,6 +69,17 @@ class ClaimLost(InfrastructureError):
         )
 
 
+class Withdrawn(InputError):
+    """An artifact may not be used: a takedown withdrew it."""
+
+    def __init__(self, artifact_id: str, kind: str, takedown_id: str, where: str | None = None) -> None:
+        self.artifact_id, self.kind, self.takedown_id = artifact_id, kind, takedown_id
+        super().__init__(
+            f"{kind} was withdrawn by takedown {takedown_id}", value=artifact_id, where=where,
+            next_step=f"m4v takedown show {takedown_id} names what stands in its place",
+        )  # fmt: skip
+
+
 class ChannelMoved(InputError):
     """Compare-and-swap failed: the channel names another artifact than expected."""
 
@@ -230,6 +241,42 @@ class TakedownRow:
     reason: str
     requested_by: str
     requested_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainRow:
+    """A request to drain: a pipeline run, or the claims on a stage key up to `fence`."""
+
+    drain_id: str
+    stage_key: str | None
+    fence: int | None
+    pipeline_run_id: str | None
+    takedown_id: str | None
+    reason: str
+    requested_by: str
+    requested_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithdrawalRow:
+    """An artifact that a takedown took out of use."""
+
+    artifact_id: str
+    kind: ArtifactKind
+    takedown_id: str
+    reason: str
+    recorded_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRow:
+    """A step of a takedown case that is done, for one item."""
+
+    takedown_id: str
+    step: str
+    item: str
+    facts: dict[str, Any]
+    recorded_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
