@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from m4v.core.config import FrozenModel
 from m4v.core.errors import InputError
 from training.config import OrderConfig
-from training.order import DataOrder, Place
+from training.order import DataOrder
 from training.samples import Samples
+from training.timetable import Place
 
 TRAINING_STATE = "training.json"
 DEBUG_LOG = "M4V_EXPOSURE_LOG"

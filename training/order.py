@@ -8,7 +8,7 @@ neither rank count nor workers enter (DESIGN, Data order and randomness).
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,10 +17,12 @@ import numpy as np
 
 from m4v.core.errors import ConfigError
 from m4v.core.rng import Permutation
-from training.config import MixtureEntry, OrderConfig
+from training.config import OrderConfig
 from training.samples import SampleCounts, SampleRow, Samples
-from training.streams import Media, Stream, allocate, streams_of
+from training.streams import Media, SampleStream, Stream
 from training.template import HIGH, Column
+from training.timetable import Place as Place
+from training.timetable import permutation_of, plan_streams
 
 
 class Draw(NamedTuple):
@@ -28,14 +30,6 @@ class Draw(NamedTuple):
 
     sample_id: str
     number: int
-
-
-class Place(NamedTuple):
-    """Where a draw is consumed."""
-
-    step: int
-    pack: int
-    slot: int
 
 
 class StepSize(NamedTuple):
@@ -67,37 +61,29 @@ class DataOrder:
         self.config, self.seed, self.stage = config, seed, stage
         samples = rows if isinstance(rows, Samples) else Samples.of_rows(rows)
         self._ids = samples.ids
-        kinds: list[Media] = ["image"] if config.is_image_stage else ["video", "image"]
-        candidates = {kind: streams_of(samples, config, kind) for kind in kinds}
-        main: Media = kinds[0]
-        if not candidates[main]:
-            raise ConfigError(
-                f"dataset has no sample for stage {stage!r}",
-                value=f"{config.frames} frames, at least {config.min_frames}, sources {_globs(config.mixture)}",
-                next_step="lower order.min_frames, or curate longer clips",
-            )
-        self.main_kind = main
-        mixes = main == "video" and config.image_every > 0 and bool(candidates.get("image"))
-        videos: list[Media] = ["video"] * config.image_every
-        self._pattern: list[Media] = [*videos, "image"] if mixes else [main]
-        self._period: dict[Media, tuple[Stream, ...]] = {}
-        self._sequence: dict[Media, tuple[int, ...]] = {}
-        for kind in dict.fromkeys(self._pattern):
-            streams, sequence = allocate(candidates[kind], config)
-            self._period[kind], self._sequence[kind] = streams, sequence
+        groups, group = samples.groups()
+        self.timetable, streams, self._sequence = plan_streams(groups, config, stage)
+        self._period: dict[Media, tuple[SampleStream, ...]] = {
+            kind: tuple(SampleStream(**vars(s), samples=samples.members(group, s.groups)) for s in of_kind)
+            for kind, of_kind in streams.items()
+        }
+
+    @property
+    def main_kind(self) -> Media:
+        return self.timetable.pattern[0]
 
     @property
     def round(self) -> range:
         """Steps of the first image:video round."""
-        return range(len(self._pattern))
+        return range(len(self.timetable.pattern))
 
     @property
-    def streams(self) -> tuple[Stream, ...]:
+    def streams(self) -> tuple[SampleStream, ...]:
         return tuple(s for streams in self._period.values() for s in streams)
 
     def media(self, step: int) -> Media:
         """Kind of a step: all its packs are images or all are videos, on every rank."""
-        return self._pattern[step % len(self._pattern)]
+        return self.timetable.pattern[step % len(self.timetable.pattern)]
 
     def pack(self, step: int, pack: int) -> Pack:
         stream, number = self._locate(step, pack)
@@ -123,22 +109,26 @@ class DataOrder:
             high=sum(s.batch * high for s, _ in located),
         )
 
-    def sample_at(self, stream: Stream, draw: int) -> str:
-        epoch, place = divmod(draw, len(stream.samples))
-        return stream.samples[self._permutation(stream.name, len(stream.samples), epoch)(place)]
+    def sample_at(self, stream: SampleStream, draw: int) -> str:
+        epoch, place = divmod(draw, stream.count)
+        return stream.samples[self._permutation(stream, epoch)(place)]
 
     def places_of(self, sample_id: str, cursor: int) -> list[Place]:
         """Every use of a sample in steps before `cursor`, in order of steps. O(epochs)."""
-        places = [p for stream in self.streams for p in self._places_in(stream, sample_id, cursor)]
+        places: list[Place] = []
+        for stream in self.streams:
+            rank = stream.samples.find(sample_id)
+            if rank is not None:
+                places += self.timetable.places(stream, rank, cursor, self.seed, self.stage)
         return sorted(places)
 
     def counts(self, cursor: int) -> SampleCounts:
         """How often each sample was used in steps before `cursor`; unused samples are left out."""
         counts = np.zeros(len(self._ids), dtype=np.int64)
         for stream in self.streams:
-            n = len(stream.samples)
-            epochs, rest = divmod(self.draws_before(stream, cursor), n)
-            permutation = self._permutation(stream.name, n, epochs)
+            n = stream.count
+            epochs, rest = divmod(self.timetable.draws_before(stream, cursor), n)
+            permutation = self._permutation(stream, epochs)
             # The shorter side of an epoch that is under way: what was drawn, or what was not.
             drawn = rest <= n - rest
             listed = range(rest) if drawn else range(rest, n)
@@ -147,12 +137,6 @@ class DataOrder:
             counts[stream.samples.places] += epochs + used
         return SampleCounts(self._ids, counts)
 
-    def draws_before(self, stream: Stream, step: int) -> int:
-        """Draws of a stream in steps before `step`."""
-        kind = stream.kind
-        cycle, place = divmod(self._step_of_kind(step, kind) * self.config.packs, len(self._sequence[kind]))
-        return (cycle * len(stream.positions) + bisect.bisect_left(stream.positions, place)) * stream.slots
-
     def summary(self) -> dict[str, object]:
         """Streams with their exact shares, for people."""
         totals = {kind: len(sequence) for kind, sequence in self._sequence.items()}
@@ -160,52 +144,26 @@ class DataOrder:
             "period_packs": dict(totals),
             "streams": [
                 {
-                    "name": s.name, "media": s.kind, "latent": [s.t, s.h, s.w], "samples": len(s.samples),
+                    "name": s.name, "media": s.kind, "latent": [s.t, s.h, s.w], "samples": s.count,
                     "batch": s.batch, "packs": len(s.positions), "of": totals[s.kind],
                 }
                 for s in self.streams
             ],
         }  # fmt: skip
 
-    def _locate(self, step: int, pack: int) -> tuple[Stream, int]:
+    def _locate(self, step: int, pack: int) -> tuple[SampleStream, int]:
         """Stream of a pack and the number of the pack in it."""
         if not 0 <= pack < self.config.packs or step < 0:
             raise IndexError(f"no pack {pack} in step {step}")
         kind = self.media(step)
         sequence = self._sequence[kind]
-        cycle, place = divmod(self._step_of_kind(step, kind) * self.config.packs + pack, len(sequence))
+        cycle, place = divmod(self.timetable.steps_of_kind(step, kind) * self.config.packs + pack, len(sequence))
         stream = self._period[kind][sequence[place]]
         return stream, cycle * len(stream.positions) + bisect.bisect_left(stream.positions, place)
 
-    def _places_in(self, stream: Stream, sample_id: str, cursor: int) -> Iterator[Place]:
-        at = stream.samples.find(sample_id)
-        if at is None:
-            return
-        drawn, n = self.draws_before(stream, cursor), len(stream.samples)
-        for epoch in range(-(-drawn // n)):
-            draw = epoch * n + self._permutation(stream.name, n, epoch).inverse(at)
-            if draw < drawn:
-                yield self._place(stream, draw)
-
-    def _place(self, stream: Stream, draw: int) -> Place:
-        number, slot = divmod(draw, stream.slots)
-        cycle, local = divmod(number, len(stream.positions))
-        packs = cycle * len(self._sequence[stream.kind]) + stream.positions[local]
-        step, pack = divmod(packs, self.config.packs)
-        return Place(self._step_from_kind(step, stream.kind), pack, slot)
-
-    def _step_of_kind(self, step: int, kind: Media) -> int:
-        """Number of steps of `kind` before `step`."""
-        cycle, rest = divmod(step, len(self._pattern))
-        return cycle * self._pattern.count(kind) + self._pattern[:rest].count(kind)
-
-    def _step_from_kind(self, number: int, kind: Media) -> int:
-        cycle, rest = divmod(number, self._pattern.count(kind))
-        return cycle * len(self._pattern) + [i for i, k in enumerate(self._pattern) if k == kind][rest]
-
     @lru_cache(maxsize=1024)  # noqa: B019 - one order per process; the cache saves re-keying every draw
-    def _permutation(self, stream: str, n: int, epoch: int) -> Permutation:
-        return Permutation(n, self.seed, "order", self.stage, stream, epoch)
+    def _permutation(self, stream: Stream, epoch: int) -> Permutation:
+        return permutation_of(stream, self.seed, self.stage, epoch)
 
 
 def check_world_size(config: OrderConfig, world_size: int) -> None:
@@ -216,7 +174,3 @@ def check_world_size(config: OrderConfig, world_size: int) -> None:
             where="order.packs",
             next_step=f"set order.packs to a multiple of {world_size}",
         )
-
-
-def _globs(mixture: Sequence[MixtureEntry]) -> list[str]:
-    return [glob for entry in mixture for glob in entry.sources]

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+_SIZE_BITS = 16  # of a latent size
+_MEDIA = ("", "image", "video")
 COLUMNS = ("sample_id", "source", "media", "bucket_t", "bucket_h", "bucket_w")
 
 Ids = NDArray[np.bytes_]
@@ -25,6 +27,17 @@ class SampleRow(NamedTuple):
     t: int
     h: int
     w: int
+
+
+class SampleGroup(NamedTuple):
+    """Samples that no order tells apart but by their ids: one source, media and latent size."""
+
+    source: str
+    media: str
+    t: int
+    h: int
+    w: int
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,27 @@ class Samples:
         video, image = (_is(media, kinds, kind)[order] for kind in ("video", "image"))
         sizes = np.stack([index[name].to_numpy().astype(np.int32)[order] for name in COLUMNS[3:]])
         return cls(ids[order], sources, source[order], video, image, sizes)
+
+    def groups(self) -> tuple[list[SampleGroup], Places]:
+        """Groups of the samples, and (n,) the group of each. Samples of other media than the two have groups too."""
+        if not len(self.ids):
+            return [], np.zeros(0, dtype=np.int32)
+        media = 2 * self.video.astype(np.int64) + self.image
+        t, h, w = self.sizes.astype(np.int64)
+        words = ((self.source * 4 + media << _SIZE_BITS | t) << _SIZE_BITS | h) << _SIZE_BITS | w
+        encoded = pa.array(words).dictionary_encode()  # by hash: sorting ten million takes longer
+        group = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+        counts = np.bincount(group, minlength=len(encoded.dictionary))
+        return [self._group(int(w), int(n)) for w, n in zip(encoded.dictionary.to_pylist(), counts, strict=True)], group
+
+    def _group(self, word: int, count: int) -> SampleGroup:
+        t, h, w = (word >> k * _SIZE_BITS & (1 << _SIZE_BITS) - 1 for k in (2, 1, 0))
+        source, media = divmod(word >> 3 * _SIZE_BITS, 4)
+        return SampleGroup(self.sources[source], _MEDIA[media], t, h, w, count)
+
+    def members(self, group: Places, groups: Sequence[int]) -> SampleIds:
+        """Samples of some groups; `group` is that of each sample."""
+        return SampleIds(self.ids, np.flatnonzero(np.isin(group, groups)).astype(np.int32))
 
 
 class SampleIds(Sequence[str]):

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 from training.config import OrderConfig
-from training.samples import SampleIds, Samples
+from training.samples import SampleGroup, SampleIds
 from training.template import Column, apportion, column_tokens, interleave, period_packs, unit_cycle
 
 Media = Literal["image", "video"]
-_SIDE_BITS = 20  # of a latent height or width
+
+
+class Size(NamedTuple):
+    """Latent frames, height and width."""
+
+    t: int
+    h: int
+    w: int
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Samples of one mixture entry that train at the same latent size. `samples` are sorted ids."""
+    """Samples of one mixture entry that train at the same latent size: all of some groups, `count` together."""
 
     entry: str
     kind: Media  # kind of the steps it serves
     t: int
     h: int
     w: int
-    samples: SampleIds
+    groups: tuple[int, ...]
+    count: int
     batch: int  # samples per column
     cycle: tuple[tuple[Column, ...], ...]  # unit cycle of its packs
     positions: tuple[int, ...] = ()  # of its packs in the period of their kind
@@ -46,45 +53,56 @@ class Stream:
         return self.batch * sum(column_tokens(c, self.h, self.w) for c in self.cycle[number % len(self.cycle)])
 
 
-def streams_of(samples: Samples, config: OrderConfig, kind: Media) -> list[list[Stream]]:
-    """Streams of each mixture entry that has any sample of this kind, sorted by size."""
-    sizes, trained = _trained_sizes(samples, config, kind)
+@dataclass(frozen=True, kw_only=True)
+class SampleStream(Stream):
+    """A stream with its samples, in order of their ids."""
+
+    samples: SampleIds
+
+
+def streams_of(groups: Sequence[SampleGroup], config: OrderConfig, kind: Media) -> list[list[Stream]]:
+    """Streams of each mixture entry that has any sample of this kind, sorted by size. `Stream.groups` holds places
+    in `groups`."""
     found = []
     for entry in config.mixture:
-        own = [any(fnmatch.fnmatchcase(source, glob) for glob in entry.sources) for source in samples.sources]
-        taken = np.flatnonzero(trained & np.array(own, dtype=np.bool_)[samples.source]).astype(np.int32)
-        found_sizes = sizes[taken]
-        streams = [
-            _stream(entry.name, kind, int(size), SampleIds(samples.ids, taken[found_sizes == size]), config)
-            for size in np.unique(found_sizes)
-        ]
-        if streams:
-            found.append(streams)
+        sizes: dict[Size, list[int]] = {}
+        for number, group in enumerate(groups):
+            size = _trained_size(group, config, kind)
+            if size is not None and any(fnmatch.fnmatchcase(group.source, glob) for glob in entry.sources):
+                sizes.setdefault(size, []).append(number)
+        if sizes:
+            found.append([_stream(entry.name, kind, size, sizes[size], groups, config) for size in sorted(sizes)])
     return found
 
 
-def _trained_sizes(samples: Samples, config: OrderConfig, kind: Media) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """(n,) latent size that each sample trains at, t, h and w in one word, and whether it does.
+def _trained_size(group: SampleGroup, config: OrderConfig, kind: Media) -> Size | None:
+    """Latent size that samples of a group train at; None when they do not.
 
     An image stage takes images and first frames of videos, a video stage the prefix of longer videos, its image
     steps images only.
     """
-    t, h, w = samples.sizes
-    if config.is_image_stage or kind == "image":
-        return _word(np.ones_like(t), h, w), samples.image | config.is_image_stage
-    return _word(np.minimum(t, config.latents), h, w), samples.video & (t >= config.min_latents)
+    if config.is_image_stage:
+        return Size(1, group.h, group.w)
+    if kind == "image":
+        return Size(1, group.h, group.w) if group.media == "image" else None
+    trains = group.media == "video" and group.t >= config.min_latents
+    return Size(min(group.t, config.latents), group.h, group.w) if trains else None
 
 
-def _word(t: NDArray[np.int32], h: NDArray[np.int32], w: NDArray[np.int32]) -> NDArray[np.int64]:
-    return t.astype(np.int64) << 2 * _SIDE_BITS | h.astype(np.int64) << _SIDE_BITS | w
+def _stream(
+    entry: str, kind: Media, size: Size, members: list[int], groups: Sequence[SampleGroup], config: OrderConfig
+) -> Stream:
+    cycle, tokens = _unit_cycle(config.columns, size, config.high_units)
+    batch = max(1, round(config.tokens_per_pack / (tokens / size.t)))
+    count = sum(groups[number].samples for number in members)
+    return Stream(entry, kind, *size, tuple(members), count, batch, cycle)
 
 
-def _stream(entry: str, kind: Media, size: int, samples: SampleIds, config: OrderConfig) -> Stream:
-    t, h, w = (size >> k * _SIDE_BITS & (1 << _SIDE_BITS) - 1 for k in (2, 1, 0))
-    cycle = unit_cycle(config.columns, t, h, w, config.high_units)
-    mean = sum(column_tokens(c, h, w) for pack in cycle for c in pack) / t
-    batch = max(1, round(config.tokens_per_pack / mean))
-    return Stream(entry, kind, t, h, w, samples, batch, cycle)
+@lru_cache(maxsize=4096)
+def _unit_cycle(columns: tuple[int, ...], size: Size, high_units: int) -> tuple[tuple[tuple[Column, ...], ...], int]:
+    """The unit cycle of a size with its tokens. Every dataset version has the same few sizes."""
+    cycle = unit_cycle(columns, *size, high_units)
+    return cycle, sum(column_tokens(c, size.h, size.w) for pack in cycle for c in pack)
 
 
 def allocate(entries: list[list[Stream]], config: OrderConfig) -> tuple[tuple[Stream, ...], tuple[int, ...]]:
@@ -95,7 +113,7 @@ def allocate(entries: list[list[Stream]], config: OrderConfig) -> tuple[tuple[St
     counts: list[int] = []
     for share, streams in zip(weights, entries, strict=True):
         # Inside an entry every clip is seen about equally often: packs follow samples / samples per pack.
-        counts += apportion(total * share // sum(weights), [Fraction(len(s.samples), s.slots) for s in streams])
+        counts += apportion(total * share // sum(weights), [Fraction(s.count, s.slots) for s in streams])
     sequence = tuple(interleave(counts))
     places: list[list[int]] = [[] for _ in counts]
     for position, number in enumerate(sequence):
