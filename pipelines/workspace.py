@@ -48,6 +48,11 @@ class Workspace:
         return self.home / "work"
 
     @property
+    def cache(self) -> Path:
+        """Verified copies of what lies in a remote store: `M4V_CACHE`, else below the home. Always local."""
+        return Path(os.environ.get("M4V_CACHE") or self.home / "cache")
+
+    @property
     def items_uri(self) -> str:
         """Item store of every stage (DESIGN, Items)."""
         return f"{self.store_uri}/items"

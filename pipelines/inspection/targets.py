@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ def find_targets(workspace: Workspace, ledger: Ledger, identity: str, kinds: Seq
     Raises InputError for an unknown id and when there is none of these kinds.
     """
     row = ledger.resolve(identity)
-    cache = Path(os.environ.get("M4V_CACHE") or workspace.home / "cache")
+    cache = workspace.cache
     if isinstance(row, ArtifactRow):
         if row.kind not in kinds:
             raise _wrong_kind(ledger, row, kinds)
