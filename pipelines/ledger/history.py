@@ -12,7 +12,7 @@ from m4v.core.errors import DataIntegrityError
 from pipelines.ledger import schema
 from pipelines.ledger.chain import PROJECTIONS, Change, apply_change, change_of, event_hash, row_digest
 from pipelines.ledger.database import Database
-from pipelines.ledger.records import ChainReport, EventRow
+from pipelines.ledger.records import ChainReport, EventRow, OutboxRow
 from pipelines.ledger.schema_channels import Approval, Pin, PromotionRequest
 from pipelines.ledger.schema_takedown import DrainRequest, TakedownClips, TakedownStep, Withdrawal
 from pipelines.ledger.types import utc_now
@@ -86,6 +86,18 @@ class HistoryOps:
         with self._db.read() as session:
             row = session.get(schema.Outbox, sink)
         return self.events(after=row.delivered_seq if row else 0, limit=limit)
+
+    def outbox(self, sink: str) -> OutboxRow:
+        """How far a sink has come, and how many events wait for it."""
+        with self._db.read() as session:
+            row = session.get(schema.Outbox, sink)
+            head = session.execute(select(schema.ChainHead.seq)).scalar_one()
+        return OutboxRow(
+            sink=sink,
+            delivered_seq=row.delivered_seq if row else 0,
+            delivered_at=row.delivered_at if row else None,
+            waiting=head - (row.delivered_seq if row else 0),
+        )
 
     def delivered(self, sink: str, seq: int) -> None:
         """A sink has everything up to `seq`; never moves back."""

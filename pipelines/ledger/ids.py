@@ -22,3 +22,13 @@ def new_id() -> str:
         # Within one millisecond (or after the clock stepped back) count up instead of drawing again.
         _last = value = max(value, _last + 1)
     return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(5 * (ID_CHARS - 1), -1, -5))
+
+
+def id_time_ms(identity: str) -> int | None:
+    """When an id was made, in milliseconds since 1970; None for a text that `new_id` cannot have made."""
+    if len(identity) != ID_CHARS or any(character not in _ALPHABET for character in identity):
+        return None
+    value = 0
+    for character in identity[:_TIME_CHARS]:
+        value = value << 5 | _ALPHABET.index(character)
+    return value

@@ -116,6 +116,8 @@ class ArtifactRow:
     files: int
     summary: dict[str, Any]
     recorded_at: datetime
+    deletion: str | None = None  # `marked`: its bytes are going, `done`: they are gone
+    deleted_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +226,16 @@ class EventRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxRow:
+    """A sink's place in the events: everything up to `delivered_seq` has arrived, `waiting` events have not."""
+
+    sink: str
+    delivered_seq: int
+    delivered_at: datetime | None
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelRow:
     name: str
     seq: int
@@ -232,6 +244,7 @@ class ChannelRow:
     moved_by: str
     reason: str
     moved_at: datetime
+    facts: dict[str, Any] = field(default_factory=dict)  # how: action, role, override, gate, request_id, …
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
