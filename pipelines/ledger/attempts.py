@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from m4v.core.canonical import plain_json
 from m4v.core.errors import ExitClass, InputError
-from m4v.core.stage import Progress
+from m4v.core.stage import InputRef, Progress
 from pipelines.ledger import schema
 from pipelines.ledger.chain import PROJECTIONS, record_event, row_digest
 from pipelines.ledger.claims import checked, is_live
@@ -19,6 +19,7 @@ from pipelines.ledger.ids import new_id
 from pipelines.ledger.process import host_name, is_dead
 from pipelines.ledger.records import Claim, Status
 from pipelines.ledger.types import utc_now
+from pipelines.ledger.withdrawn import refuse_withdrawn
 
 _LOST_MESSAGE = "its process ended without a word"
 
@@ -40,14 +41,19 @@ class AttemptOps:
         pipeline_run_id: str | None = None,
         node_id: str | None = None,
         attempt_id: str | None = None,
+        inputs: Iterable[InputRef] = (),
+        admits: Collection[str] = (),
     ) -> str:
-        """Record a launch that is about to happen; raises ClaimLost unless `claim` is live.
+        """Record a launch that is about to happen; raises ClaimLost unless `claim` is live, Withdrawn for an input
+        that a takedown took out of use (those in `admits` are let in: a takedown's own work).
 
         Earlier attempts of the key that never reported an end are closed as lost: holding the claim
         proves that they are. `attempt_id` (from `new_id`) lets a caller name its work directory first.
         """
         with self._db.write() as session:
             checked(session, claim, lock=True)
+            given = tuple(inputs)
+            refuse_withdrawn(session, [(i.artifact_id, i.kind) for i in given if i.artifact_id not in admits], stage)
             for open_id in session.scalars(_open_attempts().where(schema.Attempt.stage_key == claim.stage_key)).all():
                 finish(session, open_id, Status.LOST, ExitClass.INFRASTRUCTURE, _LOST_MESSAGE, {}, None)
             last = select(func.max(schema.Attempt.number)).where(schema.Attempt.stage_key == claim.stage_key)
@@ -69,9 +75,19 @@ class AttemptOps:
                 metrics={},
             )
             session.add(row)
-            begun = {"row": attempt_digest(row), "stage_key": claim.stage_key, "number": row.number}
+            begun: dict[str, Any] = {"row": attempt_digest(row), "stage_key": claim.stage_key, "number": row.number}
+            if given:
+                begun["inputs"] = {i.name: i.artifact_id for i in given}
             record_event(session, "attempt.begun", row.attempt_id, begun)
             return row.attempt_id
+
+    def running_inputs(self) -> dict[str, dict[str, str]]:
+        """What every running attempt reads: attempt id -> input name -> artifact id, as it was begun."""
+        begun = select(schema.Event).join(schema.Attempt, schema.Attempt.attempt_id == schema.Event.subject)
+        running = schema.Attempt.status == Status.RUNNING
+        with self._db.read() as session:
+            events = session.scalars(begun.where(schema.Event.kind == "attempt.begun", running))
+            return {event.subject: dict(event.payload.get("inputs", {})) for event in events}
 
     def launched(self, attempt_id: str, *, pid: int | None = None, job: str | None = None) -> None:
         """Say which process or cluster job the attempt became."""

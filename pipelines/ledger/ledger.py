@@ -21,9 +21,21 @@ from pipelines.ledger.pipeline_runs import PipelineOps
 from pipelines.ledger.queries import QueryOps
 from pipelines.ledger.registry import RegistryOps
 from pipelines.ledger.runs import RunOps
+from pipelines.ledger.takedowns import TakedownOps
 
 
-class Ledger(ClaimOps, AttemptOps, RunOps, PipelineOps, QueryOps, LineageOps, HistoryOps, RegistryOps, DrainOps):
+class Ledger(
+    ClaimOps,
+    AttemptOps,
+    RunOps,
+    PipelineOps,
+    QueryOps,
+    LineageOps,
+    HistoryOps,
+    RegistryOps,
+    DrainOps,
+    TakedownOps,
+):
     """Open with `Ledger.open(url)`. Every verb is one transaction; threads may share a ledger.
 
     Database faults raise InfrastructureError.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import select
@@ -20,6 +20,7 @@ from pipelines.ledger.database import Database
 from pipelines.ledger.ids import new_id
 from pipelines.ledger.records import ArtifactRow, Claim, Exactness, NewRun, PortRow, RunRow, Status
 from pipelines.ledger.types import utc_now
+from pipelines.ledger.withdrawn import refuse_withdrawn
 from pipelines.store import ArtifactRecord
 
 Ports = dict[str, tuple[str, str]]  # name -> (artifact id, kind)
@@ -38,11 +39,13 @@ class RunOps:
         inputs: Iterable[InputRef],
         outputs: Mapping[str, ArtifactRecord],
         metrics: Mapping[str, Any] | None = None,
+        admits: Collection[str] = (),
     ) -> str:
         """Record a successful execution and its published outputs in one transaction; returns the run id.
 
         Raises ClaimLost when the fence is no longer the live one, InputError for an input artifact that
-        the ledger does not know. A run of the same key with the same outputs is adopted (its id comes
+        the ledger does not know, Withdrawn for an input (but those in `admits`) or output that a takedown took out
+        of use. A run of the same key with the same outputs is adopted (its id comes
         back); with other outputs a new generation of the key is recorded.
         """
         if run.stage_key != claim.stage_key:
@@ -55,6 +58,8 @@ class RunOps:
             attempt = attempt_of(session, attempt_id)
             if attempt.status == Status.SUCCEEDED and attempt.run_id is not None:
                 return attempt.run_id  # this very commit was made before, only its answer got lost
+            refuse_withdrawn(session, [(i, k) for i, k in ins.values() if i not in admits], run.stage)
+            refuse_withdrawn(session, outs.values(), run.stage)
             for artifact in outputs.values():
                 record_artifact(session, artifact)
             run_id = _adopt(session, run.stage_key, outs) or _insert_run(session, run, attempt_id, ins, outs, measured)
