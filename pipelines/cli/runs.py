@@ -136,6 +136,22 @@ def _port(port: Any) -> tuple[str, str, str]:
     return port.name, port.kind, Id(port.artifact_id)
 
 
+@runs.command("diff")
+def diff(before: RunArgument, after: RunArgument, json_: JsonOption = False) -> None:
+    """Say what differs between two pipeline runs or two stage runs: config, data, code, environment, weights,
+    metrics, samples."""
+    from pipelines.cli.run_diff import print_comparison  # comparing data brings DuckDB along
+    from pipelines.compare import compare_runs
+
+    workspace = Workspace.open()
+    with open_ledger() as ledger:
+        found = compare_runs(workspace, ledger, before, after)
+    if json_:
+        print_json(found.to_json())
+        return
+    print_comparison(found)
+
+
 @runs.command("logs")
 def logs(identity: RunArgument, tail: TailOption = 0) -> None:
     """Print the logs of a stage run's attempts, oldest first."""

@@ -29,18 +29,27 @@ class Change(FrozenModel):
             case "seed":
                 return f"seed {self.old} -> {self.new}"
             case "lock":
-                return "lock file changed"
+                return f"lock file: {_digest(self.old)} -> {_digest(self.new)}"
             case "probe":
-                return "files outside the store changed"
+                return f"files outside the store: {_digest(self.old)} -> {_digest(self.new)}"
+            case "code":
+                return self._file()
             case _:
-                verb = "added" if self.old is None else "removed" if self.new is None else "changed"
-                return f"{self.component} {self.field} {verb}"
+                return f"{self.component} {self._file(': ')}"
+
+    def _file(self, separator: str = " ") -> str:
+        """A thing known by its digest: which one was there, and which is there now."""
+        if self.old is None or self.new is None:
+            verb, digest = ("added", self.new) if self.old is None else ("removed", self.old)
+            return f"{self.field} {verb} ({_digest(digest)})"
+        digests = f"{_digest(self.old)} -> {_digest(self.new)}"
+        return f"{self.field}{separator}{digests}" if separator == ": " else f"{self.field} ({digests})"
 
 
 def changes(old: KeyRecord, new: KeyRecord) -> list[Change]:
     """Every differing component, in the order in which a person would ask."""
-    found = list(_mapping("config", flatten(old.config), flatten(new.config)))
-    found += _mapping("input", old.inputs, new.inputs)
+    found = list(differing("config", flatten(old.config), flatten(new.config)))
+    found += differing("input", old.inputs, new.inputs)
     for component, before, after in (
         ("seed", old.seed, new.seed),
         ("probe", old.probe, new.probe),
@@ -49,9 +58,9 @@ def changes(old: KeyRecord, new: KeyRecord) -> list[Change]:
     ):
         if before != after:
             found.append(Change(component=component, field="", old=before, new=after))
-    found += _mapping("code", old.code, new.code)
-    found += _mapping("weights", old.weights, new.weights)
-    found += _mapping("numerics", flatten(old.numerics or {}), flatten(new.numerics or {}))
+    found += differing("code", old.code, new.code)
+    found += differing("weights", old.weights, new.weights)
+    found += differing("numerics", flatten(old.numerics or {}), flatten(new.numerics or {}))
     return found
 
 
@@ -61,7 +70,7 @@ def summarise(found: list[Change]) -> str:
     for component in dict.fromkeys(change.component for change in found):
         group = [change for change in found if change.component == component]
         if component == "code":
-            files = ", ".join(change.field for change in group[:MAX_SHOWN])
+            files = ", ".join(change.words() for change in group[:MAX_SHOWN])
             parts.append(f"code changed: {files}{_more(group)}")
         else:
             parts.append("; ".join(change.words() for change in group[:MAX_SHOWN]) + _more(group))
@@ -84,7 +93,8 @@ def _flatten_item(path: str, item: object) -> dict[str, object]:
     return {path: item}
 
 
-def _mapping(component: str, old: Mapping[str, object], new: Mapping[str, object]) -> Iterator[Change]:
+def differing(component: str, old: Mapping[str, object], new: Mapping[str, object]) -> Iterator[Change]:
+    """Every field that differs between two flat mappings, in order of name."""
     for field in sorted(old.keys() | new.keys()):
         before, after = old.get(field, _MISSING), new.get(field, _MISSING)
         # 24 and 24.0 are one number in canonical JSON; True and 1 are not.
@@ -105,3 +115,7 @@ def _more(group: list[Change]) -> str:
 def _show(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def _digest(value: object) -> str:
+    return "(none)" if value in (None, "") else str(value)[:SHORT]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -100,7 +101,7 @@ def test_only_what_reads_a_changed_output_runs_again(bench, switches):
     changed = bench.run(pipeline(switches, second=CountConfig(label="b", factor=5)))
     assert statuses(changed) == ["hit", "ran", "ran"]
     assert changed["count.b"].reason == "config factor: 2 -> 5"
-    assert changed["total"].reason == "input part.1 changed"
+    assert re.fullmatch("input part.1: [0-9a-f]{12} -> [0-9a-f]{12}", changed["total"].reason)
 
 
 def test_equal_output_of_a_changed_stage_is_an_early_cutoff(bench, switches):
@@ -120,7 +121,8 @@ def test_a_changed_folder_runs_its_stage(bench, switches, tmp_path):
     assert statuses(bench.run(nodes)) == ["hit"]
     (folder / "new.mp4").touch()
     outcome = bench.run(nodes)["watch"]
-    assert (outcome.status, outcome.reason) == ("ran", "files outside the store changed")
+    assert outcome.status == "ran"
+    assert outcome.reason == "files outside the store: (none) -> new.mp4"
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "manifest"])

@@ -222,7 +222,7 @@ def test_probe_sees_a_changed_folder(tmp_path):
     assert key_record(watched, {}, TARGET, probe_value(watched)).stage_key == before.stage_key
     (tmp_path / "two.mp4").write_bytes(b"")
     after = key_record(watched, {}, TARGET, probe_value(watched))
-    assert summarise(changes(before, after)) == "files outside the store changed"
+    assert summarise(changes(before, after)) == f"files outside the store: {before.probe[:12]} -> {after.probe[:12]}"
 
 
 def test_changes_in_words():
@@ -233,8 +233,21 @@ def test_changes_in_words():
     assert "config inner.rate: 0.5 -> 0.25" in words
     assert "config inner.names.1: b -> c" in words
     assert "config inner.names.2: (absent) -> d" in words
-    assert "input clips changed" in words
+    assert f"input clips: {before.inputs['clips'][:12]} -> cccccccccccc" in words
     assert "seed 3 -> 5" in words
+
+
+def test_digests_are_told_from_what_to_what():
+    before = record().model_copy(update={"code": {"a.py": "a" * 64, "b.py": "b" * 64}, "lock_digest": "1" * 64})
+    before = before.model_copy(update={"weights": {"minilm": "2" * 64, "gone": "3" * 64}, "probe": None})
+    after = before.model_copy(update={"code": {"a.py": "c" * 64, "new.py": "d" * 64}, "lock_digest": None})
+    after = after.model_copy(update={"weights": {"minilm": "4" * 64}, "probe": "5" * 64})
+    words = summarise(changes(before, after))
+    assert "code changed: a.py (aaaaaaaaaaaa -> cccccccccccc), b.py removed (bbbbbbbbbbbb), new.py added (dddd" in words
+    assert "lock file: 111111111111 -> (none)" in words
+    assert "weights minilm: 222222222222 -> 444444444444" in words
+    assert "weights gone removed (333333333333)" in words
+    assert "files outside the store: (none) -> 555555555555" in words
 
 
 def test_many_changed_files_are_counted():
