@@ -80,11 +80,11 @@ class QueryOps:
         if status is not None:
             query = query.where(schema.Attempt.status == status)
         with self._db.read() as session:
-            return [_attempt_row(r) for r in session.scalars(query.limit(limit))]
+            return [attempt_row(r) for r in session.scalars(query.limit(limit))]
 
     def attempt(self, id_or_prefix: str) -> AttemptRow:
         with self._db.read() as session:
-            return _attempt_row(one_of(session, schema.Attempt.attempt_id, id_or_prefix, "attempt"))
+            return attempt_row(one_of(session, schema.Attempt.attempt_id, id_or_prefix, "attempt"))
 
     def pipeline_runs(self, *, recipe: str | None = None, limit: int | None = 50) -> list[PipelineRunRow]:
         run = schema.PipelineRun
@@ -196,7 +196,7 @@ def _values(row: schema.Base, fields: Sequence[str]) -> dict[str, Any]:
     return {f: getattr(row, f) for f in fields}
 
 
-def _attempt_row(row: schema.Attempt) -> AttemptRow:
+def attempt_row(row: schema.Attempt) -> AttemptRow:
     return AttemptRow(**{**_values(row, _ATTEMPT_FIELDS), "status": Status(row.status)})
 
 
