@@ -2,7 +2,12 @@
 
 from alembic import context
 
-from pipelines.ledger import schema_channels, schema_clips, schema_takedown  # noqa: F401 - they add their tables
+from pipelines.ledger import (  # noqa: F401 - they add their tables
+    schema_channels,
+    schema_clips,
+    schema_exposure,
+    schema_takedown,
+)
 from pipelines.ledger.schema import Base
 
 # SQLite has transactional DDL too, once the driver leaves transactions alone.

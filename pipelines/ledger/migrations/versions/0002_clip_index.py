@@ -1,7 +1,9 @@
-"""Clip index: which clips an artifact holds, and by what a clip is found."""
+"""Clip index: which clips an artifact holds, and by what a clip is found; what checkpoints consumed."""
 
 import sqlalchemy as sa
 from alembic import op
+
+from pipelines.ledger.migrations.exposure_tables import create_exposure_tables
 
 revision = "0002"
 down_revision = "0001"
@@ -121,6 +123,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("url_key", "source_no", "source_key", name="pk_source_url"),
         sqlite_with_rowid=False,
     )
+    create_exposure_tables()
 
 
 def downgrade() -> None:
