@@ -23,7 +23,20 @@ EXIT_CODES = (
 
 def build_app() -> typer.Typer:
     """All verbs; imports what they need, which is much, and nothing that only one of them needs."""
-    from pipelines.cli import artifacts, data, deploy, doctor, flops, generate, ledger, lineage, run, runs, weights
+    from pipelines.cli import (
+        artifacts,
+        data,
+        deploy,
+        doctor,
+        flops,
+        generate,
+        ledger,
+        lineage,
+        run,
+        runs,
+        serve,
+        weights,
+    )
 
     app = typer.Typer(
         name="m4v",
@@ -34,7 +47,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_home)
-    for module in (run, runs, data, artifacts, lineage, ledger, weights, generate, flops, deploy, doctor):
+    for module in (run, runs, data, artifacts, lineage, ledger, weights, generate, flops, deploy, serve, doctor):
         module.register(app)
     return app
 
