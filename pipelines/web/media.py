@@ -1,9 +1,10 @@
-"""Pictures and videos as `data:` URIs, within a budget for the whole page."""
+"""Pictures and videos as `data:` URIs within a budget for the whole page, or as addresses of a server."""
 
 from __future__ import annotations
 
 import base64
 from pathlib import Path
+from urllib.parse import quote
 
 _TYPES = {".mp4": "video/mp4", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 
@@ -25,6 +26,17 @@ class MediaBudget:
         self._left -= size
         self.embedded_bytes += size
         return data_uri(path.read_bytes(), _TYPES[path.suffix.lower()])
+
+
+class MediaLinks(MediaBudget):
+    """In place of embedding, addresses below `address` of files below `root`: for pages that a server gives."""
+
+    def __init__(self, root: Path, address: str) -> None:
+        super().__init__(0)
+        self._root, self._address = root, address
+
+    def embed(self, path: Path) -> str:
+        return f"{self._address}/{quote(path.relative_to(self._root).as_posix())}"
 
 
 def data_uri(data: bytes, media_type: str) -> str:

@@ -80,8 +80,8 @@ def build(
     data = dataset.gather(encoded.artifact, videos, RECONSTRUCTIONS) if encoded else None
     pictures = MediaBudget(budget - videos.embedded_bytes)
     held = held_items([t.artifact for t in (clips, encoded) if t is not None])
-    curation = _curation(clips, pictures, limits.clips, held, overrides) if clips else None
-    quarantine = _quarantine(held)
+    curation = gather_curation(clips, pictures, limits.clips, held, overrides) if clips else None
+    quarantine = gather_quarantine(held)
     return render(
         "preview/index.html.jinja",
         named=named, title="Dataset preview" if named.artifact.kind == ArtifactKind.DATASET else "Clips preview",
@@ -91,9 +91,13 @@ def build(
     )  # fmt: skip
 
 
-def _curation(
+def gather_curation(
     target: Target, media: MediaBudget, wanted: int, held: Sequence[Held], overrides: Sequence[str]
 ) -> Curation:
+    """What a page shows of a clip table: cards of at most `wanted` clips, pictures from `media`, thresholds tried.
+
+    Raises ConfigError or InputError for overrides that cannot be tried.
+    """
     table, config = ClipTable(target.artifact), stored_config(target)
     tried = what_if(target, table, overrides) if overrides else None
     if tried is not None:
@@ -108,7 +112,7 @@ def _curation(
     )  # fmt: skip
 
 
-def _quarantine(rows: Sequence[Held]) -> Quarantine:
+def gather_quarantine(rows: Sequence[Held]) -> Quarantine:
     reasons = tuple(ReasonRow(reason, count, repair(reason)) for reason, count in counted(rows).items())
     return Quarantine(tuple(rows[:QUARANTINE_ROWS]), len(rows), reasons)
 

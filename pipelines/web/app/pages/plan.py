@@ -1,0 +1,56 @@
+"""Plan view: what a run of a recipe would do now, and why. Recipes are shipped ones and those of earlier runs."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
+
+from m4v.core.config import parse
+from m4v.core.errors import ConfigError
+from pipelines.dataset_versions import RUN_NAME
+from pipelines.graph import build_graph
+from pipelines.ledger import Ledger, PipelineRunRow
+from pipelines.lookup import Lookup
+from pipelines.plan import make_plan
+from pipelines.recipe import Recipe, load_recipe
+from pipelines.recipe_files import shipped_recipes
+from pipelines.session import launcher_of
+from pipelines.web.app.site import LedgerDep
+from pipelines.web.app.views import page
+
+router = APIRouter()
+_OFFERED = 50
+
+
+@router.get("/plan")
+def plan(request: Request, ledger: LedgerDep, recipe: str = "", run: str = "") -> HTMLResponse:
+    """`recipe` is a shipped one's name, or `run` a pipeline run whose resolved recipe is planned again."""
+    earlier = [row for row in ledger.pipeline_runs(limit=_OFFERED) if row.recipe != RUN_NAME]
+    chosen = _chosen(ledger, recipe.strip(), run.strip())
+    made = None
+    if chosen is not None:
+        lookup = Lookup(ledger, launcher_of(chosen.active_profile))
+        made = make_plan(chosen.name, build_graph(chosen), lookup)
+    return page(
+        request, "plan", here="plan", plan=made, chosen=chosen, run=run.strip(), recipes=_described(), earlier=earlier
+    )
+
+
+def _chosen(ledger: Ledger, recipe: str, run: str) -> Recipe | None:
+    if run:
+        row: PipelineRunRow = ledger.pipeline_run(run)
+        if row.recipe == RUN_NAME:
+            raise ConfigError("this run made a dataset version: it has no recipe", value=row.pipeline_run_id)
+        return parse(Recipe, dict(row.resolved), f"recipe of run {row.pipeline_run_id}")
+    if not recipe:
+        return None
+    if recipe not in shipped_recipes():  # never a path: what a visitor may name is not a file of this machine
+        raise ConfigError(
+            "this is no shipped recipe", value=recipe, next_step=f"use one of {', '.join(shipped_recipes())}"
+        )
+    return load_recipe(recipe)
+
+
+def _described() -> list[tuple[str, str]]:
+    """Name and description of each shipped recipe."""
+    return [(name, load_recipe(name).description) for name in shipped_recipes()]
