@@ -1,5 +1,6 @@
 """The ledger: runs, artifacts, lineage and history on SQLite or PostgreSQL. Plain domain code."""
 
+from pipelines.ledger.channel_records import ApprovalRow, ArtifactDeleted, PinRow, RequestRow, RequestStatus
 from pipelines.ledger.ids import new_id
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.lineage import LineageArtifact, LineageEdge, LineageGraph, LineageRun, ReuseEdge
@@ -27,10 +28,12 @@ from pipelines.ledger.records import (
     WithdrawalRow,
     Withdrawn,
 )
+from pipelines.ledger.retention import Deletion
 
 __all__ = [
-    "ArtifactRow", "AttemptRow", "ChainReport", "ChannelMoved", "ChannelRow", "Claim", "ClaimHeld", "ClaimLost",
-    "DrainRow", "EventRow", "Exactness", "Ledger", "LineageArtifact", "LineageEdge", "LineageGraph", "LineageRun",
-    "NewRun", "NodeOutcome", "NodeRow", "PipelineRunRow", "PortRow", "ReuseEdge", "RunRow", "Status", "StepRow",
-    "TakedownRow", "WithdrawalRow", "Withdrawn", "new_id",
+    "ApprovalRow", "ArtifactDeleted", "ArtifactRow", "AttemptRow", "ChainReport", "ChannelMoved", "ChannelRow",
+    "Claim", "ClaimHeld", "ClaimLost", "Deletion", "DrainRow", "EventRow", "Exactness", "Ledger", "LineageArtifact",
+    "LineageEdge", "LineageGraph", "LineageRun", "NewRun", "NodeOutcome", "NodeRow", "PinRow", "PipelineRunRow",
+    "PortRow", "RequestRow", "RequestStatus", "ReuseEdge", "RunRow", "Status", "StepRow", "TakedownRow",
+    "WithdrawalRow", "Withdrawn", "new_id",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from m4v.core.canonical import canonical_json, digest_bytes, digest_json
 from pipelines.ledger import schema
 from pipelines.ledger.records import NodeOutcome, Status
+from pipelines.ledger.schema_channels import Pin, PromotionRequest
 from pipelines.ledger.types import iso, utc_now
 
 
@@ -43,10 +44,13 @@ _ATTEMPT_BEGUN: dict[str, Any] = {
     "finished_at": None, "run_id": None,
 }  # fmt: skip
 _PIPELINE_BEGUN: dict[str, Any] = {"status": Status.RUNNING, "exit_class": None, "message": "", "finished_at": None}
+_PRESENT: dict[str, Any] = {"deletion": None, "deleted_at": None}
 PROJECTIONS: dict[type[schema.Base], tuple[str, ...]] = {
     schema.Attempt: (*_ATTEMPT_BEGUN, "progress", "heartbeat_at"),
     schema.PipelineRun: tuple(_PIPELINE_BEGUN),
-    schema.Artifact: ("uri",),
+    schema.Artifact: ("uri", "deletion", "deleted_at"),
+    PromotionRequest: ("status", "note", "closed_at"),
+    Pin: ("released_by", "released_at"),
 }
 
 
@@ -71,8 +75,30 @@ def change_of(kind: str, subject: str, payload: Mapping[str, Any], at: datetime)
             return Change(schema.PipelineRunNode, key, {**kept, "how": NodeOutcome(kept["how"]), "recorded_at": at})
         case "artifact.recorded" | "artifact.located":
             key = {"artifact_id": subject, "kind": payload["kind"]}
-            return Change(schema.Artifact, key, {"uri": payload["uri"]})
+            values = {"uri": payload["uri"]}
+            return Change(schema.Artifact, key, values if kind == "artifact.located" else {**values, **_PRESENT})
+        case "artifact.deleted" | "artifact.gone" | "artifact.restored":
+            return _deletion_of(kind, subject, payload, at)
+        case "promotion.requested":
+            begun = {"status": "pending", "note": "", "closed_at": None}
+            return Change(PromotionRequest, {"request_id": subject}, begun)
+        case "promotion.closed":
+            closed = {"status": payload["status"], "note": payload["note"], "closed_at": at}
+            return Change(PromotionRequest, {"request_id": subject}, closed)
+        case "artifact.pinned":
+            return Change(Pin, {"pin_id": payload["pin_id"]}, {"released_by": None, "released_at": None})
+        case "artifact.unpinned":
+            return Change(Pin, {"pin_id": payload["pin_id"]}, {"released_by": payload["by"], "released_at": at})
     return None
+
+
+def _deletion_of(kind: str, subject: str, payload: Mapping[str, Any], at: datetime) -> Change:
+    values: dict[str, Any] = {"deletion": "done"}
+    if kind == "artifact.deleted":
+        values = {"deletion": "marked", "deleted_at": at}
+    elif kind == "artifact.restored":
+        values = _PRESENT
+    return Change(schema.Artifact, {"artifact_id": subject, "kind": payload["kind"]}, values)
 
 
 def record_event(session: Session, kind: str, subject: str, payload: Mapping[str, Any]) -> None:

@@ -13,13 +13,17 @@ from pipelines.ledger.attempts import AttemptOps
 from pipelines.ledger.claims import ClaimOps
 from pipelines.ledger.database import Database
 from pipelines.ledger.drains import DrainOps
+from pipelines.ledger.exposures import ExposureOps
 from pipelines.ledger.history import HistoryOps
 from pipelines.ledger.ids import new_id
 from pipelines.ledger.lineage import LineageOps
+from pipelines.ledger.listings import ListingOps
 from pipelines.ledger.migrate import migrate
 from pipelines.ledger.pipeline_runs import PipelineOps
+from pipelines.ledger.promotions import PromotionOps
 from pipelines.ledger.queries import QueryOps
 from pipelines.ledger.registry import RegistryOps
+from pipelines.ledger.retention import RetentionOps
 from pipelines.ledger.runs import RunOps
 from pipelines.ledger.takedowns import TakedownOps
 
@@ -30,11 +34,15 @@ class Ledger(
     RunOps,
     PipelineOps,
     QueryOps,
+    ListingOps,
     LineageOps,
+    ExposureOps,
     HistoryOps,
     RegistryOps,
     DrainOps,
     TakedownOps,
+    PromotionOps,
+    RetentionOps,
 ):
     """Open with `Ledger.open(url)`. Every verb is one transaction; threads may share a ledger.
 

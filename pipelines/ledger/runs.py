@@ -19,6 +19,7 @@ from pipelines.ledger.claims import checked
 from pipelines.ledger.database import Database
 from pipelines.ledger.ids import new_id
 from pipelines.ledger.records import ArtifactRow, Claim, Exactness, NewRun, PortRow, RunRow, Status
+from pipelines.ledger.stems import record_stems
 from pipelines.ledger.types import utc_now
 from pipelines.ledger.withdrawn import refuse_withdrawn
 from pipelines.store import ArtifactRecord
@@ -82,6 +83,8 @@ def record_artifact(session: Session, artifact: ArtifactRecord) -> None:
     """Add an artifact's row, or note its new place."""
     row = session.get(schema.Artifact, (artifact.artifact_id, str(artifact.kind)))
     if row is not None:
+        if row.deletion is not None:  # its bytes were published again
+            record_event(session, "artifact.restored", artifact.artifact_id, {"kind": artifact.kind})
         if row.uri != artifact.uri:
             moved = {"kind": artifact.kind, "uri": artifact.uri}
             record_event(session, "artifact.located", artifact.artifact_id, moved)
@@ -155,6 +158,7 @@ def _insert_run(
     )
     committed = {"row": row_digest(row), "stage_key": run.stage_key, "inputs": inputs, "outputs": outputs}
     record_event(session, "run.committed", row.run_id, committed)
+    record_stems(session, row.run_id)
     if before is not None:
         record_event(session, "run.diverged", row.run_id, {"stage_key": run.stage_key, "from": before.run_id})
     return row.run_id
@@ -198,4 +202,6 @@ def artifact_row(row: schema.Artifact) -> ArtifactRow:
         files=row.files,
         summary=row.summary,
         recorded_at=row.recorded_at,
+        deletion=row.deletion,
+        deleted_at=row.deleted_at,
     )

@@ -31,7 +31,8 @@ class Base(DeclarativeBase):
 
 
 class Artifact(Base):
-    """An artifact somebody recorded; `uri` (projection) says where it lies now."""
+    """An artifact somebody recorded. Projections: `uri` says where it lies now, `deletion` what became of its bytes
+    (`marked`: they are going, `done`: they are gone, None: they lie there)."""
 
     __tablename__ = "artifact"
     artifact_id: Mapped[str] = mapped_column(primary_key=True)
@@ -41,6 +42,13 @@ class Artifact(Base):
     summary: Mapped[dict[str, Any]]
     recorded_at: Mapped[datetime]
     uri: Mapped[str]
+    deletion: Mapped[str | None]
+    deleted_at: Mapped[datetime | None]
+    __table_args__ = (
+        Index("ix_artifact_deletion", "deletion"),
+        Index("ix_artifact_list", "recorded_at", "artifact_id", "kind"),
+        Index("ix_artifact_kind_list", "kind", "recorded_at", "artifact_id"),
+    )
 
 
 class PipelineRun(Base):
@@ -59,6 +67,10 @@ class PipelineRun(Base):
     exit_class: Mapped[int | None]
     message: Mapped[str]
     finished_at: Mapped[datetime | None]
+    # In the order of lists and with all they filter by: rows are wide, and most are never looked at.
+    __table_args__ = (
+        Index("ix_pipeline_run_list", "started_at", "pipeline_run_id", "status", "recipe", "trigger", "host"),
+    )
 
 
 class Attempt(Base):
