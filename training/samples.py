@@ -39,6 +39,10 @@ class SampleGroup(NamedTuple):
     w: int
     samples: int
 
+    @property
+    def key(self) -> tuple[str, str, int, int, int]:
+        return self[:5]
+
 
 @dataclass(frozen=True)
 class Samples:
