@@ -24,7 +24,7 @@ from m4v.core.errors import ExitClass
 from pipelines.ledger import Ledger
 
 STOP_AFTER = "source.shapes"
-START_TIMEOUT_S, RUN_TIMEOUT_S = 120, 200
+START_TIMEOUT_S, RUN_TIMEOUT_S = 300, 400
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 pytestmark = pytest.mark.timeout(900)
 

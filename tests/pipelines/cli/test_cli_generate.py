@@ -121,13 +121,13 @@ def started(tmp_path: Path, *arguments: str, **options: Any) -> subprocess.Popen
 
 
 def test_a_killed_and_interrupted_list_goes_on_to_the_same_bytes(m4v_here: M4v, folder: str, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("\n".join(f"a red circle number {n}" for n in range(7)))
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a red circle number {n}" for n in range(5)))
     arguments = [folder, "--prompts", "prompts.txt", *QUICK, "--frames", "25"]
     made(m4v_here, *arguments, "--out", "whole")
     out = tmp_path / "killed"
-    for enough, sent, code in ((2, signal.SIGKILL, -signal.SIGKILL), (4, signal.SIGINT, ExitClass.DRAINED)):
+    for enough, sent, code in ((1, signal.SIGKILL, -signal.SIGKILL), (3, signal.SIGINT, ExitClass.DRAINED)):
         process = started(tmp_path, *arguments, "--out", "killed", stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(list(out.glob("*.mp4"))) < enough and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         process.send_signal(sent)
@@ -138,7 +138,7 @@ def test_a_killed_and_interrupted_list_goes_on_to_the_same_bytes(m4v_here: M4v, 
     assert error == "m4v: interrupted; the same command goes on from the saved state\n"
     assert not [p.name for p in out.iterdir() if p.name.endswith(".tmp")]
     there = len(list(out.glob("*.mp4")))
-    assert 4 <= there < 7
+    assert 3 <= there < 5
     resumed = made(m4v_here, *arguments, "--out", "killed")
     assert resumed["already_there"] >= there - 1, "one may have been ended between its rename and its line"
     assert contents(out) == contents(tmp_path / "whole")
