@@ -39,6 +39,7 @@ class Reason(StrEnum):
     MISSING_FILE = "missing_file"
     SOURCE_CHANGED = "source_changed"  # bytes are not those that the source listing recorded
     MISSING_CAPTION = "missing_caption"
+    TAKEDOWN = "takedown"  # withdrawn, or a copy of what was withdrawn
 
 
 # Reasons that depend on the machine and the moment: they are never remembered in an item store.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from pipelines.provenance import BlobStore, code_state, read_record, recorded_re
 from pipelines.spec import StageNode
 from pipelines.stage_process import RESULT
 from pipelines.store import ArtifactStore
+from pipelines.takedown.blocklist import ATTACHMENT as BLOCKED
 from pipelines.watch import Watch
 from pipelines.workspace import Workspace
 
@@ -62,13 +63,15 @@ class AttemptError(M4VError):
 
 @dataclass(frozen=True)
 class Assignment:
-    """A node with everything that its request needs. `facts` are for the report, outside the key."""
+    """A node with everything that its request needs. `facts` are for the report, outside the key; `blocked` is
+    the block list whose digest the key holds."""
 
     node: StageNode
     record: KeyRecord
     inputs: tuple[InputRef, ...]
     pipeline_run_id: str
     facts: Mapping[str, object] | None = None
+    blocked: bytes | None = None
     on_progress: Callable[[Progress], None] = field(default=lambda _: None)
     on_note: Callable[[str], None] = field(default=lambda _: None)
 
@@ -102,9 +105,10 @@ class AttemptRunner:
         workspace: Workspace,
         drains: DrainRequests,
         retry: RetryPolicy,
+        admits: Collection[str] = (),
     ) -> None:
         self._ledger, self._store, self._launcher, self._workspace = ledger, store, launcher, workspace
-        self._drains, self._retry = drains, retry
+        self._drains, self._retry, self._admits = drains, retry, admits
         self._blobs = BlobStore(store.uri)
 
     def run(self, work: Assignment, lease: Lease) -> Committed:
@@ -198,6 +202,8 @@ class AttemptRunner:
             pipeline_run_id=work.pipeline_run_id,
             node_id=work.node.id,
             attempt_id=request.attempt_id,
+            inputs=work.inputs,
+            admits=self._admits,
         )
         job = self._launcher.submit(request)
         pid = int(job.reference) if job.reference.isdigit() else None
@@ -220,6 +226,9 @@ class AttemptRunner:
             facts = Storage(str(work_dir))
             facts.write_bytes("facts.json", _json(work.facts))
             attachments["facts"] = str(work_dir / "facts.json")
+        if work.blocked is not None:
+            Storage(str(work_dir)).write_bytes("blocked.json", work.blocked)
+            attachments[BLOCKED] = str(work_dir / "blocked.json")
         return StageRequest(
             stage=node.spec.name,
             stage_version=node.spec.version,
@@ -249,6 +258,8 @@ class AttemptRunner:
         """Publish every output, commit the run in one transaction, then forget the resume state."""
         result, key = finished.result, work.record.stage_key
         lease.check()
+        used = [(i.artifact_id, i.kind) for i in work.inputs if i.artifact_id not in self._admits]
+        self._ledger.refuse_withdrawn([*used, *((o.artifact_id, o.kind) for o in result.outputs)], work.node.id)
         attempt_id = self._known_attempt(work, finished, lease)
         records = {o.name: self._store.publish(o) for o in result.outputs}
         lease.check()
@@ -263,7 +274,9 @@ class AttemptRunner:
             environment={**result.environment, "launcher": self._launcher.name, **read_record(finished.work_dir)},
             exactness=Exactness(str(result.metrics.get("exactness", Exactness.BIT))),
         )
-        run_id = self._ledger.commit_run(lease.claim, attempt_id, run, work.inputs, records, result.metrics)
+        run_id = self._ledger.commit_run(
+            lease.claim, attempt_id, run, work.inputs, records, result.metrics, self._admits
+        )
         self.forget(key)
         outputs = {n: Output(r.artifact_id, r.uri, r.kind, r.size_bytes) for n, r in records.items()}
         return Committed(run_id, attempt_id, outputs)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import ConfigError, Drained, ExitClass, M4VError
@@ -44,10 +45,19 @@ def _ignore(_: NodeEvent) -> None:
     return None
 
 
+class Courier(Protocol):
+    """Carries the ledger's events to sinks meanwhile; never waits for one for long, and never fails."""
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class PipelineRun:
     """One run of a recipe, recorded in the ledger from its making until `finish`.
 
     `until` keeps that node and what it needs. `deep_verify` hashes every byte of a cache hit.
+    `admits`: withdrawn artifacts that this run may read all the same, being a takedown's own work.
     """
 
     def __init__(
@@ -63,21 +73,23 @@ class PipelineRun:
         trigger: str = "cli",
         deep_verify: bool = False,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        admits: Collection[str] = (),
         on_event: Callable[[NodeEvent], None] = _ignore,
+        courier: Courier | None = None,
     ) -> None:
         self.recipe, self.resolved, self.workspace = recipe, resolved, workspace
         self.nodes = until_node(topological_order(nodes), until)
         self.is_partial = until is not None
         self.outcomes: dict[str, NodeOutcome] = {}
         self._by_id = {node.id: node for node in self.nodes}
-        self._ledger, self._on_event = ledger, on_event
-        self._lookup = Lookup(ledger, launcher, deep=deep_verify)
+        self._ledger, self._on_event, self._courier = ledger, on_event, courier
+        self._lookup = Lookup(ledger, launcher, deep=deep_verify, admits=admits)
         self._drain = threading.Event()
         store = ArtifactStore(workspace.store_uri)
         environment = start_environment(BlobStore(store.uri))
         self.id = ledger.begin_pipeline_run(recipe, resolved, trigger=trigger, environment=environment)
         self._drains = DrainRequests(ledger, self.id, self._drain)
-        self._runner = AttemptRunner(ledger, store, launcher, workspace, self._drains, retry)
+        self._runner = AttemptRunner(ledger, store, launcher, workspace, self._drains, retry, admits)
 
     def run_all(
         self, until: str | None = None, on_event: Callable[[NodeEvent], None] | None = None
@@ -147,6 +159,8 @@ class PipelineRun:
         if exit_class is ExitClass.GATE_REFUSED:
             message = "the evaluation gate refused the checkpoint"
         self._ledger.finish_pipeline_run(self.id, exit_class, message)
+        if self._courier is not None:
+            self._courier.close()
         return exit_class
 
     @property
@@ -235,6 +249,7 @@ class PipelineRun:
             inputs=inputs,
             pipeline_run_id=self.id,
             facts=facts,
+            blocked=self._lookup.block_list(step.node, step.known_record),
             on_progress=progress,
             on_note=lambda text: self._emit("note", step.node.id, text),
         )
@@ -259,6 +274,8 @@ class PipelineRun:
             run_id=outcome.run_id,
             attempt_id=outcome.attempt_id,
         )
+        if self._courier is not None:
+            self._courier.wake()
 
     def _node(self, node_id: str) -> StageNode:
         if node_id not in self._by_id:

@@ -5,7 +5,7 @@ Shared by plan and execution, so that what a plan says is what a run does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from pipelines.keys import CODE_ROOT, KeyRecord, changes, key_record, probe_valu
 from pipelines.launchers import Launcher
 from pipelines.ledger import Ledger, RunRow
 from pipelines.spec import StageNode
+from pipelines.takedown.blocklist import BlockLists
 
 PINNED = "artifact:"
 
@@ -51,11 +52,21 @@ class Miss:
 
 
 class Lookup:
-    """`deep` also reads and hashes every byte of a hit's outputs; their sizes are checked always."""
+    """`deep` also reads and hashes every byte of a hit's outputs; their sizes are checked always. `admits`: withdrawn
+    artifacts that may be used all the same, by a takedown's own work."""
 
-    def __init__(self, ledger: Ledger, launcher: Launcher, *, deep: bool = False, code_root: Path = CODE_ROOT) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        launcher: Launcher,
+        *,
+        deep: bool = False,
+        code_root: Path = CODE_ROOT,
+        admits: Collection[str] = (),
+    ) -> None:
         self.ledger, self.launcher = ledger, launcher
-        self._deep, self._code_root = deep, code_root
+        self._deep, self._code_root, self._admits = deep, code_root, admits
+        self._blocked = BlockLists(ledger)
 
     def record(self, node: StageNode, inputs: Mapping[str, str]) -> KeyRecord:
         """Key record of `node` on inputs (name -> artifact id), its probe evaluated now; of a node that is pinned to
@@ -67,7 +78,12 @@ class Lookup:
         if pinned is not None:
             return self._record_of(node, pinned)
         target = self.launcher.target(node.resources)
-        return key_record(node, inputs, target, probe_value(node), self._code_root)
+        probe = self._blocked.probe() if node.spec.takedowns else probe_value(node)
+        return key_record(node, inputs, target, probe, self._code_root)
+
+    def block_list(self, node: StageNode, record: KeyRecord) -> bytes | None:
+        """The block list that `record` of a node was made with; None for a node or a time without one."""
+        return self._blocked.content(record.probe) if node.spec.takedowns else None
 
     def _record_of(self, node: StageNode, artifact_id: str) -> KeyRecord:
         kind = next(iter(node.spec.outputs.values()))
@@ -93,6 +109,11 @@ class Lookup:
             return Miss()
         outputs = {}
         for port in run.outputs:
+            withdrawn = self.ledger.withdrawal(port.artifact_id, port.kind)
+            if withdrawn is not None and port.artifact_id not in self._admits:
+                case = withdrawn.takedown_id
+                what = f"output {port.name} of run {run.run_id} was withdrawn by takedown {case}"
+                return Miss(f"{what}; m4v takedown show {case} names what stands in its place", run)
             try:
                 row = self.ledger.artifact(port.artifact_id, port.kind)
                 verify(Storage(row.uri), port.artifact_id, deep=self._deep)

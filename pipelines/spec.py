@@ -45,6 +45,8 @@ class StageSpec:
       quick; evaluated at plan time, so that a changed folder is seen without running.
     - data_files: globs below the directory that holds our packages (`dataprep/data/*.tsv`); their bytes
       count as code.
+    - takedowns: the stage keeps out what takedowns block; their list is attached to its request and, unless it is
+      empty, stands in the key where a probe's value does.
     """
 
     name: str
@@ -58,6 +60,7 @@ class StageSpec:
     weights: str | None = None
     probe: str | None = None
     data_files: tuple[str, ...] = ()
+    takedowns: bool = False
 
     def input_spec(self, name: str) -> InputSpec | None:
         """Declaration of a node's input name (`source.0` -> `source`), None when there is none."""

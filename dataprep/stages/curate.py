@@ -11,6 +11,8 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from dataprep.blocked import FILE_STEP, Blocked, read_block_list
+from dataprep.blocked import STEP as BLOCKED_STEP
 from dataprep.captioning.clips import ClipCaptions
 from dataprep.captioning.recaption import STEP as RECAPTION
 from dataprep.curate_config import CurateConfig
@@ -45,12 +47,15 @@ class _Curation:
         self.funnel = Funnel()
         self.measured, self.total = 0, 0
         captions = self.config.captions
+        blocked = read_block_list(context)
+        self.blocked = None if blocked is None else Blocked(blocked)
         self.captions = None if captions is None else ClipCaptions(self.context, self.config, captions)
 
     def run(self) -> None:
         shutil.rmtree(self.out / PREVIEWS, ignore_errors=True)  # of an attempt that was killed here
         (self.out / PREVIEWS).mkdir(parents=True)
-        entries, rejected = self._listed()
+        listed, rejected = self._listed()
+        entries = self._admitted(listed)
         with open_engine(self.context.resources, isolate=True, preload=_PRELOAD) as engine:
             measurer = Measurer(self.context, self.config, engine, self.quarantine)
             captioned = self._captioned(entries)
@@ -65,9 +70,9 @@ class _Curation:
             self.total += sum(v.end - v.first for v in moving) - len(moving)
             for batch in batches(moving):
                 self._videos(measurer, batch)
-        self._count_files(entries, rejected)
+        self._count_files(entries, len(listed), rejected)
         self._decide()
-        self._write(len(entries) + rejected)
+        self._write(len(listed) + rejected)
 
     def _listed(self) -> tuple[list[Entry], int]:
         """All listed files in input order; rows that the sources rejected go straight to the quarantine."""
@@ -89,6 +94,29 @@ class _Curation:
                 self.quarantine.append(QuarantineRow(reader.name, "", row.path, row.reason, detail, "source"))
         return entries, rejected
 
+    def _admitted(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Files that no takedown keeps out as a whole."""
+        if self.blocked is None:
+            return list(entries)
+        admitted = []
+        for entry in entries:
+            found = self.blocked.file(entry.source, entry.file.source_id, entry.file.sha256, entry.file.media)
+            if found is None:
+                admitted.append(entry)
+            else:
+                self.quarantine.append(entry.quarantined(Reason.TAKEDOWN, found.detail, FILE_STEP))
+        return admitted
+
+    def _admits(self, clip: Clip) -> bool:
+        """Whether no takedown keeps a clip out; one that stays out leaves a quarantine row."""
+        found = None if self.blocked is None else self.blocked.clip(clip)
+        if found is not None:
+            row = QuarantineRow(
+                clip.source, clip.file.source_id, clip.file.path, Reason.TAKEDOWN, found.detail, BLOCKED_STEP
+            )
+            self.quarantine.append(row)
+        return found is None
+
     @property
     def _keeps_bare(self) -> bool:
         """Clips without a caption are measured: they get a row all the same, or a caption in the end."""
@@ -107,7 +135,7 @@ class _Curation:
         candidates: list[Clip] = []
         owners: list[Entry] = []
         for video, columns in measurer.segments(videos, self._tick):
-            for clip in cut(video, columns, self.config):
+            for clip in filter(self._admits, cut(video, columns, self.config)):
                 if clip.captions or self._keeps_bare:
                     candidates.append(clip)
                     owners.append(video.entry)
@@ -120,7 +148,8 @@ class _Curation:
 
     def _images(self, measurer: Measurer, entries: Sequence[Entry]) -> None:
         for clip, preview in measurer.images(entries):
-            self._accept(clip, preview)
+            if self._admits(clip):
+                self._accept(clip, preview)
             self._tick(1)
 
     def _accept(self, clip: Clip, preview: bytes) -> None:
@@ -138,12 +167,14 @@ class _Curation:
         self.context.progress.update(self.measured, self.total, "frames", note=f"{len(self.clips)} clips")
         self.context.check_drain()
 
-    def _count_files(self, entries: Sequence[Entry], rejected: int) -> None:
+    def _count_files(self, entries: Sequence[Entry], listed: int, rejected: int) -> None:
         """Funnel steps that count files, and the quarantine rate."""
         failed = [row for row in self.quarantine if row.step in ("probe", "captions", "signals", "image")]
-        self.funnel.add("listed", "files", len(entries) + rejected, _reasons(self.quarantine, ("source",)))
+        self.funnel.add("listed", "files", listed + rejected, _reasons(self.quarantine, ("source",)))
+        if len(entries) < listed:
+            self.funnel.add("takedowns", "files", listed, _reasons(self.quarantine, (FILE_STEP,)))
         self.funnel.add("readable", "files", len(entries), _reasons(failed, ("probe", "captions", "signals", "image")))
-        bare = _reasons(self.quarantine, ("clip_captions", "key_frames", "clips"))
+        bare = _reasons(self.quarantine, ("clip_captions", "key_frames", "clips", BLOCKED_STEP))
         self.funnel.add("clips", "clips", len(self.clips) + sum(bare.values()), bare)
         total = len(entries) + rejected
         if total >= MIN_FILES_FOR_RATE:

@@ -10,6 +10,7 @@ from pipelines.keys.record import KeyRecord
 MAX_SHOWN = 4
 _MISSING = "(absent)"
 SHORT = 12
+TAKEDOWNS = "takedowns:"  # how the digest of a block list begins where a probe's value stands
 
 
 class Change(FrozenModel):
@@ -30,6 +31,8 @@ class Change(FrozenModel):
                 return f"seed {self.old} -> {self.new}"
             case "lock":
                 return f"lock file: {_digest(self.old)} -> {_digest(self.new)}"
+            case "probe" if str(self.new or self.old).startswith(TAKEDOWNS):
+                return "the block list of takedowns changed (m4v takedown list)"
             case "probe":
                 return f"files outside the store: {_digest(self.old)} -> {_digest(self.new)}"
             case "code":

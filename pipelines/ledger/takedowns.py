@@ -36,11 +36,15 @@ class TakedownOps:
         reason: str,
         requested_by: str,
         policy: Mapping[str, Any],
+        blocks: Mapping[str, Any],
         clips: Sequence[Mapping[str, Any]],
         artifacts: Iterable[Held],
     ) -> TakedownRow:
         """Record a case with the clips it blocks and the artifacts it withdraws, in one transaction: from then on
-        nothing starts on them. The same selector again gives the case that is there."""
+        nothing starts on them. The same selector again gives the case that is there.
+
+        `blocks`: collections, files and hashes that are blocked whatever clips are cut from them.
+        """
         with self._db.write() as session:
             row = _case_of(session, selector)
             if row is None:
@@ -50,7 +54,9 @@ class TakedownOps:
                 )  # fmt: skip
                 session.add(row)
                 record_event(session, "takedown.requested", row.takedown_id, {"row": row_digest(row)})
-                _add_step(session, row.takedown_id, "opened", "", {"policy": plain_json(policy)})
+                _add_step(
+                    session, row.takedown_id, "opened", "", {"policy": plain_json(policy), "blocks": plain_json(blocks)}
+                )
                 _add_clips(session, row.takedown_id, clips)
                 _withdraw(session, row.takedown_id, artifacts)
             return takedown_row(row)
@@ -92,10 +98,10 @@ class TakedownOps:
             row = _case_of(session, selector)
             return takedown_row(row) if row is not None else None
 
-    def takedown_clips(self, takedown_id: str) -> list[dict[str, Any]]:
-        """Clips that a case blocks, in the order in which they were recorded."""
+    def takedown_clips(self, takedown_id: str, parts: int | None = None) -> list[dict[str, Any]]:
+        """Clips that a case blocks (those of its first `parts`), in the order in which they were recorded."""
         with self._db.read() as session:
-            return [clip for part in _parts(session, takedown_id) for clip in part["clips"]]
+            return [clip for part in _parts(session, takedown_id)[:parts] for clip in part["clips"]]
 
     def blocked_parts(self) -> list[tuple[str, int]]:
         """(case, parts of its clips) of every case that blocks something, oldest first: what a block list is made of.

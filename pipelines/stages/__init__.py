@@ -35,6 +35,7 @@ CURATE = StageSpec(
     inputs={"source": InputSpec(Kind.SOURCE, many=True), **_IMPORTED},
     outputs={"clips": Kind.CLIPS},
     weights="dataprep.curate_config:weights_of",
+    takedowns=True,
 )
 ENCODE = StageSpec(
     name="encode",
@@ -121,7 +122,7 @@ REPORT = StageSpec(
     config_model="pipelines.web.config:ReportConfig",
     inputs={ANY_NAME: InputSpec(None, many=True)},
     outputs={"report": Kind.REPORT},
-    data_files=("pipelines/web/templates/**/*", "pipelines/web/static/**/*"),
+    data_files=("pipelines/web/templates/report/*", "pipelines/web/static/report.*"),  # not the server's pages
 )
 
 ALL = (SOURCE, WEIGHTS, CURATE, ENCODE, VERSION, INIT, TRAIN, REWARD, GENERATE, EVALUATE, GATE, REPORT)
