@@ -13,6 +13,7 @@ from jinja2 import Environment
 from m4v.core.canonical import digest_bytes
 from pipelines.ledger.types import iso
 from pipelines.web import render
+from pipelines.web.app.run_list import progress_of
 from pipelines.web.app.site import actor_of, site_of
 
 # Key, title and address of every page of the navigation.
@@ -52,7 +53,7 @@ def environment() -> Environment:
     base = render.environment()
     env = base.overlay()
     env.globals = {**base.globals, "navigation": NAVIGATION, "static": static_address, "query": query}
-    env.filters = {**base.filters, "iso": iso}
+    env.filters = {**base.filters, "iso": iso, "progress_of": progress_of}
     return env
 
 
