@@ -1,8 +1,11 @@
+import fcntl
 import itertools
 import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import uuid
 import warnings
@@ -151,6 +154,39 @@ class PostgresServer:
         with psycopg.connect(self._uri(), autocommit=True) as connection:
             for statement in statements:
                 connection.execute(statement.encode())
+
+
+@pytest.fixture(scope="session")
+def micro_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Home of a finished `m4v run micro --no-prefect`, made once for all workers. Look, do not touch: `micro_copy`."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    home, done = root / "micro" / "home", root / "micro" / "done"
+    home.parent.mkdir(exist_ok=True)
+    with (root / "micro" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(home, ignore_errors=True)
+            command = [sys.executable, "-m", "pipelines.cli.main", "--home", str(home), "run", "micro", "--no-prefect"]
+            ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+            done.touch()
+    return home
+
+
+@pytest.fixture
+def micro_copy(micro_home: Path, tmp_path: Path) -> Path:
+    """A copy of `micro_home` to do with as one likes; its ledger names the copied artifacts."""
+    from pipelines.ledger import Ledger
+    from pipelines.store import ArtifactStore
+
+    home = tmp_path / "home"
+    shutil.copytree(micro_home, home, symlinks=True)
+    store = ArtifactStore(str(home / "store"))
+    with Ledger.open(f"sqlite:///{home / 'ledger.db'}") as ledger:
+        for record in store.list():
+            ledger.import_artifact(record)
+    return home
 
 
 @pytest.fixture(scope="session")
