@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pipelines.execute import NodeEvent, PipelineRun, until_node
+from pipelines.exports.courier import Courier
 from pipelines.graph import build_graph, node_by_id
 from pipelines.keys import CODE_ROOT
 from pipelines.launchers import Launcher, LocalLauncher
@@ -13,6 +14,7 @@ from pipelines.ledger import Ledger
 from pipelines.lookup import Lookup
 from pipelines.plan import Plan, make_plan
 from pipelines.recipe import Profile, Recipe, load_recipe
+from pipelines.settings import load_settings
 from pipelines.spec import StageNode
 from pipelines.workspace import Workspace
 
@@ -43,7 +45,10 @@ class Session:
         deep_verify: bool = False,
         on_event: Callable[[NodeEvent], None] = _ignore,
     ) -> PipelineRun:
-        """Record the start of a pipeline run; raises ConfigError when there is no stage `until`."""
+        """Record the start of a pipeline run; raises ConfigError when there is no stage `until`, or for settings that
+        are wrong. Its events go to the workspace's sinks while it works."""
+        sinks = load_settings(self.workspace).sinks
+        courier = Courier(self.workspace, sinks, lambda text: on_event(NodeEvent("note", "sinks", text)))
         return PipelineRun(
             self.recipe.name,
             self.recipe.canonical(),
@@ -55,6 +60,7 @@ class Session:
             trigger=trigger,
             deep_verify=deep_verify,
             on_event=on_event,
+            courier=courier,
         )
 
     def upstream_of(self, node_id: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""Settings of a workspace: who may do what, what a channel demands, what is kept. No run's outputs depend on them.
+"""Settings of a workspace: who may do what, what a channel demands, what is kept, where events are delivered. No run's
+outputs depend on them.
 
 `settings.yaml` in the home directory, or the file that `M4V_SETTINGS` names; without one, the defaults.
 """
@@ -8,11 +9,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from m4v.core.config import FrozenModel, parse
 from m4v.core.errors import ConfigError
 from pipelines.access import AccessConfig, Role
+from pipelines.exports.config import SinkConfig, check_sinks
 from pipelines.recipe_files import parse_yaml
 from pipelines.workspace import Workspace
 
@@ -52,6 +54,12 @@ class Settings(FrozenModel):
     access: AccessConfig = AccessConfig()
     channels: dict[str, ChannelPolicy] = {}
     retention: RetentionConfig = RetentionConfig()
+    sinks: tuple[SinkConfig, ...] = ()
+
+    @field_validator("sinks")
+    @classmethod
+    def _sinks(cls, value: tuple[SinkConfig, ...]) -> tuple[SinkConfig, ...]:
+        return check_sinks(value)
 
     def policy(self, channel: str) -> ChannelPolicy:
         return self.channels.get(channel) or self.channels.get("*") or ChannelPolicy()
