@@ -25,9 +25,11 @@ def build_app() -> typer.Typer:
     """All verbs; imports what they need, which is much, and nothing that only one of them needs."""
     from pipelines.cli import (
         artifacts,
+        channels,
         data,
         deploy,
         doctor,
+        exports,
         flops,
         generate,
         ledger,
@@ -47,7 +49,22 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_home)
-    for module in (run, runs, data, artifacts, lineage, ledger, weights, generate, flops, deploy, serve, doctor):
+    for module in (
+        run,
+        runs,
+        data,
+        artifacts,
+        channels,
+        lineage,
+        ledger,
+        exports,
+        weights,
+        generate,
+        flops,
+        deploy,
+        serve,
+        doctor,
+    ):
         module.register(app)
     return app
 
