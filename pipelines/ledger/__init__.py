@@ -29,11 +29,12 @@ from pipelines.ledger.records import (
     Withdrawn,
 )
 from pipelines.ledger.retention import Deletion
+from pipelines.ledger.verifications import VerificationRow
 
 __all__ = [
     "ApprovalRow", "ArtifactDeleted", "ArtifactRow", "AttemptRow", "ChainReport", "ChannelMoved", "ChannelRow",
     "Claim", "ClaimHeld", "ClaimLost", "Deletion", "DrainRow", "EventRow", "Exactness", "Ledger", "LineageArtifact",
     "LineageEdge", "LineageGraph", "LineageRun", "NewRun", "NodeOutcome", "NodeRow", "PinRow", "PipelineRunRow",
     "PortRow", "RequestRow", "RequestStatus", "ReuseEdge", "RunRow", "Status", "StepRow", "TakedownRow",
-    "WithdrawalRow", "Withdrawn", "new_id",
+    "VerificationRow", "WithdrawalRow", "Withdrawn", "new_id",
 ]  # fmt: skip

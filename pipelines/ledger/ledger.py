@@ -11,6 +11,8 @@ from m4v.core.errors import InfrastructureError, InputError
 from m4v.core.storage import storage_faults
 from pipelines.ledger.attempts import AttemptOps
 from pipelines.ledger.claims import ClaimOps
+from pipelines.ledger.clip_index import ClipIndexOps
+from pipelines.ledger.clip_queries import ClipQueryOps
 from pipelines.ledger.database import Database
 from pipelines.ledger.drains import DrainOps
 from pipelines.ledger.exposures import ExposureOps
@@ -22,10 +24,13 @@ from pipelines.ledger.migrate import migrate
 from pipelines.ledger.pipeline_runs import PipelineOps
 from pipelines.ledger.promotions import PromotionOps
 from pipelines.ledger.queries import QueryOps
+from pipelines.ledger.reach import ReachOps
 from pipelines.ledger.registry import RegistryOps
 from pipelines.ledger.retention import RetentionOps
 from pipelines.ledger.runs import RunOps
+from pipelines.ledger.sample_ranks import RankOps
 from pipelines.ledger.takedowns import TakedownOps
+from pipelines.ledger.verifications import VerificationOps
 
 
 class Ledger(
@@ -37,12 +42,17 @@ class Ledger(
     ListingOps,
     LineageOps,
     ExposureOps,
+    RankOps,
+    ReachOps,
     HistoryOps,
     RegistryOps,
     DrainOps,
     TakedownOps,
     PromotionOps,
     RetentionOps,
+    VerificationOps,
+    ClipIndexOps,
+    ClipQueryOps,
 ):
     """Open with `Ledger.open(url)`. Every verb is one transaction; threads may share a ledger.
 
