@@ -13,8 +13,9 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from m4v.core.artifacts import ArtifactKind
 from pipelines.ledger import schema
 from pipelines.ledger.database import Database
-from pipelines.ledger.queries import attempt_row, one_of
-from pipelines.ledger.records import AttemptRow, NodeOutcome, Status
+from pipelines.ledger.queries import attempt_row, node_row, one_of
+from pipelines.ledger.records import AttemptRow, NodeOutcome, NodeRow, RunRow, Status
+from pipelines.ledger.runs import load_runs
 
 RowT = TypeVar("RowT")
 
@@ -121,6 +122,25 @@ class ListingOps:
         )
         with self._db.read() as session:
             return [attempt_row(a) for a in session.scalars(query.order_by(attempt.started_at, attempt.attempt_id))]
+
+    def stage_runs_of(self, run_ids: Collection[str]) -> dict[str, RunRow]:
+        """Stage runs by id; unknown ids are passed over."""
+        query = select(schema.StageRun).where(schema.StageRun.run_id.in_(list(run_ids)))
+        with self._db.read() as session:
+            return {r.run_id: r for r in load_runs(session, session.scalars(query).all())}
+
+    def attempts_of(self, attempt_ids: Collection[str]) -> dict[str, AttemptRow]:
+        """Attempts by id; unknown ids are passed over."""
+        query = select(schema.Attempt).where(schema.Attempt.attempt_id.in_(list(attempt_ids)))
+        with self._db.read() as session:
+            return {a.attempt_id: attempt_row(a) for a in session.scalars(query)}
+
+    def uses_of(self, run_id: str, limit: int = 50) -> list[NodeRow]:
+        """Where pipeline runs made or took over this stage run, newest first."""
+        node = schema.PipelineRunNode
+        query = select(node).where(node.run_id == run_id).order_by(node.pipeline_run_id.desc(), node.node_id)
+        with self._db.read() as session:
+            return [node_row(n) for n in session.scalars(query.limit(limit))]
 
     def list_artifacts(
         self,

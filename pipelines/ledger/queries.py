@@ -103,7 +103,7 @@ class QueryOps:
         node = schema.PipelineRunNode
         query = select(node).where(node.pipeline_run_id == pipeline_run_id).order_by(node.recorded_at, node.node_id)
         with self._db.read() as session:
-            return [_node_row(r) for r in session.scalars(query)]
+            return [node_row(r) for r in session.scalars(query)]
 
     def resolve(self, id_or_prefix: str) -> PipelineRunRow | RunRow | AttemptRow | ArtifactRow:
         """Whatever has this id: pipeline run, run, attempt or artifact; raises InputError otherwise."""
@@ -204,5 +204,5 @@ def _pipeline_row(row: schema.PipelineRun) -> PipelineRunRow:
     return PipelineRunRow(**{**_values(row, _PIPELINE_FIELDS), "status": Status(row.status)})
 
 
-def _node_row(row: schema.PipelineRunNode) -> NodeRow:
+def node_row(row: schema.PipelineRunNode) -> NodeRow:
     return NodeRow(**{**_values(row, _NODE_FIELDS), "how": NodeOutcome(row.how)})
