@@ -13,11 +13,11 @@ from pydantic import ConfigDict
 from dataprep.versions.config import VersionConfig
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.config import FrozenModel
-from m4v.core.errors import ConfigError
+from m4v.core.errors import ConfigError, InputError
 from pipelines import stages
 from pipelines.execute import NodeEvent, PipelineRun
 from pipelines.launchers import Launcher
-from pipelines.ledger import Ledger
+from pipelines.ledger import ArtifactRow, Ledger
 from pipelines.lookup import PINNED
 from pipelines.spec import StageNode
 from pipelines.workspace import Workspace
@@ -39,22 +39,28 @@ def version_nodes(ledger: Ledger, datasets: Sequence[str], config: VersionConfig
     """
     nodes: list[StageNode] = []
     for given in datasets:
-        row = ledger.artifact(given, ArtifactKind.DATASET)
-        run = ledger.producers(row.artifact_id)[-1]
-        made_by = next(spec for spec in stages.ALL if spec.name == run.stage)
-        nodes.append(
-            StageNode(
-                id=f"dataset.{row.artifact_id[:12]}",
-                spec=replace(made_by, inputs={}),
-                config=RecordedConfig.model_validate(run.config),
-                locations={"dataset": f"{PINNED}{row.artifact_id}"},
-            )
-        )
+        nodes.append(pinned_node(ledger, ledger.artifact(given, ArtifactKind.DATASET)))
     ids = [node.id for node in nodes]
     if len(set(ids)) != len(ids):
         raise ConfigError("a dataset stands twice among the inputs", value=list(datasets))
     inputs = {f"dataset.{number}": (node_id, "dataset") for number, node_id in enumerate(ids)}
     return [*nodes, StageNode(id=NODE, spec=stages.VERSION, config=config, inputs=inputs)]
+
+
+def pinned_node(ledger: Ledger, row: ArtifactRow) -> StageNode:
+    """A node that is an artifact of the ledger, whatever made it; its output has the name of the artifact's kind.
+
+    Raises InputError for an artifact that no run made.
+    """
+    runs = ledger.producers(row.artifact_id)
+    if not runs:
+        raise InputError("no run of this ledger made the artifact", value=row.artifact_id, where=str(row.kind))
+    return StageNode(
+        id=f"{row.kind}.{row.artifact_id[:12]}",
+        spec=replace(next(spec for spec in stages.ALL if spec.name == runs[-1].stage), inputs={}),
+        config=RecordedConfig.model_validate(runs[-1].config),
+        locations={str(row.kind): f"{PINNED}{row.artifact_id}"},
+    )
 
 
 def version_run(

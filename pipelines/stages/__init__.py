@@ -47,6 +47,14 @@ ENCODE = StageSpec(
     numeric=True,
     weights="dataprep.encode_config:weights_of",
 )
+REDACT = StageSpec(
+    name="redact",
+    version=1,
+    function="dataprep.stages.redact:run",
+    config_model="dataprep.redact_config:RedactConfig",
+    inputs={"clips": InputSpec(Kind.CLIPS)},
+    outputs={"clips": Kind.CLIPS},
+)
 VERSION = StageSpec(
     name="version",
     version=1,
@@ -125,4 +133,4 @@ REPORT = StageSpec(
     data_files=("pipelines/web/templates/report/*", "pipelines/web/static/report.*"),  # not the server's pages
 )
 
-ALL = (SOURCE, WEIGHTS, CURATE, ENCODE, VERSION, INIT, TRAIN, REWARD, GENERATE, EVALUATE, GATE, REPORT)
+ALL = (SOURCE, WEIGHTS, CURATE, REDACT, ENCODE, VERSION, INIT, TRAIN, REWARD, GENERATE, EVALUATE, GATE, REPORT)
