@@ -262,6 +262,8 @@ class AttemptRunner:
         self._ledger.refuse_withdrawn([*used, *((o.artifact_id, o.kind) for o in result.outputs)], work.node.id)
         attempt_id = self._known_attempt(work, finished, lease)
         records = {o.name: self._store.publish(o) for o in result.outputs}
+        for record in records.values():  # before the run is committed: no artifact is known whose clips are not
+            self._ledger.index_members(record.artifact_id, record.kind, Storage(record.uri))
         lease.check()
         run = NewRun(
             stage=work.node.spec.name,

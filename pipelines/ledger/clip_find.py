@@ -1,0 +1,227 @@
+"""From a selector to clips: each kind of term has an index of its own; perceptual hashes are compared one and all."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import and_, select
+from sqlalchemy.orm import Session
+
+from m4v.core.errors import InputError
+from pipelines.ledger import schema_clips as tables
+from pipelines.ledger.clip_load import among, chunks, source_key, url_key, word_key
+from pipelines.membership.facts import ClipFacts
+from pipelines.membership.selector import CLIP_DIGITS, ClipSelector
+
+Matches = dict[bytes, tuple[str, ...]]  # clip id -> what matched it
+_SHOWN = 3  # near ids or names in an error
+_MIN_MATCH = 0.5  # share of a hash's words that must be close
+_clip = tables.Clip
+
+
+def find(session: Session, selector: ClipSelector, *, missing_ok: bool) -> list[ClipFacts]:
+    """Clips of every term, and what overlaps them."""
+    matches: Matches = {}
+    missing: list[InputError] = []
+
+    def note(term: str, clips: Iterable[bytes], hint: Callable[[], str]) -> None:
+        ids = list(clips)
+        for clip in ids:
+            matches[clip] = (*matches.get(clip, ()), term)
+        if not ids:
+            kind, _, value = term.partition(":")
+            missing.append(InputError(f"no clip of this {_WORDS[kind]} is indexed", value=value, next_step=hint()))
+
+    for prefix in selector.clips:
+        note(f"clip:{prefix}", _by_prefix(session, prefix), partial(_near_clips, session, prefix))
+    for source in selector.sources:
+        note(f"source:{source}", _by_source(session, source), partial(_near_sources, session, source))
+    for url in selector.urls:
+        note(f"url:{url}", _by_url(session, url), lambda: "name the source and its id: SOURCE/SOURCE_ID")
+    for digest in selector.digests:
+        note(f"sha256:{digest}", _by_digest(session, bytes.fromhex(digest)), lambda: "m4v data sources")
+    if selector.phashes:
+        found = by_hashes(session, [hash_words(p) for p in selector.phashes], selector.phash_bits)
+        for phash, clips in zip(selector.phashes, found, strict=True):
+            note(f"phash:{phash}", clips, lambda: f"allow more than {selector.phash_bits} bits to differ")
+    if missing and not missing_ok:
+        raise missing[0]
+    _add_overlaps(session, matches)
+    return sorted(
+        facts_of(session, matches).values(), key=lambda c: (c.source, c.source_id, c.start_us, c.end_us, c.clip_id)
+    )
+
+
+_WORDS = {"clip": "id", "source": "source", "url": "URL", "sha256": "file digest", "phash": "perceptual hash"}
+
+
+def _by_prefix(session: Session, prefix: str) -> list[bytes]:
+    """The clip whose id begins so; raises InputError when there are several."""
+    found = _with_prefix(session, prefix, _SHOWN + 1)
+    if len(found) > 1:
+        shown = ", ".join(c.hex() for c in found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
+        raise InputError("more than one clip begins so", value=prefix, where="ledger", next_step=f"one of {shown}")
+    return found
+
+
+def _with_prefix(session: Session, prefix: str, limit: int) -> list[bytes]:
+    low, high = (bytes.fromhex(prefix.ljust(CLIP_DIGITS, digit)) for digit in "0f")
+    query = select(_clip.clip_id).where(_clip.clip_id.between(low, high)).distinct().order_by(_clip.clip_id)
+    return list(session.scalars(query.limit(limit)))
+
+
+def _near_clips(session: Session, prefix: str) -> str:
+    """Clips whose ids share most with what was given."""
+    for length in range(len(prefix) - 1, 3, -1):
+        if near := _with_prefix(session, prefix[:length], _SHOWN):
+            return f"did you mean {' or '.join(c.hex() for c in near)}?"
+    return "m4v ledger index, if its artifact was recorded before clips were indexed"
+
+
+def _near_sources(session: Session, term: str) -> str:
+    names = list(session.scalars(select(tables.ClipSource.name)))
+    name, _, source_id = term.partition("/")
+    if name in names and source_id:
+        return f"m4v data inspect lists the files of {name}"
+    near = difflib.get_close_matches(name, names, n=_SHOWN) or sorted(names)[:_SHOWN]
+    return f"did you mean {' or '.join(near)}?" if near else "m4v ledger index"
+
+
+def _by_source(session: Session, term: str) -> Iterator[bytes]:
+    """Clips of `SOURCE`, or of one file `SOURCE/SOURCE_ID`; names of sources may hold a slash themselves."""
+    numbers = {row.name: row.source_no for row in session.scalars(select(tables.ClipSource))}
+    for name, number in numbers.items():
+        if term == name:
+            yield from session.scalars(select(_clip.clip_id).where(_clip.source_no == number).distinct())
+        elif term.startswith(f"{name}/"):
+            yield from _of_file(session, number, term[len(name) + 1 :])
+
+
+def _of_file(session: Session, source_no: int, source_id: str) -> Sequence[bytes]:
+    query = select(_clip.clip_id).where(_clip.source_no == source_no, _clip.source_key == source_key(source_id))
+    return session.scalars(query.where(_clip.source_id == source_id).distinct()).all()
+
+
+def _by_url(session: Session, url: str) -> set[bytes]:
+    """Clips of the files that came from a URL, also where the URL is the file's source id."""
+    row = tables.SourceUrl
+    same_file = and_(_clip.source_no == row.source_no, _clip.source_key == row.source_key)
+    found = set(session.scalars(select(_clip.clip_id).join(row, same_file).where(row.url_key == url_key(url))))
+    for number in session.scalars(select(tables.ClipSource.source_no)).all():
+        found.update(_of_file(session, number, url.strip()))
+    return found
+
+
+def _by_digest(session: Session, digest: bytes) -> Sequence[bytes]:
+    query = select(_clip.clip_id).where(_clip.digest_key == word_key(digest), _clip.digest == digest)
+    return session.scalars(query.distinct()).all()
+
+
+# Perceptual hashes
+
+
+def hash_words(text: str) -> NDArray[np.uint64]:
+    """Words of a hash that have structure: 0 stands for a picture without any, and matches nothing."""
+    return np.array([word for part in text.split("-") if part and (word := int(part, 16))], dtype=np.uint64)
+
+
+def by_hashes(session: Session, asked: Sequence[NDArray[np.uint64]], bits: int) -> list[list[bytes]]:
+    """For each hash the clips that have a word within `bits` bits of at least half of its words."""
+    found: list[list[bytes]] = [[] for _ in asked]
+    block = tables.HashBlock
+    query = select(block.clips, block.counts, block.words).order_by(block.block_no)
+    for clips, counts, data in session.execute(query.execution_options(yield_per=16)):
+        words = np.frombuffer(data, dtype=">u8").astype(np.uint64)
+        owners = np.repeat(np.arange(len(counts)), np.frombuffer(counts, dtype=np.uint8))
+        for own, query_words in zip(found, asked, strict=True):
+            own += [clips[16 * n : 16 * n + 16] for n in _close(words, owners, query_words, bits)]
+    return found
+
+
+def _close(words: NDArray[np.uint64], owners: NDArray[np.int64], asked: NDArray[np.uint64], bits: int) -> list[int]:
+    """Owners of a close word for at least half of the asked words."""
+    if not len(asked):
+        return []
+    matched: dict[int, int] = {}
+    for word in asked:
+        places = np.flatnonzero(np.bitwise_count(words ^ word) <= bits)
+        for owner in set(owners[places[words[places] != 0]].tolist()):
+            matched[owner] = matched.get(owner, 0) + 1
+    return sorted(owner for owner, count in matched.items() if count >= _MIN_MATCH * len(asked))
+
+
+# Overlaps and facts
+
+
+def _add_overlaps(session: Session, matches: Matches) -> None:
+    """Clips that share footage with a matched one: their spans of one source file overlap. A span 0, 0 is the whole
+    of a file."""
+    spans = _rows(session, list(matches))
+    by_file: dict[tuple[int, int, str], dict[bytes, tuple[int, int]]] = {}
+    for row in spans:
+        by_file.setdefault((row.source_no, row.source_key, row.source_id), {})[row.clip_id] = row.start_us, row.end_us
+    for some in chunks(by_file.items()):
+        files = dict(some)
+        query = select(_clip).where(among(_clip.source_key)).order_by(_clip.clip_id)
+        for row in session.scalars(query, {"asked": sorted({key for _, key, _ in files})}):
+            own = files.get((row.source_no, row.source_key, row.source_id), {})
+            if row.clip_id in own:
+                continue
+            over = [c for c, (start, end) in own.items() if _overlap(start, end, row.start_us, row.end_us)]
+            if over and row.clip_id not in matches:
+                matches[row.clip_id] = tuple(f"overlaps {c.hex()}" for c in over)
+
+
+def _overlap(start: int, end: int, other_start: int, other_end: int) -> bool:
+    whole = end == 0 or other_end == 0
+    return whole or (start < other_end and other_start < end)
+
+
+def _rows(session: Session, clips: Iterable[bytes]) -> Iterator[tables.Clip]:
+    query = select(_clip).where(among(_clip.clip_id)).order_by(_clip.clip_id, _clip.digest_key)
+    for some in chunks(clips):
+        yield from session.scalars(query, {"asked": some})
+
+
+def facts_of(session: Session, matches: Mapping[bytes, tuple[str, ...]]) -> dict[str, ClipFacts]:
+    """Facts of clips by id, with the terms that matched each."""
+    found: dict[bytes, list[tables.Clip]] = {}
+    for row in _rows(session, matches):
+        found.setdefault(row.clip_id, []).append(row)
+    names = {row.source_no: row.name for row in session.scalars(select(tables.ClipSource))}
+    hashes = _hashes(session, {clip: rows[0].block_no for clip, rows in found.items()})
+    return {
+        clip.hex(): ClipFacts(
+            clip_id=clip.hex(),
+            source=names[rows[0].source_no],
+            source_id=rows[0].source_id,
+            start_us=rows[0].start_us,
+            end_us=rows[0].end_us,
+            source_digests=tuple(row.digest.hex() for row in rows),
+            phash=hashes[clip],
+            matched_by=matches[clip],
+        )
+        for clip, rows in found.items()
+    }
+
+
+def _hashes(session: Session, block_of: Mapping[bytes, int]) -> dict[bytes, str]:
+    """Perceptual hashes as text, read from the blocks that hold them."""
+    wanted: dict[int, set[bytes]] = {}
+    for clip, number in block_of.items():
+        wanted.setdefault(number, set()).add(clip)
+    found: dict[bytes, str] = {}
+    for number, clips in wanted.items():
+        block = session.get_one(tables.HashBlock, number)
+        session.expunge(block)
+        ends = np.cumsum(np.frombuffer(block.counts, dtype=np.uint8), dtype=np.int64)
+        for n, (end, count) in enumerate(zip(ends.tolist(), block.counts, strict=True)):
+            clip = block.clips[16 * n : 16 * n + 16]
+            if clip in clips:
+                data = block.words[8 * (end - count) : 8 * end]
+                found[clip] = "-".join(data[p : p + 8].hex() for p in range(0, len(data), 8))
+    return found

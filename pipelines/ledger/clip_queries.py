@@ -1,0 +1,146 @@
+"""The clip index's read side: clips by selector, artifacts by clip, and the place of a sample among its group."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import and_, func, select
+from sqlalchemy.orm import Session
+
+from m4v.core.artifacts import ArtifactKind
+from m4v.core.errors import InputError
+from pipelines.ledger import schema
+from pipelines.ledger import schema_clips as tables
+from pipelines.ledger.clip_find import facts_of, find
+from pipelines.ledger.clip_load import among, chunks
+from pipelines.ledger.database import Database
+from pipelines.membership.facts import ClipFacts, SampleGroup, SampleRef
+from pipelines.membership.selector import ClipSelector
+
+
+class ClipQueryOps:
+    """The verbs of a Ledger that ask the clip index. Ids are hex, as everywhere outside its tables."""
+
+    _db: Database
+
+    def find_clips(self, selector: ClipSelector, *, missing_ok: bool = False) -> list[ClipFacts]:
+        """Every clip that a term names or that overlaps such a clip, by source, file and time.
+
+        Raises InputError (with near ids or names) for a term that matches nothing, unless `missing_ok`, and for a
+        clip prefix that is not unique.
+        """
+        with self._db.read() as session:
+            return find(session, selector, missing_ok=missing_ok)
+
+    def clip_facts(self, clip_ids: Iterable[str]) -> dict[str, ClipFacts]:
+        """What is known of clips; unknown ids are left out."""
+        with self._db.read() as session:
+            return facts_of(session, {bytes.fromhex(c): () for c in clip_ids})
+
+    def artifacts_with(self, clip_ids: Iterable[str], *, dropped: bool = False) -> dict[str, set[str]]:
+        """Clip tables and datasets of the ledger that hold any of the clips, and which.
+
+        A clip table counts for the clips it keeps; with `dropped` also for those it lists as dropped.
+        """
+        found: dict[str, set[str]] = {}
+        own, index = tables.ArtifactPart, tables.ClipIndex
+        sample, artifact = tables.PartSample, schema.Artifact
+        query = (
+            select(index.artifact_id, sample.clip_id)
+            .select_from(sample)
+            .join(own, own.part_no == sample.part_no)
+            .join(index, index.artifact_no == own.artifact_no)
+            .join(artifact, and_(artifact.artifact_id == index.artifact_id, artifact.kind == index.kind))
+            .where(among(sample.clip_id), index.complete)
+            .distinct()
+        )
+        if not dropped:
+            query = query.where(sample.group_no != tables.DROPPED)
+        with self._db.read() as session:
+            for ids in chunks(dict.fromkeys(clip_ids)):
+                for artifact_id, clip in session.execute(query, {"asked": [bytes.fromhex(c) for c in ids]}):
+                    found.setdefault(artifact_id, set()).add(clip.hex())
+        return found
+
+    def samples_of(self, dataset_id: str, clip_ids: Iterable[str]) -> list[SampleRef]:
+        """The samples that a dataset has of these clips, by clip and sample id; raises InputError for a dataset
+        that is not indexed."""
+        found: list[SampleRef] = []
+        own, sample = tables.ArtifactPart, tables.PartSample
+        with self._db.read() as session:
+            number = _dataset_no(session, dataset_id)
+            groups = _groups(session)
+            query = (
+                select(sample.clip_id, sample.sample_id, sample.group_no)
+                .join(own, and_(own.part_no == sample.part_no, own.artifact_no == number))
+                .where(among(sample.clip_id))
+            )
+            for ids in chunks(dict.fromkeys(clip_ids)):
+                for clip, sample_id, group_no in session.execute(query, {"asked": [bytes.fromhex(c) for c in ids]}):
+                    found.append(SampleRef(clip.hex(), sample_id.hex(), groups[group_no]))
+        return sorted(found)
+
+    def groups_of(self, dataset_id: str) -> list[tuple[SampleGroup, int]]:
+        """The groups of a dataset's samples and the size of each, sorted; raises InputError for a dataset that is
+        not indexed."""
+        with self._db.read() as session:
+            total = tables.ArtifactGroup
+            number = _dataset_no(session, dataset_id)
+            rows = session.execute(select(total.group_no, total.samples).where(total.artifact_no == number))
+            groups = _groups(session)
+            return sorted((groups[group_no], samples) for group_no, samples in rows)
+
+    def rank_in_group(self, dataset_id: str, group: SampleGroup, sample_id: str) -> int:
+        """How many samples of a dataset's group have a smaller id; raises InputError as `groups_of`."""
+        return self.rank_in_groups(dataset_id, [group], sample_id)
+
+    def rank_in_groups(self, dataset_id: str, groups: Collection[SampleGroup], sample_id: str) -> int:
+        """How many samples of a dataset's groups together have a smaller id: the place of a sample in a stream."""
+        return self.ranks_in_groups(dataset_id, groups, [sample_id])[0]
+
+    def ranks_in_groups(self, dataset_id: str, groups: Collection[SampleGroup], sample_ids: Sequence[str]) -> list[int]:
+        """`rank_in_groups` of several samples in one transaction."""
+        with self._db.read() as session:
+            number = _dataset_no(session, dataset_id)
+            wanted = set(groups)
+            numbers = [no for no, group in _groups(session).items() if group in wanted]
+            return [_rank(session, number, numbers, bytes.fromhex(sample)) for sample in sample_ids]
+
+
+def _rank(session: Session, artifact_no: int, group_nos: Sequence[int], sample: bytes) -> int:
+    """Parts that lie wholly below the sample count in full; only those around it are looked into."""
+    own, part, held = tables.ArtifactPart, tables.PartGroup, tables.PartIds
+    mine = and_(part.part_no == own.part_no, own.artifact_no == artifact_no)
+    of_groups = part.group_no.in_(group_nos)
+    below = session.scalar(select(func.sum(part.samples)).join(own, mine).where(of_groups, part.last < sample))
+    around = (
+        select(held.ids)
+        .join(part, and_(part.part_no == held.part_no, part.group_no == held.group_no))
+        .join(own, mine)
+        .where(of_groups, part.first < sample, part.last >= sample)
+    )
+    return int(below or 0) + sum(_smaller(ids, sample) for ids in session.scalars(around))
+
+
+def _smaller(ids: bytes, sample: bytes) -> int:
+    return bisect.bisect_left(range(len(ids) // 16), sample, key=lambda n: ids[16 * n : 16 * n + 16])
+
+
+def _dataset_no(session: Session, dataset_id: str) -> int:
+    index = tables.ClipIndex
+    query = select(index.artifact_no).where(index.artifact_id == dataset_id, index.kind == str(ArtifactKind.DATASET))
+    number = session.scalar(query.where(index.complete))
+    if number is None:
+        raise InputError(
+            "clip index has no such dataset", value=dataset_id, where="ledger", next_step="m4v ledger index"
+        )
+    return number
+
+
+def _groups(session: Session) -> dict[int, SampleGroup]:
+    group, source = tables.SampleGroup, tables.ClipSource
+    query: Any = select(group.group_no, source.name, group.media, group.t, group.h, group.w)
+    rows = session.execute(query.join(source, source.source_no == group.source_no))
+    return {no: SampleGroup(name, media, t, h, w) for no, name, media, t, h, w in rows}
