@@ -1,5 +1,6 @@
 """Takedown impact: what some clips touched, from the ledger alone."""
 
 from pipelines.impact.model import AffectedChannel, AffectedCheckpoint, Holder, Impact, MatchedClip, Product, Verdict
+from pipelines.impact.query import impact
 
-__all__ = ["AffectedChannel", "AffectedCheckpoint", "Holder", "Impact", "MatchedClip", "Product", "Verdict"]
+__all__ = ["AffectedChannel", "AffectedCheckpoint", "Holder", "Impact", "MatchedClip", "Product", "Verdict", "impact"]

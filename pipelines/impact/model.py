@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Verdict(StrEnum):
@@ -39,11 +39,11 @@ class Holder:
     clip_ids: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AffectedCheckpoint:
-    """`count` uses of matched clips by the checkpoint's own stage, the first at `first_step`, the last at `last_step`.
+class AffectedCheckpoint(NamedTuple):
+    """`uses` of matched clips by the checkpoint's own stage, the first in `first_step`, the last in `last_step`.
 
     `inherited` counts the uses by the stages it started from; `through` is the nearest checkpoint before it that saw.
+    The numbers are None where the selector matches so many samples that single uses were not counted.
     """
 
     artifact_id: str
@@ -51,16 +51,15 @@ class AffectedCheckpoint:
     stage: str
     dataset_id: str | None
     steps: int
-    count: int
+    uses: int | None
     first_step: int | None
     last_step: int | None
-    inherited: int
+    inherited: int | None
     through: str | None
     init_from: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Product:
+class Product(NamedTuple):
     """Samples, scores or a report made from affected artifacts; `verdict` is that of the most affected of them."""
 
     artifact_id: str
@@ -90,7 +89,7 @@ class Impact:
     checkpoints: tuple[AffectedCheckpoint, ...]
     products: tuple[Product, ...]
     channels: tuple[AffectedChannel, ...]
-    unread: tuple[str, ...] = field(default=())  # checkpoints of which the ledger has no exposure state yet
+    unread: tuple[str, ...] = ()  # recorded artifacts that the answer leaves out: `m4v ledger index` reads them
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
@@ -131,8 +130,8 @@ class Impact:
             "counts": self.counts(),
             "clips": [asdict(c) for c in self.clips],
             "holders": [asdict(h) for h in self.holders],
-            "checkpoints": [asdict(c) for c in self.checkpoints],
-            "products": [asdict(p) for p in self.products],
+            "checkpoints": [c._asdict() for c in self.checkpoints],
+            "products": [p._asdict() for p in self.products],
             "channels": [asdict(c) for c in self.channels],
             "unread": list(self.unread),
         }

@@ -1,0 +1,102 @@
+"""Uses of clips by training stages, in closed form: ranks are read once a sample, steps computed once an order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
+
+from pipelines.ledger import Ledger
+from pipelines.ledger.exposures import OrderRow, StateRow
+from pipelines.ledger.sample_ranks import GroupKey, SamplePlace
+from pipelines.membership import SampleGroup as MemberGroup
+from training.config import OrderConfig
+from training.samples import SampleGroup
+from training.sampling import SamplingPlan
+from training.timetable import Place
+
+Rank = Callable[[SamplePlace, Sequence[GroupKey]], int]  # smaller ids of these groups in the sample's dataset
+
+
+class ClipUses:
+    """Which steps consumed some clips. One for a question: what it has read of the ledger does not change."""
+
+    def __init__(self, ledger: Ledger, samples: Iterable[SamplePlace], rank: Rank) -> None:
+        self._ledger, self._rank = ledger, rank
+        self._samples: dict[str, list[SamplePlace]] = {}
+        for sample in samples:
+            self._samples.setdefault(sample.dataset_id, []).append(sample)
+        self._plans: dict[str, SamplingPlan] = {}
+
+    @classmethod
+    def everywhere(cls, ledger: Ledger, clip_ids: Sequence[str]) -> ClipUses:
+        """In every dataset: ranks of a sample are read for all of them at once."""
+        ranks = cache(ledger.sample_ranks)
+
+        def rank(sample: SamplePlace, groups: Sequence[GroupKey]) -> int:
+            of_dataset = ranks(sample.sample_id).get(sample.dataset_id, {})
+            return sum(of_dataset.get(group, 0) for group in groups)
+
+        return cls(ledger, ledger.sample_places(clip_ids), rank)
+
+    @classmethod
+    def within(cls, ledger: Ledger, clip_ids: Sequence[str], datasets: Iterable[str]) -> ClipUses:
+        """In a few datasets. Raises InputError for one that is not in the clip index."""
+        samples = [SamplePlace(d, *found) for d in dict.fromkeys(datasets) for found in ledger.samples_of(d, clip_ids)]
+
+        def rank(sample: SamplePlace, groups: Sequence[GroupKey]) -> int:
+            return ledger.rank_in_groups(sample.dataset_id, [MemberGroup(*g) for g in groups], sample.sample_id)
+
+        return cls(ledger, samples, rank)
+
+    @property
+    def datasets(self) -> list[str]:
+        """Dataset versions that hold a sample of the clips."""
+        return sorted(self._samples)
+
+    def samples(self, dataset_id: str | None, clip_id: str | None = None) -> list[SamplePlace]:
+        """Samples of the clips (or of one) in a dataset."""
+        held = self._samples.get(dataset_id or "", [])
+        return held if clip_id is None else [s for s in held if s.clip_id == clip_id]
+
+    def load_plans(self, rows: Sequence[StateRow]) -> None:
+        """Read the timetables that `places` needs for these states, in one go."""
+        wanted = {r.order_id for r in rows if r.order_id is not None and r.dataset_id in self._samples}
+        for order_id, order in self._ledger.data_orders(sorted(wanted - self._plans.keys())).items():
+            self._plans[order_id] = _plan(self._ledger, order)
+
+    def plan(self, row: StateRow) -> SamplingPlan:
+        if row.order_id not in self._plans:
+            self.load_plans([row])
+        return self._plans[row.order_id or ""]
+
+    def places(self, row: StateRow, sample: SamplePlace, cursor: int | None = None) -> list[Place]:
+        """Uses of a sample by the stage of a state before `cursor` (default: the state's own)."""
+        end = row.cursor if cursor is None else cursor
+        rank = partial(self._rank, sample)
+        return self.plan(row).places(sample.group, rank, row.seed, row.stage, end)
+
+    def steps(self, row: StateRow, clip_id: str | None = None, cursor: int | None = None) -> list[int]:
+        """Steps of all uses of the clips (or of one), sorted; a step stands as often as it used them."""
+        samples = self.samples(row.dataset_id, clip_id)
+        return sorted(place.step for sample in samples for place in self.places(row, sample, cursor))
+
+    def most_uses(self, row: StateRow, cursor: int) -> int:
+        """How many uses `steps` would compute for all clips: not more than this."""
+        return sum(
+            -(-self.plan(row).timetable.draws_before(stream, cursor) // stream.count)
+            for sample in self.samples(row.dataset_id)
+            for stream in self.plan(row).streams_with(sample.group)
+        )
+
+
+def _plan(ledger: Ledger, order: OrderRow) -> SamplingPlan:
+    if order.plan is not None:
+        return SamplingPlan.from_json(order.plan)
+    config = OrderConfig.model_validate(order.config)
+    return plan_on(ledger, order.dataset_id, config, "training")
+
+
+def plan_on(ledger: Ledger, dataset_id: str, order: OrderConfig, stage: str) -> SamplingPlan:
+    """The timetable of an order on a dataset; raises InputError when the dataset is not in the clip index."""
+    groups = [SampleGroup(*group, samples) for group, samples in ledger.groups_of(dataset_id)]
+    return SamplingPlan.of(groups, order, stage)

@@ -1,0 +1,84 @@
+"""The impact query: from clips to everything they touched, by a handful of statements and closed-form exposure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pipelines.exposure.uses import ClipUses
+from pipelines.impact.checkpoints import affected_checkpoints
+from pipelines.impact.model import AffectedChannel, AffectedCheckpoint, Holder, Impact, MatchedClip, Product, Verdict
+from pipelines.ledger import Ledger
+from pipelines.membership import ClipFacts, ClipSelector
+
+_STRENGTH = {Verdict.SAW: 0, Verdict.DESCENDS: 1, Verdict.CONTAINS: 2}
+
+
+def impact(ledger: Ledger, selector: ClipSelector) -> Impact:
+    """What a takedown of the selected clips concerns, from the ledger alone.
+
+    Raises InputError as `Ledger.find_clips` does, and for a dataset that is not in the clip index.
+    """
+    clips = ledger.find_clips(selector)
+    clip_ids = [c.clip_id for c in clips]
+    held = {a: sorted(ids) for a, ids in ledger.artifacts_with(clip_ids).items()}
+    kinds = ledger.kinds_of(held)
+    holders = [Holder(artifact_id=a, kind=kinds[a], clip_ids=tuple(ids)) for a, ids in held.items() if a in kinds]
+    datasets = [h.artifact_id for h in holders if h.kind == "dataset"]
+    checkpoints = affected_checkpoints(ledger.trained_on(datasets), ClipUses.everywhere(ledger, clip_ids))
+    verdicts = {c.artifact_id: c.verdict for c in checkpoints} | {h.artifact_id: Verdict.CONTAINS for h in holders}
+    return Impact(
+        selector=selector.canonical(),
+        clips=tuple(sorted(map(_matched, clips), key=lambda c: c.clip_id)),
+        holders=tuple(sorted([*holders, *_sources(ledger, holders, clips)], key=lambda h: (h.kind, h.artifact_id))),
+        checkpoints=tuple(checkpoints),
+        products=tuple(_products(ledger, verdicts)),
+        channels=tuple(_channels(ledger, checkpoints)),
+        unread=tuple(ledger.checkpoints_without_exposure()),
+    )
+
+
+def _matched(clip: ClipFacts) -> MatchedClip:
+    return MatchedClip(
+        clip_id=clip.clip_id,
+        source=clip.source,
+        source_id=clip.source_id,
+        start_us=clip.start_us,
+        end_us=clip.end_us,
+        why=", ".join(clip.matched_by),
+    )
+
+
+def _sources(ledger: Ledger, holders: Iterable[Holder], clips: Iterable[ClipFacts]) -> list[Holder]:
+    """Listings of the clips' own sources that affected clip tables were curated from."""
+    tables = {h.artifact_id: set(h.clip_ids) for h in holders if h.kind == "clips"}
+    of_source: dict[str, set[str]] = {}
+    for clip in clips:
+        of_source.setdefault(clip.source, set()).add(clip.clip_id)
+    found: dict[str, set[str]] = {}
+    for link in ledger.sources_of(tables):
+        if ids := tables[link.clips_id] & of_source.get(link.name, set()):
+            found.setdefault(link.source_id, set()).update(ids)
+    return [Holder(artifact_id=a, kind="source", clip_ids=tuple(sorted(ids))) for a, ids in found.items()]
+
+
+def _products(ledger: Ledger, verdicts: Mapping[str, Verdict]) -> list[Product]:
+    strongest: dict[tuple[str, str], Verdict] = {}
+    # From the weakest to the strongest, so that the last word stands.
+    for row in sorted(ledger.made_from(sorted(verdicts)), key=lambda r: -_STRENGTH[verdicts[r.stem_id]]):
+        strongest.update(dict.fromkeys(((row.kind, i) for i in row.artifact_ids), verdicts[row.stem_id]))
+    return [Product(artifact_id, kind, verdict) for (kind, artifact_id), verdict in sorted(strongest.items())]
+
+
+def _channels(ledger: Ledger, checkpoints: Sequence[AffectedCheckpoint]) -> list[AffectedChannel]:
+    verdicts = {c.artifact_id: c.verdict for c in checkpoints}
+    return [
+        AffectedChannel(
+            name=move.name,
+            seq=move.seq,
+            artifact_id=move.artifact_id,
+            verdict=verdicts[move.artifact_id],
+            current=move.current,
+            moved_at=move.moved_at,
+        )
+        for move in ledger.moves_to(sorted(verdicts))
+    ]
