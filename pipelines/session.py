@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from m4v.core.config import parse
+from m4v.core.errors import InputError
 from pipelines.execute import NodeEvent, PipelineRun, until_node
 from pipelines.exports.courier import Courier
 from pipelines.graph import build_graph, node_by_id
 from pipelines.keys import CODE_ROOT
 from pipelines.launchers import Launcher, LocalLauncher
-from pipelines.ledger import Ledger
+from pipelines.ledger import Ledger, PipelineRunRow
 from pipelines.lookup import Lookup
 from pipelines.plan import Plan, make_plan
 from pipelines.recipe import Profile, Recipe, load_recipe
@@ -71,10 +73,24 @@ class Session:
 
 def open_session(recipe: str, overrides: Iterable[str] = (), home: str | None = None) -> Session:
     """Load the recipe, then open workspace and ledger; raises ConfigError or InputError."""
-    resolved = load_recipe(recipe, overrides)
-    nodes = tuple(build_graph(resolved))
+    return _open(load_recipe(recipe, overrides), home)
+
+
+def _open(recipe: Recipe, home: str | None) -> Session:
+    nodes = tuple(build_graph(recipe))
     workspace = Workspace.open(home)
-    return Session(resolved, nodes, workspace, Ledger.open(workspace.ledger_url), launcher_of(resolved.active_profile))
+    return Session(recipe, nodes, workspace, Ledger.open(workspace.ledger_url), launcher_of(recipe.active_profile))
+
+
+def recorded_session(row: PipelineRunRow, home: str | None = None) -> Session:
+    """The recipe of an earlier pipeline run as it was resolved then, whatever its file says now.
+
+    Raises InputError for a run of no recipe, ConfigError when this release reads its keys differently.
+    """
+    if "sources" not in row.resolved or "train" not in row.resolved:
+        raise InputError("this pipeline run was made from no recipe", value=row.pipeline_run_id, where=row.recipe)
+    recipe = parse(Recipe, row.resolved, f"recorded recipe of run {row.pipeline_run_id}")
+    return _open(recipe, home)
 
 
 def launcher_of(profile: Profile) -> Launcher:

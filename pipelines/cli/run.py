@@ -98,8 +98,13 @@ def run(
 
     Ctrl-C or SIGTERM lets running stages save their state and ends with code 40; a second one ends at once.
     """
+    exit_class = run_session(open_session(recipe, set_ or ()), until, verify=verify, prefect=prefect, json_=json_)
+    raise typer.Exit(int(exit_class))
+
+
+def run_session(session: Session, until: str | None, *, verify: bool, prefect: bool, json_: bool) -> ExitClass:
+    """Run an opened recipe, show how it goes and what became of it; returns the run's exit class."""
     started = time.monotonic()
-    session = open_session(recipe, set_ or ())
     made = session.plan(until)
     display = RunDisplay(quiet=json_)
     display.announce(session, made)
@@ -118,7 +123,7 @@ def run(
                     "nodes": [o.to_json() for o in pipeline_run.outcomes.values()]})  # fmt: skip
     else:
         _summary(session, pipeline_run, time.monotonic() - started)
-    raise typer.Exit(int(exit_class))
+    return exit_class
 
 
 def _run_as_flow(session: Session, pipeline_run: PipelineRun, display: RunDisplay) -> None:

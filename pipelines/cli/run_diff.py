@@ -18,6 +18,7 @@ def print_comparison(found: RunComparison) -> None:
         title
         for title, shown in (
             ("config", _changes("config", found.config)),
+            ("inputs", len(found.stages) > 1 or _changes("input", found.stages[0].of("input", "probe"))),
             ("data", _data(found.data)),
             ("code", _code(found)),
             ("environment", _environment(found)),
@@ -55,7 +56,7 @@ def _changes(title: str, changes: tuple[FieldChange, ...]) -> bool:
 
 
 def _name(change: FieldChange) -> str:
-    known = ("config", "weights", "code")
+    known = ("config", "weights", "code", "input")
     return change.field if change.component in known else " ".join(filter(None, (change.component, change.field)))
 
 

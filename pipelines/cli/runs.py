@@ -152,6 +152,31 @@ def diff(before: RunArgument, after: RunArgument, json_: JsonOption = False) -> 
     print_comparison(found)
 
 
+@runs.command("rerun")
+def rerun(
+    identity: RunArgument,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Execute every stage again beside the record and compare the bytes.")
+    ] = False,
+    allow_code: Annotated[bool, typer.Option(help="Even if code or lock file differ from the record.")] = False,
+    allow_machine: Annotated[bool, typer.Option(help="Even if device, kernels or threads differ.")] = False,
+    rtol: Annotated[float | None, typer.Option(help="Relative tolerance instead of the dtype's.", min=0.0)] = None,
+    atol: Annotated[float | None, typer.Option(help="Absolute tolerance instead of the dtype's.", min=0.0)] = None,
+    keep: Annotated[bool, typer.Option(help="Keep the work directories of stages that differ.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Execute a pipeline run or a stage run again, from its recorded request.
+
+    With --verify nothing is reused or published: the verdict on every file and tensor is recorded, and the exit code
+    is 20 where one differs. Without it the recorded recipe is run anew: what is unchanged is a cache hit.
+    """
+    from pipelines.cli import rerun as verb  # the launcher and the comparison of files: only this verb needs them
+
+    if not verify:
+        verb.run_again(identity, json_)
+    verb.verify(identity, verb.options(allow_code, allow_machine, rtol, atol, keep), json_)
+
+
 @runs.command("logs")
 def logs(identity: RunArgument, tail: TailOption = 0) -> None:
     """Print the logs of a stage run's attempts, oldest first."""

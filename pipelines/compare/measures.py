@@ -101,12 +101,9 @@ def environment_differences(before: Mapping[str, Any], after: Mapping[str, Any])
 
 def _environment(environment: Mapping[str, Any]) -> dict[str, object]:
     host = environment.get("host") or {}
-    request = environment.get("request") or {}
     found = {f"library {name}": value for name, value in (environment.get("libraries") or {}).items()}
     found |= {name: environment[name] for name in ("python", "launcher") if name in environment}
     found |= {f"host {name}": value for name, value in host.items()}
-    if request.get("lock_digest"):
-        found["lock file"] = request["lock_digest"]
     return found
 
 

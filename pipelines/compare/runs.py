@@ -5,8 +5,9 @@ compare_runs(workspace, ledger, "1m7z…", "1m81…").to_json()
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import InputError
@@ -119,7 +120,7 @@ def _compare_pipelines(workspace: Workspace, ledger: Ledger, old: PipelineRunRow
     before, after = node_runs(ledger, old), node_runs(ledger, new)
     names = [*before, *(name for name in after if name not in before)]
     stages = tuple(compare_stage(ledger, name, before.get(name), after.get(name)) for name in names)
-    recipe = differing("config", flatten(old.resolved), flatten(new.resolved))
+    recipe = differing("config", flatten(_by_name(old.resolved)), flatten(_by_name(new.resolved)))
     started = [ledger.begun_environment(row.pipeline_run_id) for row in (old, new)]
     files = first_of(change for stage in stages for change in stage.of("code"))
     ports: list[Ports] = [
@@ -142,6 +143,18 @@ def _compare_pipelines(workspace: Workspace, ledger: Ledger, old: PipelineRunRow
 def node_runs(ledger: Ledger, row: PipelineRunRow) -> dict[str, RunRow]:
     """The stage run that each node of a pipeline run made or used, in the order in which they ended."""
     return {n.node_id: ledger.run(n.run_id) for n in ledger.nodes(row.pipeline_run_id) if n.run_id is not None}
+
+
+def _by_name(value: Any) -> Any:
+    """Lists of things that carry a name as mappings, so that `train.57f.steps` is told as `--set` takes it."""
+    if isinstance(value, Mapping):
+        return {key: _by_name(item) for key, item in value.items()}
+    if not isinstance(value, list | tuple):
+        return value
+    names = [item.get("name") for item in value if isinstance(item, Mapping)]
+    if value and len(names) == len(value) == len({n for n in names if isinstance(n, str)}):
+        return {name: _by_name(item) for name, item in zip(names, value, strict=True)}
+    return [_by_name(item) for item in value]
 
 
 def _ports(run: RunRow) -> Ports:
