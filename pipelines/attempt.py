@@ -26,6 +26,7 @@ from m4v.core.stage import (
 )
 from m4v.core.storage import Storage
 from pipelines.drains import DrainRequests
+from pipelines.exposure.states import record_outputs
 from pipelines.keys import KeyRecord
 from pipelines.launchers import LOG, REQUEST, Ending, Launcher
 from pipelines.lease import Lease
@@ -264,6 +265,7 @@ class AttemptRunner:
         records = {o.name: self._store.publish(o) for o in result.outputs}
         for record in records.values():  # before the run is committed: no artifact is known whose clips are not
             self._ledger.index_members(record.artifact_id, record.kind, Storage(record.uri))
+        record_outputs(self._ledger, ((r.artifact_id, r.kind, r.uri) for r in records.values()))
         lease.check()
         run = NewRun(
             stage=work.node.spec.name,
