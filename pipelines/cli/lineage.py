@@ -1,4 +1,4 @@
-"""`m4v lineage up|down`: what an artifact was made from, and what was made from it."""
+"""`m4v lineage up|down|exposure`: what an artifact was made from and led to; what a checkpoint consumed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import typer
 
 from pipelines.cli.artifacts import ArtifactArgument
+from pipelines.cli.exposure import exposure
 from pipelines.cli.output import JsonOption, print_json, short, size
 from pipelines.cli.runs import open_ledger
 from pipelines.ledger import LineageGraph
 
 lineage = typer.Typer(help="Where an artifact comes from and where it went.", no_args_is_help=True)
+lineage.command("exposure")(exposure)
 
 
 def register(app: typer.Typer) -> None:

@@ -61,8 +61,7 @@ class ClipUses:
     def load_plans(self, rows: Sequence[StateRow]) -> None:
         """Read the timetables that `places` needs for these states, in one go."""
         wanted = {r.order_id for r in rows if r.order_id is not None and r.dataset_id in self._samples}
-        for order_id, order in self._ledger.data_orders(sorted(wanted - self._plans.keys())).items():
-            self._plans[order_id] = _plan(self._ledger, order)
+        self._plans |= plans_of(self._ledger, wanted - self._plans.keys())
 
     def plan(self, row: StateRow) -> SamplingPlan:
         if row.order_id not in self._plans:
@@ -87,6 +86,14 @@ class ClipUses:
             for sample in self.samples(row.dataset_id)
             for stream in self.plan(row).streams_with(sample.group)
         )
+
+
+def plans_of(ledger: Ledger, order_ids: Iterable[str]) -> dict[str, SamplingPlan]:
+    """Timetables of data orders; one that is not recorded is made from the sizes of the dataset's groups.
+
+    Raises InputError for such a one whose dataset is not in the clip index.
+    """
+    return {order_id: _plan(ledger, order) for order_id, order in ledger.data_orders(sorted(set(order_ids))).items()}
 
 
 def _plan(ledger: Ledger, order: OrderRow) -> SamplingPlan:

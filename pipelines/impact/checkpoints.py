@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipelines.exposure.uses import ClipUses
-from pipelines.impact.model import AffectedCheckpoint, Verdict
+from pipelines.exposure.verdict import Verdict
+from pipelines.impact.model import AffectedCheckpoint
 from pipelines.ledger.exposures import StateRow
 
 MOST_USES = 50_000  # counted one by one; of more, a question only learns which checkpoints saw any

@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from functools import cached_property
 from typing import Any, NamedTuple
 
-
-class Verdict(StrEnum):
-    """How a checkpoint relates to a clip; the strongest that holds."""
-
-    SAW = "saw"  # a step of its own stage consumed it
-    DESCENDS = "descends"  # it started, directly or not, from a checkpoint that saw it
-    CONTAINS = "contains"  # a dataset version that its line trained on holds it, and no step consumed it
+from pipelines.exposure.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

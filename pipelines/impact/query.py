@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipelines.exposure.uses import ClipUses
+from pipelines.exposure.verdict import Verdict
 from pipelines.impact.checkpoints import affected_checkpoints
-from pipelines.impact.model import AffectedChannel, AffectedCheckpoint, Holder, Impact, MatchedClip, Product, Verdict
+from pipelines.impact.model import AffectedChannel, AffectedCheckpoint, Holder, Impact, MatchedClip, Product
 from pipelines.ledger import Ledger
 from pipelines.membership import ClipFacts, ClipSelector
 
