@@ -16,13 +16,14 @@ RECORD = "provenance.json"
 
 
 class RecordedRequest(FrozenModel):
-    """How a stage was launched. `config` is the whole one: a key's leaves out how a thing is done. `attachments`
-    are kept by digest."""
+    """How a stage was launched. `config` is the whole one: a key's leaves out how a thing is done. `inputs` are their
+    names in the order in which the stage was given them, `attachments` are kept by digest."""
 
     function: str
     config_model: str
     config: dict[str, object]
     resources: Resources
+    inputs: tuple[str, ...] = ()
     locations: dict[str, str] = {}
     attachments: dict[str, BlobRef] = {}
     lock_file: str | None = None
@@ -43,6 +44,7 @@ def recorded_request(request: StageRequest, blobs: BlobStore) -> RecordedRequest
         config_model=request.config_model,
         config=request.config,
         resources=request.resources,
+        inputs=tuple(reference.name for reference in request.inputs),
         locations=request.locations,
         attachments={name: blobs.put(Path(path).read_bytes()) for name, path in request.attachments.items()},
         lock_file=request.lock_file,

@@ -77,7 +77,7 @@ def _from_recipe(ledger: Ledger, run: RunRow) -> RecordedRequest:
     lock = recipe.active_profile.lock_file
     return RecordedRequest(
         function=node.spec.function, config_model=node.spec.config_model, config=node.config.canonical(),
-        resources=node.resources, locations=dict(node.locations),
+        resources=node.resources, inputs=tuple(node.inputs), locations=dict(node.locations),
         lock_file=None if lock is None else str(CODE_ROOT / lock), lock_digest=known_record(run).lock_digest,
     )  # fmt: skip
 
@@ -171,7 +171,7 @@ def again(stage: Recorded, ledger: Ledger, launcher: Launcher, workspace: Worksp
     return StageRequest(
         stage=run.stage, stage_version=run.stage_version, function=request.function,
         config_model=request.config_model, stage_key=run.stage_key, attempt_id=new_id(), config=request.config,
-        seed=run.seed, inputs=tuple(_inputs(ledger, run)),
+        seed=run.seed, inputs=tuple(_inputs(ledger, stage)),
         outputs=tuple(OutputRef(name=port.name, kind=port.kind) for port in run.outputs),
         store_uri=workspace.store_uri, work_dir=str(work_dir), state_uri=str(work_dir / "state"),
         items_uri=str(work_dir / "items"), lock_file=request.lock_file if _lock_digest(stage) else None,
@@ -180,13 +180,15 @@ def again(stage: Recorded, ledger: Ledger, launcher: Launcher, workspace: Worksp
     )  # fmt: skip
 
 
-def _inputs(ledger: Ledger, run: RunRow) -> list[InputRef]:
-    found = []
-    for port in run.inputs:
+def _inputs(ledger: Ledger, stage: Recorded) -> list[InputRef]:
+    """In the order in which the stage was given them; a ledger's rows have none of their own."""
+    found = {}
+    for port in stage.run.inputs:
         row = ledger.artifact(port.artifact_id, port.kind)
         verify(Storage(row.uri), port.artifact_id, deep=False)
-        found.append(InputRef(name=port.name, kind=port.kind, artifact_id=port.artifact_id, uri=row.uri))
-    return found
+        found[port.name] = InputRef(name=port.name, kind=port.kind, artifact_id=port.artifact_id, uri=row.uri)
+    order = [name for name in stage.request.inputs if name in found]
+    return [found[name] for name in (*order, *(name for name in found if name not in order))]
 
 
 def _attachments(stage: Recorded, ledger: Ledger, blobs: BlobStore, work_dir: Path) -> Mapping[str, str]:
