@@ -142,6 +142,15 @@ class ListingOps:
         with self._db.read() as session:
             return [node_row(n) for n in session.scalars(query.limit(limit))]
 
+    def run_of_node_before(self, node_id: str, pipeline_run_id: str, run_id: str) -> str | None:
+        """The stage run, another one than `run_id`, that this node had last before this pipeline run."""
+        node = schema.PipelineRunNode
+        earlier = select(node.run_id).where(
+            node.node_id == node_id, node.pipeline_run_id < pipeline_run_id, node.run_id.is_not(None)
+        )
+        with self._db.read() as session:
+            return session.scalar(earlier.where(node.run_id != run_id).order_by(node.pipeline_run_id.desc()).limit(1))
+
     def list_artifacts(
         self,
         *,

@@ -53,14 +53,7 @@ def gather(inputs: ReportInputs, facts: RunFacts) -> list[StageCurves]:
 def _stage(name: str, artifact: Artifact, facts: RunFacts) -> StageCurves:
     rows = read_metrics(artifact)
     node = facts.node(f"train.{name}") or facts.node(name)
-    steps = [float(r["step"]) for r in rows]
     losses = [float(r["loss"]) for r in rows]
-    others = []
-    for key in dict.fromkeys(k for r in rows for k in r):
-        series = [(s, float(r[key])) for s, r in zip(steps, rows, strict=True) if _is_number(r.get(key))]
-        chart = line_chart(*zip(*series, strict=True), label=f"{name}: {key}") if series and key not in _PLAIN else None
-        if chart is not None:
-            others.append((key, chart, change_of([v for _, v in series])))
     return StageCurves(
         name=name,
         checkpoint=artifact.id,
@@ -68,12 +61,29 @@ def _stage(name: str, artifact: Artifact, facts: RunFacts) -> StageCurves:
         steps=len(rows),
         tokens=int(sum(r.get("tokens") or 0 for r in rows)),
         loss=change_of(losses) if losses else None,
-        chart=line_chart(steps, losses, label=f"{name}: loss by step") if losses else None,
-        others=tuple(others),
+        chart=loss_chart(name, rows),
+        others=other_charts(name, rows),
         media=_media(rows),
         seconds=node.duration_s if node else None,
         facts=_facts(artifact),
     )
+
+
+def loss_chart(name: str, rows: Sequence[Row]) -> LineChart | None:
+    """The loss by step; None without rows."""
+    steps, losses = [float(r["step"]) for r in rows], [float(r["loss"]) for r in rows]
+    return line_chart(steps, losses, label=f"{name}: loss by step") if losses else None
+
+
+def other_charts(name: str, rows: Sequence[Row]) -> tuple[tuple[str, LineChart, Change], ...]:
+    """Whatever else was measured at each step: name, curve, how it changed."""
+    charts = []
+    for key in dict.fromkeys(k for r in rows for k in r if k not in _PLAIN):
+        series = [(float(r["step"]), float(r[key])) for r in rows if _is_number(r.get(key))]
+        chart = line_chart(*zip(*series, strict=True), label=f"{name}: {key}") if series else None
+        if chart is not None:
+            charts.append((key, chart, change_of([v for _, v in series])))
+    return tuple(charts)
 
 
 def read_metrics(artifact: Artifact) -> list[Row]:
