@@ -25,6 +25,15 @@ def _key(*parts: int | str) -> bytes:
     return hashlib.sha256(encoded.encode()).digest()
 
 
+def _numbered_keys(count: int, *parts: int | str) -> list[bytes]:
+    """`_key(*parts, number)` of each number below `count`; what they share is hashed once."""
+    shared = hashlib.sha256("".join(_encode(p) + "\x1f" for p in parts).encode())
+    keys = [shared.copy() for _ in range(count)]
+    for number, key in enumerate(keys):
+        key.update(_encode(number).encode())
+    return [key.digest() for key in keys]
+
+
 def generator(seed: int, *parts: int | str) -> np.random.Generator:
     """A Philox generator keyed by (seed, *parts), for example (seed, sample id, draw index, purpose)."""
     return np.random.Generator(np.random.Philox(key=int.from_bytes(_key(seed, *parts)[:16], "little")))
@@ -46,7 +55,7 @@ class Permutation:
         self.n = n
         self._half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
         self._mask = (1 << self._half_bits) - 1
-        self._round_keys = [_key(seed, *parts, "feistel", r) for r in range(self.ROUNDS)]
+        self._round_keys = _numbered_keys(self.ROUNDS, seed, *parts, "feistel")
 
     def _round(self, r: int, value: int) -> int:
         digest = hashlib.blake2b(value.to_bytes(8, "little"), key=self._round_keys[r], digest_size=8)
