@@ -66,8 +66,8 @@ class CuratedClip:
         return str(self.row["drop_rule"] or "kept")
 
 
-def clip_tables(ledger: Ledger, cache: Path, newest: int = NEWEST) -> list[Artifact]:
-    """Published clip tables whose bytes are there, newest first."""
+def clip_tables(ledger: Ledger, cache: Path, newest: int | None = NEWEST) -> list[Artifact]:
+    """Published clip tables whose bytes are there, newest first; None: all of them."""
     rows = ledger.artifacts(kind=ArtifactKind.CLIPS, limit=newest)
     artifacts = [_artifact(row, cache) for row in rows]
     return [a for a in artifacts if a.storage.exists(MANIFEST)]
