@@ -88,6 +88,11 @@ def record_processes(directory: Path, processes: Iterable[Process]) -> None:
     write_atomic(directory / PIDS, json.dumps(content).encode())
 
 
+def survivors(directory: Path) -> list[Process]:
+    """Live processes of attempts at or below `directory`, known as `kill_leftovers` knows them."""
+    return sorted(_leftovers(directory))
+
+
 def kill_leftovers(directory: Path, timeout_s: float = 10.0) -> list[Process]:
     """SIGKILL every process of earlier attempts below `directory` and wait until they are gone.
 

@@ -1,23 +1,26 @@
-"""`m4v runs list|show|logs`: pipeline runs, stage runs and attempts of the ledger."""
+"""`m4v runs list|show|diff|rerun|drain|cancel|logs`: pipeline runs, stage runs and attempts of the ledger."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from m4v.core.errors import InputError
-from pipelines.cli.output import Id, JsonOption, duration, print_facts, print_json, print_rows, short
-from pipelines.ledger import ArtifactRow, AttemptRow, Ledger, PipelineRunRow, RunRow
+from pipelines.access import Actor, Role, command_actor, require
+from pipelines.cli.output import JsonOption, duration, print_json
+from pipelines.ledger import ArtifactRow, AttemptRow, Ledger, PipelineRunRow, RunRow, Status
+from pipelines.settings import load_settings
 from pipelines.workspace import Workspace
 
 RunArgument = Annotated[
     str, typer.Argument(help="Id of a pipeline run, stage run or attempt, or a unique prefix of one.")
 ]
 TailOption = Annotated[int, typer.Option(help="Last lines of each log; 0: all.", min=0)]
+ReasonOption = Annotated[str, typer.Option(help="Why, for the history.")]
 LimitOption = Annotated[int, typer.Option(help="How many, newest first.", min=1)]
 
 runs = typer.Typer(help="Pipeline runs, stage runs and attempts.", no_args_is_help=True)
@@ -34,106 +37,94 @@ def open_ledger() -> Ledger:
 @runs.command("list")
 def list_(
     recipe: Annotated[str | None, typer.Option(help="Only runs of this recipe.")] = None,
+    status: Annotated[
+        Status | None, typer.Option(help="Only runs (with --stage: attempts) that stand so.", case_sensitive=False)
+    ] = None,
     stage: Annotated[str | None, typer.Option(help="List stage runs of this stage instead.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Started since: a time in UTC (2026-11-21, 2026-11-21T18:00), or 90m, 12h, 7d ago."),
+    ] = None,
     limit: LimitOption = 20,
     json_: JsonOption = False,
 ) -> None:
-    """List pipeline runs, or stage runs with --stage."""
+    """List pipeline runs, or with --stage its runs (with --status too: its attempts), newest first."""
+    from pipelines.cli import run_list
+
+    start = run_list.parse_since(since)
     with open_ledger() as ledger:
-        if stage is not None:
-            stage_runs = ledger.runs(stage=stage, limit=limit)
-            if json_:
-                print_json([asdict(r) for r in stage_runs])
-                return
-            print_rows(
-                ("run", "stage", "committed", "outputs", "exactness"),
-                [(r.run_id, r.stage, r.committed_at, _ports(r.outputs), r.exactness) for r in stage_runs],
-                text=("outputs",),
-            )
-            return
-        found = ledger.pipeline_runs(recipe=recipe, limit=limit)
-    if json_:
-        print_json([{k: v for k, v in asdict(r).items() if k != "resolved"} for r in found])
-        return
-    print_rows(
-        ("pipeline run", "recipe", "status", "started", "took", "trigger", "message"),
-        [(r.pipeline_run_id, r.recipe, r.status, r.started_at, _took(r), r.trigger, r.message) for r in found],
-        text=("message",),
-    )
-
-
-def _took(run: PipelineRunRow) -> str:
-    return duration(None if run.finished_at is None else (run.finished_at - run.started_at).total_seconds())
-
-
-def _ports(ports: Any) -> str:
-    return ", ".join(f"{p.name} {short(p.artifact_id)}" for p in ports)
+        if stage is None:
+            run_list.pipeline_runs(ledger, recipe, status, start, limit, json_)
+        elif status is None:
+            run_list.stage_runs(ledger, stage, recipe, start, limit, json_)
+        else:
+            run_list.attempts(ledger, stage, status, recipe, start, limit, json_)
 
 
 @runs.command("show")
-def show(identity: RunArgument, json_: JsonOption = False) -> None:
-    """Show the pipeline run, stage run or attempt with this id (or a prefix of it)."""
+def show(
+    identity: RunArgument,
+    config: Annotated[bool, typer.Option("--config", help="Print only the config, as YAML.")] = False,
+    patch: Annotated[
+        bool, typer.Option("--patch", help="Print only the uncommitted changes of the code that it started with.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Show a pipeline run, stage run or attempt: config, inputs, outputs, code, environment, times, attempts, metrics,
+    verdicts, logs."""
+    from pipelines.cli import run_show
+
+    workspace = Workspace.open()
     with open_ledger() as ledger:
         row = ledger.resolve(identity)
-        if isinstance(row, PipelineRunRow):
-            _show_pipeline(ledger, row, json_)
-        elif isinstance(row, RunRow):
-            _show_run(ledger, row, json_)
-        elif isinstance(row, AttemptRow):
-            print_json(asdict(row)) if json_ else print_facts(asdict(row) | {"took": duration(row.duration_s)})
-        else:
+        if isinstance(row, ArtifactRow):
             raise InputError("this is an artifact", value=identity, next_step=f"m4v artifacts show {identity}")
+        if patch:
+            run_show.print_patch(workspace, ledger, row)
+        elif config:
+            run_show.print_config(row)
+        else:
+            run_show.show(ledger, row, json_)
 
 
-def _show_pipeline(ledger: Ledger, row: PipelineRunRow, json_: bool) -> None:
-    nodes = ledger.nodes(row.pipeline_run_id)
+@runs.command("drain")
+def drain(identity: RunArgument, reason: ReasonOption = "m4v runs drain", json_: JsonOption = False) -> None:
+    """Ask a running pipeline run (or the stage of one attempt) to save its state and stop; the same m4v run resumes."""
+    from pipelines.stopping import drain as request
+
+    with open_ledger() as ledger:
+        asked = request(ledger, identity, by=_operator("drain a run").name, reason=reason)
     if json_:
-        print_json({**asdict(row), "nodes": [asdict(n) for n in nodes]})
+        print_json(asdict(asked))
         return
-    facts = {k: v for k, v in asdict(row).items() if k != "resolved"} | {"took": _took(row)}
-    print_facts(facts)
-    print()
-    print_rows(
-        ("stage", "how", "run", "reason"), [(n.node_id, n.how, n.run_id, n.reason) for n in nodes], text=("reason",)
-    )
+    print(f"asked to drain by {asked.requested_by}: it saves its state and stops; m4v runs show {identity}")
 
 
-def _show_run(ledger: Ledger, row: RunRow, json_: bool) -> None:
-    attempts = ledger.attempts(stage_key=row.stage_key)
+@runs.command("cancel")
+def cancel(
+    identity: RunArgument,
+    reason: ReasonOption = "m4v runs cancel",
+    grace: Annotated[float, typer.Option(help="Seconds to save state before it is killed.", min=0.0)] = 60.0,
+    json_: JsonOption = False,
+) -> None:
+    """Drain a pipeline run, kill it when the time is up, and return once no process of it is left."""
+    from pipelines.stopping import Cancellation
+
+    with open_ledger() as ledger:
+        by = _operator("cancel a run").name
+        tell = (lambda _: None) if json_ else (lambda text: print(text, flush=True))
+        stopped = Cancellation(ledger, identity, tell).run(by=by, reason=reason, grace_s=grace)
     if json_:
-        print_json({**asdict(row), "attempts": [asdict(a) for a in attempts]})
+        print_json(stopped.to_json())
         return
-    facts = asdict(row)
-    for name in ("key_record", "config", "metrics", "inputs", "outputs", "environment"):
-        facts.pop(name)
-    print_facts(facts)
-    for title, values in (("environment", row.environment), ("config", row.config), ("metrics", row.metrics)):
-        print(f"\n{title}")
-        print_facts({f"  {k}": v for k, v in values.items()})
-    print()
-    ports = [("input", *_port(p)) for p in row.inputs] + [("output", *_port(p)) for p in row.outputs]
-    print_rows(("port", "name", "kind", "artifact"), ports)
-    print()
-    print_rows(
-        ("attempt", "status", "exit", "started", "took", "host", "log"),
-        [
-            (
-                a.attempt_id,
-                a.status,
-                a.exit_class,
-                a.started_at,
-                duration(a.duration_s),
-                a.host,
-                a.log_path,
-            )
-            for a in attempts
-        ],
-        text=("log",),
-    )
+    how = f"{stopped.killed} processes killed" if stopped.killed else "nothing had to be killed"
+    print(f"run {stopped.pipeline_run_id} is gone: {stopped.status} after {duration(stopped.seconds)}, {how}")
 
 
-def _port(port: Any) -> tuple[str, str, str]:
-    return port.name, port.kind, Id(port.artifact_id)
+def _operator(what: str) -> Actor:
+    actor = command_actor(load_settings(Workspace.open()).access)
+    require(actor, Role.OPERATOR, what)
+    return actor
 
 
 @runs.command("diff")

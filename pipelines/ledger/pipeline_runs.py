@@ -97,6 +97,18 @@ class PipelineOps:
                 verdict = {"status": Status.of_exit(exit_class), "exit_class": int(exit_class), "message": message}
                 record_event(session, "pipeline.finished", pipeline_run_id, verdict)
 
+    def runner_of(self, pipeline_run_id: str) -> str:
+        """Token of the process that conducts a pipeline run (`pipelines.ledger.process`)."""
+        with self._db.read() as session:
+            return _pipeline_run(session, pipeline_run_id).process
+
+    def record_cancelled(self, pipeline_run_id: str, *, by: str, reason: str, killed: int, status: Status) -> None:
+        """Record that a cancelled run is confirmed gone, and how many of its processes had to be killed."""
+        with self._db.write() as session:
+            _pipeline_run(session, pipeline_run_id)
+            facts = {"by": by, "reason": reason, "killed": killed, "status": status}
+            record_event(session, "pipeline.cancelled", pipeline_run_id, facts)
+
 
 def pipeline_digest(row: schema.PipelineRun) -> str:
     return row_digest(row, *PROJECTIONS[schema.PipelineRun])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import func, select
@@ -35,12 +36,26 @@ class QueryOps:
 
     _db: Database
 
-    def runs(self, *, stage: str | None = None, stage_key: str | None = None, limit: int | None = 50) -> list[RunRow]:
+    def runs(
+        self,
+        *,
+        stage: str | None = None,
+        stage_key: str | None = None,
+        recipe: str | None = None,
+        since: datetime | None = None,
+        limit: int | None = 50,
+    ) -> list[RunRow]:
+        """Stage runs; `recipe`: of the pipeline run that made them, `since`: committed since then."""
         query = select(schema.StageRun).order_by(schema.StageRun.committed_at.desc(), schema.StageRun.run_id.desc())
         if stage is not None:
             query = query.where(schema.StageRun.stage == stage)
         if stage_key is not None:
             query = query.where(schema.StageRun.stage_key == stage_key)
+        if since is not None:
+            query = query.where(schema.StageRun.committed_at >= since)
+        if recipe is not None:
+            query = query.join(schema.Attempt, schema.Attempt.attempt_id == schema.StageRun.attempt_id)
+            query = query.join(schema.PipelineRun).where(schema.PipelineRun.recipe == recipe)
         with self._db.read() as session:
             return load_runs(session, session.scalars(query.limit(limit)).all())
 
@@ -70,6 +85,9 @@ class QueryOps:
         stage_key: str | None = None,
         pipeline_run_id: str | None = None,
         status: Status | None = None,
+        stage: str | None = None,
+        recipe: str | None = None,
+        since: datetime | None = None,
         limit: int | None = 50,
     ) -> list[AttemptRow]:
         query = select(schema.Attempt).order_by(schema.Attempt.started_at.desc(), schema.Attempt.attempt_id.desc())
@@ -79,6 +97,12 @@ class QueryOps:
             query = query.where(schema.Attempt.pipeline_run_id == pipeline_run_id)
         if status is not None:
             query = query.where(schema.Attempt.status == status)
+        if stage is not None:
+            query = query.where(schema.Attempt.stage == stage)
+        if since is not None:
+            query = query.where(schema.Attempt.started_at >= since)
+        if recipe is not None:
+            query = query.join(schema.PipelineRun).where(schema.PipelineRun.recipe == recipe)
         with self._db.read() as session:
             return [attempt_row(r) for r in session.scalars(query.limit(limit))]
 
