@@ -21,6 +21,7 @@ from pipelines.ledger.ids import new_id
 from pipelines.ledger.lineage import LineageOps
 from pipelines.ledger.listings import ListingOps
 from pipelines.ledger.migrate import migrate
+from pipelines.ledger.neighbours import NeighbourOps
 from pipelines.ledger.pipeline_runs import PipelineOps
 from pipelines.ledger.promotions import PromotionOps
 from pipelines.ledger.queries import QueryOps
@@ -40,6 +41,7 @@ class Ledger(
     PipelineOps,
     QueryOps,
     ListingOps,
+    NeighbourOps,
     LineageOps,
     ExposureOps,
     RankOps,
