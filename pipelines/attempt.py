@@ -27,6 +27,7 @@ from m4v.core.stage import (
 from m4v.core.storage import Storage
 from pipelines.drains import DrainRequests
 from pipelines.exposure.states import record_outputs
+from pipelines.holds import hold_outputs
 from pipelines.keys import KeyRecord
 from pipelines.launchers import LOG, REQUEST, Ending, Launcher
 from pipelines.lease import Lease
@@ -37,6 +38,7 @@ from pipelines.spec import StageNode
 from pipelines.stage_process import RESULT
 from pipelines.store import ArtifactStore
 from pipelines.takedown.blocklist import ATTACHMENT as BLOCKED
+from pipelines.takedown.blocklist import BlockLists
 from pipelines.watch import Watch
 from pipelines.workspace import Workspace
 
@@ -259,9 +261,12 @@ class AttemptRunner:
         """Publish every output, commit the run in one transaction, then forget the resume state."""
         result, key = finished.result, work.record.stage_key
         lease.check()
+        if work.node.spec.takedowns and BlockLists(self._ledger).probe() != work.record.probe:
+            raise Drained("the block list of takedowns grew while it ran", where=work.node.id, next_step="run again")
         used = [(i.artifact_id, i.kind) for i in work.inputs if i.artifact_id not in self._admits]
         self._ledger.refuse_withdrawn([*used, *((o.artifact_id, o.kind) for o in result.outputs)], work.node.id)
         attempt_id = self._known_attempt(work, finished, lease)
+        hold_outputs(self._ledger, work.pipeline_run_id, result.outputs)
         records = {o.name: self._store.publish(o) for o in result.outputs}
         for record in records.values():  # before the run is committed: no artifact is known whose clips are not
             self._ledger.index_members(record.artifact_id, record.kind, Storage(record.uri))

@@ -37,6 +37,7 @@ def build_app() -> typer.Typer:
         run,
         runs,
         serve,
+        takedown,
         weights,
     )
 
@@ -56,6 +57,7 @@ def build_app() -> typer.Typer:
         artifacts,
         channels,
         lineage,
+        takedown,
         ledger,
         exports,
         weights,

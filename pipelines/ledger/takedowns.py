@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select
@@ -109,6 +110,11 @@ class TakedownOps:
         count = select(TakedownClips.takedown_id, func.count()).group_by(TakedownClips.takedown_id)
         with self._db.read() as session:
             return sorted((case, int(parts)) for case, parts in session.execute(count))
+
+    def blocked_at(self) -> datetime | None:
+        """When the block list grew last; None while nothing is blocked."""
+        with self._db.read() as session:
+            return session.scalar(select(func.max(TakedownClips.recorded_at)))
 
     def withdrawal(self, artifact_id: str, kind: str) -> WithdrawalRow | None:
         """Who withdrew an artifact; None for one that may be used."""

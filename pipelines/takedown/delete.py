@@ -1,0 +1,117 @@
+"""Deletes bytes of withdrawn artifacts and of items made from the clips; rows stay, and so do bytes of versions that
+are in use: shards that they share are other links, or other objects, of the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dataprep.curation.table import CLIPS
+from dataprep.encode.clips import KeptClip, kept_clips
+from dataprep.encode_config import BucketConfig, EncodeConfig
+from dataprep.quarantine import ItemError
+from m4v.core.artifacts import MANIFEST, Artifact
+from m4v.core.config import parse
+from m4v.core.storage import Storage
+from pipelines.gc.artifacts import erase
+from pipelines.ledger import ArtifactRow, Ledger
+from pipelines.ledger.retention import Deletion
+from pipelines.workspace import Workspace
+
+POLICY = "takedown"
+_BY_LATENT, _BY_CAPTION = ("latents", "reconstructions"), ("texts",)
+_BY_CLIP, _BY_FILE = ("curate-clip",), ("curate-image", "curate-probe", "curate-segment")
+_SPAN = ("source_digest", "first_frame", "frames", "clip_id")
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """`bytes_freed` leaves out what another version still links to."""
+
+    files: int
+    size_bytes: int
+    bytes_freed: int
+
+    def facts(self) -> dict[str, Any]:
+        return {"files": self.files, "size_bytes": self.size_bytes, "bytes_freed": self.bytes_freed}
+
+
+def delete_artifact(ledger: Ledger, row: ArtifactRow, by: str, reason: str) -> None:
+    """Delete an artifact's bytes: decided and recorded first, so that a kill in between leaves no half artifact that
+    somebody would use."""
+    ledger.mark_deleted(1, lambda _: [Deletion(row.artifact_id, str(row.kind), reason)], by=by, policy=POLICY)
+    erase(row)
+    ledger.deleted([(row.artifact_id, str(row.kind))])
+
+
+def count_bytes(place: Storage) -> Deleted:
+    """What deleting an artifact's place deletes."""
+    files = list(place.list())
+    freed = sum(f.size_bytes for f in files if not place.is_local or _links(place.local_root / f.path) == 1)
+    return Deleted(len(files), sum(f.size_bytes for f in files), freed)
+
+
+def _links(path: Path) -> int:
+    try:
+        return path.stat().st_nlink
+    except OSError:
+        return 1  # deleted by an earlier start
+
+
+def delete_items(ledger: Ledger, workspace: Workspace, table: Artifact, clips: frozenset[str]) -> Deleted:
+    """Delete what is kept of clips of a table for re-use: encodings, captions' features, key frames; of a file of which
+    the table has no other clip also its measurements. Nothing to do once the table's bytes are gone."""
+    size = number = 0
+    items = Storage(workspace.items_uri)
+    for step, key in sorted(set(_keys(ledger, table, clips))) if table.storage.exists(MANIFEST) else ():
+        for folder in items.directories(step):
+            place = items.child(f"{step}/{folder}/{key[:2]}")
+            for item in [f for f in place.list() if f.path == key or f.path.startswith(f"{key}-")]:
+                size, number = size + item.size_bytes, number + 1
+                place.delete(item.path)
+    return Deleted(number, size, size)
+
+
+def _keys(ledger: Ledger, table: Artifact, clips: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """(step, key, or the beginning of one up to a dash)."""
+    kept = [clip for clip in kept_clips(table.path(CLIPS)) if clip.clip_id in clips]
+    for config in _bucket_configs(ledger, table.id):
+        for clip in kept:
+            if (key := _latent_key(clip, config)) is not None:
+                yield from ((step, key) for step in _BY_LATENT)
+    yield from ((step, clip.text_key()) for clip in kept for step in _BY_CAPTION)
+    rows = pq.read_table(table.path(CLIPS), columns=list(_SPAN)).to_pylist()
+    staying = {row["source_digest"] for row in rows if row["clip_id"] not in clips}
+    for row in rows:
+        if row["clip_id"] in clips:
+            digest = row["source_digest"]
+            yield from ((step, f"{digest}-{row['first_frame']}-{row['frames']}") for step in _BY_CLIP)
+            if digest not in staying:
+                yield from ((step, digest) for step in _BY_FILE)
+
+
+def _bucket_configs(ledger: Ledger, clips_id: str) -> list[BucketConfig]:
+    """How the table's clips were cut to size by the runs that encoded them."""
+    runs = [run for run in ledger.consumers(clips_id) if run.stage == "encode"]
+    configs = [parse(EncodeConfig, {"buckets": run.config.get("buckets", {})}, f"run {run.run_id}") for run in runs]
+    return list(dict.fromkeys(config.buckets for config in configs))
+
+
+def _latent_key(clip: KeptClip, config: BucketConfig) -> str | None:
+    try:
+        return clip.latent_key(clip.buckets(config), clip.sampling_fps(config))
+    except ItemError:
+        return None  # it filled no bucket and was not encoded
+
+
+def delete_state(workspace: Workspace, stage_keys: Iterable[str]) -> None:
+    """Resume state of drained work that can never be resumed: its inputs are withdrawn."""
+    for key in stage_keys:
+        Storage(workspace.store_uri).delete(f"state/{key}")
+
+
+__all__ = ["Deleted", "count_bytes", "delete_artifact", "delete_items", "delete_state"]
