@@ -8,7 +8,7 @@ Neither torch nor Prefect is imported; a plan of a hundred stages takes well und
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from m4v.core.artifacts import ArtifactKind
@@ -38,7 +38,8 @@ class Expectation(StrEnum):
 @dataclass(frozen=True)
 class PlanStep:
     """One node. `estimate_s` is from the ledger's history (None: never run), 0 for a hit; `size_bytes` that
-    of its outputs, expected from the latest run where it runs."""
+    of its outputs, expected from the latest run where it runs. `record` is what its key would digest now: of a node
+    that waits, on the inputs that its latest run's neighbours made."""
 
     node_id: str
     stage: str
@@ -54,6 +55,14 @@ class PlanStep:
     size_bytes: int | None = None
     device: str = "cpu"
     ranks: int = 1
+    record: KeyRecord | None = field(default=None, repr=False)
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Expected; 0 on a CPU, None without history."""
+        if self.device == "cpu":
+            return 0.0
+        return None if self.estimate_s is None else self.estimate_s * self.ranks / 3600
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -71,6 +80,7 @@ class PlanStep:
             "size_bytes": self.size_bytes,
             "device": self.device,
             "ranks": self.ranks,
+            "gpu_hours": self.gpu_hours,
         }
 
 
@@ -97,7 +107,13 @@ class Plan:
 
     @property
     def gpu_hours(self) -> float:
-        return sum((s.estimate_s or 0.0) * s.ranks for s in self._running if s.device != "cpu") / 3600
+        """Expected, of the steps that are expected to run and known."""
+        return sum(step.gpu_hours or 0.0 for step in self._running)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the steps which are expected to run will write, going by their latest runs."""
+        return sum(step.size_bytes or 0 for step in self._running)
 
     @property
     def _running(self) -> list[PlanStep]:
@@ -115,17 +131,30 @@ class Plan:
             "estimate_s": self.estimate_s,
             "without_history": self.unknown,
             "gpu_hours": self.gpu_hours,
+            "size_bytes": self.size_bytes,
             "all_hits": self.all_hits,
         }
 
     def to_markdown(self) -> str:
-        lines = [f"# Plan of {self.recipe}", "", "| stage | what | why | estimate |", "| --- | --- | --- | --- |"]
+        """For a Prefect artifact: the same columns that the command line shows."""
+        lines = [f"# Plan of {self.recipe}", "", "| stage | what | why | estimate | GPU-hours | size |"]
+        lines.append("| --- | --- | --- | --- | --- | --- |")
         for step in self.steps:
-            estimate = "-" if step.estimate_s is None else f"{step.estimate_s:.1f} s"
             reason = step.reason.replace("|", "\\|")
-            lines.append(f"| {step.node_id} | {step.status} | {reason} | {estimate} |")
+            cells = (
+                _number(step.estimate_s, ".1f", " s"),
+                _number(step.gpu_hours, ".2g"),
+                _number(step.size_bytes, ","),
+            )
+            lines.append(f"| {step.node_id} | {step.status} | {reason} | {' | '.join(cells)} |")
         counts = ", ".join(f"{count} {name}" for name, count in self.counts().items() if count)
-        return "\n".join([*lines, "", f"{counts}; about {self.estimate_s:.0f} s of work.", ""])
+        sums = f"about {self.estimate_s:.0f} s of work, {self.gpu_hours:.2g} GPU-hours, {self.size_bytes:,} bytes"
+        unknown = f"; no history for {', '.join(self.unknown)}" if self.unknown else ""
+        return "\n".join([*lines, "", f"{counts}; {sums}{unknown}.", ""])
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"
 
 
 def make_plan(recipe: str, nodes: Sequence[StageNode], lookup: Lookup) -> Plan:
@@ -151,7 +180,7 @@ class _Planner:
         run = found.run if isinstance(found, Hit) else latest
         if run is not None:
             self._predicted |= {(node.id, port.name): port.artifact_id for port in run.outputs}
-        self._steps[node.id] = step
+        step = self._steps[node.id] = replace(step, record=record)
         return step
 
     def _ready(self, node: StageNode, record: KeyRecord, latest: RunRow | None, found: Hit | Miss) -> PlanStep:

@@ -43,26 +43,49 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
 
 
-def plan(recipe: RecipeArgument, set_: SetOption = None, until: UntilOption = None, json_: JsonOption = False) -> None:
+def plan(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    until: UntilOption = None,
+    diff: Annotated[
+        str | None,
+        typer.Option(
+            help="What differs, stage by stage, from a pipeline run, or from what the checkpoint of a channel was made "
+            "with.",
+            metavar="RUN|CHANNEL",
+        ),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
     """Say what a run would do, and why, without running anything."""
     session = open_session(recipe, set_ or ())
     made = session.plan(until)
-    if json_:
+    if diff is not None:
+        from pipelines.cli.plan_diff import print_plan_diff
+        from pipelines.compare.plans import compare_plan
+
+        found = compare_plan(session.ledger, made, session.nodes, diff)
+        print_json({**found.to_json(), "plan": made.to_json()}) if json_ else print_plan_diff(found)
+    elif json_:
         print_json(made.to_json())
-        return
-    print_plan(made)
+    else:
+        print_plan(made)
 
 
 def print_plan(made: Plan) -> None:
-    print_rows(
-        ("stage", "what", "why", "estimate", "size"),
-        [(s.node_id, s.status, _why(s), duration(s.estimate_s), size(s.size_bytes)) for s in made.steps],
-        title=f"Plan of {made.recipe}",
-        text=("why",),
-    )
+    on_gpu = any(s.device != "cpu" for s in made.steps)
+    columns = ("stage", "what", "why", "estimate", *(("GPU-hours",) if on_gpu else ()), "size")
+    rows = []
+    for s in made.steps:
+        hours = (s.gpu_hours,) if on_gpu else ()
+        rows.append((s.node_id, s.status, _why(s), duration(s.estimate_s), *hours, size(s.size_bytes)))
+    print_rows(columns, rows, title=f"Plan of {made.recipe}", text=("why",))
     counts = ", ".join(f"{count} {name}" for name, count in made.counts().items() if count)
     unknown = f"; no history for {', '.join(made.unknown)}" if made.unknown else ""
-    print(f"{counts}; about {duration(made.estimate_s)} of work, {made.gpu_hours:.2g} GPU-hours{unknown}")
+    sums = (
+        f"about {duration(made.estimate_s)} of work, {made.gpu_hours:.2g} GPU-hours, {size(made.size_bytes)} to write"
+    )
+    print(f"{counts}; {sums}{unknown}")
 
 
 def _why(step: PlanStep) -> str:
