@@ -25,7 +25,7 @@ from pipelines.facts import collect_facts
 from pipelines.keys import KeyRecord
 from pipelines.launchers import Launcher
 from pipelines.lease import LEASE_S, Lease
-from pipelines.ledger import ClaimHeld, ClaimLost, Ledger
+from pipelines.ledger import ArtifactDeleted, ClaimHeld, ClaimLost, Ledger
 from pipelines.ledger import NodeOutcome as LedgerOutcome
 from pipelines.lookup import Hit, Lookup, Miss, Output
 from pipelines.outcomes import NodeEvent, NodeOutcome, NodeStatus
@@ -138,7 +138,7 @@ class PipelineRun:
             return None
         step = _Step(node)
         step.record = self._lookup.record(node, {r.name: r.artifact_id for r in self._inputs(node)})
-        found = self._lookup.find(step.record.stage_key)
+        found = self._find(step.record.stage_key)
         if isinstance(found, Miss):
             return None
         outcome = _timed(step.hit(found), time.monotonic() - start)
@@ -189,7 +189,7 @@ class PipelineRun:
         node, inputs = step.node, self._inputs(step.node)
         step.record = self._lookup.record(node, {r.name: r.artifact_id for r in inputs})
         key = step.record.stage_key
-        found = self._lookup.find(key)
+        found = self._find(key)
         if isinstance(found, Miss):
             step.why = self._lookup.why(self.recipe, node, step.record, found)
         lost: ClaimLost
@@ -206,12 +206,22 @@ class PipelineRun:
                 with lease:
                     made = self._runner.run(work, lease)
             except ClaimLost as error:
-                lost, found = error, self._lookup.find(key)
+                lost, found = error, self._find(key)
                 self._emit("note", node.id, f"{error.what}; looking again")
                 continue
             reason = f"{step.why}; {made.note}" if made.note else step.why
             return step.outcome(NodeStatus.RAN, reason, made.run_id, made.attempt_id, made.outputs)
         raise lost
+
+    def _find(self, stage_key: str) -> Hit | Miss:
+        """A hit is held for this run from here on: garbage collection leaves it alone."""
+        found = self._lookup.find(stage_key)
+        if isinstance(found, Hit):
+            try:
+                self._ledger.hold(self.id, [(o.artifact_id, o.kind) for o in found.outputs.values()])
+            except ArtifactDeleted as gone:
+                return Miss(f"output of run {found.run.run_id} is gone: {gone.what}", found.run)
+        return found
 
     def _claim(self, step: _Step, found: Hit | Miss) -> Lease | Hit:
         """Take the claim, waiting while another process runs this very key; its outputs are then a hit."""
@@ -229,10 +239,10 @@ class PipelineRun:
                     told = held.owner
                     self._emit("note", step.node.id, f"waiting: {held.what}")
                 self._drain.wait(CLAIM_POLL_S)
-                found = self._lookup.find(key)
+                found = self._find(key)
                 continue
             # Between the look and the claim the other one may have committed.
-            found = self._lookup.find(key)
+            found = self._find(key)
             if isinstance(found, Miss):
                 return lease
             self._ledger.release(lease.claim)

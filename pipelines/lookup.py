@@ -14,7 +14,7 @@ from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.core.storage import Storage
 from pipelines.keys import CODE_ROOT, KeyRecord, changes, key_record, probe_value, summarise
 from pipelines.launchers import Launcher
-from pipelines.ledger import Ledger, RunRow
+from pipelines.ledger import ArtifactDeleted, Ledger, RunRow
 from pipelines.spec import StageNode
 from pipelines.takedown.blocklist import BlockLists
 
@@ -116,6 +116,8 @@ class Lookup:
                 return Miss(f"{what}; m4v takedown show {case} names what stands in its place", run)
             try:
                 row = self.ledger.artifact(port.artifact_id, port.kind)
+                if row.deletion is not None:
+                    raise ArtifactDeleted(row.artifact_id, row.kind, row.deleted_at)
                 verify(Storage(row.uri), port.artifact_id, deep=self._deep)
             except (DataIntegrityError, InputError) as error:
                 return Miss(f"output {port.name} of run {run.run_id} is gone or damaged: {error.what}", run)

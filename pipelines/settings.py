@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
+from m4v.core.artifacts import ArtifactKind
 from m4v.core.config import FrozenModel, parse
 from m4v.core.errors import ConfigError
 from pipelines.access import AccessConfig, Role
@@ -37,8 +38,13 @@ class ChannelPolicy(FrozenModel):
 class RetentionConfig(FrozenModel):
     """What garbage collection keeps besides pins, work in flight and what takedown cases cite.
 
-    `runs`: newest pipeline runs of each recipe; `promotions`: newest entries of each channel; `grace_hours`: nothing
-    recorded or used since then goes; `work_days`: age from which folders of ended attempts go; `log_days`: their logs.
+    - runs: newest pipeline runs of each recipe, and its newest that ended well.
+    - promotions: newest entries of each channel.
+    - grace_hours: nothing recorded, made, read or reused since then goes.
+    - work_days, log_days: from when on scratch and staging of ended attempts go, and their folders with the logs.
+    - state_days: from when on the resume state goes that no attempt has touched.
+    - item_days: from when on results of expensive steps go that no stage has used (null: never).
+    - kinds: kinds of artifact that always stay; imported weights may have no other copy.
     """
 
     runs: int = Field(3, ge=0)
@@ -46,6 +52,9 @@ class RetentionConfig(FrozenModel):
     grace_hours: float = Field(24.0, ge=0)
     work_days: float = Field(7.0, ge=0)
     log_days: float = Field(90.0, ge=0)
+    state_days: float = Field(30.0, ge=0)
+    item_days: float | None = Field(90.0, ge=0)
+    kinds: tuple[ArtifactKind, ...] = (ArtifactKind.WEIGHTS,)
 
 
 class Settings(FrozenModel):

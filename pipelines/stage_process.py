@@ -30,11 +30,13 @@ from m4v.core.stage import (
     write_exit,
     write_json,
 )
+from m4v.core.storage import Storage
 from pipelines.environment import check_lock, check_numerics, environment_facts
 from pipelines.processes import die_with_parent
 from pipelines.spec import load_object
 
 RESULT = "result.json"
+LAST_USED = "last-used"  # beside the items of a step
 SUPERVISED = "M4V_SUPERVISED"
 _TRANSIENT_ERRNO = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT}
@@ -92,7 +94,7 @@ def run_request(request: StageRequest, rank: int, world_size: int) -> None:
         numerics = check_numerics(request.numerics, request.resources, world_size)
         keep_promise(numerics)
     function = _load_function(request)
-    context = StageContext(request, rank, world_size)
+    context = _MarkingContext(request, rank, world_size)
     install_drain_handler(context)
     try:
         call_stage(function, context)
@@ -100,6 +102,16 @@ def run_request(request: StageRequest, rank: int, world_size: int) -> None:
         context.progress.close()
     if rank == 0:
         write_result(context, numerics)
+
+
+class _MarkingContext(StageContext):
+    """Marks the items of a step as used when a stage opens them: garbage collection goes by that."""
+
+    def items(self, step: str, config_digest: str) -> Storage:
+        place = super().items(step, config_digest)
+        if self.rank == 0:
+            place.write_bytes(LAST_USED, b"")
+        return place
 
 
 def call_stage(function: Callable[[StageContext], None], context: StageContext) -> None:

@@ -114,16 +114,21 @@ class ArtifactStore:
         Younger ones may belong to a publish that is under way.
         """
         swept = 0
+        for place in self.leftovers(older_than_s):
+            _log.info("deleting what an unfinished publish left at %s", place.uri)
+            place.delete()
+            swept += 1
+        return swept
+
+    def leftovers(self, older_than_s: float = DAY_S) -> Iterator[Storage]:
+        """What `sweep` would delete."""
         for place in self._places(None):
             if _is_published(place):
                 continue
             files = [place.modified_at(f.path) for f in place.list()]
             touched = max(files) if files else (place.modified_at("") if place.is_local else 0.0)
             if touched <= time.time() - older_than_s:
-                _log.info("deleting what an unfinished publish left at %s", place.uri)
-                place.delete()
-                swept += 1
-        return swept
+                yield place
 
     def _places(self, kind: ArtifactKind | None) -> Iterator[Storage]:
         """Directories of artifacts and of leftovers."""

@@ -1,4 +1,4 @@
-"""`m4v artifacts list|show|verify`: immutable outputs, and whether their bytes are still what they were."""
+"""`m4v artifacts list|show|verify` (and pin, unpin, gc): immutable outputs, and whether their bytes are still so."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ artifacts = typer.Typer(help="Published artifacts.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
+    import pipelines.cli.retention  # noqa: F401 - adds pin, unpin and gc
+
     app.add_typer(artifacts, name="artifacts")
 
 
@@ -42,9 +44,13 @@ def list_(
         print_json([asdict(a) for a in found])
         return
     print_rows(
-        ("artifact", "kind", "size", "files", "recorded"),
-        [(Id(a.artifact_id), a.kind, size(a.size_bytes), a.files, a.recorded_at) for a in found],
+        ("artifact", "kind", "size", "files", "recorded", "bytes"),
+        [(Id(a.artifact_id), a.kind, size(a.size_bytes), a.files, a.recorded_at, _bytes(a)) for a in found],
     )
+
+
+def _bytes(row: ArtifactRow) -> str:
+    return "there" if row.deletion is None else f"deleted {row.deleted_at:%Y-%m-%d}"
 
 
 @artifacts.command("show")
@@ -54,16 +60,31 @@ def show(identity: ArtifactArgument, json_: JsonOption = False) -> None:
         row = ledger.artifact(identity)
         producers = [r.run_id for r in ledger.producers(row.artifact_id)]
         consumers = [r.run_id for r in ledger.consumers(row.artifact_id)]
-    manifest = read_manifest(Storage(row.uri))
+        deletion = _deletion(ledger, row)
+        pins = [f"{p.pinned_by}: {p.reason}" for p in ledger.pins(row.artifact_id)]
+    manifest = read_manifest(Storage(row.uri)) if deletion is None else None
+    links = {"made_by": producers, "read_by": consumers, "pins": pins, "deletion": deletion}
     if json_:
-        print_json({**asdict(row), "manifest": manifest.canonical(), "made_by": producers, "read_by": consumers})
+        print_json({**asdict(row), **links, "manifest": manifest.canonical() if manifest else None})
         return
-    facts = {k: v for k, v in asdict(row).items() if k != "summary"}
-    print_facts({**facts, "size": size(row.size_bytes), "made_by": producers, "read_by": consumers})
+    facts = {k: v for k, v in asdict(row).items() if k not in ("summary", "deletion", "deleted_at")}
+    print_facts({**facts, "size": size(row.size_bytes), **links})
     print("\nsummary")
     print_facts({f"  {k}": v for k, v in row.summary.items()})
     print()
+    if manifest is None:
+        print("Its bytes were deleted; what the ledger knows of it stays. The recipe that made it makes it again.")
+        return
     print_rows(("file", "size", "sha256"), [(f.path, size(f.size_bytes), Id(f.sha256)) for f in manifest.files])
+
+
+def _deletion(ledger: Ledger, row: ArtifactRow) -> dict[str, object] | None:
+    """When, by whom and why the bytes were deleted; None while they are there."""
+    if row.deletion is None:
+        return None
+    events = [e for e in ledger.events(subject=row.artifact_id, limit=None) if e.kind == "artifact.deleted"]
+    facts = {k: events[-1].payload.get(k) for k in ("by", "policy", "reason")} if events else {}
+    return {"at": row.deleted_at, "finished": row.deletion == "done", **facts}
 
 
 @artifacts.command("verify")
@@ -81,6 +102,7 @@ def verify_(
         raise ConfigError("--quick and --repair exclude each other", next_step="leave --quick out: a repair reads all")
     with open_ledger() as ledger:
         rows = [ledger.artifact(i) for i in identities] if identities else ledger.artifacts(limit=None)
+        rows = [row for row in rows if identities or row.deletion is None]  # what was deleted is not damaged
         verdicts = [_verdict(ledger, row, deep=not quick, mend=mend) for row in rows]
     if json_:
         print_json([_verdict_json(row, *verdict) for row, verdict in zip(rows, verdicts, strict=True)])

@@ -14,8 +14,10 @@ from pipelines.ledger import schema
 from pipelines.ledger.process import is_dead
 from pipelines.ledger.records import Status
 from pipelines.ledger.schema_channels import Hold, Pin, PromotionRequest
+from pipelines.ledger.schema_takedown import TakedownStep, Withdrawal
 
 Key = tuple[str, str]  # (artifact id, kind)
+FINISHED = "closed"  # the last step of a takedown case
 
 
 class ReachArtifact(NamedTuple):
@@ -74,7 +76,17 @@ def load_reach_facts(session: Session, runs: int) -> ReachFacts:
     asked = select(PromotionRequest.artifact_id, PromotionRequest.kind, PromotionRequest.channel)
     pending = session.execute(asked.where(PromotionRequest.status == "pending"))
     facts.requests = [((a, k), channel) for a, k, channel in pending]
+    facts.cited = _cited(session)
     return facts
+
+
+def _cited(session: Session) -> list[tuple[Key, str]]:
+    """Artifacts that takedown cases withdrew and are not finished with."""
+    step, withdrawal = TakedownStep, Withdrawal
+    finished = select(step.takedown_id).where(step.step == FINISHED)
+    query = select(withdrawal.artifact_id, withdrawal.kind, withdrawal.takedown_id)
+    rows = session.execute(query.where(withdrawal.takedown_id.not_in(finished)))
+    return [((artifact_id, kind), case) for artifact_id, kind, case in rows]
 
 
 def _load_graph(session: Session, facts: ReachFacts) -> None:

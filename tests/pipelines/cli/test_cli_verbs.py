@@ -19,7 +19,7 @@ FROZEN = {
     "demo": (), "plan": (), "run": (), "generate": (), "flops": (), "deploy": (), "serve": (), "reconcile": (),
     "doctor": (),
     "runs": ("list", "show", "logs", "diff", "rerun", "drain", "cancel", "approve"),
-    "artifacts": ("list", "show", "verify", "pin", "gc"),
+    "artifacts": ("list", "show", "verify", "pin", "unpin", "gc"),
     "lineage": ("up", "down", "exposure", "export"),
     "takedown": ("impact", "apply"),
     "channels": ("list", "promote", "rollback"),
