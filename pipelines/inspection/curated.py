@@ -17,6 +17,7 @@ from dataprep.sources.listing import FILE_SCHEMA, LISTING, SOURCE, SourceReader
 from m4v.core.artifacts import MANIFEST, Artifact, ArtifactKind
 from m4v.core.assets import resolve
 from m4v.core.errors import InputError
+from m4v.core.shard_index import INDEX
 from m4v.core.storage import Storage
 from pipelines import stages
 from pipelines.ledger import ArtifactRow, Ledger, RunRow
@@ -164,3 +165,10 @@ def _found(row: Row, artifact: Artifact) -> FoundClip:
         row["clip_id"], row["source"], row["source_id"], row["media"], row["start_us"], row["end_us"], captions[0],
         row["drop_rule"] or "kept", artifact.id,
     )  # fmt: skip
+
+
+def dataset_clips(dataset: Artifact, after: str = "", limit: int = 50) -> list[str]:
+    """Clip ids of a dataset version in order, those behind `after`; each once."""
+    with duckdb.connect(":memory:", config={"threads": 1, "memory_limit": _MEMORY}) as database:
+        query = "SELECT DISTINCT clip_id FROM read_parquet(?) WHERE clip_id > ? ORDER BY clip_id LIMIT ?"
+        return [row[0] for row in database.execute(query, [str(dataset.path(INDEX)), after, limit]).fetchall()]
