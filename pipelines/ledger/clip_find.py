@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from sqlalchemy import and_, select
+from sqlalchemy import Row, and_, select
 from sqlalchemy.orm import Session
 
 from m4v.core.errors import InputError
 from pipelines.ledger import schema_clips as tables
+from pipelines.ledger.clip_hashes import by_hashes, hash_words, hashes_of
 from pipelines.ledger.clip_load import among, chunks, source_key, url_key, word_key
 from pipelines.membership.facts import ClipFacts
 from pipelines.membership.selector import CLIP_DIGITS, ClipSelector
 
 Matches = dict[bytes, tuple[str, ...]]  # clip id -> what matched it
+_File = tuple[int, int, str]  # source number, key and id
+Span = tuple[int, int]
 _SHOWN = 3  # near ids or names in an error
-_MIN_MATCH = 0.5  # share of a hash's words that must be close
 _clip = tables.Clip
 
 
@@ -50,7 +51,7 @@ def find(session: Session, selector: ClipSelector, *, missing_ok: bool) -> list[
             note(f"phash:{phash}", clips, lambda: f"allow more than {selector.phash_bits} bits to differ")
     if missing and not missing_ok:
         raise missing[0]
-    _add_overlaps(session, matches)
+    _add_overlaps(session, matches, selector.sources)
     return sorted(
         facts_of(session, matches).values(), key=lambda c: (c.source, c.source_id, c.start_us, c.end_us, c.clip_id)
     )
@@ -121,79 +122,58 @@ def _by_digest(session: Session, digest: bytes) -> Sequence[bytes]:
     return session.scalars(query.distinct()).all()
 
 
-# Perceptual hashes
-
-
-def hash_words(text: str) -> NDArray[np.uint64]:
-    """Words of a hash that have structure: 0 stands for a picture without any, and matches nothing."""
-    return np.array([word for part in text.split("-") if part and (word := int(part, 16))], dtype=np.uint64)
-
-
-def by_hashes(session: Session, asked: Sequence[NDArray[np.uint64]], bits: int) -> list[list[bytes]]:
-    """For each hash the clips that have a word within `bits` bits of at least half of its words."""
-    found: list[list[bytes]] = [[] for _ in asked]
-    block = tables.HashBlock
-    query = select(block.clips, block.counts, block.words).order_by(block.block_no)
-    for clips, counts, data in session.execute(query.execution_options(yield_per=16)):
-        words = np.frombuffer(data, dtype=">u8").astype(np.uint64)
-        owners = np.repeat(np.arange(len(counts)), np.frombuffer(counts, dtype=np.uint8))
-        for own, query_words in zip(found, asked, strict=True):
-            own += [clips[16 * n : 16 * n + 16] for n in _close(words, owners, query_words, bits)]
-    return found
-
-
-def _close(words: NDArray[np.uint64], owners: NDArray[np.int64], asked: NDArray[np.uint64], bits: int) -> list[int]:
-    """Owners of a close word for at least half of the asked words."""
-    if not len(asked):
-        return []
-    matched: dict[int, int] = {}
-    for word in asked:
-        places = np.flatnonzero(np.bitwise_count(words ^ word) <= bits)
-        for owner in set(owners[places[words[places] != 0]].tolist()):
-            matched[owner] = matched.get(owner, 0) + 1
-    return sorted(owner for owner, count in matched.items() if count >= _MIN_MATCH * len(asked))
-
-
 # Overlaps and facts
 
 
-def _add_overlaps(session: Session, matches: Matches) -> None:
+def _add_overlaps(session: Session, matches: Matches, whole: Collection[str]) -> None:
     """Clips that share footage with a matched one: their spans of one source file overlap. A span 0, 0 is the whole
-    of a file."""
-    spans = _rows(session, list(matches))
-    by_file: dict[tuple[int, int, str], dict[bytes, tuple[int, int]]] = {}
-    for row in spans:
-        by_file.setdefault((row.source_no, row.source_key, row.source_id), {})[row.clip_id] = row.start_us, row.end_us
-    for some in chunks(by_file.items()):
-        files = dict(some)
-        query = select(_clip).where(among(_clip.source_key)).order_by(_clip.clip_id)
-        for row in session.scalars(query, {"asked": sorted({key for _, key, _ in files})}):
-            own = files.get((row.source_no, row.source_key, row.source_id), {})
-            if row.clip_id in own:
-                continue
-            over = [c for c, (start, end) in own.items() if _overlap(start, end, row.start_us, row.end_us)]
-            if over and row.clip_id not in matches:
-                matches[row.clip_id] = tuple(f"overlaps {c.hex()}" for c in over)
+    of a file. Clips of the sources in `whole` are all there."""
+    done = set(session.scalars(select(tables.ClipSource.source_no).where(tables.ClipSource.name.in_(whole))))
+    by_file: dict[_File, dict[bytes, Span]] = {}
+    for row in _rows(session, matches):
+        if row.source_no not in done:
+            by_file.setdefault(_file(row), {})[row.clip_id] = row.start_us, row.end_us
+    for row in _of_files(session, by_file):
+        own = by_file.get(_file(row), {})
+        over = [c for c, span in own.items() if _overlap(span, (row.start_us, row.end_us))]
+        if over and row.clip_id not in matches:
+            matches[row.clip_id] = tuple(f"overlaps {c.hex()}" for c in over)
 
 
-def _overlap(start: int, end: int, other_start: int, other_end: int) -> bool:
-    whole = end == 0 or other_end == 0
-    return whole or (start < other_end and other_start < end)
+def _file(row: Row[Any]) -> _File:
+    return row.source_no, row.source_key, row.source_id
 
 
-def _rows(session: Session, clips: Iterable[bytes]) -> Iterator[tables.Clip]:
-    query = select(_clip).where(among(_clip.clip_id)).order_by(_clip.clip_id, _clip.digest_key)
+def _overlap(one: Span, other: Span) -> bool:
+    whole = one[1] == 0 or other[1] == 0
+    return whole or (one[0] < other[1] and other[0] < one[1])
+
+
+def _of_files(session: Session, files: Iterable[_File]) -> Iterator[Row[Any]]:
+    """Rows of `clip` that have the source and the source key of one of the files."""
+    keys: dict[int, set[int]] = {}
+    for number, key, _ in files:
+        keys.setdefault(number, set()).add(key)
+    for number, wanted in keys.items():
+        query = select(*_clip.__table__.c).where(_clip.source_no == number, among(_clip.source_key))
+        for some in chunks(sorted(wanted)):
+            yield from session.execute(query, {"asked": some})
+
+
+def _rows(session: Session, clips: Iterable[bytes]) -> Iterator[Row[Any]]:
+    """Rows of `clip`, of one clip together."""
+    query = select(*_clip.__table__.c).where(among(_clip.clip_id)).order_by(_clip.clip_id, _clip.digest_key)
     for some in chunks(clips):
-        yield from session.scalars(query, {"asked": some})
+        yield from session.execute(query, {"asked": some})
 
 
 def facts_of(session: Session, matches: Mapping[bytes, tuple[str, ...]]) -> dict[str, ClipFacts]:
     """Facts of clips by id, with the terms that matched each."""
-    found: dict[bytes, list[tables.Clip]] = {}
+    found: dict[bytes, list[Row[Any]]] = {}
     for row in _rows(session, matches):
         found.setdefault(row.clip_id, []).append(row)
     names = {row.source_no: row.name for row in session.scalars(select(tables.ClipSource))}
-    hashes = _hashes(session, {clip: rows[0].block_no for clip, rows in found.items()})
+    hashes = hashes_of(session, {clip: rows[0].block_no for clip, rows in found.items()})
     return {
         clip.hex(): ClipFacts(
             clip_id=clip.hex(),
@@ -207,21 +187,3 @@ def facts_of(session: Session, matches: Mapping[bytes, tuple[str, ...]]) -> dict
         )
         for clip, rows in found.items()
     }
-
-
-def _hashes(session: Session, block_of: Mapping[bytes, int]) -> dict[bytes, str]:
-    """Perceptual hashes as text, read from the blocks that hold them."""
-    wanted: dict[int, set[bytes]] = {}
-    for clip, number in block_of.items():
-        wanted.setdefault(number, set()).add(clip)
-    found: dict[bytes, str] = {}
-    for number, clips in wanted.items():
-        block = session.get_one(tables.HashBlock, number)
-        session.expunge(block)
-        ends = np.cumsum(np.frombuffer(block.counts, dtype=np.uint8), dtype=np.int64)
-        for n, (end, count) in enumerate(zip(ends.tolist(), block.counts, strict=True)):
-            clip = block.clips[16 * n : 16 * n + 16]
-            if clip in clips:
-                data = block.words[8 * (end - count) : 8 * end]
-                found[clip] = "-".join(data[p : p + 8].hex() for p in range(0, len(data), 8))
-    return found

@@ -17,6 +17,8 @@ from pipelines.ledger import schema_clips as tables
 from pipelines.ledger.clip_load import among, chunks, insert_rows, next_number, source_key, word_key
 from pipelines.membership.members import GROUP, KEPT, PART, SAMPLE, SEPARATOR, id_bytes
 
+BLOCK = 2048  # clips of a block of hashes: one is read to tell a clip's, all to search
+
 
 class RowWriter:
     """Writes batches of one artifact; remembers the numbers of sources and groups, so it ends with a failed one."""
@@ -52,18 +54,23 @@ class RowWriter:
                 place_of.pop((row.clip_id, row.digest_key), None)
         if not place_of:
             return
-        block = next_number(session, tables.HashBlock.block_no)
         new = sorted(place_of.items())
         facts = table.take(pa.array([n for _, n in new])).to_pydict()
+        first = next_number(session, tables.HashBlock.block_no)
         numbers = {name: self.source_number(session, name) for name in dict.fromkeys(facts["source"])}
         rows = [
-            (clip_id, key, source_key(source_id), start, end, numbers[source], block, digests[n], source_id)
-            for ((clip_id, key), n), source, source_id, start, end in zip(
-                new, facts["source"], facts["source_id"], facts["start_us"], facts["end_us"], strict=True
+            (id_, key, source_key(source_id), start, end, numbers[source], first + n // BLOCK, digests[at], source_id)
+            for n, (((id_, key), at), source, source_id, start, end) in enumerate(
+                zip(new, facts["source"], facts["source_id"], facts["start_us"], facts["end_us"], strict=True)
             )
         ]
         insert_rows(session, clip, rows)
-        insert_rows(session, tables.HashBlock, [_block(block, [c for (c, _), _ in new], facts["phash"])])
+        ids = [id_ for (id_, _), _ in new]
+        blocks = [
+            _block(first + n // BLOCK, ids[n : n + BLOCK], facts["phash"][n : n + BLOCK])
+            for n in range(0, len(ids), BLOCK)
+        ]
+        insert_rows(session, tables.HashBlock, blocks)
 
     def source_number(self, session: Session, name: str) -> int:
         """The number of a source, given now if it has none."""
