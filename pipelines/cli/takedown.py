@@ -227,7 +227,7 @@ def _print_impact(found: Impact, withdrawn: dict[str, str]) -> None:
         for h in found.holders
     ]
     for c in found.checkpoints:
-        steps = "-" if c.first_step is None else f"{c.count} uses, steps {c.first_step} to {c.last_step}"
+        steps = "-" if c.first_step is None else f"{c.uses} uses, steps {c.first_step} to {c.last_step}"
         rows.append([Id(c.artifact_id), f"checkpoint ({c.stage})", str(c.verdict), steps, withdrawn.get(c.artifact_id)])
     rows += [[Id(p.artifact_id), p.kind, str(p.verdict), "-", withdrawn.get(p.artifact_id)] for p in found.products]
     print_rows(["artifact", "kind", "relation", "exposure", "withdrawn by"], rows)

@@ -98,12 +98,16 @@ def to_markdown(receipt: dict[str, Any]) -> str:
     lines += ["", "## Deleted", "", *(f"- {d['item']}: {_told(d)}" for d in receipt["deleted"])]
     lines += ["", "## Affected checkpoints", ""]
     for one in affected.get("checkpoints", []):
-        lines.append(f"- `{one['artifact_id']}` ({one['stage']}): {one['verdict']}, {one['count']} uses")
+        lines.append(f"- `{one['artifact_id']}` ({one['stage']}): {one['verdict']}, {_uses(one)}")
     lines += ["", "## Retrain", ""]
     for cure in receipt["retrain"]:
         names = ", ".join(cure["channels"]) or "no channel"
         lines.append(f"- {names}: `{cure['command']}` runs {', '.join(cure['runs_again']) or 'nothing'} again")
     return "\n".join([*lines, "", "## Left where it is", "", *(f"- {text}" for text in receipt["remaining"]), ""])
+
+
+def _uses(checkpoint: dict[str, Any]) -> str:
+    return "uses not counted" if checkpoint["uses"] is None else f"{checkpoint['uses']} uses"
 
 
 def _told_version(made: dict[str, Any]) -> str:
