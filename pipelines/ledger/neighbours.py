@@ -49,6 +49,7 @@ class LineageStep:
     degrees: dict[str, Degree] = field(default_factory=dict)
     reuses: list[ReuseEdge] = field(default_factory=list)
     reused: dict[str, int] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)  # of runs: what their recipe calls them
     total: int = 0
     shown: int = 0
     offset: int = 0
@@ -82,6 +83,7 @@ class NeighbourOps:
                 raise InputError("ledger has no such artifact or run", value=identity, next_step="m4v artifacts list")
             _degrees(session, step)
             _reuses(session, step)
+            _names(session, step)
             return step
 
 
@@ -180,3 +182,11 @@ def _reuses(session: Session, step: LineageStep) -> None:
             ReuseEdge(r.pipeline_run_id, recipe, r.node_id, r.run_id, r.reason, iso(r.recorded_at))
             for r, recipe in session.execute(newest)
         ]
+
+
+def _names(session: Session, step: LineageStep) -> None:
+    """The node of its recipe that each run was first made for; its stage where it was made for none."""
+    run, attempt = schema.StageRun, schema.Attempt
+    query = select(run.run_id, attempt.node_id).join(attempt, attempt.attempt_id == run.attempt_id)
+    found = {r.run_id: r.node_id for r in session.execute(query.where(run.run_id.in_(sorted(step.runs))))}
+    step.names = {run_id: found.get(run_id) or row.stage for run_id, row in step.runs.items()}

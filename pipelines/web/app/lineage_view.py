@@ -56,8 +56,8 @@ class Graph:
                 reuse.pipeline_run_id,
                 {
                     "id": reuse.pipeline_run_id, "type": "reuse", "label": f"{reuse.recipe}\n{reuse.pipeline_run_id}",
-                    "words": f"pipeline run {reuse.pipeline_run_id} of {reuse.recipe}", "up": 0, "down": 0,
-                    "address": f"/runs/{reuse.pipeline_run_id}", "facts": [["recipe", reuse.recipe]],
+                    "words": f"pipeline run {reuse.pipeline_run_id} of {reuse.recipe} took this run over", "up": 0,
+                    "down": 0, "address": f"/runs/{reuse.pipeline_run_id}",
                 },
             )  # fmt: skip
             name = f"{reuse.run_id}>{reuse.pipeline_run_id}>{reuse.node_id}"
@@ -73,18 +73,15 @@ def artifact_node(artifact: LineageArtifact, degree: Degree) -> dict[str, object
         "id": artifact.artifact_id, "type": "artifact", "kind": str(artifact.kind), "words": words,
         "label": f"{artifact.kind}\n{short(artifact.artifact_id)}", "up": degree.up, "down": degree.down,
         "address": f"/artifacts/{artifact.artifact_id}",
-        "facts": [["kind", str(artifact.kind)], ["size", size(artifact.size_bytes)], ["id", artifact.artifact_id]],
     }  # fmt: skip
 
 
 def run_node(run: LineageRun, step: LineageStep) -> dict[str, object]:
     degree, reused = step.degrees[run.run_id], step.reused.get(run.run_id, 0)
-    facts = [["stage", run.stage], ["run", run.run_id], ["key", run.stage_key[:16]], ["exactness", run.exactness]]
-    facts += [["reused", f"{reused} times"]] if reused else []
+    name = step.names[run.run_id]
     return {
-        "id": run.run_id, "type": "run", "label": f"{run.stage}\n{run.run_id}", "up": degree.up, "down": degree.down,
-        "words": f"run of {run.stage}, {run.run_id}", "address": f"/stage-runs/{run.run_id}", "facts": facts,
-        "reused": reused,
+        "id": run.run_id, "type": "run", "label": f"{name}\n{run.run_id}", "up": degree.up, "down": degree.down,
+        "words": f"run of {name}, {run.run_id}", "address": f"/stage-runs/{run.run_id}", "reused": reused,
     }  # fmt: skip
 
 
@@ -115,6 +112,7 @@ class Branch:
     """A run beside an artifact in the tree, with the artifacts on its other side."""
 
     run: LineageRun
+    name: str
     port: str
     artifacts: tuple[tuple[str, LineageArtifact, int], ...]  # port, artifact, how many runs lie beyond it
     hidden: int
@@ -144,7 +142,8 @@ def tree(ledger: Ledger, artifact_id: str, direction: Direction, offset: int = 0
         all_ports = degree.up if direction is Direction.UP else degree.down
         branches.append(
             Branch(
-                run=step.runs[run_id], port=next((e.name for e in mine if e.role == near), ""),
+                run=step.runs[run_id], name=step.names[run_id],
+                port=next((e.name for e in mine if e.role == near), ""),
                 artifacts=tuple((name, a, _beyond(step, a.artifact_id)) for name, a in ports),
                 hidden=all_ports - len(ports), reused=step.reused.get(run_id, 0),
             )

@@ -1,0 +1,229 @@
+"use strict";
+// The lineage graph: opens with what the server gives for its root and grows a bounded step at a time.
+(() => {
+  const box = document.getElementById("lineage-graph");
+  if (!box || typeof cytoscape === "undefined") { return; }
+  const root = box.dataset.root;
+  const canvas = document.getElementById("canvas");
+  const told = document.getElementById("chosen");
+  const reuse = document.getElementById("show-reuse");
+  const MOST = 1500; // nodes that can still be laid out while somebody waits
+  const more = new Map(); // "up:ID" -> { left, next }
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  let opened = []; // "up:ID", in the order of expanding: what the address keeps
+  let chosen = root;
+  box.hidden = false;
+
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const font = getComputedStyle(document.body).fontFamily;
+  const look = () => {
+    const [ink, soft, line, card, accent, good, second, sunken] =
+      ["--ink", "--soft", "--line", "--card", "--accent", "--good", "--second", "--sunken"].map(colour);
+    return [
+      { selector: "node", style: {
+        label: "data(label)", "text-wrap": "wrap", "text-valign": "center", "text-halign": "center", color: ink,
+        "font-size": 11, "font-family": font, shape: "round-rectangle", width: 96, height: 38,
+        "background-color": card, "border-width": 1.4, "border-color": accent } },
+      { selector: "node[type = 'run']", style: {
+        shape: "round-tag", "background-color": sunken, "border-color": soft, width: 136 } },
+      { selector: "node[type = 'reuse']", style: {
+        shape: "cut-rectangle", "border-style": "dashed", "border-color": good, width: 138, height: 36, "font-size": 10 } },
+      { selector: "node[type = 'more']", style: {
+        shape: "ellipse", width: 84, height: 26, "border-style": "dotted", "border-color": second, "font-size": 10, color: soft } },
+      { selector: "node[?isRoot]", style: { "border-width": 3 } },
+      { selector: "edge", style: {
+        width: 1.3, "line-color": soft, "line-opacity": 0.55, "target-arrow-color": soft, "target-arrow-shape": "triangle",
+        "arrow-scale": 0.8, "curve-style": "bezier" } },
+      { selector: "edge[type = 'reuse']", style: {
+        "line-style": "dashed", "line-color": good, "target-arrow-color": good, "line-opacity": 0.9 } },
+      { selector: "edge[type = 'more']", style: { "line-style": "dotted", "target-arrow-shape": "none" } },
+      { selector: ".away", style: { display: "none" } },
+      { selector: "edge.lit", style: { width: 3, "line-color": accent, "target-arrow-color": accent, "line-opacity": 1 } },
+      { selector: "node.lit", style: { "border-color": accent, "border-width": 2.4 } },
+      { selector: "node.chosen", style: { "background-color": colour("--accent-soft"), "border-width": 3, "border-color": accent } },
+    ];
+  };
+  const cy = cytoscape({ container: canvas, style: look(), minZoom: 0.05, maxZoom: 3, boxSelectionEnabled: false });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => cy.style(look()));
+
+  const say = (text) => { told.textContent = text; };
+  const plural = (count, one) => `${count} ${one}${count === 1 ? "" : "s"}`;
+
+  // Graph data from the server, added once each.
+  const add = (graph) => {
+    const fresh = [];
+    for (const node of graph.nodes) {
+      if (cy.getElementById(node.id).empty()) { fresh.push({ group: "nodes", data: { ...node, isRoot: node.id === root } }); }
+    }
+    cy.add(fresh);
+    for (const edge of graph.edges) {
+      if (cy.getElementById(edge.id).empty()) { cy.add({ group: "edges", data: edge }); }
+    }
+    for (const [place, left] of Object.entries(graph.more)) { more.set(place, left); showMore(place, left); }
+    for (const place of graph.opened) { if (!opened.includes(place)) { opened.push(place); } }
+    cy.nodes("[type = 'reuse']").toggleClass("away", !reuse.checked);
+    return fresh.length;
+  };
+
+  // "12 more" beside a node whose neighbours are not all here.
+  const showMore = (place, { left }) => {
+    const id = `more:${place}`;
+    cy.getElementById(id).remove();
+    if (!left) { return; }
+    const [direction, node] = [place.slice(0, place.indexOf(":")), place.slice(place.indexOf(":") + 1)];
+    cy.add({ group: "nodes", data: { id, type: "more", label: `${left} more`, words: `${left} more`, place } });
+    const [source, target] = direction === "up" ? [id, node] : [node, id];
+    cy.add({ group: "edges", data: { id: `edge:${id}`, source, target, type: "more" } });
+  };
+
+  const arrange = (keep) => {
+    const anchor = keep && cy.getElementById(keep);
+    const before = anchor && anchor.nonempty() ? { ...anchor.renderedPosition() } : null;
+    cy.elements().not(".away").layout({ name: "dagre", rankDir: "LR", nodeSep: 14, rankSep: 34, edgeSep: 6, fit: !before, padding: 20, animate: false }).run();
+    if (before) { // what was clicked stays under the pointer
+      const after = anchor.renderedPosition();
+      cy.panBy({ x: before.x - after.x, y: before.y - after.y });
+    }
+  };
+
+  const choose = (id, follow) => {
+    const node = cy.getElementById(id);
+    if (node.empty()) { return; }
+    chosen = id;
+    cy.elements().removeClass("chosen lit");
+    node.addClass("chosen");
+    const way = cy.elements().not(".away").aStar({ root: `[id = "${root}"]`, goal: node, directed: false });
+    if (way.found) { way.path.addClass("lit"); }
+    const data = node.data();
+    const open = box.querySelector("[data-do=open]");
+    open.href = data.address || open.href;
+    open.toggleAttribute("aria-disabled", !data.address);
+    for (const direction of ["up", "down"]) { box.querySelector(`[data-do=${direction}]`).disabled = !canExpand(id, direction); }
+    const steps = way.found && id !== root ? `, ${plural(way.path.edges().length, "step")} from this artifact` : "";
+    const facts = data.type === "artifact" ? `: made by ${plural(data.up, "run")}, read by ${plural(data.down, "run")}`
+      : data.type === "run" ? `: ${plural(data.up, "input")}, ${plural(data.down, "output")}${data.reused ? `, reused ${plural(data.reused, "time")}` : ""}` : "";
+    say(`${data.words}${facts}${steps}`);
+    if (follow) { cy.animate({ center: { eles: node }, duration: calm ? 0 : 150 }); }
+  };
+
+  const canExpand = (id, direction) => {
+    const data = cy.getElementById(id).data();
+    if (data.type === "more") { return true; }
+    const place = more.get(`${direction}:${id}`);
+    return place ? place.left > 0 : (data[direction] || 0) > 0;
+  };
+
+  const fetchGraph = async (address) => {
+    const answer = await fetch(address, { headers: { accept: "application/json" } });
+    if (!answer.ok) { throw new Error(`the server answered ${answer.status}`); }
+    return answer.json();
+  };
+
+  const expand = async (id, direction) => {
+    const data = cy.getElementById(id).data();
+    if (data.type === "more") { [direction, id] = [data.place.slice(0, data.place.indexOf(":")), data.place.slice(data.place.indexOf(":") + 1)]; }
+    if (!canExpand(id, direction)) { say(direction === "up" ? "nothing more it was made from" : "nothing more was made from it"); return; }
+    if (cy.nodes().length >= MOST) { say(`${MOST} nodes are shown: open a node's page to go on from there`); return; }
+    const place = more.get(`${direction}:${id}`);
+    try {
+      const query = new URLSearchParams({ node: id, direction, offset: place ? place.next : 0 });
+      const count = add(await fetchGraph(`/lineage/step?${query}`));
+      arrange(id);
+      choose(id);
+      keepAddress();
+      const left = more.get(`${direction}:${id}`).left;
+      say(`${plural(count, "node")} more${left ? `, ${left} left to expand` : ""}; ${cy.nodes().length} in all`);
+    } catch (error) { say(`could not expand: ${error.message}`); }
+  };
+
+  // The address keeps what was expanded beyond the first graph, so that it can be shared.
+  let firstOpened = [];
+  const keepAddress = () => {
+    const extra = opened.filter((place) => !firstOpened.includes(place)).slice(0, 60);
+    history.replaceState(null, "", extra.length ? `#graph=${extra.map(encodeURIComponent).join(",")}` : location.pathname + location.search);
+  };
+  const wanted = () => (location.hash.startsWith("#graph=") ? location.hash.slice(7).split(",").map(decodeURIComponent) : [])
+    .filter((place) => /^(up|down):[0-9a-z]{8,64}$/.test(place)).slice(0, 60);
+
+  const begin = async (extra) => {
+    cy.elements().remove();
+    more.clear();
+    opened = [];
+    try {
+      add(await fetchGraph(`/artifacts/${root}/graph`));
+      firstOpened = [...opened];
+      for (const place of extra) {
+        const [direction, node] = place.split(":");
+        if (cy.getElementById(node).nonempty() && !opened.includes(place)) {
+          add(await fetchGraph(`/lineage/step?${new URLSearchParams({ node, direction })}`));
+        }
+      }
+    } catch (error) { say(`the graph could not be read: ${error.message}`); return; }
+    arrange(null);
+    show();
+    choose(root);
+    box.dataset.ready = "true";
+  };
+
+  // A canvas as high as the graph needs; where all of it would be too small to read, the root and what is round it.
+  const show = () => {
+    const readable = Math.max(Math.min(cy.zoom(), 1), 0.75);
+    canvas.style.height = `${Math.min(Math.max(cy.elements().boundingBox().h * readable + 60, 240), 620)}px`;
+    cy.resize();
+    cy.fit(undefined, 20);
+    if (cy.zoom() > 1) { cy.zoom(1); cy.center(); }
+    if (cy.zoom() < 0.7) { cy.zoom(0.8); cy.center(cy.getElementById(root)); }
+  };
+
+  // Arrow keys: the nearest node in that direction, those joined by an edge first.
+  const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  const step = ([dx, dy]) => {
+    const here = cy.getElementById(chosen);
+    const at = here.position();
+    const near = here.neighborhood("node");
+    let best = null;
+    let least = Infinity;
+    cy.nodes().not(".away").not(here).forEach((node) => {
+      const [x, y] = [node.position("x") - at.x, node.position("y") - at.y];
+      const ahead = x * dx + y * dy;
+      if (ahead < 5) { return; }
+      const aside = Math.abs(x * dy) + Math.abs(y * dx);
+      const cost = ahead + 2 * aside + (dx && near.has(node) ? -1000 : 0);
+      if (cost < least) { [best, least] = [node, cost]; }
+    });
+    if (best) { choose(best.id(), true); }
+  };
+  const zoom = (factor) => cy.zoom({ level: cy.zoom() * factor, renderedPosition: { x: canvas.clientWidth / 2, y: canvas.clientHeight / 2 } });
+  const open = () => { const { address } = cy.getElementById(chosen).data(); if (address) { location.href = address; } };
+  const expandMain = () => {
+    const data = cy.getElementById(chosen).data();
+    expand(chosen, data.type === "more" || canExpand(chosen, "up") ? "up" : "down");
+  };
+  const DO = {
+    up: () => expand(chosen, "up"), down: () => expand(chosen, "down"), in: () => zoom(1.3), out: () => zoom(1 / 1.3),
+    fit: () => cy.fit(undefined, 20), reset: () => { history.replaceState(null, "", location.pathname + location.search); begin([]); },
+  };
+  canvas.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) { return; }
+    const action = KEYS[event.key] ? () => step(KEYS[event.key])
+      : { u: DO.up, d: DO.down, o: open, "+": DO.in, "=": DO.in, "-": DO.out, 0: DO.fit, Enter: expandMain, Home: () => choose(root, true) }[event.key];
+    if (action) { event.preventDefault(); action(); }
+  });
+  box.addEventListener("click", (event) => {
+    const action = DO[event.target.dataset.do];
+    if (action) { action(); }
+  });
+  reuse.addEventListener("change", () => {
+    cy.nodes("[type = 'reuse']").toggleClass("away", !reuse.checked);
+    arrange(chosen);
+  });
+  cy.on("tap", "node", (event) => {
+    const id = event.target.id();
+    if (event.target.data("type") === "more") { expand(id, "up"); return; }
+    choose(id);
+  });
+  cy.on("dbltap", "node", (event) => { choose(event.target.id()); expandMain(); });
+  window.addEventListener("hashchange", () => { if (location.hash.startsWith("#graph=")) { begin(wanted()); } });
+  box.lineage = { cy, expand, choose, chosen: () => chosen }; // for whoever wants to drive the graph from outside
+  begin(wanted());
+})();
