@@ -53,9 +53,11 @@ def retrain_plans(ledger: Ledger, workspace: Workspace, launcher: Launcher, foun
     """One plan a recipe that made affected checkpoints, those of channels first.
 
     Checkpoints that merely contain a clip upstream are listed only where a channel names them: no step saw the clip.
+    One whose exposure is not known counts as one that saw it.
     """
     channels = {c.artifact_id: c.name for c in found.channels if c.current}
     touched = [c.artifact_id for c in found.checkpoints if c.verdict is not Verdict.CONTAINS]
+    touched += sorted(_unknown(ledger, found))
     by_recipe: dict[str, tuple[PipelineRunRow, list[str]]] = {}
     for checkpoint in dict.fromkeys([*channels, *touched]):
         run = _made_by(ledger, checkpoint)
@@ -65,6 +67,13 @@ def retrain_plans(ledger: Ledger, workspace: Workspace, launcher: Launcher, foun
         _cure(ledger, workspace, launcher, run, checkpoints, [channels[c] for c in checkpoints if c in channels])
         for run, checkpoints in by_recipe.values()
     ]
+
+
+def _unknown(ledger: Ledger, found: Impact) -> set[str]:
+    """Checkpoints that come from an affected dataset and of which the ledger cannot say whether they saw a clip."""
+    unread = set(found.unread)
+    reached = (ledger.lineage_down(dataset).artifacts for dataset in found.holding("dataset")) if unread else ()
+    return {artifact_id for artifacts in reached for artifact_id in artifacts if artifact_id in unread}
 
 
 def _made_by(ledger: Ledger, checkpoint: str) -> PipelineRunRow | None:
