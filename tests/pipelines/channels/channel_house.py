@@ -29,17 +29,23 @@ class House:
     def publish(
         self, kind: ArtifactKind, content: str, summary: Mapping[str, Any] | None = None, size: int = 1
     ) -> ArtifactRecord:
-        """An artifact of one file whose bytes are told by `content`."""
+        """An artifact of two files whose bytes are told by `content`."""
+        return self.store.publish(self.stage(kind, content, summary, size))
+
+    def stage(
+        self, kind: ArtifactKind, content: str, summary: Mapping[str, Any] | None = None, size: int = 1
+    ) -> OutputResult:
+        """What a stage process leaves."""
         folder = self.staging / str(next(self.numbers))
         folder.mkdir(parents=True)
         (folder / "data").write_text(content * size)
+        (folder / "more").write_text(content)
         manifest = build_manifest(folder, kind, dict(summary or {}))
         write_manifest(folder, manifest)
-        output = OutputResult(
+        return OutputResult(
             name="out", kind=kind, artifact_id=manifest.artifact_id, staging=str(folder),
-            size_bytes=manifest.size_bytes, files=1,
+            size_bytes=manifest.size_bytes, files=2,
         )  # fmt: skip
-        return self.store.publish(output)
 
     def run(
         self,
