@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from functools import partial
 
 from pipelines.ledger import Ledger
 from pipelines.ledger.exposures import OrderRow, StateRow
-from pipelines.ledger.sample_ranks import GroupKey, SamplePlace
+from pipelines.ledger.sample_ranks import GroupKey, SamplePlace, SampleRanks
 from pipelines.membership import SampleGroup as MemberGroup
 from training.config import OrderConfig
 from training.samples import SampleGroup
@@ -29,14 +29,9 @@ class ClipUses:
 
     @classmethod
     def everywhere(cls, ledger: Ledger, clip_ids: Sequence[str]) -> ClipUses:
-        """In every dataset: ranks of a sample are read for all of them at once."""
-        ranks = cache(ledger.sample_ranks)
-
-        def rank(sample: SamplePlace, groups: Sequence[GroupKey]) -> int:
-            of_dataset = ranks(sample.sample_id).get(sample.dataset_id, {})
-            return sum(of_dataset.get(group, 0) for group in groups)
-
-        return cls(ledger, ledger.sample_places(clip_ids), rank)
+        """In every dataset: what they share is ranked once."""
+        samples = ledger.sample_places(clip_ids)
+        return cls(ledger, samples, SampleRanks(ledger, {s.dataset_id for s in samples}).rank)
 
     @classmethod
     def within(cls, ledger: Ledger, clip_ids: Sequence[str], datasets: Iterable[str]) -> ClipUses:

@@ -1,6 +1,7 @@
 """Where samples of clips stand in datasets: their groups, and how many ids of a group are smaller.
 
-Ranks are summed over the parts of datasets; only parts whose ids lie on both sides of the sample are read.
+`ClipQueryOps.rank_in_groups` answers for one dataset; this is for all that share parts. A part is ranked once, and
+datasets add up their parts.
 """
 
 from __future__ import annotations
@@ -8,12 +9,15 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import case, func, select
-from sqlalchemy.orm import Session
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import String, cast, func, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from pipelines.ledger.database import Database
+from pipelines.ledger.members import ids_in
 from pipelines.ledger.schema_clips import (
     ArtifactPart,
     ClipIndex,
@@ -25,6 +29,7 @@ from pipelines.ledger.schema_clips import (
 )
 
 GroupKey = tuple[str, str, int, int, int]  # source, media, latent t, h, w
+Numbers = NDArray[np.int64]
 _AT_ONCE = 500  # ids a statement
 _ID_BYTES = 16
 
@@ -38,11 +43,15 @@ class SamplePlace(NamedTuple):
     group: GroupKey
 
 
-Ranks = Mapping[str, Mapping[GroupKey, int]]  # dataset -> group -> how many of its sample ids are smaller
+class PartRanks(NamedTuple):
+    """How many ids of a group are smaller than a sample's, part by part; the other parts have none."""
+
+    parts: Numbers
+    below: Numbers
 
 
 class RankOps:
-    """The verbs of a Ledger that place samples."""
+    """The verbs of a Ledger that place samples in many datasets."""
 
     _db: Database
 
@@ -60,23 +69,66 @@ class RankOps:
             )
             for some in _batches(clip_ids):
                 for dataset, clip, identity, group in session.execute(query.where(sample.clip_id.in_(some))):
-                    if group in names:
-                        found.append(SamplePlace(dataset, clip.hex(), identity.hex(), names[group]))
+                    found.append(SamplePlace(dataset, clip.hex(), identity.hex(), names[group]))
         return sorted(found)
 
-    def sample_ranks(self, sample_id: str) -> Ranks:
-        """How many sample ids of each group of each indexed dataset are smaller; a group without any is left out."""
-        at = bytes.fromhex(sample_id)
+    def dataset_parts(self, dataset_ids: Iterable[str]) -> dict[str, Numbers]:
+        """The parts of each dataset, by number; datasets that are not indexed are left out."""
+        part, index = ArtifactPart, ClipIndex
         with self._db.read() as session:
-            names = _group_names(session)
-            ranks: dict[str, dict[GroupKey, int]] = {}
-            for dataset, group, below in session.execute(_whole_parts(at)):
-                if group in names and below:
-                    ranks.setdefault(dataset, {})[names[group]] = int(below)
-            for (dataset, group), below in _cut_parts(session, at).items():
-                of_dataset = ranks.setdefault(dataset, {})
-                of_dataset[names[group]] = of_dataset.get(names[group], 0) + below
-        return ranks
+            query = (
+                select(index.artifact_id, _joined(session, part.part_no))
+                .join(part, part.artifact_no == index.artifact_no)
+                .where(index.artifact_id.in_(ids_in(session, dataset_ids)), index.kind == "dataset", index.complete)
+                .group_by(index.artifact_id)
+            )
+            return {dataset: _split(numbers) for dataset, numbers in session.execute(query)}
+
+    def part_ranks(self, sample_id: str, groups: Sequence[GroupKey]) -> dict[GroupKey, PartRanks]:
+        """The rank of a sample among each group's ids, in every part of the index."""
+        at, wanted = bytes.fromhex(sample_id), set(groups)
+        found: dict[GroupKey, tuple[list[Numbers], list[Numbers]]] = {group: ([], []) for group in groups}
+        with self._db.read() as session:
+            names = {number: name for number, name in _group_names(session).items() if name in wanted}
+            group, held = PartGroup, PartIds
+            ours = group.group_no.in_(list(names))
+            whole = select(group.group_no, _joined(session, group.part_no), _joined(session, group.samples))
+            for number, parts, samples in session.execute(whole.where(ours, group.last < at).group_by(group.group_no)):
+                found[names[number]][0].append(_split(parts))
+                found[names[number]][1].append(_split(samples))
+            cut = (
+                select(group.group_no, group.part_no, held.ids)
+                .join(held, (held.part_no == group.part_no) & (held.group_no == group.group_no))
+                .where(ours, group.first < at, group.last >= at)
+            )
+            for number, part, ids in session.execute(cut):
+                found[names[number]][0].append(np.array([part]))
+                found[names[number]][1].append(np.array([_rank(ids, at)]))
+        none = np.zeros(0, dtype=np.int64)
+        return {key: PartRanks(np.concatenate([none, *p]), np.concatenate([none, *b])) for key, (p, b) in found.items()}
+
+
+class SampleRanks:
+    """Ranks of samples in some datasets. What it has read of the ledger does not change."""
+
+    def __init__(self, ledger: RankOps, dataset_ids: Iterable[str]) -> None:
+        self._ledger = ledger
+        self._parts = ledger.dataset_parts(dataset_ids)
+        self._last = max((int(parts.max(initial=0)) for parts in self._parts.values()), default=0)
+        self._ranks: dict[tuple[str, GroupKey], Mapping[str, int]] = {}
+
+    def rank(self, place: SamplePlace, groups: Sequence[GroupKey]) -> int:
+        """How many sample ids of these groups together are smaller, in the dataset of the sample."""
+        missing = [group for group in groups if (place.sample_id, group) not in self._ranks]
+        if missing:
+            for group, ranks in self._ledger.part_ranks(place.sample_id, missing).items():
+                self._ranks[place.sample_id, group] = self._summed(ranks)
+        return sum(self._ranks[place.sample_id, group][place.dataset_id] for group in groups)
+
+    def _summed(self, ranks: PartRanks) -> dict[str, int]:
+        below = np.zeros(max(self._last, int(ranks.parts.max(initial=0))) + 1, dtype=np.int64)
+        below[ranks.parts] = ranks.below
+        return {dataset: int(below[parts].sum()) for dataset, parts in self._parts.items()}
 
 
 def _batches(ids: Iterable[str]) -> Iterable[list[bytes]]:
@@ -92,38 +144,15 @@ def _group_names(session: Session) -> dict[int, GroupKey]:
     return {number: (source, media, t, h, w) for number, source, media, t, h, w in rows}
 
 
-def _whole_parts(at: bytes):  # type: ignore[no-untyped-def]
-    group, part, index = PartGroup, ArtifactPart, ClipIndex
-    below = func.sum(case((group.last < at, group.samples), else_=0))
-    return (
-        select(index.artifact_id, group.group_no, below)
-        .join(part, part.part_no == group.part_no)
-        .join(index, index.artifact_no == part.artifact_no)
-        .where(group.first < at, index.kind == "dataset", index.complete)
-        .group_by(index.artifact_id, group.group_no)
-    )
+def _joined(session: Session, column: InstrumentedAttribute[int]) -> Any:
+    # One text of thousands of numbers: as rows they take far longer to fetch than to find.
+    if session.get_bind().dialect.name == "sqlite":
+        return func.group_concat(column)
+    return func.string_agg(cast(column, String), ",")
 
 
-def _cut_parts(session: Session, at: bytes) -> dict[tuple[str, int], int]:
-    """What the parts with ids on both sides of `at` add."""
-    group = PartGroup
-    ids = select(group.part_no, group.group_no, PartIds.ids).join(
-        PartIds, (PartIds.part_no == group.part_no) & (PartIds.group_no == group.group_no)
-    )
-    below = {
-        (p, g): _rank(packed, at) for p, g, packed in session.execute(ids.where(group.first < at, group.last >= at))
-    }
-    added: dict[tuple[str, int], int] = {}
-    part, index = ArtifactPart, ClipIndex
-    holders = (
-        select(index.artifact_id, group.part_no, group.group_no)
-        .join(part, part.part_no == group.part_no)
-        .join(index, index.artifact_no == part.artifact_no)
-        .where(group.first < at, group.last >= at, index.kind == "dataset", index.complete)
-    )
-    for dataset, part_no, group_no in session.execute(holders):
-        added[dataset, group_no] = added.get((dataset, group_no), 0) + below[part_no, group_no]
-    return added
+def _split(numbers: str) -> Numbers:
+    return np.fromstring(numbers, dtype=np.int64, sep=",")
 
 
 def _rank(packed: bytes, at: bytes) -> int:
