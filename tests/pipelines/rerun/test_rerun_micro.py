@@ -1,0 +1,113 @@
+"""Stages of the house, really run and executed again on this machine: identical bytes, every stage of `micro`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from m4v.core.errors import ExitClass
+from pipelines.launchers import LocalLauncher
+from pipelines.ledger import Ledger
+from pipelines.rerun import Verdict, Verifier
+from pipelines.workspace import Workspace
+
+TIMEOUT_S = 500
+M4V = (sys.executable, "-m", "pipelines.cli.main")
+
+
+def m4v(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "M4V_HOME": str(home)}
+    return subprocess.run(
+        [*M4V, *arguments], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+
+
+def micro(home: Path, *arguments: str) -> str:
+    done = m4v(home, "run", "micro", "--no-prefect", "--json", *arguments)
+    assert done.returncode in (ExitClass.OK, ExitClass.GATE_REFUSED), done.stderr
+    return str(json.loads(done.stdout)["pipeline_run_id"])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home in which `micro` ran up to its untrained checkpoint: quick stages of two kinds."""
+    directory = tmp_path_factory.mktemp("micro") / "home"
+    micro(directory, "--until", "init")
+    return directory
+
+
+def test_a_numeric_stage_of_the_house_is_identical_from_its_row_alone(home):
+    workspace = Workspace.open(home)
+    with Ledger.open(workspace.ledger_url) as ledger:
+        (run,) = ledger.runs(stage="init")
+        found = Verifier(workspace, ledger, LocalLauncher).verify(run.run_id)
+    assert found.verdict is Verdict.IDENTICAL
+    assert found.stages[0].outputs[0].kind == "checkpoint"
+
+
+def test_a_changed_tensor_of_the_record_is_reported_where_it_is(home, tmp_path):
+    """The stored checkpoint is made wrong (file and manifest): the repeated run does not agree with it."""
+    from safetensors.numpy import load_file, save_file
+
+    from m4v.core.artifacts import ArtifactKind, build_manifest, read_manifest, write_manifest
+    from m4v.core.stage import OutputResult
+    from m4v.core.storage import Storage
+    from pipelines.ledger import PortRow
+    from pipelines.rerun import Tolerance
+    from pipelines.rerun.outputs import compare_output
+
+    workspace = Workspace.open(home)
+    with Ledger.open(workspace.ledger_url) as ledger:
+        port = ledger.runs(stage="init")[0].outputs[0]
+        recorded = Storage(ledger.artifact(port.artifact_id, port.kind).uri).local_root
+        staging = tmp_path / "staging"
+        staging.mkdir()
+        for file in read_manifest(Storage(str(recorded))).files:
+            (staging / file.path).write_bytes((recorded / file.path).read_bytes())
+        tensors = load_file(staging / "model.safetensors")
+        name = sorted(tensors)[3]
+        flat = tensors[name].reshape(-1)
+        flat[-1] += 0.25
+        save_file(tensors, staging / "model.safetensors")
+        manifest = build_manifest(staging, ArtifactKind.CHECKPOINT, {})
+        write_manifest(staging, manifest)
+        made = OutputResult(
+            name=port.name, kind=port.kind, artifact_id=manifest.artifact_id, staging=str(staging),
+            size_bytes=manifest.size_bytes, files=len(manifest.files),
+        )  # fmt: skip
+        assert isinstance(port, PortRow)
+        found = compare_output(ledger, port, made, Tolerance())
+    (file,) = found.different
+    (tensor,) = [t for t in file.tensors if t.verdict is Verdict.DIFFERS]
+    assert (found.verdict, file.path, tensor.name, tensor.differing) == (Verdict.DIFFERS, "model.safetensors", name, 1)
+    assert tensor.max_abs == pytest.approx(0.25)
+    last = [size - 1 for size in tensor.shape]
+    assert tensor.first.where == f"tensor {name} at {last}"
+    assert found.first.startswith(f"model.safetensors: tensor {name} at {last}")
+
+
+def test_the_command_tells_and_records(home):
+    with Ledger.open(Workspace.open(home).ledger_url) as ledger:
+        run_id = ledger.runs(stage="init")[0].run_id
+    done = m4v(home, "runs", "rerun", run_id, "--verify", "--json")
+    assert done.returncode == ExitClass.OK, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["schema_version"], found["verdict"], found["subject"]) == (1, "identical", run_id)
+    shown = json.loads(m4v(home, "runs", "show", run_id, "--json").stdout)
+    assert shown["verifications"][-1]["verdict"] == "identical"
+    assert shown["environment"]["code"]["version"]
+    assert shown["lock_digest"] == shown["key_record"]["lock_digest"]
+
+
+@pytest.mark.deep
+def test_every_stage_of_micro_is_identical(tmp_path):
+    run_id = micro(tmp_path / "home")
+    done = m4v(tmp_path / "home", "runs", "rerun", run_id, "--verify", "--json")
+    assert done.returncode == ExitClass.OK, done.stderr
+    stages = json.loads(done.stdout)["stages"]
+    assert len(stages) == 16
+    assert {s["node_id"]: s["verdict"] for s in stages} == {s["node_id"]: "identical" for s in stages}
