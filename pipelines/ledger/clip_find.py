@@ -94,12 +94,15 @@ def _near_sources(session: Session, term: str) -> str:
 
 def _by_source(session: Session, term: str) -> Iterator[bytes]:
     """Clips of `SOURCE`, or of one file `SOURCE/SOURCE_ID`; names of sources may hold a slash themselves."""
-    numbers = {row.name: row.source_no for row in session.scalars(select(tables.ClipSource))}
-    for name, number in numbers.items():
+    for name, number in _source_numbers(session).items():
         if term == name:
             yield from session.scalars(select(_clip.clip_id).where(_clip.source_no == number).distinct())
         elif term.startswith(f"{name}/"):
             yield from _of_file(session, number, term[len(name) + 1 :])
+
+
+def _source_numbers(session: Session) -> dict[str, int]:
+    return {row.name: row.source_no for row in session.scalars(select(tables.ClipSource))}
 
 
 def _of_file(session: Session, source_no: int, source_id: str) -> Sequence[bytes]:
@@ -125,14 +128,13 @@ def _by_digest(session: Session, digest: bytes) -> Sequence[bytes]:
 # Overlaps and facts
 
 
-def _add_overlaps(session: Session, matches: Matches, whole: Collection[str]) -> None:
+def _add_overlaps(session: Session, matches: Matches, sources: Collection[str]) -> None:
     """Clips that share footage with a matched one: their spans of one source file overlap. A span 0, 0 is the whole
-    of a file. Clips of the sources in `whole` are all there."""
-    done = set(session.scalars(select(tables.ClipSource.source_no).where(tables.ClipSource.name.in_(whole))))
+    of a file. All clips of `sources` are matched already."""
+    whole = {f"source:{source}" for source in sources if source in _source_numbers(session)}
     by_file: dict[_File, dict[bytes, Span]] = {}
-    for row in _rows(session, matches):
-        if row.source_no not in done:
-            by_file.setdefault(_file(row), {})[row.clip_id] = row.start_us, row.end_us
+    for row in _rows(session, [clip for clip, terms in matches.items() if not whole.intersection(terms)]):
+        by_file.setdefault(_file(row), {})[row.clip_id] = row.start_us, row.end_us
     for row in _of_files(session, by_file):
         own = by_file.get(_file(row), {})
         over = [c for c, span in own.items() if _overlap(span, (row.start_us, row.end_us))]
@@ -155,16 +157,16 @@ def _of_files(session: Session, files: Iterable[_File]) -> Iterator[Row[Any]]:
     for number, key, _ in files:
         keys.setdefault(number, set()).add(key)
     for number, wanted in keys.items():
-        query = select(*_clip.__table__.c).where(_clip.source_no == number, among(_clip.source_key))
+        query = select(*_clip.__table__.c).where(_clip.source_no == number)
         for some in chunks(sorted(wanted)):
-            yield from session.execute(query, {"asked": some})
+            yield from session.execute(query.where(among(session, _clip.source_key, some)))
 
 
 def _rows(session: Session, clips: Iterable[bytes]) -> Iterator[Row[Any]]:
     """Rows of `clip`, of one clip together."""
-    query = select(*_clip.__table__.c).where(among(_clip.clip_id)).order_by(_clip.clip_id, _clip.digest_key)
+    query = select(*_clip.__table__.c).order_by(_clip.clip_id, _clip.digest_key)
     for some in chunks(clips):
-        yield from session.execute(query, {"asked": some})
+        yield from session.execute(query.where(among(session, _clip.clip_id, some)))
 
 
 def facts_of(session: Session, matches: Mapping[bytes, tuple[str, ...]]) -> dict[str, ClipFacts]:
@@ -172,7 +174,7 @@ def facts_of(session: Session, matches: Mapping[bytes, tuple[str, ...]]) -> dict
     found: dict[bytes, list[Row[Any]]] = {}
     for row in _rows(session, matches):
         found.setdefault(row.clip_id, []).append(row)
-    names = {row.source_no: row.name for row in session.scalars(select(tables.ClipSource))}
+    names = {number: name for name, number in _source_numbers(session).items()}
     hashes = hashes_of(session, {clip: rows[0].block_no for clip, rows in found.items()})
     return {
         clip.hex(): ClipFacts(

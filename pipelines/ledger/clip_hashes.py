@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from pipelines.ledger.clip_load import among, chunks
+from pipelines.ledger.clip_load import among, chunks, driver_faults
 from pipelines.ledger.schema_clips import HashBlock
 
 _MIN_MATCH = 0.5  # share of a hash's words that must be close
 _ID, _WORD = 16, 8  # bytes
 _BLOCKS = 32  # read together
+_ALL = "SELECT clips, counts, words FROM hash_block ORDER BY block_no"
 
 Words = NDArray[np.uint64]
 
@@ -27,25 +30,43 @@ def hash_words(text: str) -> Words:
 def by_hashes(session: Session, asked: Sequence[Words], bits: int) -> list[list[bytes]]:
     """For each hash the clips that have a word within `bits` bits of at least half of its words."""
     found: list[list[bytes]] = [[] for _ in asked]
-    query = select(HashBlock.clips, HashBlock.counts, HashBlock.words).order_by(HashBlock.block_no)
-    for rows in session.execute(query.execution_options(yield_per=_BLOCKS)).partitions():
-        ids, counts, data = (b"".join(column) for column in zip(*rows, strict=True))
-        words = np.frombuffer(data, dtype=">u8").astype(np.uint64)
-        owners = np.repeat(np.arange(len(counts)), np.frombuffer(counts, dtype=np.uint8))
-        for own, query_words in zip(found, asked, strict=True):
-            own += [ids[_ID * n : _ID * n + _ID] for n in _close(words, owners, query_words, bits)]
+    swapped = [words.byteswap() for words in asked]  # as they lie in the blocks; no bit is lost
+    for ids, counts, data in _read(session):
+        words = np.frombuffer(data, dtype=np.uint64)
+        ends = np.cumsum(np.frombuffer(counts, dtype=np.uint8), dtype=np.int64)
+        for own, query_words in zip(found, swapped, strict=True):
+            own += [ids[_ID * n : _ID * n + _ID] for n in _close(words, ends, query_words, bits)]
     return found
 
 
-def _close(words: Words, owners: NDArray[np.int64], asked: Words, bits: int) -> list[int]:
-    """Owners of a close word for at least half of the asked words."""
+def _read(session: Session) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Ids, counts and words of all blocks, many blocks at a time."""
+    raw = session.connection().connection.driver_connection
+    if isinstance(raw, sqlite3.Connection):
+        cursor = raw.execute(_ALL)
+        while rows := cursor.fetchmany(_BLOCKS):
+            yield _joined(rows)
+        return
+    with driver_faults(HashBlock.__tablename__), raw.cursor("hash_blocks", binary=True) as stream:
+        stream.execute(_ALL)
+        while rows := stream.fetchmany(_BLOCKS):
+            yield _joined(rows)
+
+
+def _joined(rows: Sequence[Sequence[bytes]]) -> tuple[bytes, bytes, bytes]:
+    ids, counts, words = (b"".join(column) for column in zip(*rows, strict=True))
+    return ids, counts, words
+
+
+def _close(words: Words, ends: NDArray[np.int64], asked: Words, bits: int) -> list[int]:
+    """Places of clips with a close word for at least half of the asked words; `ends` are of each clip's words."""
     if not len(asked):
         return []
-    matched: dict[int, int] = {}
+    matched: Counter[int] = Counter()
     for word in asked:
         places = np.flatnonzero(np.bitwise_count(words ^ word) <= bits)
-        for owner in set(owners[places[words[places] != 0]].tolist()):
-            matched[owner] = matched.get(owner, 0) + 1
+        owners = np.searchsorted(ends, places[words[places] != 0], side="right")
+        matched.update(np.unique(owners).tolist())
     return sorted(owner for owner, count in matched.items() if count >= _MIN_MATCH * len(asked))
 
 
@@ -55,10 +76,10 @@ def hashes_of(session: Session, block_of: Mapping[bytes, int]) -> dict[bytes, st
     for clip, number in block_of.items():
         wanted.setdefault(number, []).append(clip)
     query = select(HashBlock.block_no, HashBlock.clips, HashBlock.counts, HashBlock.words)
-    query = query.where(among(HashBlock.block_no))
     found: dict[bytes, str] = {}
     for numbers in chunks(wanted, _BLOCKS):
-        for number, ids, counts, data in session.execute(query, {"asked": numbers}):
+        rows = session.execute(query.where(among(session, HashBlock.block_no, numbers)))
+        for number, ids, counts, data in rows:
             ends = np.cumsum(np.frombuffer(counts, dtype=np.uint8), dtype=np.int64).tolist()
             place_of = _places(ids, wanted[number])
             for clip in wanted[number]:

@@ -94,9 +94,10 @@ class ClipIndexOps:
                 return None
             known: dict[bytes, tuple[int, bool]] = {}
             part = tables.ClipPart
-            query = select(part.digest, part.part_no, part.complete).where(among(part.digest))
+            query = select(part.digest, part.part_no, part.complete)
             for digests in chunks(members.parts):
-                known |= {d: (no, done) for d, no, done in session.execute(query, {"asked": digests})}
+                rows = session.execute(query.where(among(session, part.digest, digests)))
+                known |= {digest: (number, complete) for digest, number, complete in rows}
             number = next_number(session, part.part_no)
             new: list[tuple[Any, ...]] = []
             for digest, size in zip(members.parts, members.sizes, strict=True):

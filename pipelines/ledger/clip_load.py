@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, Integer, LargeBinary, String, Table, bindparam, func, select, text
+from sqlalchemy import ARRAY, Boolean, ColumnElement, Integer, LargeBinary, String, Table, func, literal, select, text
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from m4v.core.errors import InfrastructureError
@@ -51,33 +51,49 @@ def insert_rows(session: Session, model: type[schema.Base], rows: Sequence[Row],
 def _copy(raw: Any, table: Table, rows: Sequence[Row], ignore: bool) -> None:
     import psycopg
 
-    target = f"staged_{table.name}" if ignore else table.name
-    types = [_COPIED[type(column.type)] for column in table.columns]
+    with driver_faults(table.name):
+        if not ignore:
+            _copy_to(raw, table.name, table, rows)
+            return
+        try:  # known keys are the exception: of an indexing that was killed, or of two at once
+            with raw.transaction():
+                _copy_to(raw, table.name, table, rows)
+        except psycopg.errors.UniqueViolation:
+            staged = f"staged_{table.name}"
+            raw.execute(f"CREATE TEMP TABLE IF NOT EXISTS {staged} (LIKE {table.name}) ON COMMIT DELETE ROWS")
+            raw.execute(f"DELETE FROM {staged}")
+            _copy_to(raw, staged, table, rows)
+            raw.execute(f"INSERT INTO {table.name} SELECT * FROM {staged} ON CONFLICT DO NOTHING")
+
+
+def _copy_to(raw: Any, target: str, table: Table, rows: Sequence[Row]) -> None:
+    with raw.cursor() as cursor, cursor.copy(f"COPY {target} FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types([_COPIED[type(column.type)] for column in table.columns])
+        for row in rows:
+            copy.write_row(row)
+
+
+@contextmanager
+def driver_faults(where: str) -> Iterator[None]:
+    """Faults of PostgreSQL's driver where it is used directly, as InfrastructureError."""
+    import psycopg
+
     try:
-        with raw.cursor() as cursor:
-            if ignore:
-                cursor.execute(f"CREATE TEMP TABLE IF NOT EXISTS {target} (LIKE {table.name}) ON COMMIT DELETE ROWS")
-                cursor.execute(f"DELETE FROM {target}")
-            with cursor.copy(f"COPY {target} FROM STDIN (FORMAT BINARY)") as copy:
-                copy.set_types(types)
-                for row in rows:
-                    copy.write_row(row)
-            if ignore:
-                cursor.execute(f"INSERT INTO {table.name} SELECT * FROM {target} ON CONFLICT DO NOTHING")
+        yield
     except psycopg.Error as error:
-        text_ = " ".join(str(error).split())
-        raise InfrastructureError(
-            f"ledger database failed: {text_}", where=table.name, next_step="m4v doctor"
-        ) from error
+        told = " ".join(str(error).split())
+        raise InfrastructureError(f"ledger database failed: {told}", where=where, next_step="m4v doctor") from error
 
 
 _COPIED: dict[type, str] = {LargeBinary: "bytea", Integer: "int4", String: "text", Boolean: "bool"}
 _COPIED[type(table_of(schema.Outbox).c.delivered_seq.type)] = "int8"
 
 
-def among(column: InstrumentedAttribute[Any] | ColumnElement[Any], name: str = "asked") -> ColumnElement[bool]:
-    """`column` is one of the values bound as `name`, however many they are."""
-    return column.in_(bindparam(name, expanding=True))
+def among(session: Session, column: InstrumentedAttribute[Any], values: Sequence[Any]) -> ColumnElement[bool]:
+    """`column` is one of some thousand values."""
+    if session.get_bind().dialect.name == "sqlite":
+        return column.in_(values)
+    return column == func.any(literal(list(values), ARRAY(column.type)))
 
 
 def chunks(values: Iterable[Any], size: int = ASKED) -> Iterator[list[Any]]:

@@ -53,14 +53,14 @@ class ClipQueryOps:
             .join(own, own.part_no == sample.part_no)
             .join(index, index.artifact_no == own.artifact_no)
             .join(artifact, and_(artifact.artifact_id == index.artifact_id, artifact.kind == index.kind))
-            .where(among(sample.clip_id), index.complete)
+            .where(index.complete)
             .distinct()
         )
         if not dropped:
             query = query.where(sample.group_no != tables.DROPPED)
         with self._db.read() as session:
-            for ids in chunks(dict.fromkeys(clip_ids)):
-                for artifact_id, clip in session.execute(query, {"asked": [bytes.fromhex(c) for c in ids]}):
+            for ids in chunks(bytes.fromhex(c) for c in dict.fromkeys(clip_ids)):
+                for artifact_id, clip in session.execute(query.where(among(session, sample.clip_id, ids))):
                     found.setdefault(artifact_id, set()).add(clip.hex())
         return found
 
@@ -72,13 +72,11 @@ class ClipQueryOps:
         with self._db.read() as session:
             number = _dataset_no(session, dataset_id)
             groups = _groups(session)
-            query = (
-                select(sample.clip_id, sample.sample_id, sample.group_no)
-                .join(own, and_(own.part_no == sample.part_no, own.artifact_no == number))
-                .where(among(sample.clip_id))
-            )
-            for ids in chunks(dict.fromkeys(clip_ids)):
-                for clip, sample_id, group_no in session.execute(query, {"asked": [bytes.fromhex(c) for c in ids]}):
+            mine = and_(own.part_no == sample.part_no, own.artifact_no == number)
+            query = select(sample.clip_id, sample.sample_id, sample.group_no).join(own, mine)
+            for ids in chunks(bytes.fromhex(c) for c in dict.fromkeys(clip_ids)):
+                rows = session.execute(query.where(among(session, sample.clip_id, ids)))
+                for clip, sample_id, group_no in rows:
                     found.append(SampleRef(clip.hex(), sample_id.hex(), groups[group_no]))
         return sorted(found)
 

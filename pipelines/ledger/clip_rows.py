@@ -48,9 +48,9 @@ class RowWriter:
         digests = [_digest(text) for text in table["source_digest"].to_pylist()]
         place_of = {(clip, word_key(digest)): n for n, (clip, digest) in enumerate(zip(clips, digests, strict=True))}
         clip = tables.Clip
-        known = select(clip.clip_id, clip.digest_key).where(among(clip.clip_id))
+        known = select(clip.clip_id, clip.digest_key)
         for some in chunks(sorted({c for c, _ in place_of})):
-            for row in session.execute(known, {"asked": some}):
+            for row in session.execute(known.where(among(session, clip.clip_id, some))):
                 place_of.pop((row.clip_id, row.digest_key), None)
         if not place_of:
             return
