@@ -50,8 +50,8 @@ def affected_by(ledger: Ledger, workspace: Workspace, selector: ClipSelector) ->
     facts = ledger.find_clips(selector)
     found = ledger.artifacts_with([clip.clip_id for clip in facts], dropped=True)
     holders: dict[tuple[str, str], tuple[str, ...]] = {}
-    for artifact_id, clips in sorted(found.items()):
-        for kind in _HOLDERS:
+    for kind in _HOLDERS:
+        for artifact_id, clips in sorted(found.items()):
             if _known(ledger, artifact_id, kind):
                 holders[artifact_id, str(kind)] = tuple(sorted(clips))
     reports = {
