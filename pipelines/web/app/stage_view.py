@@ -13,12 +13,13 @@ import yaml
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import M4VError
 from pipelines.ledger import ArtifactRow, AttemptRow, EventRow, Ledger, NodeRow, RunRow
+from pipelines.provenance import CodeState
 from pipelines.web.app.artifact_media import Curves, Gallery, curves, gallery
 
 _EVENTS = 50
 # Parts of the environment with a place of their own on the page.
 _CODE, _REQUEST = "code", "request"
-_QUIET_EVENTS = {"run.committed"}
+_QUIET_EVENTS = {"run.committed", "run.verified"}  # told elsewhere on the page
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class StageView:
     def code(self) -> dict[str, Any]:
         """Commit, branch, uncommitted changes, as recorded at launch; empty for runs before that was recorded."""
         found = self.run.environment.get(_CODE)
-        return found if isinstance(found, dict) else {}
+        return {**CodeState().model_dump(), **found} if isinstance(found, dict) else {}
 
     @property
     def diff(self) -> str | None:

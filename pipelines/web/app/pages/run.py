@@ -8,6 +8,7 @@ import yaml
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
+from pipelines.web.app.reproduction import of_pipeline_run
 from pipelines.web.app.run_view import run_view
 from pipelines.web.app.site import LedgerDep
 from pipelines.web.app.views import fragment, page
@@ -21,7 +22,11 @@ def show(request: Request, ledger: LedgerDep, pipeline_run_id: str) -> HTMLRespo
     row = ledger.pipeline_run(pipeline_run_id)
     recipe = yaml.safe_dump(row.resolved, sort_keys=False, allow_unicode=True) if row.resolved else ""
     title = f"Run {row.pipeline_run_id}"
-    return page(request, "run", here="runs", title=title, view=run_view(ledger, row), recipe_yaml=recipe)
+    reproduction = of_pipeline_run(ledger, row.pipeline_run_id)
+    return page(
+        request, "run", here="runs", title=title, view=run_view(ledger, row), recipe_yaml=recipe,
+        reproduction=reproduction,
+    )  # fmt: skip
 
 
 @router.get("/runs/{pipeline_run_id}/live")

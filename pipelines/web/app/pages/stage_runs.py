@@ -12,6 +12,7 @@ from m4v.core.storage import Storage
 from pipelines.ledger import Status
 from pipelines.provenance import BlobStore
 from pipelines.web.app.logs import log_piece
+from pipelines.web.app.reproduction import of_stage_run
 from pipelines.web.app.site import LedgerDep, WorkspaceDep
 from pipelines.web.app.stage_view import stage_view
 from pipelines.web.app.views import fragment, page
@@ -27,7 +28,9 @@ def show(request: Request, ledger: LedgerDep, workspace: WorkspaceDep, run_id: s
     """A stage run: what it was, what it made, how it went."""
     view = stage_view(ledger, ledger.run(run_id), workspace.cache)
     tail = log_piece(workspace, view.attempt, limit=_TAIL_BYTES) if view.attempt else None
-    return page(request, "stage_run", here="runs", title=f"{view.node_id} {view.run.run_id}", view=view, tail=tail)
+    title = f"{view.node_id} {view.run.run_id}"
+    reproduction = of_stage_run(ledger, view.run.run_id)
+    return page(request, "stage_run", here="runs", title=title, view=view, tail=tail, reproduction=reproduction)
 
 
 @router.get("/stage-runs/{run_id}/diff")
