@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -18,7 +16,6 @@ _TITLES = {
     400: "That cannot be", 403: "Not allowed", 404: "Not found", 405: "Not possible here", 409: "Somebody was faster",
     422: "That is no valid address", 500: "Something is damaged", 503: "Not reachable now",
 }  # fmt: skip
-_log = logging.getLogger(__name__)
 
 
 def status_of(error: M4VError) -> int:
@@ -59,6 +56,6 @@ def _invalid(request: Request, error: Exception) -> Response:
 
 
 def _unknown(request: Request, error: Exception) -> Response:
-    _log.error("a page failed: %s", request.url.path, exc_info=error)
+    # The server logs it with its traceback, which is no reader's business.
     fault = M4VError("a fault of m4v", value=type(error).__name__, next_step="the server's log has the details")
     return page(request, "error", status=500, title="A fault of m4v", error=fault)

@@ -172,7 +172,13 @@
     cy.resize();
     cy.fit(undefined, 20);
     if (cy.zoom() > 1) { cy.zoom(1); cy.center(); }
-    if (cy.zoom() < 0.7) { cy.zoom(0.8); cy.center(cy.getElementById(root)); }
+    if (cy.zoom() < 0.7) {
+      cy.zoom(0.8);
+      cy.center(cy.getElementById(root));
+      const { x1, x2 } = cy.elements().renderedBoundingBox(); // no empty half where the graph ends on one side
+      if (x2 < cy.width() - 20) { cy.panBy({ x: cy.width() - 20 - x2, y: 0 }); }
+      else if (x1 > 20) { cy.panBy({ x: 20 - x1, y: 0 }); }
+    }
   };
 
   // Arrow keys: the nearest node in that direction, those joined by an edge first.
