@@ -25,7 +25,7 @@
         "font-size": 11, "font-family": font, shape: "round-rectangle", width: 96, height: 38,
         "background-color": card, "border-width": 1.4, "border-color": accent } },
       { selector: "node[type = 'run']", style: {
-        shape: "round-tag", "background-color": sunken, "border-color": soft, width: 136 } },
+        shape: "round-tag", "background-color": sunken, "border-color": soft, width: 150, "text-margin-x": -8 } },
       { selector: "node[type = 'reuse']", style: {
         shape: "cut-rectangle", "border-style": "dashed", "border-color": good, width: 138, height: 36, "font-size": 10 } },
       { selector: "node[type = 'more']", style: {
