@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ def by_hashes(session: Session, asked: Sequence[Words], bits: int) -> list[list[
 
 def _read(session: Session) -> Iterator[tuple[bytes, bytes, bytes]]:
     """Ids, counts and words of all blocks, many blocks at a time."""
-    raw = session.connection().connection.driver_connection
+    raw: Any = session.connection().connection.driver_connection
     if isinstance(raw, sqlite3.Connection):
         cursor = raw.execute(_ALL)
         while rows := cursor.fetchmany(_BLOCKS):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from m4v.core.artifacts import Artifact, ArtifactKind
@@ -61,6 +61,22 @@ class ClipIndexOps:
             return self._index_urls(artifact_id, storage)
         with open_members(artifact_id, ArtifactKind(kind), storage) as members:
             return self.load_parts(artifact_id, kind, members)
+
+    def forget_members(self, artifact_id: str, kind: str) -> None:
+        """Take an artifact's rows out of the index, to be indexed again: until then searches miss them, and those of
+        other artifacts that share them. What is known of the clips themselves stays."""
+        index, own, part = tables.ClipIndex, tables.ArtifactPart, tables.ClipPart
+        with index_writing(self._db) as session:
+            found = select(index.artifact_no).where(index.artifact_id == artifact_id, index.kind == str(kind))
+            number = session.scalar(found)
+            if number is None:
+                return
+            parts = select(own.part_no).where(own.artifact_no == number)
+            for table in (tables.PartSample, tables.PartGroup, tables.PartIds):
+                session.execute(delete(table).where(table.part_no.in_(parts)))
+            session.execute(update(part).where(part.part_no.in_(parts)).values(complete=False))
+            session.execute(delete(tables.ArtifactGroup).where(tables.ArtifactGroup.artifact_no == number))
+            session.execute(update(index).where(index.artifact_no == number).values(complete=False, done_rows=0))
 
     def is_indexed(self, artifact_id: str, kind: str) -> bool:
         row = tables.ClipIndex

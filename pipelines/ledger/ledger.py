@@ -11,8 +11,10 @@ from m4v.core.errors import InfrastructureError, InputError
 from m4v.core.storage import storage_faults
 from pipelines.ledger.attempts import AttemptOps
 from pipelines.ledger.claims import ClaimOps
+from pipelines.ledger.clip_check import ClipCheckOps
 from pipelines.ledger.clip_index import ClipIndexOps
 from pipelines.ledger.clip_queries import ClipQueryOps
+from pipelines.ledger.counts import CountOps
 from pipelines.ledger.database import Database
 from pipelines.ledger.drains import DrainOps
 from pipelines.ledger.exposures import ExposureOps
@@ -42,6 +44,7 @@ class Ledger(
     QueryOps,
     ListingOps,
     NeighbourOps,
+    CountOps,
     LineageOps,
     ExposureOps,
     RankOps,
@@ -55,6 +58,7 @@ class Ledger(
     VerificationOps,
     ClipIndexOps,
     ClipQueryOps,
+    ClipCheckOps,
 ):
     """Open with `Ledger.open(url)`. Every verb is one transaction; threads may share a ledger.
 
