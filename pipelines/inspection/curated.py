@@ -68,9 +68,11 @@ class CuratedClip:
 
 
 def clip_tables(ledger: Ledger, cache: Path, newest: int | None = NEWEST) -> list[Artifact]:
-    """Published clip tables whose bytes are there, newest first; None: all of them."""
+    """Published clip tables in use whose bytes are there, newest first; None: all of them. Withdrawn ones are out of
+    use: what they hold is not shown any more."""
+    withdrawn = {row.artifact_id for row in ledger.withdrawals()}
     rows = ledger.artifacts(kind=ArtifactKind.CLIPS, limit=newest)
-    artifacts = [_artifact(row, cache) for row in rows]
+    artifacts = [_artifact(row, cache) for row in rows if row.artifact_id not in withdrawn]
     return [a for a in artifacts if a.storage.exists(MANIFEST)]
 
 
@@ -103,16 +105,15 @@ def media_file(ledger: Ledger, clip: CuratedClip, cache: Path) -> Path:
 
     Raises InputError where it is no longer there.
     """
-    for run in reversed(ledger.producers(clip.artifact.id)):
-        for port in run.inputs:
-            if port.kind != ArtifactKind.SOURCE:
-                continue
-            source = _artifact(ledger.artifact(port.artifact_id, ArtifactKind.SOURCE), cache)
-            if not source.storage.exists(MANIFEST) or SOURCE not in source.names(SOURCE):
-                continue
-            reader = SourceReader(source)
-            if reader.name == clip.row["source"]:
-                return _path(reader, clip, _location(ledger, run, reader.name), cache)
+    above = ledger.lineage_up(clip.artifact.id)
+    curated = [ledger.run(run.run_id) for run in above.runs.values() if run.stage == stages.CURATE.name]
+    for port in (port for run in curated for port in run.inputs if port.kind == ArtifactKind.SOURCE):
+        source = _artifact(ledger.artifact(port.artifact_id, ArtifactKind.SOURCE), cache)
+        if not source.storage.exists(MANIFEST) or SOURCE not in source.names(SOURCE):
+            continue
+        reader = SourceReader(source)
+        if reader.name == clip.row["source"]:
+            return _path(reader, clip, _location(ledger, curated, reader.name), cache)
     raise InputError("the clip's source is no longer in the store", value=clip.row["source"])
 
 
@@ -134,14 +135,15 @@ def _listed(source: Artifact, path: str) -> ListedFile | None:
     return None
 
 
-def _location(ledger: Ledger, run: RunRow, source: str) -> Storage | None:
-    """Where the pipeline run that curated the clip found the source; None for one made by the recipe."""
-    attempt = ledger.attempt(run.attempt_id)
-    if run.stage != stages.CURATE.name or attempt.pipeline_run_id is None:
-        return None
-    for entry in ledger.pipeline_run(attempt.pipeline_run_id).resolved.get("sources", ()):
-        if entry.get("name") == source and entry.get("location"):
-            return Storage(resolve(str(entry["location"])))
+def _location(ledger: Ledger, curated: Sequence[RunRow], source: str) -> Storage | None:
+    """Where a pipeline run that curated the clip found the source; None for one made by the recipe."""
+    for run in curated:
+        attempt = ledger.attempt(run.attempt_id)
+        if attempt.pipeline_run_id is None:
+            continue
+        for entry in ledger.pipeline_run(attempt.pipeline_run_id).resolved.get("sources", ()):
+            if entry.get("name") == source and entry.get("location"):
+                return Storage(resolve(str(entry["location"])))
     return None
 
 

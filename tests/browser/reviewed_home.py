@@ -7,7 +7,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import ExitClass
 from pipelines.access import Actor, Role
 from pipelines.channels import promote
@@ -60,7 +59,9 @@ def build(micro_home: Path, home: Path) -> ReviewedHome:
         checkpoint = ledger.run(reward.run_id).outputs[0].artifact_id
         second = _second_run(home)
         Verifier(workspace, ledger, LocalLauncher, Allowed(False, False)).verify(gate.run_id)
-        promote(ledger, load_settings(workspace), Actor("ann", Role.OPERATOR), checkpoint, "production", reason="passed")
+        promote(
+            ledger, load_settings(workspace), Actor("ann", Role.OPERATOR), checkpoint, "production", reason="passed"
+        )
         clip = ledger.find_clips(parse_selector([f"source:{ASKED}"]))[0].clip_id
         taken = ClipSelector(sources=(TAKEN,))
         case = TakedownRun(ledger, workspace, LocalLauncher(), Actor("bob", Role.APPROVER)).apply(

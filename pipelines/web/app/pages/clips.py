@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse
 
 from m4v.core.errors import InputError
-from pipelines.impact import impact
+from pipelines.impact import AffectedCheckpoint, Verdict, impact
 from pipelines.inspection.curated import CuratedClip, clip_tables, curated_clip, media_file, with_words
 from pipelines.ledger import Ledger
 from pipelines.membership import ClipFacts, ClipSelector, parse_selector
@@ -83,7 +84,22 @@ def impact_page(
     """What taking down the clips that the terms `q` name would concern; one term a line."""
     terms = [term.strip() for text in q or () for term in text.splitlines() if term.strip()]
     reach = impact(ledger, parse_selector(terms)) if terms else None
-    return page(request, "impact", here="clips", terms=terms, reach=reach)
+    again = _in_order([c for c in reach.checkpoints if c.verdict is not Verdict.CONTAINS]) if reach else []
+    return page(request, "impact", here="clips", terms=terms, reach=reach, again=again)
+
+
+def _in_order(checkpoints: Sequence[AffectedCheckpoint]) -> list[AffectedCheckpoint]:
+    """As they are trained: each behind the one that it starts from."""
+    by_id = {c.artifact_id: c for c in checkpoints}
+    ordered: dict[str, AffectedCheckpoint] = {}
+    for checkpoint in checkpoints:
+        line: list[AffectedCheckpoint] = []
+        step: AffectedCheckpoint | None = checkpoint
+        while step is not None and step.artifact_id not in ordered and step not in line:
+            line.append(step)
+            step = by_id.get(step.init_from or "")
+        ordered |= {c.artifact_id: c for c in reversed(line)}
+    return list(ordered.values())
 
 
 def _one(ledger: Ledger, clip_id: str) -> ClipFacts:

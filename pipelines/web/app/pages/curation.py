@@ -9,13 +9,17 @@ from fastapi.responses import HTMLResponse
 
 from dataprep.curation.table import CLIPS
 from m4v.core.artifacts import ArtifactKind
+from m4v.core.errors import InputError
+from m4v.core.shard_index import INDEX
 from pipelines.inspection.clip_table import KEPT
 from pipelines.inspection.quarantine import held_items
-from pipelines.inspection.targets import find_target
+from pipelines.inspection.targets import Target, beside, find_target
+from pipelines.ledger import Ledger
 from pipelines.web.app.site import LedgerDep, WorkspaceDep
 from pipelines.web.app.views import page
 from pipelines.web.media import MediaLinks
-from pipelines.web.preview import gather_curation, gather_quarantine
+from pipelines.web.preview import RECONSTRUCTIONS, gather_curation, gather_quarantine
+from pipelines.web.sections import dataset
 
 router = APIRouter()
 SHOWN, MOST = 120, 2000  # clips on one page
@@ -30,12 +34,29 @@ def curation(
     shown: Annotated[int, Query(ge=0, le=MOST)] = SHOWN,
     set: Annotated[list[str] | None, Query()] = None,
 ) -> HTMLResponse:
-    """`identity` is a clip table or a run that made one; `set` are thresholds to try, `curate.filters.KEY=VALUE`."""
-    target = find_target(workspace, ledger, identity, (ArtifactKind.CLIPS,))
+    """`identity` is a clip table, a dataset made from one, or a run that made them; `set` are thresholds to try,
+    `curate.filters.KEY=VALUE`."""
+    named = find_target(workspace, ledger, identity, (ArtifactKind.CLIPS, ArtifactKind.DATASET))
+    target = beside(workspace, ledger, named)[0]
+    if target is None:
+        raise InputError("the clip table that this dataset was made from is no longer in the store", value=named.id)
+    withdrawal = ledger.withdrawal(target.id, ArtifactKind.CLIPS)
+    if withdrawal is not None:
+        shown = 0  # what it holds is not shown any more, only its counts
     media = MediaLinks(target.artifact.path(CLIPS).parent, f"/artifacts/{target.id}/files")
     held = held_items([target.artifact])
     tried = [text.strip() for text in set or () if text.strip()]
     return page(
-        request, "curation", here="artifacts", named=target, tried=tried, shown=shown, most=MOST, KEPT=KEPT,
-        curation=gather_curation(target, media, shown, held, tried), quarantine=gather_quarantine(held),
+        request, "curation", here="artifacts", named=target, dataset=_dataset(ledger, named), withdrawal=withdrawal,
+        tried=tried, shown=shown, most=MOST, KEPT=KEPT, quarantine=gather_quarantine(held),
+        curation=gather_curation(target, media, shown, held, tried),
     )  # fmt: skip
+
+
+def _dataset(ledger: Ledger, named: Target) -> dataset.Dataset | None:
+    """Buckets and reconstructions, where a dataset was asked for; no reconstruction of a withdrawn one."""
+    if named.artifact.kind != ArtifactKind.DATASET:
+        return None
+    videos = 0 if ledger.withdrawal(named.id, ArtifactKind.DATASET) is not None else RECONSTRUCTIONS
+    links = MediaLinks(named.artifact.path(INDEX).parent, f"/artifacts/{named.id}/files")
+    return dataset.gather(named.artifact, links, videos)
