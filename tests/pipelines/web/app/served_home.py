@@ -139,7 +139,13 @@ class _Maker:
         self.ledger.finish_attempt(attempt, 20, "clip table differs from its schema")
         self.ledger.release(claim)
         self.ledger.record_node(
-            run, "curate.broken", stage="curate", how="failed", reason="no earlier run", stage_key=key, attempt_id=attempt
+            run,
+            "curate.broken",
+            stage="curate",
+            how="failed",
+            reason="no earlier run",
+            stage_key=key,
+            attempt_id=attempt,
         )
         self.ledger.finish_pipeline_run(run, 20, "curate.broken failed: clip table differs from its schema")
 
@@ -158,7 +164,8 @@ def _plain(folder: Path, node: str) -> None:
 
 def _train(folder: Path, node: str) -> None:
     rows = [
-        {"step": s, "loss": 1 / (s + 1) + sum(node.encode()) / 1e4, "grad_norm": 0.1 * (s % 7), "lr": 1e-4} for s in range(STEPS)
+        {"step": s, "loss": 1 / (s + 1) + sum(node.encode()) / 1e4, "grad_norm": 0.1 * (s % 7), "lr": 1e-4}
+        for s in range(STEPS)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "model.safetensors").write_bytes(bytes(range(256)) * 40)
