@@ -20,6 +20,7 @@ from m4v.core.errors import ConfigError, Drained, ExitClass, M4VError
 from m4v.core.stage import InputRef, Progress
 from m4v.core.storage import Storage
 from pipelines.attempt import Assignment, AttemptError, AttemptRunner, RetryPolicy
+from pipelines.channels.automatic import judged_checkpoint
 from pipelines.drains import DrainRequests, as_asked
 from pipelines.facts import collect_facts
 from pipelines.keys import KeyRecord
@@ -56,7 +57,8 @@ class Courier(Protocol):
 class PipelineRun:
     """One run of a recipe, recorded in the ledger from its making until `finish`.
 
-    `until` keeps that node and what it needs. `deep_verify` hashes every byte of a cache hit.
+    `until` keeps that node and what it needs. `deep_verify` hashes every byte of a cache hit. `promote` is told
+    (run, checkpoint) once the gate has passed, and says what became of it.
     `admits`: withdrawn artifacts that this run may read all the same, being a takedown's own work.
     """
 
@@ -74,6 +76,7 @@ class PipelineRun:
         deep_verify: bool = False,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
         admits: Collection[str] = (),
+        promote: Callable[[str, str], str] | None = None,
         on_event: Callable[[NodeEvent], None] = _ignore,
         courier: Courier | None = None,
     ) -> None:
@@ -82,7 +85,7 @@ class PipelineRun:
         self.is_partial = until is not None
         self.outcomes: dict[str, NodeOutcome] = {}
         self._by_id = {node.id: node for node in self.nodes}
-        self._ledger, self._on_event, self._courier = ledger, on_event, courier
+        self._ledger, self._on_event, self._courier, self._promote = ledger, on_event, courier, promote
         self._lookup = Lookup(ledger, launcher, deep=deep_verify, admits=admits)
         self._drain = threading.Event()
         store = ArtifactStore(workspace.store_uri)
@@ -158,10 +161,22 @@ class PipelineRun:
             message = f"ended after {len(self.outcomes)} of {len(self.nodes)} stages"
         if exit_class is ExitClass.GATE_REFUSED:
             message = "the evaluation gate refused the checkpoint"
+        if exit_class is ExitClass.OK:
+            message = self._promoted()
         self._ledger.finish_pipeline_run(self.id, exit_class, message)
         if self._courier is not None:
             self._courier.close()
         return exit_class
+
+    def _promoted(self) -> str:
+        """Do once what the recipe wants done with a checkpoint whose gate passed; what became of it, in words."""
+        checkpoint = judged_checkpoint(self.nodes, self.outcomes) if self._promote is not None else None
+        if self._promote is None or checkpoint is None:
+            return ""
+        promote, self._promote = self._promote, None
+        told = promote(self.id, checkpoint)
+        self._emit("note", GATE, told)
+        return told
 
     @property
     def exit_class(self) -> ExitClass:

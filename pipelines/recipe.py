@@ -70,6 +70,12 @@ class Profile(FrozenModel):
         return self.stages.get(stage, self.default)
 
 
+class PromoteConfig(FrozenModel):
+    """A run whose gate passed promotes its checkpoint to `channel`, or asks for the approvals that it takes."""
+
+    channel: str = Field(pattern=r"^[a-z][a-z0-9._-]{0,62}$")
+
+
 class Recipe(FrozenModel):
     """A resolved recipe; `digest()` is its identity, the YAML it came from is not."""
 
@@ -88,6 +94,7 @@ class Recipe(FrozenModel):
     generate: GenerateConfig
     evaluate: EvaluateConfig
     gate: GateConfig
+    promote: PromoteConfig | None = None
     report: ReportConfig
     profile: str = "local"
     profiles: dict[str, Profile] = {"local": Profile()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from m4v.core.config import parse
 from m4v.core.errors import InputError
+from pipelines.channels import promote_run
 from pipelines.execute import NodeEvent, PipelineRun, until_node
 from pipelines.exports.courier import Courier
 from pipelines.graph import build_graph, node_by_id
@@ -16,7 +17,7 @@ from pipelines.ledger import Ledger, PipelineRunRow
 from pipelines.lookup import Lookup
 from pipelines.plan import Plan, make_plan
 from pipelines.recipe import Profile, Recipe, load_recipe
-from pipelines.settings import load_settings
+from pipelines.settings import Settings, load_settings
 from pipelines.spec import StageNode
 from pipelines.workspace import Workspace
 
@@ -49,7 +50,8 @@ class Session:
     ) -> PipelineRun:
         """Record the start of a pipeline run; raises ConfigError when there is no stage `until`, or for settings that
         are wrong. Its events go to the workspace's sinks while it works."""
-        sinks = load_settings(self.workspace).sinks
+        settings = load_settings(self.workspace)
+        sinks = settings.sinks
         courier = Courier(self.workspace, sinks, lambda text: on_event(NodeEvent("note", "sinks", text)))
         return PipelineRun(
             self.recipe.name,
@@ -61,9 +63,18 @@ class Session:
             until=until,
             trigger=trigger,
             deep_verify=deep_verify,
+            promote=self._promotion(settings),
             on_event=on_event,
             courier=courier,
         )
+
+    def _promotion(self, settings: Settings) -> Callable[[str, str], str] | None:
+        """What a run of the recipe does with a checkpoint whose gate passed: (pipeline run, checkpoint) -> words."""
+        wanted = self.recipe.promote
+        if wanted is None:
+            return None
+        channel, ledger = wanted.channel, self.ledger
+        return lambda run_id, checkpoint: promote_run(ledger, settings, run_id, checkpoint, channel)
 
     def upstream_of(self, node_id: str) -> list[str]:
         """Everything a stage needs, in topological order, itself left out."""
