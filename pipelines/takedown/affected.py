@@ -14,7 +14,7 @@ from dataprep.blocked import BlockedClip
 from dataprep.curation.candidates import HASHES
 from dataprep.curation.table import CLIPS
 from m4v.core.artifacts import Artifact, ArtifactKind
-from m4v.core.errors import M4VError
+from m4v.core.errors import InputError, M4VError
 from pipelines.ledger import Ledger
 from pipelines.membership import ClipFacts, ClipSelector
 from pipelines.workspace import Workspace
@@ -45,8 +45,14 @@ def affected_by(ledger: Ledger, workspace: Workspace, selector: ClipSelector) ->
     """Everything that the ledger knows of the selected clips, artifacts that are withdrawn already included.
 
     Clip tables count for clips that they dropped as well: they hold their previews. Raises InputError for a term that
-    matches nothing.
+    matches nothing, and while artifacts are not in the clip index.
     """
+    if missing := [m for m in ledger.unindexed() if not m.deleted]:
+        raise InputError(
+            f"{len(missing)} artifacts are not in the clip index: their clips would be missed",
+            value=f"{missing[0].kind} {missing[0].artifact_id[:12]}",
+            next_step="m4v ledger index",
+        )
     facts = ledger.find_clips(selector)
     found = ledger.artifacts_with([clip.clip_id for clip in facts], dropped=True)
     holders: dict[tuple[str, str], tuple[str, ...]] = {}
