@@ -1,5 +1,5 @@
-"""A home to serve: a finished pipeline run, one that reused most of it, a failed one and one at work, with real files in
-a real store. Made through the ledger's and the store's own verbs."""
+"""A home to serve: a finished pipeline run, one that reused most of it, a failed one and one at work, with real files
+in a real store. Made through the ledger's and the store's own verbs."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ class _Maker:
         diff = BlobStore(self.served.workspace.store_uri).put(DIFF.encode())
         code = {"commit": "a" * 40, "branch": "main", "dirty": True, "changed": ["m4v/flow/loss.py"]}
         facts = NewRun(
-            stage=stage, stage_version=1, stage_key=key, code_digest="c" * 64, seed=7, config={"name": node, "lr": 1e-4},
+            stage=stage, stage_version=1, stage_key=key, code_digest="c" * 64, seed=7,
+            config={"name": node, "lr": 1e-4},
             key_record={"stage": stage, "seed": 7, "code": {"m4v/flow/loss.py": "d" * 64}, "lock_digest": "e" * 64},
             environment={"python": "3.11.7", "code": {**code, "diff": {**diff.model_dump(), "kept": True}}},
         )  # fmt: skip
