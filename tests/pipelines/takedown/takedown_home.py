@@ -81,6 +81,9 @@ class TakedownHome:
     def session(self) -> Session:
         return open_session("micro", SETTINGS[1::2], str(self.workspace.home))
 
+    def session_of(self, recipe: str) -> Session:
+        return open_session(recipe, (), str(self.workspace.home))
+
 
 def main(home: str, term: str, place: str) -> None:
     sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))
