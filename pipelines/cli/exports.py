@@ -11,12 +11,13 @@ import typer
 
 from m4v.core.errors import ConfigError, InfrastructureError
 from m4v.core.storage import storage_faults, write_atomic
+from pipelines.access import Role, command_actor, require
 from pipelines.cli.ledger import ledger as ledger_verbs
 from pipelines.cli.lineage import lineage as lineage_verbs
 from pipelines.cli.output import JsonOption, print_json, print_rows
 from pipelines.cli.runs import open_ledger
 from pipelines.exports.config import SinkConfig
-from pipelines.exports.delivery import Backoff, Delivered, deliver, skip
+from pipelines.exports.delivery import Backoff, Delivered, deliver
 from pipelines.exports.formats import Format, export
 from pipelines.exports.sinks import open_sink
 from pipelines.exports.state import SinkState, read_state, write_state
@@ -52,7 +53,9 @@ def deliver_(
         raise ConfigError("--skip is for one sink", value=len(chosen), next_step="name the sink")
     with Ledger.open(workspace.ledger_url) as ledger:
         if skip_ is not None:
-            skip(ledger, chosen[0].name, skip_)
+            actor = command_actor(load_settings(workspace).access)
+            require(actor, Role.OPERATOR, f"skip an event of sink {chosen[0].name}")
+            ledger.skip_delivery(chosen[0].name, skip_, by=actor.name)
         results = _deliver_all(ledger, workspace, chosen, wait)
     if json_:
         print_json([_result_json(done) for done in results])

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from m4v.core.errors import ConfigError, ExitClass, InfrastructureError, M4VError
+from m4v.core.errors import ExitClass, InfrastructureError, M4VError
 from pipelines.ledger import Claim, ClaimHeld, ClaimLost, EventRow, Ledger, new_id
 
 LEASE_S = 60.0
@@ -80,24 +80,6 @@ def deliver(ledger: Ledger, name: str, open_sink: Callable[[], Sink], *, stop: C
         return _Delivery(ledger, name, claim).run(open_sink, stop)
     finally:
         ledger.release(claim)
-
-
-def skip(ledger: Ledger, name: str, seq: int) -> None:
-    """Count event `seq` as delivered though the sink refused it; it has to be the sink's next one.
-
-    Raises ConfigError otherwise, so that nothing is passed over unseen.
-    """
-    following = ledger.outbox(name).delivered_seq + 1
-    if seq != following:
-        raise ConfigError(
-            "only the event that a sink stopped at can be skipped",
-            value=seq,
-            where=f"sink {name}",
-            next_step=f"its next event is {following}",
-        )
-    if not ledger.undelivered(name, limit=1):
-        raise ConfigError("the sink has every event; there is none to skip", value=seq, where=f"sink {name}")
-    ledger.delivered(name, seq)
 
 
 def _claim_key(name: str) -> str:

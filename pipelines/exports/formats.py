@@ -26,7 +26,8 @@ def export(ledger: Ledger, identity: str, format_: Format, *, namespace: str = N
     """
     match format_:
         case Format.OPENLINEAGE:
-            from pipelines.exports.openlineage import OpenLineageMapper, events_of
+            from pipelines.exports.openlineage import OpenLineageMapper
+            from pipelines.exports.openlineage_facts import events_of
 
             mapper = OpenLineageMapper(ledger, namespace)
             events = [mapped for event in events_of(ledger, identity) for mapped in mapper.map(event)]

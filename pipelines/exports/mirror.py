@@ -70,6 +70,9 @@ def updates(ledger: Ledger, event: EventRow) -> list[RunUpdate]:
             return [_reuse_update(ledger, event)]
         case "channel.moved":
             return list(_channel_updates(ledger, event))
+        case "artifact.withdrawn":
+            tag = {f"withdrawn.{event.payload['kind']}": event.payload["takedown_id"]}
+            return list(_maker_update(ledger, event, event.subject, tag))
     return []
 
 
@@ -131,17 +134,22 @@ def _channel_updates(ledger: Ledger, event: EventRow) -> Iterator[RunUpdate]:
     """Tags on the runs that made what the channel names, and named before."""
     payload, channel = event.payload, event.subject
     for artifact_id, word in ((payload.get("from"), "left"), (payload["artifact_id"], "current")):
-        makers = ledger.producers(artifact_id) if artifact_id else []
-        if makers:
-            attempt = ledger.attempt(makers[0].attempt_id)
-            yield RunUpdate(
-                identity=attempt.attempt_id,
-                parent=attempt.pipeline_run_id,
-                name=attempt.node_id or attempt.stage,
-                kind=attempt.stage,
-                at=event.at,
-                tags=_tags({}, {f"channel.{channel}": word}),
-            )
+        if artifact_id is not None:
+            yield from _maker_update(ledger, event, artifact_id, {f"channel.{channel}": word})
+
+
+def _maker_update(ledger: Ledger, event: EventRow, artifact_id: str, tags: Mapping[str, str]) -> Iterator[RunUpdate]:
+    """Tags on the first run that made an artifact; nothing for an imported one."""
+    for maker in ledger.producers(artifact_id)[:1]:
+        attempt = ledger.attempt(maker.attempt_id)
+        yield RunUpdate(
+            identity=attempt.attempt_id,
+            parent=attempt.pipeline_run_id,
+            name=attempt.node_id or attempt.stage,
+            kind=attempt.stage,
+            at=event.at,
+            tags=_tags({}, tags),
+        )
 
 
 def _tags(payload: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, str]:

@@ -5,15 +5,22 @@ The mapping reads only immutable rows and the event itself, so an event maps to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from m4v.core.artifacts import ArtifactKind
-from m4v.core.errors import InputError
 from pipelines.exports.facets import DATASET_EVENT, RUN_EVENT, facet, our_facet
 from pipelines.exports.ids import producer, program_version, run_uuid
-from pipelines.ledger import ArtifactRow, AttemptRow, EventRow, Ledger, PipelineRunRow, PortRow, RunRow, Status
+from pipelines.exports.openlineage_facts import (
+    artifact_facts,
+    attempt_facts,
+    code_of,
+    dataset_name,
+    exposure_facts,
+    run_facts,
+)
+from pipelines.ledger import ArtifactRow, EventRow, Ledger, PortRow, RunRow, Status
 from pipelines.ledger.types import iso
 
 OpenLineageEvent = dict[str, Any]
@@ -45,6 +52,8 @@ class OpenLineageMapper:
                 return self._node_events(event)
             case "channel.moved":
                 return [self._channel_event(event)]
+            case "artifact.withdrawn" | "artifact.gone":
+                return [self._end_event(event)]
         return []
 
     # Runs
@@ -70,11 +79,11 @@ class OpenLineageMapper:
         attempt = self._ledger.attempt(event.subject)
         run = self._run_of(event.payload.get("run_id"))
         facets = {
-            "m4v_stage": our_facet("StageRunFacet", _attempt_facts(attempt, run)),
+            "m4v_stage": our_facet("StageRunFacet", attempt_facts(attempt, run)),
             **self._parent(attempt.pipeline_run_id),
             **self._common(event.payload, state),
         }
-        job = self._job(self._stage_job(attempt.pipeline_run_id, attempt.node_id, attempt.stage), "STAGE", _code(run))
+        job = self._job(self._stage_job(attempt.pipeline_run_id, attempt.node_id, attempt.stage), "STAGE", code_of(run))
         return self._run_event(event, state, run_uuid(attempt.attempt_id), facets, job, run)
 
     def _node_events(self, event: EventRow) -> list[OpenLineageEvent]:
@@ -93,8 +102,8 @@ class OpenLineageMapper:
             "reason": payload["reason"],
             "reusedRunId": payload.get("run_id"),
         }
-        stage = our_facet("StageRunFacet", {**(_run_facts(run) if run else {}), **told})
-        job = self._job(self._stage_job(event.subject, payload["node_id"], payload["stage"]), "STAGE", _code(run))
+        stage = our_facet("StageRunFacet", {**(run_facts(run) if run else {}), **told})
+        job = self._job(self._stage_job(event.subject, payload["node_id"], payload["stage"]), "STAGE", code_of(run))
         begun = {"m4v_stage": stage, **self._parent(event.subject), **self._common({}, "START")}
         ended = {**begun, **self._common({"message": payload["reason"]}, end)}
         return [
@@ -158,11 +167,11 @@ class OpenLineageMapper:
         facets = {
             "jobType": facet("JobTypeJobFacet", {"processingType": "BATCH", "integration": "M4V", "jobType": kind})
         }
-        if location := self._source_code(code):
+        if location := self._sourcecode_of(code):
             facets["sourceCodeLocation"] = facet("SourceCodeLocationJobFacet", location)
         return {"namespace": self._namespace, "name": name, "facets": facets}
 
-    def _source_code(self, code: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _sourcecode_of(self, code: Mapping[str, Any]) -> dict[str, Any] | None:
         """The commit in the repository; without either, the digest of the code that the stage reaches."""
         commit, digest = code.get("commit"), code.get("digest")
         if commit and self._repository:
@@ -184,7 +193,7 @@ class OpenLineageMapper:
     def _output(self, port: PortRow, run: RunRow) -> dict[str, Any]:
         artifact = self._ledger.artifact(port.artifact_id, port.kind)
         dataset = self._named(artifact, {"port": port.name})
-        if exposure := _exposure(artifact, run):
+        if exposure := exposure_facts(artifact, run):
             dataset["facets"]["m4v_exposure"] = our_facet("ExposureDatasetFacet", exposure)
         rows = artifact.summary.get(_ROWS.get(artifact.kind, ""))
         if isinstance(rows, int):
@@ -200,7 +209,7 @@ class OpenLineageMapper:
             "facets": {
                 "version": facet("DatasetVersionDatasetFacet", {"datasetVersion": artifact.artifact_id}),
                 "datasetType": facet("DatasetTypeDatasetFacet", {"datasetType": kind, "subType": str(artifact.kind)}),
-                "m4v_artifact": our_facet("ArtifactDatasetFacet", {**_artifact_facts(artifact), **more}),
+                "m4v_artifact": our_facet("ArtifactDatasetFacet", {**artifact_facts(artifact), **more}),
             },
         }
 
@@ -211,104 +220,30 @@ class OpenLineageMapper:
         dataset["facets"]["tags"] = facet("TagsDatasetFacet", {"tags": [tag]})
         moved = {"channel": event.subject, "seq": payload["seq"], "previousArtifactId": payload.get("from")}
         dataset["facets"]["m4v_channel"] = our_facet("ChannelDatasetFacet", moved)
-        return {
-            "eventTime": iso(event.at),
-            "producer": producer(),
-            "schemaURL": DATASET_EVENT,
-            "dataset": dataset,
-        }
+        return _dataset_event(event, dataset)
+
+    def _end_event(self, event: EventRow) -> OpenLineageEvent:
+        """A takedown withdrew the artifact, or its bytes were deleted."""
+        payload = event.payload
+        dataset = self._named(self._ledger.artifact(event.subject, payload["kind"]), {})
+        if event.kind == "artifact.gone":
+            drop = facet("LifecycleStateChangeDatasetFacet", {"lifecycleStateChange": "DROP"})
+            dataset["facets"]["lifecycleStateChange"] = drop
+        else:
+            tag = {"key": "withdrawn", "value": payload["takedown_id"], "source": "M4V"}
+            dataset["facets"]["tags"] = facet("TagsDatasetFacet", {"tags": [tag]})
+        return _dataset_event(event, dataset)
 
 
-def dataset_name(kind: str, artifact_id: str) -> str:
-    """A dataset's name is its artifact: two names are two contents, and a graph by names is one by contents."""
-    return f"{kind}/{artifact_id}"
-
-
-def events_of(ledger: Ledger, identity: str) -> Iterator[EventRow]:
-    """The ledger's events that tell of a pipeline run, stage run, attempt, or an artifact with all it was made from,
-    oldest first; raises InputError for an unknown id."""
-    row = ledger.resolve(identity)
-    if isinstance(row, PipelineRunRow):
-        attempts = [a.attempt_id for a in ledger.attempts(pipeline_run_id=row.pipeline_run_id, limit=None)]
-        return _in_order(ledger, [row.pipeline_run_id, *attempts])
-    if isinstance(row, RunRow):
-        return _in_order(ledger, _attempts_of(ledger, [row]))
-    if isinstance(row, AttemptRow):
-        return _in_order(ledger, [row.attempt_id])
-    runs = [ledger.run(run_id) for run_id in ledger.lineage_up(row.artifact_id).runs]
-    if not runs:
-        raise InputError("no run made this artifact: it was imported", value=row.artifact_id, where=str(row.kind))
-    return _in_order(ledger, _attempts_of(ledger, runs))
-
-
-def _attempts_of(ledger: Ledger, runs: Iterable[RunRow]) -> list[str]:
-    found = [a.attempt_id for run in runs for a in ledger.attempts(stage_key=run.stage_key, limit=None)]
-    return list(dict.fromkeys(found))
-
-
-def _in_order(ledger: Ledger, subjects: Iterable[str]) -> Iterator[EventRow]:
-    events = [e for subject in subjects for e in ledger.events(subject=subject, limit=None)]
-    return iter(sorted(events, key=lambda e: e.seq))
+def _dataset_event(event: EventRow, dataset: dict[str, Any]) -> OpenLineageEvent:
+    return {
+        "eventTime": iso(event.at),
+        "producer": producer(),
+        "schemaURL": DATASET_EVENT,
+        "dataset": dataset,
+    }
 
 
 def _end(status: str) -> str:
     known = [s for s in Status if s == status]
     return _ENDS.get(known[0], "FAIL") if known else "FAIL"
-
-
-def _code(run: RunRow | None) -> dict[str, Any]:
-    if run is None:
-        return {}
-    recorded = run.environment.get("code")
-    state = recorded if isinstance(recorded, Mapping) else {}
-    return {"digest": run.code_digest, "commit": state.get("commit"), "branch": state.get("branch")}
-
-
-def _attempt_facts(attempt: AttemptRow, run: RunRow | None) -> dict[str, Any]:
-    return {
-        **(_run_facts(run) if run else {}),
-        "stage": attempt.stage,
-        "stageKey": attempt.stage_key,
-        "attemptId": attempt.attempt_id,
-        "attempt": attempt.number,
-        "launcher": attempt.launcher,
-        "host": attempt.host,
-    }
-
-
-def _run_facts(run: RunRow) -> dict[str, Any]:
-    return {
-        "runId": run.run_id,
-        "stageVersion": run.stage_version,
-        "exactness": str(run.exactness),
-        "generation": run.generation,
-        "codeDigest": run.code_digest,
-        "configDigest": run.config_digest,
-        "seed": str(run.seed),
-    }
-
-
-def _artifact_facts(artifact: ArtifactRow) -> dict[str, Any]:
-    return {
-        "artifactId": artifact.artifact_id,
-        "kind": str(artifact.kind),
-        "files": artifact.files,
-        "sizeBytes": artifact.size_bytes,
-        "summary": artifact.summary,
-    }
-
-
-def _exposure(artifact: ArtifactRow, run: RunRow) -> dict[str, Any] | None:
-    """What fixes which samples a checkpoint saw, as the run's row holds it; None for what was not trained."""
-    ports = {p.kind: p.artifact_id for p in run.inputs}
-    order = run.config.get("order")
-    if artifact.kind is not ArtifactKind.CHECKPOINT or ArtifactKind.DATASET not in ports or order is None:
-        return None
-    return {
-        "datasetId": ports[ArtifactKind.DATASET],
-        "initFrom": ports.get(ArtifactKind.CHECKPOINT),
-        "stage": artifact.summary.get("stage"),
-        "steps": artifact.summary.get("step"),
-        "seed": str(run.seed),
-        "order": order,
-    }

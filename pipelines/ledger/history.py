@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from m4v.core.errors import DataIntegrityError
+from m4v.core.errors import DataIntegrityError, InputError
 from pipelines.ledger import schema
 from pipelines.ledger.audit import check_chain, check_rows, scratch_database, stale_projections
-from pipelines.ledger.chain import apply_change
+from pipelines.ledger.chain import apply_change, record_event
 from pipelines.ledger.database import Database
 from pipelines.ledger.records import ChainReport, EventRow, OutboxRow
 from pipelines.ledger.types import utc_now
@@ -78,12 +79,34 @@ class HistoryOps:
     def delivered(self, sink: str, seq: int) -> None:
         """A sink has everything up to `seq`; never moves back."""
         with self._db.write() as session:
+            _move_outbox(session, sink, seq)
+
+    def skip_delivery(self, sink: str, seq: int, *, by: str) -> None:
+        """Pass over event `seq`, the sink's next one, for good; the chain says who did.
+
+        Raises InputError for another event: nothing is passed over unseen.
+        """
+        with self._db.write() as session:
             row = session.get(schema.Outbox, sink)
-            if row is None:
-                row = schema.Outbox(sink=sink, delivered_seq=0, delivered_at=utc_now())
-                session.add(row)
-            if seq > row.delivered_seq:
-                row.delivered_seq, row.delivered_at = seq, utc_now()
+            following = (row.delivered_seq if row else 0) + 1
+            if seq != following or session.get(schema.Event, seq) is None:
+                raise InputError(
+                    "only the event that a sink stopped at can be skipped",
+                    value=seq,
+                    where=f"sink {sink}",
+                    next_step=f"its next event is {following}; m4v ledger sinks",
+                )
+            record_event(session, "sink.skipped", sink, {"seq": seq, "by": by})
+            _move_outbox(session, sink, seq)
+
+
+def _move_outbox(session: Session, sink: str, seq: int) -> None:
+    row = session.get(schema.Outbox, sink)
+    if row is None:
+        row = schema.Outbox(sink=sink, delivered_seq=0, delivered_at=utc_now())
+        session.add(row)
+    if seq > row.delivered_seq:
+        row.delivered_seq, row.delivered_at = seq, utc_now()
 
 
 def _event_row(event: schema.Event) -> EventRow:

@@ -89,9 +89,13 @@ def small_history(ledger: Ledger) -> dict[str, str]:
     ledger.record_node(second, "encode", stage="encode", how=NodeOutcome.FAILED, reason="no lock file", stage_key=None)
     ledger.finish_pipeline_run(second, ExitClass.CONFIG, "encode: no lock file")
     ledger.move_channel("prod", CHECKPOINT.artifact_id, expected=None, moved_by="ana", reason="first")
+    case = ledger.open_takedown(
+        {"clips": ["x"]}, reason="asked", requested_by="ana", policy={}, blocks={}, clips=[],
+        artifacts=[(DATASET.artifact_id, "dataset", "contains")],
+    )  # fmt: skip
     return {
         "first": first, "second": second, "curate": curate, "encode": encode, "train": train, "failed": failed,
-        "drained": drained,
+        "drained": drained, "case": case.takedown_id,
     }  # fmt: skip
 
 

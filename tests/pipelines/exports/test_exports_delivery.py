@@ -18,10 +18,10 @@ from exports_history import HttpSink, small_history
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m4v.core.errors import ConfigError, ExitClass, InfrastructureError, M4VError
+from m4v.core.errors import ExitClass, InfrastructureError, InputError, M4VError
 from pipelines.exports.config import OpenLineageFile, OpenLineageHttp
 from pipelines.exports.courier import Courier
-from pipelines.exports.delivery import Backoff, Delivered, deliver, skip
+from pipelines.exports.delivery import Backoff, Delivered, deliver
 from pipelines.exports.openlineage import OpenLineageMapper
 from pipelines.exports.sinks import open_sink
 from pipelines.exports.state import read_state
@@ -122,13 +122,16 @@ def test_refused_event_is_passed_over_only_by_its_number(ledger: Ledger, http_si
     http_sink.script = ["200", "400"]
     stopped = over_http(ledger, http_sink).stopped_at
     assert stopped is not None
-    with pytest.raises(ConfigError, match="only the event that a sink stopped at"):
-        skip(ledger, "marquez", stopped + 1)
-    skip(ledger, "marquez", stopped)
+    with pytest.raises(InputError, match="only the event that a sink stopped at"):
+        ledger.skip_delivery("marquez", stopped + 1, by="ana")
+    ledger.skip_delivery("marquez", stopped, by="ana")
     assert over_http(ledger, http_sink).ok
     assert http_sink.received == [e for e in expected(ledger) if e != expected(ledger)[1]]
-    with pytest.raises(ConfigError, match="there is none to skip"):
-        skip(ledger, "marquez", ledger.outbox("marquez").delivered_seq + 1)
+    (skipped,) = [e for e in ledger.events(limit=None) if e.kind == "sink.skipped"]
+    assert (skipped.subject, skipped.payload) == ("marquez", {"seq": stopped, "by": "ana"})
+    assert ledger.verify_chain().ok
+    with pytest.raises(InputError, match="only the event that a sink stopped at"):
+        ledger.skip_delivery("marquez", ledger.outbox("marquez").delivered_seq + 1, by="ana")
 
 
 def test_key_and_headers_come_from_the_environment_and_stand_in_no_message(

@@ -49,6 +49,8 @@ def test_updates_hold_parameters_metrics_tags_and_links(ledger: Ledger, history:
     assert [(i.role, i.port, i.artifact_id) for i in train.links] == [
         ("input", "dataset", DATASET.artifact_id), ("output", "checkpoint", CHECKPOINT.artifact_id),
     ]  # fmt: skip
+    tagged = {k: v for u in all_updates(ledger) for k, v in u.tags.items() if ".channel." in k or ".withdrawn." in k}
+    assert tagged == {"m4v.channel.prod": "current", "m4v.withdrawn.dataset": history["case"]}
     ends = {u.identity: u.status for u in all_updates(ledger) if u.status}
     assert (ends[history["failed"]], ends[history["drained"]]) == ("failed", "drained")
 

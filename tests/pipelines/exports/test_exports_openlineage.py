@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def test_every_event_and_facet_satisfies_its_schema(
 ) -> None:
     events = mapped(ledger) + mapped(ledger, repository="https://example.org/m4v")
     counts = [validate(registry, event) for event in events]
-    assert len(events) == 2 * 19
+    assert len(events) == 2 * 20
     assert min(counts) >= 2
 
 
@@ -189,9 +190,25 @@ def test_cache_hit_is_a_run_that_names_the_run_it_reuses(ledger: Ledger, history
 
 
 def test_promotion_tags_the_checkpoint(ledger: Ledger, history: dict[str, str]) -> None:
-    event = next(e for e in mapped(ledger) if "dataset" in e)
+    event = next(e for e in mapped(ledger) if "m4v_channel" in e.get("dataset", {}).get("facets", {}))
     assert event["dataset"]["name"] == f"checkpoint/{CHECKPOINT.artifact_id}"
     assert event["dataset"]["facets"]["tags"]["tags"] == [{"key": "channel", "value": "prod", "source": "M4V"}]
+
+
+def test_withdrawal_tags_the_dataset_and_deleted_bytes_drop_it(
+    ledger: Ledger, history: dict[str, str], registry: Registry[Any]
+) -> None:
+    event = mapped(ledger)[-1]
+    assert event["dataset"]["name"] == f"dataset/{DATASET.artifact_id}"
+    assert event["dataset"]["facets"]["tags"]["tags"] == [
+        {"key": "withdrawn", "value": history["case"], "source": "M4V"}
+    ]
+    gone = replace(
+        ledger.events(limit=None)[-1], kind="artifact.gone", subject=CLIPS.artifact_id, payload={"kind": "clips"}
+    )
+    (dropped,) = OpenLineageMapper(ledger, "m4v").map(gone)
+    assert dropped["dataset"]["facets"]["lifecycleStateChange"]["lifecycleStateChange"] == "DROP"
+    validate(registry, dropped)
 
 
 def test_source_code_location_is_the_commit_or_the_code_digest(ledger: Ledger, history: dict[str, str]) -> None:
