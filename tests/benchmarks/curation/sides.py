@@ -18,6 +18,7 @@ from m4v.core.asset_catalog import asset_path
 HEIGHT, WIDTH, FRAMES, SHARD = 128, 192, 241, 16
 HERE = Path(__file__).parent
 _PACKAGED = (
+    "trailer",
     "corpus/excerpt/bigbuckbunny.mp4",
     *(f"corpus/footage/{n}.mp4" for n in ("box", "cap12_edit", "cap13_edit2", "cup", "jwpIntro", "ocean", "testMovie")),
     *(f"corpus/street/{n}.mp4" for n in ("a", "bikes", "carphone_pristine", "world")),
