@@ -11,7 +11,7 @@ import typer
 from m4v.core.errors import DataIntegrityError
 from pipelines.cli.output import JsonOption, print_json, short
 from pipelines.cli.runs import open_ledger
-from pipelines.ledger.clip_check import Unindexed
+from pipelines.ledger.clip_queries import Unindexed
 from pipelines.membership.backfill import Indexed, backfill, check_index, index_again
 
 ledger = typer.Typer(help="The ledger of record.", no_args_is_help=True)

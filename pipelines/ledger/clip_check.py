@@ -9,20 +9,8 @@ from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from m4v.core.artifacts import ArtifactKind
-from pipelines.ledger import schema
 from pipelines.ledger import schema_clips as tables
-from pipelines.ledger.clip_index import INDEXED_KINDS
 from pipelines.ledger.database import Database
-
-
-class Unindexed(NamedTuple):
-    """A recorded artifact that is not in the index, or not all of it. `deleted`: its bytes are gone, so it cannot be
-    any more."""
-
-    artifact_id: str
-    kind: str
-    uri: str
-    deleted: bool
 
 
 class IndexedCount(NamedTuple):
@@ -37,19 +25,6 @@ class ClipCheckOps:
     """The verbs of a Ledger that check the clip index."""
 
     _db: Database
-
-    def unindexed(self) -> list[Unindexed]:
-        """Clip tables, datasets and sources whose clips or URLs no search finds, oldest first."""
-        artifact, index = schema.Artifact, tables.ClipIndex
-        same = and_(index.artifact_id == artifact.artifact_id, index.kind == artifact.kind, index.complete)
-        query = (
-            select(artifact.artifact_id, artifact.kind, artifact.uri, artifact.deletion)
-            .outerjoin(index, same)
-            .where(artifact.kind.in_([str(k) for k in INDEXED_KINDS]), index.artifact_no.is_(None))
-            .order_by(artifact.recorded_at, artifact.artifact_id)
-        )
-        with self._db.read() as session:
-            return [Unindexed(i, kind, uri, deletion is not None) for i, kind, uri, deletion in session.execute(query)]
 
     def indexed_counts(self) -> list[IndexedCount]:
         """Every artifact that is in the index, to be held against its bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
@@ -14,10 +14,21 @@ from m4v.core.errors import InputError
 from pipelines.ledger import schema
 from pipelines.ledger import schema_clips as tables
 from pipelines.ledger.clip_find import facts_of, find
+from pipelines.ledger.clip_index import INDEXED_KINDS
 from pipelines.ledger.clip_load import among, chunks
 from pipelines.ledger.database import Database
 from pipelines.membership.facts import ClipFacts, SampleGroup, SampleRef
 from pipelines.membership.selector import ClipSelector
+
+
+class Unindexed(NamedTuple):
+    """A recorded artifact that is not in the index, or not all of it. `deleted`: its bytes are gone, so it cannot be
+    any more."""
+
+    artifact_id: str
+    kind: str
+    uri: str
+    deleted: bool
 
 
 class ClipQueryOps:
@@ -31,8 +42,27 @@ class ClipQueryOps:
         Raises InputError (with near ids or names) for a term that matches nothing, unless `missing_ok`, and for a
         clip prefix that is not unique.
         """
+        try:
+            with self._db.read() as session:
+                return find(session, selector, missing_ok=missing_ok)
+        except InputError as error:
+            if not (waiting := [m for m in self.unindexed() if not m.deleted]):
+                raise
+            hint = f"m4v ledger index: {len(waiting)} artifacts are not in the clip index yet"
+            raise InputError(error.what, value=error.value, where=error.where, next_step=hint) from None
+
+    def unindexed(self) -> list[Unindexed]:
+        """Clip tables, datasets and sources whose clips or URLs no search finds, oldest first."""
+        artifact, index = schema.Artifact, tables.ClipIndex
+        same = and_(index.artifact_id == artifact.artifact_id, index.kind == artifact.kind, index.complete)
+        query = (
+            select(artifact.artifact_id, artifact.kind, artifact.uri, artifact.deletion)
+            .outerjoin(index, same)
+            .where(artifact.kind.in_([str(k) for k in INDEXED_KINDS]), index.artifact_no.is_(None))
+            .order_by(artifact.recorded_at, artifact.artifact_id)
+        )
         with self._db.read() as session:
-            return find(session, selector, missing_ok=missing_ok)
+            return [Unindexed(i, kind, uri, deletion is not None) for i, kind, uri, deletion in session.execute(query)]
 
     def clip_facts(self, clip_ids: Iterable[str]) -> dict[str, ClipFacts]:
         """What is known of clips; unknown ids are left out."""

@@ -14,11 +14,13 @@ import pytest
 from clip_material import random_clips, shards_of, write_dataset, write_listing, write_table
 from ledger_scenario import Scenario
 
-from m4v.core.errors import DataIntegrityError
+from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.storage import Storage
 from pipelines.cli.main import main
 from pipelines.ledger import Ledger
+from pipelines.membership import parse_selector
 from pipelines.membership.backfill import backfill, check_index, index_again
+from pipelines.takedown.affected import affected_by
 from pipelines.workspace import Workspace
 
 Call = Callable[..., tuple[int, str]]
@@ -58,6 +60,18 @@ def test_artifacts_from_before_are_brought_in_once(call: Call) -> None:
     assert call("ledger", "index") == (0, "every artifact is in the clip index\n")
     code, told = call("ledger", "verify", "--json")
     assert (code, json.loads(told)["unindexed"], json.loads(told)["clip_index"]) == (0, [], [])
+
+
+def test_nothing_is_answered_from_half_an_index_unsaid(home: Path) -> None:
+    workspace, selector = Workspace.open(), parse_selector(["web"])
+    with Ledger.open(workspace.ledger_url) as ledger:
+        with pytest.raises(InputError, match="Next: m4v ledger index: 3 artifacts are not in the clip index yet"):
+            ledger.find_clips(selector)
+        table = ledger.artifacts(kind="clips")[0]
+        ledger.index_members(table.artifact_id, table.kind, Storage(table.uri))
+        assert ledger.find_clips(selector)
+        with pytest.raises(InputError, match="2 artifacts are not in the clip index: their clips would be missed"):
+            affected_by(ledger, workspace, selector)
 
 
 def test_what_cannot_be_indexed_is_told_and_the_rest_goes_on(home: Path, call: Call) -> None:
