@@ -18,6 +18,7 @@ from pipelines.ledger.types import iso
 
 CONFORMS_TO = ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
 SHARDS = "shards/*.tar"
+PARQUET = "application/x-parquet"  # as Croissant calls it; its readers do not know the registered name
 SPDX = "https://spdx.org/licenses"
 _TYPES = {pa.string(): "sc:Text", pa.int32(): "cr:Int32", pa.int64(): "cr:Int64"}
 # How a field is called in the index, and what it says; the rest speaks for itself in the index's own schema.
@@ -146,7 +147,7 @@ def _file(file: ManifestFile) -> dict[str, Any]:
         "description": "one row a sample: provenance, licence, and the place of its members in the shards",
         "contentUrl": file.path,
         "contentSize": f"{file.size_bytes} B",
-        "encodingFormat": "application/vnd.apache.parquet",
+        "encodingFormat": PARQUET,
         "sha256": file.sha256,
     }
 

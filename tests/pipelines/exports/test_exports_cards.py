@@ -114,7 +114,7 @@ def test_slsa_of_imported_weights_is_refused_and_deleted_bytes_leave_the_root(ow
     own_micro.import_artifact(weights)
     with pytest.raises(InputError, match="it was imported"):
         export(own_micro, weights.artifact_id, Format.SLSA)
-    row = final_checkpoint(micro)
+    row = final_checkpoint(own_micro)
     shutil.rmtree(row.uri)
     subject = json.loads(export(own_micro, row.artifact_id, Format.SLSA))["subject"]
     assert [s["digest"] for s in subject] == [{MERKLE: row.artifact_id}]
