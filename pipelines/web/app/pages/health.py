@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, Response
 
 from m4v.core.errors import M4VError
 from pipelines.ledger.counts import LedgerCounts
@@ -20,6 +20,12 @@ def healthz(ledger: LedgerDep) -> PlainTextResponse:
     except M4VError as error:
         return PlainTextResponse(f"{error.what}\n", 503)
     return PlainTextResponse("ok\n")
+
+
+@router.get("/favicon.ico")
+def icon() -> Response:
+    """Pages name an empty icon; browsers ask for one beside plain files."""
+    return Response(status_code=204)
 
 
 @router.get("/metrics")
