@@ -1,0 +1,124 @@
+"""Collections beside real runs: what was deleted is made again, what is in use stays, leftovers go by age."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))
+
+from bench import Bench, open_bench
+from stages_for_faults import CountConfig, pipeline
+
+from m4v.core.artifacts import verify
+from m4v.core.storage import Storage
+from pipelines.gc import collect_artifacts, find_leftovers, remove_leftovers
+from pipelines.gc.leftovers import LeftoverKind
+from pipelines.ledger import Status
+from pipelines.settings import RetentionConfig
+from pipelines.spec import StageNode
+from pipelines.stage_process import LAST_USED
+
+NOW = RetentionConfig(runs=1, grace_hours=0, work_days=1, log_days=2, state_days=1, item_days=1)
+DAY = 86_400.0
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with open_bench(tmp_path / "home") as opened:
+        yield opened
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> list[StageNode]:
+    (tmp_path / "switches").mkdir()
+    return pipeline(tmp_path / "switches", first=CountConfig(label="a"))
+
+
+@pytest.fixture
+def others(tmp_path: Path, nodes: list[StageNode]) -> list[StageNode]:
+    return pipeline(tmp_path / "switches", first=CountConfig(label="a", factor=3))
+
+
+def collect(bench: Bench) -> int:
+    return len(collect_artifacts(bench.ledger, bench.workspace.store_uri, NOW, by="t").deleted)
+
+
+def test_what_was_deleted_is_no_cache_hit_and_is_made_again(
+    bench: Bench, nodes: list[StageNode], others: list[StageNode]
+) -> None:
+    first = bench.run(nodes)
+    bench.run(others)
+    assert collect(bench) > 0
+    again = bench.run(nodes)
+    ran = [o for o in again.values() if str(o.status) == "ran"]
+    assert ran
+    assert any("bytes of this" in o.reason and "were deleted on" in o.reason for o in ran)
+    for node, outcome in again.items():
+        for name, output in outcome.outputs.items():
+            assert output.artifact_id == first[node].outputs[name].artifact_id
+            verify(Storage(output.uri), output.artifact_id)
+            assert bench.ledger.artifact(output.artifact_id).deletion is None
+    assert bench.ledger.verify_chain().ok
+    assert bench.ledger.verify_chain().stale == ()
+
+
+def test_a_hit_of_a_running_pipeline_is_not_collected(
+    bench: Bench, nodes: list[StageNode], others: list[StageNode]
+) -> None:
+    bench.run(nodes)
+    bench.run(others)
+    run = bench.new_run(nodes)
+    hit = run.reuse(nodes[0].id)
+    assert hit is not None
+    held = {o.artifact_id for o in hit.outputs.values()}
+    collect(bench)
+    assert all(bench.ledger.artifact(a).deletion is None for a in held)
+    outcomes = run.run_all()
+    assert all(o.status.has_outputs for o in outcomes.values())
+    assert str(outcomes[nodes[0].id].status) == "hit"
+
+
+def test_leftovers_go_by_age_and_use(bench: Bench, nodes: list[StageNode]) -> None:
+    bench.run(nodes[:1])
+    workspace, store = bench.workspace, Storage(bench.workspace.store_uri)
+    (attempt,) = bench.ledger.attempts(status=Status.SUCCEEDED)
+    store.write_bytes(f"state/{attempt.stage_key}/weights", b"x")  # as after a crash before it was forgotten
+    store.write_bytes(f"state/{'f' * 64}/weights", b"x")  # nobody knows it, but it is fresh
+    for digest, used_days_ago in (("1" * 32, 0.5), ("2" * 32, 3)):
+        store.write_bytes(f"items/latents/{digest}/ab/abcd", b"item")
+        store.write_bytes(f"items/latents/{digest}/{LAST_USED}", b"")
+        for path in Path(f"{store.uri}/items/latents/{digest}").rglob("*"):
+            os.utime(path, (time.time() - used_days_ago * DAY,) * 2)
+    folders = [workspace.work_root / "abcdef" / name for name in ("fresh", "older", "oldest")]
+    for days, folder in zip((0, 1.5, 5), folders, strict=True):
+        (folder / "staging").mkdir(parents=True)
+        (folder / "staging" / "big").write_bytes(b"x" * 100)
+        (folder / "log.txt").write_text("log")
+        os.utime(folder, (time.time() - days * DAY,) * 2)
+    found = find_leftovers(bench.ledger, workspace, NOW)
+    assert {(f.kind, f.uri.rsplit("/", 1)[-1]) for f in found} == {
+        (LeftoverKind.STATE, attempt.stage_key),
+        (LeftoverKind.ITEMS, "2" * 32),
+        (LeftoverKind.SCRATCH, "older"),
+        (LeftoverKind.LOGS, "oldest"),
+    }
+    assert next(f for f in found if f.kind is LeftoverKind.SCRATCH).size_bytes == 100
+    claim = bench.ledger.claim(attempt.stage_key, "a run")
+    gone = remove_leftovers(bench.ledger, workspace, NOW, found)
+    assert len(gone) == 3, "the state is of a key that is claimed just now"
+    bench.ledger.release(claim)
+    assert remove_leftovers(bench.ledger, workspace, NOW, found[:1]) == found[:1]
+    assert not store.exists(f"state/{attempt.stage_key}")
+    assert store.exists(f"state/{'f' * 64}/weights")
+    assert store.exists(f"items/latents/{'1' * 32}/ab/abcd")
+    assert not store.exists(f"items/latents/{'2' * 32}")
+    assert (folders[1] / "log.txt").exists()
+    assert not (folders[1] / "staging").exists()
+    assert not folders[2].exists()
+    assert find_leftovers(bench.ledger, workspace, NOW) == []
