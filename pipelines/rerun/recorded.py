@@ -181,7 +181,9 @@ def again(stage: Recorded, ledger: Ledger, launcher: Launcher, workspace: Worksp
 
 
 def _inputs(ledger: Ledger, stage: Recorded) -> list[InputRef]:
-    """In the order in which the stage was given them; a ledger's rows have none of their own."""
+    """In the order in which the stage was given them; a ledger's rows have none of their own. Raises Withdrawn for one
+    that a takedown took out of use."""
+    ledger.refuse_withdrawn([(port.artifact_id, port.kind) for port in stage.run.inputs], stage.run.stage)
     found = {}
     for port in stage.run.inputs:
         row = ledger.artifact(port.artifact_id, port.kind)

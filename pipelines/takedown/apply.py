@@ -20,7 +20,7 @@ from pipelines.takedown.affected import Affected, affected_by, artifact_of, bloc
 from pipelines.takedown.delete import count_bytes, delete_artifact, delete_items, delete_state
 from pipelines.takedown.drain import concerned, drain_concerned
 from pipelines.takedown.policy import Delete, Policy, may_delete
-from pipelines.takedown.receipt import DIGEST, FOLDER, make_receipt, to_markdown
+from pipelines.takedown.receipt import CLOSED, DIGEST, DUE, FOLDER, RECEIPT, make_receipt, to_markdown
 from pipelines.takedown.replace import Replacer
 from pipelines.takedown.retrain import Cure, retrain_plans
 from pipelines.workspace import Workspace
@@ -196,7 +196,9 @@ class TakedownRun:
         name = f"receipt-{receipt[DIGEST][:12]}"
         folder.write_bytes(f"{name}.json", canonical_json(receipt))
         folder.write_bytes(f"{name}.md", to_markdown(receipt).encode())
-        self._ledger.record_step(case.takedown_id, "receipt", receipt[DIGEST], {"name": name})
+        self._ledger.record_step(case.takedown_id, RECEIPT, receipt[DIGEST], {"name": name})
+        if not receipt["deletion"].startswith(DUE):  # from here on garbage collection may have what is left
+            self._ledger.record_step(case.takedown_id, CLOSED)
         return receipt, f"{folder.uri}/{name}.json"
 
     def _step(self, case: TakedownRow, step: str, item: str, facts: Mapping[str, Any]) -> None:

@@ -10,11 +10,15 @@ from typing import Any
 
 from m4v.core.canonical import digest_json
 from pipelines.ledger import Ledger, StepRow, TakedownRow
+from pipelines.ledger.reach_facts import FINISHED
 from pipelines.ledger.types import iso
 
 SCHEMA = 1
 DIGEST = "digest"
+DUE = "due from"
+RECEIPT, CLOSED = "receipt", FINISHED
 FOLDER = "takedowns"
+ENDINGS = (RECEIPT, CLOSED)  # steps that follow from the others
 
 
 def make_receipt(ledger: Ledger, case: TakedownRow) -> dict[str, Any]:
@@ -23,9 +27,9 @@ def make_receipt(ledger: Ledger, case: TakedownRow) -> dict[str, Any]:
     `chain` is the last event of the case before the receipt; whoever holds the receipt can see whether the history
     up to there was changed.
     """
-    steps = [s for s in ledger.takedown_steps(case.takedown_id) if s.step != "receipt"]
+    steps = [s for s in ledger.takedown_steps(case.takedown_id) if s.step not in ENDINGS]
     opened = next(s for s in steps if s.step == "opened").facts
-    event = [e for e in ledger.events(subject=case.takedown_id, limit=None) if not _is_receipt(e.payload)][-1]
+    event = [e for e in ledger.events(subject=case.takedown_id, limit=None) if e.payload.get("step") not in ENDINGS][-1]
     body = {
         "schema_version": SCHEMA,
         "takedown": {
@@ -61,10 +65,6 @@ def remaining(policy: dict[str, Any]) -> list[str]:
     return left if policy["delete"] != "keep" else [*left, "bytes of the withdrawn artifacts (policy: keep)"]
 
 
-def _is_receipt(payload: dict[str, Any]) -> bool:
-    return bool(payload.get("step") == "receipt")
-
-
 def _items(steps: Sequence[StepRow], step: str, name: str) -> list[dict[str, Any]]:
     return [{name: s.item, **s.facts} for s in steps if s.step == step]
 
@@ -72,7 +72,7 @@ def _items(steps: Sequence[StepRow], step: str, name: str) -> list[dict[str, Any
 def _deletion(steps: Sequence[StepRow], policy: dict[str, Any]) -> str:
     if any(s.step == "deletion" for s in steps):
         return "done"
-    return "kept" if policy["delete"] == "keep" else f"due from {policy['delete_from']}"
+    return "kept" if policy["delete"] == "keep" else f"{DUE} {policy['delete_from']}"
 
 
 def to_markdown(receipt: dict[str, Any]) -> str:

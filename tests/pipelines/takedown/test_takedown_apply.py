@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from dataprep.quarantine import read_quarantine
 from dataprep.versions.config import Remove, Subset, VersionConfig
 from m4v.core.errors import InputError
 from pipelines.access import AccessDenied, Actor, Role
+from pipelines.cli.main import main
 from pipelines.dataset_versions import version_run
 from pipelines.takedown.policy import Delete
 from pipelines.takedown.verify import Check, verify_receipt
@@ -130,6 +132,40 @@ def test_a_receipt_with_a_digest_made_to_fit_was_never_issued(taken: dict[str, A
     assert "the ledger issued this receipt" in claims
 
 
+def test_the_command_line_tells_and_verifies(
+    taken: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, case = str(taken["home"].workspace.home), case_of(taken)
+
+    def m4v(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["m4v", "--home", home, "takedown", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), capsys.readouterr().out
+
+    code, out = m4v("impact", taken["clip"][:12])
+    assert code == 0
+    assert f"{taken['dataset']}\tdataset\tholds 1\t-\t{case}" in out
+    assert "m4v takedown apply" not in out  # it is down already
+    assert m4v("list")[1].splitlines()[1].startswith(f"{case}\tada\t")
+    assert json.loads(m4v("list", "--json")[1])[0]["withdrawn"] == 3 - 1  # no report in this home
+    assert taken["dataset"] in m4v("show", case[:8])[1]
+    shown = json.loads(m4v("show", case, "--json")[1])
+    assert [c["clip_id"] for c in shown["blocked_clips"]] == [taken["clip"]]
+    assert m4v("receipt", case, "--markdown")[1].startswith(f"# Takedown {case}")
+    assert m4v("plan", case)[1].startswith("no checkpoint that the ledger can make again saw the clips")
+    path = tmp_path / "receipt.json"
+    path.write_text(m4v("receipt", case)[1])
+    code, out = m4v("verify", str(path))
+    assert (code, "FAILS" in out) == (0, False)
+    path.write_text(path.read_text().replace("the owner asked", "nobody asked"))
+    code, out = m4v("verify", str(path))
+    assert (code, "FAILS\tthe receipt's digest is that of its content" in out) == (20, True)
+    for wrong in ("[]", "{}", "no JSON"):
+        path.write_text(wrong)
+        assert m4v("verify", str(path))[0] == 10
+
+
 def test_done_again_says_so(taken: dict[str, Any]) -> None:
     home = taken["home"]
     events = home.ledger.verify_chain().events
@@ -140,6 +176,7 @@ def test_done_again_says_so(taken: dict[str, Any]) -> None:
     assert home.ledger.artifact(taken["dataset"], "dataset").deletion is None
 
 
+@pytest.mark.deep
 def test_a_second_case_works_on_what_the_first_left(taken: dict[str, Any]) -> None:
     home = taken["home"]
     made = home.only("dataset")
@@ -178,6 +215,7 @@ def test_bytes_go_with_their_items_and_shared_ones_stay(home: TakedownHome) -> N
     assert [c.claim for c in failing(home, done.receipt)] == [f"bytes of clips {clips[:18]} are gone"]
 
 
+@pytest.mark.deep
 def test_bytes_wait_for_their_grace(home: TakedownHome, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = home.only("dataset")
     clip = home.rows(dataset)[0]["clip_id"]
@@ -204,6 +242,7 @@ def test_roles_and_reasons(home: TakedownHome) -> None:
     assert home.ledger.takedowns() == []
 
 
+@pytest.mark.deep
 def test_nothing_left_is_told(home: TakedownHome) -> None:
     done = home.apply("street", "shapes", delete=Delete.KEEP)
     assert {r["successor"] for r in done.receipt["replaced"]} == {None}

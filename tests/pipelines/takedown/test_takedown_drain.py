@@ -63,6 +63,7 @@ def test_a_stage_that_reads_the_clip_is_drained_and_never_resumed(home: Takedown
     assert f"withdrawn by takedown {case}" in str(next(iter(refused.values())).error)
 
 
+@pytest.mark.deep
 def test_work_that_does_not_stop_cannot_commit(home: TakedownHome) -> None:
     clip = home.rows(home.only("dataset"))[0]["clip_id"]
     run = reading(home, seconds=4.0, stubborn=True)
