@@ -12,7 +12,7 @@ from pathlib import Path
 from m4v.core.artifacts import ArtifactKind, verify
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.core.storage import Storage
-from pipelines.keys import CODE_ROOT, KeyRecord, changes, key_record, probe_value, summarise
+from pipelines.keys import CODE_ROOT, KeyRecord, SeenCode, changes, key_record, probe_value, summarise
 from pipelines.launchers import Launcher
 from pipelines.ledger import ArtifactDeleted, Ledger, RunRow
 from pipelines.spec import StageNode
@@ -68,9 +68,10 @@ class Lookup:
         self._deep, self._code_root, self._admits = deep, code_root, admits
         self._blocked = BlockLists(ledger)
 
-    def record(self, node: StageNode, inputs: Mapping[str, str]) -> KeyRecord:
+    def record(self, node: StageNode, inputs: Mapping[str, str], seen: SeenCode | None = None) -> KeyRecord:
         """Key record of `node` on inputs (name -> artifact id), its probe evaluated now; of a node that is pinned to
-        an artifact, the record of the run that made it.
+        an artifact, the record of the run that made it. `seen` keeps the source files' digests from one call to the
+        next, as suits a plan of many nodes of one stage; without it they are read anew.
 
         Raises InputError or ConfigError for an artifact that is unknown, gone, or not of such a node.
         """
@@ -79,7 +80,7 @@ class Lookup:
             return self._record_of(node, pinned)
         target = self.launcher.target(node.resources)
         probe = self._blocked.probe() if node.spec.takedowns else probe_value(node)
-        return key_record(node, inputs, target, probe, self._code_root)
+        return key_record(node, inputs, target, probe, self._code_root, seen)
 
     def block_list(self, node: StageNode, record: KeyRecord) -> bytes | None:
         """The block list that `record` of a node was made with; None for a node or a time without one."""

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import InputError
-from pipelines.keys import Change, KeyRecord, changes, summarise
+from pipelines.keys import Change, KeyRecord, SeenCode, changes, summarise
 from pipelines.ledger import RunRow
 from pipelines.lookup import Hit, Lookup, Miss, Output, known_record
 from pipelines.spec import StageNode, topological_order
@@ -167,6 +167,7 @@ class _Planner:
     def __init__(self, recipe: str, lookup: Lookup) -> None:
         self._recipe, self._lookup = recipe, lookup
         self._steps: dict[str, PlanStep] = {}
+        self._seen: SeenCode = {}
         # What a node's outputs will be if it makes what its latest run made.
         self._predicted: dict[tuple[str, str], str] = {}
 
@@ -174,7 +175,7 @@ class _Planner:
         waits = tuple(u for u in node.upstream if self._steps[u].status is not PlanStatus.HIT)
         latest = self._lookup.ledger.latest_run(self._recipe, node.id)
         inputs = {name: self._predicted.get(source, "") for name, source in node.inputs.items()}
-        record = self._lookup.record(node, inputs)
+        record = self._lookup.record(node, inputs, self._seen)
         found = self._lookup.find(record.stage_key) if all(inputs.values()) else Miss()
         step = self._blocked(node, record, latest, found, waits) if waits else self._ready(node, record, latest, found)
         run = found.run if isinstance(found, Hit) else latest

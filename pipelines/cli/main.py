@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -21,8 +22,30 @@ EXIT_CODES = (
 )
 
 
-def build_app() -> typer.Typer:
-    """All verbs; imports what they need, which is much, and nothing that only one of them needs."""
+ALONE = ("plan", "run", "demo")  # verbs of pipelines.cli.run, which no other module adds to
+
+
+def build_app(verb: str | None = None) -> typer.Typer:
+    """All verbs; of `verb`, if its module stands alone, only that module: the imports of all cost more than a plan."""
+    app = typer.Typer(
+        name="m4v",
+        help="From raw video collections to an evaluated, promotable text-to-video checkpoint.",
+        epilog=EXIT_CODES,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_home)
+    if verb in ALONE:
+        from pipelines.cli import run
+
+        run.register(app)
+    else:
+        _register_all(app)
+    return app
+
+
+def _register_all(app: typer.Typer) -> None:
     from pipelines.cli import (
         artifacts,
         channels,
@@ -41,15 +64,6 @@ def build_app() -> typer.Typer:
         weights,
     )
 
-    app = typer.Typer(
-        name="m4v",
-        help="From raw video collections to an evaluated, promotable text-to-video checkpoint.",
-        epilog=EXIT_CODES,
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-    )
-    app.callback()(_home)
     for module in (
         run,
         runs,
@@ -68,7 +82,17 @@ def build_app() -> typer.Typer:
         doctor,
     ):
         module.register(app)
-    return app
+
+
+def _verb(arguments: Sequence[str]) -> str | None:
+    """The first word of a command line that is no option; None where an option comes first that is not --home."""
+    words = iter(arguments)
+    for word in words:
+        if word == "--home":
+            next(words, None)
+        elif not word.startswith("--home="):
+            return None if word.startswith("-") else word
+    return None
 
 
 def _home(
@@ -86,7 +110,7 @@ def main() -> None:
     # Imports and plans make objects that stay: collecting among them is a third of a plan's CPU time.
     gc.set_threshold(COLLECT_AFTER)
     try:
-        code = build_app()(standalone_mode=False)
+        code = build_app(_verb(sys.argv[1:]))(standalone_mode=False)
     except typer.TyperException as error:  # usage: an unknown verb or option, a bad value
         _complain(error.format_message().replace("Value error, ", ""))  # empty when help was shown instead
         code = error.exit_code

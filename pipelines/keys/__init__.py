@@ -2,9 +2,9 @@
 
 from pipelines.keys.changes import Change, changes, flatten, summarise
 from pipelines.keys.code import CODE_ROOT, OUR_PACKAGES, reachable_files
-from pipelines.keys.record import KeyRecord, key_record, probe_value
+from pipelines.keys.record import KeyRecord, SeenCode, key_record, probe_value
 
 __all__ = [
-    "CODE_ROOT", "OUR_PACKAGES", "Change", "KeyRecord", "changes", "flatten", "key_record", "probe_value",
+    "CODE_ROOT", "OUR_PACKAGES", "Change", "KeyRecord", "SeenCode", "changes", "flatten", "key_record", "probe_value",
     "reachable_files", "summarise",
 ]  # fmt: skip

@@ -10,7 +10,9 @@ from m4v.core.config import FrozenModel
 from m4v.core.errors import ConfigError
 from pipelines.environment import Target, file_digest, numerics_record
 from pipelines.keys.code import CODE_ROOT, reachable_files
-from pipelines.spec import StageNode, load_function
+from pipelines.spec import StageNode, StageSpec, load_function
+
+SeenCode = dict[tuple[str, str, tuple[str, ...]], dict[str, str]]  # source files by stage function, model, data files
 
 
 class KeyRecord(FrozenModel):
@@ -61,11 +63,17 @@ class KeyRecord(FrozenModel):
 
 
 def key_record(
-    node: StageNode, inputs: Mapping[str, str], target: Target, probe: str | None = None, code_root: Path = CODE_ROOT
+    node: StageNode,
+    inputs: Mapping[str, str],
+    target: Target,
+    probe: str | None = None,
+    code_root: Path = CODE_ROOT,
+    seen: SeenCode | None = None,
 ) -> KeyRecord:
     """Record of `node` on input artifacts (input name -> artifact id) for a launcher's target.
 
-    `probe` is the value of `probe_value(node)`: the caller evaluates it, since it may read a whole folder.
+    `probe` is the value of `probe_value(node)`: the caller evaluates it, since it may read a whole folder. `seen`
+    keeps what a walk over the source files found for the next node of the same stage.
     Raises ConfigError when the function, the lock file or a weights function cannot be found.
     """
     spec = node.spec
@@ -75,12 +83,19 @@ def key_record(
         config=node.config.key_config(),
         inputs=dict(inputs),
         seed=node.seed,
-        code=reachable_files((spec.function, spec.config_model), spec.data_files, code_root),
+        code=_code(node.spec, code_root, seen if seen is not None else {}),
         lock_digest=None if target.lock_file is None else file_digest(Path(target.lock_file)),
         weights=_weights(node),
         numerics=numerics_record(node.config, node.resources, target).canonical() if spec.numeric else None,
         probe=probe,
     )
+
+
+def _code(spec: StageSpec, root: Path, seen: SeenCode) -> dict[str, str]:
+    wanted = (spec.function, spec.config_model, spec.data_files)
+    if wanted not in seen:
+        seen[wanted] = reachable_files(wanted[:2], spec.data_files, root)
+    return dict(seen[wanted])
 
 
 def probe_value(node: StageNode) -> str | None:

@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from bench import open_bench
 from stages_for_faults import COUNT, TOTAL, CountConfig, TotalConfig, pipeline
 
@@ -15,11 +17,14 @@ from m4v.core.artifacts import ArtifactKind, build_manifest, write_manifest
 from m4v.core.errors import ConfigError
 from m4v.core.stage import InputRef, OutputResult, Resources
 from pipelines.keys import key_record
-from pipelines.ledger import NewRun
+from pipelines.ledger import Ledger, NewRun
 from pipelines.lookup import Lookup
-from pipelines.plan import Expectation, Plan, PlanStatus, make_plan
+from pipelines.plan import Expectation, Plan, PlanStatus, PlanStep, make_plan
 from pipelines.spec import InputSpec, StageNode, StageSpec, topological_order
 from pipelines.store import ArtifactStore
+from pipelines.workspace import Workspace
+
+PLAN_CPU_S = 2.0  # of a hundred stages, the command line and its imports included
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +139,18 @@ def test_json_and_markdown(bench):
     assert "| count.a | run | config label: a -> a\\|b |" in made.to_markdown()
 
 
-def test_gpu_hours():
-    from pipelines.plan import PlanStep
-
+def test_gpu_hours_and_bytes_by_step_and_in_all():
     step = PlanStep("t", "train", PlanStatus.RUN, Expectation.RUN, "", estimate_s=1800.0, device="cuda", ranks=4)
-    assert Plan("r", (step, replace(step, node_id="c", device="cpu"))).gpu_hours == 2.0
+    step = replace(step, size_bytes=1000)
+    on_cpu, unknown = replace(step, node_id="c", device="cpu"), replace(step, node_id="u", estimate_s=None)
+    hit = replace(step, node_id="h", status=PlanStatus.HIT, expectation=Expectation.HIT)
+    made = Plan("r", (step, on_cpu, unknown, hit))
+    assert [s.gpu_hours for s in made.steps] == [2.0, 0.0, None, 2.0]
+    assert (made.gpu_hours, made.size_bytes, made.unknown) == (2.0, 3000, ["u"])
+    data = made.to_json()
+    assert (data["gpu_hours"], data["size_bytes"], data["steps"][0]["gpu_hours"]) == (2.0, 3000, 2.0)
+    assert "| t | run |  | 1800.0 s | 2 | 1,000 |" in made.to_markdown()
+    assert "2 GPU-hours, 3,000 bytes; no history for u." in made.to_markdown()
 
 
 def test_a_plan_imports_neither_torch_nor_prefect(bench):
@@ -201,10 +213,55 @@ def test_a_plan_of_a_hundred_stages(tmp_path):
         for i, node in enumerate(nodes):
             inputs = {"before": made.model_copy(update={"name": "before"})} if made else {}
             made = commit(bench, store, pipeline_run, node, inputs, i)
+        started = time.process_time()
         assert plan(bench, nodes).all_hits
+        assert time.process_time() - started < PLAN_CPU_S, "planning on a full history"
         changed = [replace(nodes[0], seed=1), *nodes[1:]]
+        started = time.process_time()
         counts = plan(bench, changed).counts()
+        assert time.process_time() - started < PLAN_CPU_S
     assert counts == {"hit": 0, "run": 1, "hit-if-unchanged": 99}
+
+
+HUNDRED = """
+import json, resource, sys
+from pathlib import Path
+sys.argv = ["m4v", "plan", {recipe!r}, "--json", *{options!r}]
+from pipelines.cli.main import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+used = resource.getrusage(resource.RUSAGE_SELF)
+heavy = {{"torch", "prefect", "ray", "deepspeed", "transformers", "fastapi", "duckdb"}} & set(sys.modules)
+Path({out!r}).write_text(json.dumps({{"cpu_s": used.ru_utime + used.ru_stime, "heavy": sorted(heavy)}}))
+"""
+
+
+def hundred_stages(path: Path) -> Path:
+    """`micro` with a ladder so long that the pipeline has a hundred stages."""
+    micro = yaml.safe_load((Path(__file__).parents[2] / "pipelines" / "recipes" / "micro.yaml").read_text())
+    last = micro["train"][-1]
+    micro["train"] += [{**last, "name": f"again{n}", "steps": 4 + n} for n in range(84)]
+    micro["name"] = "hundred"
+    path.write_text(yaml.safe_dump(micro))
+    return path
+
+
+@pytest.mark.parametrize("options", [(), ("--diff",)])
+def test_the_command_plans_a_hundred_stages_in_two_seconds_of_cpu(tmp_path, monkeypatch, options):
+    monkeypatch.setenv("M4V_HOME", str(tmp_path / "home"))
+    recipe = hundred_stages(tmp_path / "hundred.yaml")
+    if options:
+        with Ledger.open(Workspace.open().ledger_url) as ledger:
+            options = (*options, ledger.begin_pipeline_run("hundred", {}))
+    script = HUNDRED.format(recipe=str(recipe), options=options, out=str(tmp_path / "used.json"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["plan" if options else "steps"]) >= (1 if options else 100)
+    used = json.loads((tmp_path / "used.json").read_text())
+    assert used["heavy"] == []
+    assert used["cpu_s"] < PLAN_CPU_S
 
 
 @pytest.mark.parametrize(

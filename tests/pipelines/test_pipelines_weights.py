@@ -2,6 +2,7 @@
 from it, a changed folder and a damaged file in the ledger."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -122,7 +123,10 @@ def test_generate_s_key_holds_the_packaged_text_encoder_that_the_checkpoint_name
     assert set(node.weights) == {"minilm", "minilm/config", "minilm/tokenizer"}
     before = key_record(node, {"checkpoint": "0" * 64}, target)
     other = replace(node, weights={**node.weights, "minilm": "f" * 64})
-    assert summarise(changes(before, key_record(other, {"checkpoint": "0" * 64}, target))) == "weights minilm changed"
+    assert (
+        summarise(changes(before, key_record(other, {"checkpoint": "0" * 64}, target)))
+        == f"weights minilm: {node.weights['minilm'][:12]} -> ffffffffffff"
+    )
     imported = build_graph(recipe(f"weights=[{VAE}, {TEXT}]", *ENCODERS))
     assert all(not n.weights for n in imported), "imported weights are inputs, not packaged files"
 
@@ -241,11 +245,12 @@ def test_changed_bytes_are_told_by_the_plan_and_run_again(home: Home) -> None:
     before = home.weights()
     write_published(home.folder, seed=2)
     steps = {step.node_id: step for step in home.plan().steps}
-    assert steps["weights.dit"].reason == "files outside the store changed"
+    assert re.fullmatch("files outside the store: [0-9a-f]{12} -> [0-9a-f]{12}", steps["weights.dit"].reason)
     assert steps["init"].reason == "hit if output of weights.dit is unchanged"
     outcomes = home.run()
     assert {o.status for o in outcomes.values()} == {NodeStatus.RAN}
-    assert outcomes["init"].reason == "input weights.dit changed"
+    (new,) = set(home.weights()) - set(before)
+    assert re.fullmatch(f"input weights.dit: [0-9a-f]{{12}} -> {new[:12]}", outcomes["init"].reason)
     assert len(home.weights()) == len(before) + 1
 
 
