@@ -93,6 +93,8 @@ class PipelineRun:
         self.id = ledger.begin_pipeline_run(recipe, resolved, trigger=trigger, environment=environment)
         self._drains = DrainRequests(ledger, self.id, self._drain)
         self._runner = AttemptRunner(ledger, store, launcher, workspace, self._drains, retry, admits)
+        if courier is not None:
+            courier.wake()
 
     def run_all(
         self, until: str | None = None, on_event: Callable[[NodeEvent], None] | None = None

@@ -46,12 +46,12 @@ class Courier:
         self._wake, self._closing = threading.Event(), threading.Event()
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._work, name="m4v-courier", daemon=True)
-        if self._lines:
-            self._thread.start()
 
     def wake(self) -> None:
-        """The ledger has new events."""
+        """The ledger has new events; the first call starts the thread."""
         self._wake.set()
+        if self._lines and self._thread.ident is None:
+            self._thread.start()
 
     def close(self, grace_s: float = CLOSE_GRACE_S) -> None:
         """Deliver what can be delivered within `grace_s`, then stop; safe to call twice."""

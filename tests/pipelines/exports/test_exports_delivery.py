@@ -327,6 +327,7 @@ def test_courier_outlives_a_sink_that_cannot_be_opened(workspace: Workspace, led
     good = OpenLineageFile(name="good", kind="openlineage-file")
     notes: list[str] = []
     courier = Courier(workspace, [bad, good], notes.append)
+    courier.wake()
     courier.close()
     assert ledger.outbox("good").waiting == 0
     assert ledger.outbox("bad").delivered_seq == 0
