@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from m4v.core.config import parse
 from m4v.core.errors import ExitClass, InputError
 from m4v.core.storage import Storage
 from pipelines.access import command_actor
@@ -180,7 +181,7 @@ def plan(case: CaseArgument, json_: JsonOption = False) -> None:
     """The retrain plan of a case as it is now: which recipes, run again, cure what the clips touched."""
     workspace = Workspace.open()
     with Ledger.open(workspace.ledger_url) as ledger:
-        selector = ClipSelector.model_validate(ledger.takedown(case).selector)
+        selector = parse(ClipSelector, ledger.takedown(case).selector, f"takedown {case}")
         cures = retrain_plans(ledger, workspace, _launcher(), impact(ledger, selector))
     if json_:
         print_json([cure.to_json() for cure in cures])

@@ -41,11 +41,12 @@ class Affected:
         return [clip.canonical() for clip in self.clips]
 
 
-def affected_by(ledger: Ledger, workspace: Workspace, selector: ClipSelector) -> Affected:
+def affected_by(ledger: Ledger, workspace: Workspace, selector: ClipSelector, *, measure: bool = True) -> Affected:
     """Everything that the ledger knows of the selected clips, artifacts that are withdrawn already included.
 
     Clip tables count for clips that they dropped as well: they hold their previews. Raises InputError for a term that
-    matches nothing, and while artifacts are not in the clip index.
+    matches nothing, and while artifacts are not in the clip index. `measure` also reads the digests of the clips'
+    pictures from their tables, which a block list wants.
     """
     if missing := [m for m in ledger.unindexed() if not m.deleted]:
         raise InputError(
@@ -67,7 +68,8 @@ def affected_by(ledger: Ledger, workspace: Workspace, selector: ClipSelector) ->
         for port in run.outputs
         if port.kind is ArtifactKind.REPORT
     }
-    measured = _measured(ledger, workspace, [i for i, kind in holders if kind == ArtifactKind.CLIPS], facts)
+    tables = [i for i, kind in holders if kind == ArtifactKind.CLIPS] if measure else []
+    measured = _measured(ledger, workspace, tables, facts)
     blocked = [entry for clip in facts for entry in _blocked(clip, measured.get(clip.clip_id, {}))]
     return Affected(tuple(blocked), holders, tuple(sorted(reports)))
 

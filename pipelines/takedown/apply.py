@@ -64,9 +64,10 @@ class TakedownRun:
         term that matches nothing, InfrastructureError when running work does not stop in time.
         """
         require(self._actor, Role.APPROVER, "take clips down")
-        if policy.delete is not Delete.KEEP:
-            require(self._actor, Role.ADMIN, "delete bytes (--delete keep does not)")
         case = self._ledger.find_takedown(selector.canonical())
+        deletes = policy.delete is not Delete.KEEP if case is None else self._policy(case)["delete"] != Delete.KEEP
+        if deletes:
+            require(self._actor, Role.ADMIN, "delete bytes (--delete keep does not)")
         if case is None:
             case = self._open(selector, reason, policy)
         self._settle(case, selector)
@@ -105,6 +106,10 @@ class TakedownRun:
             if clips or artifacts:
                 self._tell(f"{clips} more clips and {len(artifacts)} more artifacts turned up")
 
+    def _policy(self, case: TakedownRow) -> dict[str, Any]:
+        policy: dict[str, Any] = self._ledger.takedown_steps(case.takedown_id, "opened")[0].facts["policy"]
+        return policy
+
     def _drain(self, case: TakedownRow, running: list[AttemptRow]) -> None:
         ended = drain_concerned(
             self._ledger, case.takedown_id, self._actor.name, running, self._drain_wait_s, self._tell
@@ -116,14 +121,14 @@ class TakedownRun:
             }  # fmt: skip
             self._ledger.record_step(case.takedown_id, "drained", attempt.attempt_id, facts)
 
-    def _found(self, selector: ClipSelector) -> Affected:
-        return affected_by(self._ledger, self._workspace, selector)
+    def _found(self, selector: ClipSelector, measure: bool = True) -> Affected:
+        return affected_by(self._ledger, self._workspace, selector, measure=measure)
 
     def _replace(self, case: TakedownRow, selector: ClipSelector) -> None:
         done = {step.item for step in self._ledger.takedown_steps(case.takedown_id, "replaced")}
         mine = {(w.artifact_id, str(w.kind)) for w in self._ledger.withdrawals(case.takedown_id)}
         replacer = Replacer(self._ledger, self._workspace, self._launcher, case.takedown_id)
-        for (artifact_id, kind), clips in self._found(selector).holders.items():
+        for (artifact_id, kind), clips in self._found(selector, measure=False).holders.items():
             if artifact_id in done or (artifact_id, kind) not in mine or kind not in _REPLACED:
                 continue
             facts = replacer.replace(artifact_id, kind, clips)
@@ -132,8 +137,7 @@ class TakedownRun:
 
     def _delete(self, case: TakedownRow, selector: ClipSelector) -> None:
         """Items first: their keys are read from the clip tables that go after them."""
-        opened = self._ledger.takedown_steps(case.takedown_id, "opened")[0].facts
-        if not may_delete(opened["policy"]):
+        if not may_delete(self._policy(case)):
             return
         clips = frozenset(c["clip_id"] for c in self._ledger.takedown_clips(case.takedown_id))
         doomed = self._doomed(case, selector)
@@ -157,7 +161,7 @@ class TakedownRun:
         """
         done = {step.item for step in self._ledger.takedown_steps(case.takedown_id, "deleted")}
         found = []
-        for artifact_id, kind, _ in self._found(selector).withdrawals():
+        for artifact_id, kind, _ in self._found(selector, measure=False).withdrawals():
             row = self._ledger.withdrawal(artifact_id, kind)
             if f"{kind} {artifact_id}" in done or row is None:
                 continue
