@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from uuid import UUID
 
@@ -25,6 +26,7 @@ def producer() -> str:
     return f"pkg:pypi/{DISTRIBUTION}@{program_version()}"
 
 
+@cache
 def program_version() -> str:
     try:
         return version(DISTRIBUTION)
