@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import socket
 import sys
@@ -10,7 +11,10 @@ from typing import Annotated
 import typer
 
 from m4v.core.errors import ConfigError
+from pipelines.settings import load_settings
 from pipelines.workspace import Workspace
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +37,8 @@ def serve(
 
     listening = listen(host, port)
     with listening:
-        app = create_app(Workspace.open(), read_only=read_only)
+        workspace = Workspace.open()
+        app = create_app(workspace, read_only=read_only, names=own_names(workspace, listening))
         address = url_of(listening)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, lifespan="on",
@@ -69,6 +74,14 @@ def listen(host: str, port: int) -> socket.socket:
             next_step="choose another --port; 0 takes a free one",
         ) from None  # fmt: skip
     return bound
+
+
+def own_names(workspace: Workspace, bound: socket.socket) -> tuple[str, ...]:
+    """Names to answer to: those of the loopback address when that is where the server listens, unless an auth proxy
+    stands before it and passes other names on; else any."""
+    local = ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
+    proxied = load_settings(workspace).access.user_header is not None
+    return LOOPBACK if local and not proxied else ()
 
 
 def url_of(bound: socket.socket) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,14 +17,15 @@ from pipelines.settings import load_settings
 from pipelines.web.app import pages
 from pipelines.web.app.csrf import FormGuard
 from pipelines.web.app.failures import add_handlers
-from pipelines.web.app.headers import SecurityHeaders
+from pipelines.web.app.headers import OwnHosts, SecurityHeaders
 from pipelines.web.app.reading import reading_ledger
 from pipelines.web.app.site import Site
 from pipelines.workspace import Workspace
 
 
-def create_app(workspace: Workspace, *, read_only: bool = False) -> FastAPI:
+def create_app(workspace: Workspace, *, read_only: bool = False, names: Collection[str] = ()) -> FastAPI:
     """Pages over the workspace's ledger and store; `read_only` switches every action off, whatever a visitor's role.
+    `names`: the only host names to answer to; none: any.
 
     Opens (and migrates) the ledger at once: raises ConfigError or InfrastructureError when that cannot be.
     """
@@ -37,6 +38,8 @@ def create_app(workspace: Workspace, *, read_only: bool = False) -> FastAPI:
 
     app = FastAPI(title="M4V", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.site = site
+    if names:
+        app.add_middleware(OwnHosts, names=names)
     app.add_middleware(SecurityHeaders)
     add_handlers(app)
     for router in _routers():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from starlette.datastructures import MutableHeaders
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Styles may stand in the page: the graph library sets its own, and bars their widths.
@@ -41,3 +44,24 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, with_headers)
+
+
+class OwnHosts:
+    """Answers only requests for one of `names`: a foreign page that has its own name point to this machine would
+    otherwise read what a server on the loopback address shows."""
+
+    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+        self._app, self._names = app, frozenset(names)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _name(Headers(scope=scope).get("host", "")) not in self._names:
+            refusal = PlainTextResponse("this server does not answer under that name; use localhost\n", 421)
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _name(host: str) -> str:
+    """The host of a Host header, without its port."""
+    bracket = host.rfind("]")
+    return (host[: bracket + 1] if bracket > 0 else host.rpartition(":")[0] or host).lower()

@@ -25,6 +25,8 @@ def test_it_says_where_it_is_and_ends_with_ctrl_c(tmp_path: Path) -> None:
         assert address is not None, said
         assert httpx.get(f"{address[0]}healthz", timeout=30).text == "ok\n"
         assert "Nothing has run in this workspace yet" in httpx.get(f"{address[0]}runs", timeout=30).text
+        foreign = httpx.get(f"{address[0]}runs", headers={"host": "attacker.example"}, timeout=30)
+        assert foreign.status_code == 421  # a page elsewhere whose name was made to point here
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     finally:
