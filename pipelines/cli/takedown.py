@@ -63,6 +63,9 @@ def apply(
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
     delete: Annotated[Delete, typer.Option(help="When bytes of withdrawn versions go.")] = Delete.AFTER_GRACE,
     grace_days: Annotated[float, typer.Option(min=0, help="Days until then, with after-grace.")] = 30.0,
+    withdraw_checkpoints: Annotated[
+        bool, typer.Option("--withdraw-checkpoints", help="Also checkpoints that saw the clips go out of use.")
+    ] = False,
     drain_wait: Annotated[
         float, typer.Option(min=0, help="Seconds that running work may take to stop.")
     ] = DRAIN_WAIT_S,
@@ -78,7 +81,8 @@ def apply(
             ledger, workspace, _launcher(), command_actor(load_settings(workspace).access), drain_wait_s=drain_wait,
             tell=_tell,
         )  # fmt: skip
-        done = work.apply(selector, reason, Policy(delete=delete, grace_days=grace_days))
+        policy = Policy(delete=delete, grace_days=grace_days, withdraw_checkpoints=withdraw_checkpoints)
+        done = work.apply(selector, reason, policy)
     if json_:
         print_json(_applied_json(done))
     else:

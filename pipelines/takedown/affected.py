@@ -139,4 +139,4 @@ def artifact_of(ledger: Ledger, workspace: Workspace, artifact_id: str, kind: st
     return Artifact(row.uri, artifact_id, ArtifactKind(kind), workspace.home / "cache")
 
 
-__all__ = ["Affected", "affected_by", "artifact_of", "blocks_of"]
+__all__ = ["Affected", "Held", "affected_by", "artifact_of", "blocks_of"]

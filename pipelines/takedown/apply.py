@@ -12,11 +12,12 @@ from m4v.core.canonical import canonical_json
 from m4v.core.errors import InputError
 from m4v.core.storage import Storage
 from pipelines.access import Actor, Role, require
-from pipelines.impact import Impact, impact
+from pipelines.exposure.states import record_missing_states
+from pipelines.impact import Impact, Verdict, impact
 from pipelines.launchers import Launcher
 from pipelines.ledger import AttemptRow, Ledger, TakedownRow
 from pipelines.membership import ClipSelector
-from pipelines.takedown.affected import Affected, affected_by, artifact_of, blocks_of
+from pipelines.takedown.affected import Affected, Held, affected_by, artifact_of, blocks_of
 from pipelines.takedown.delete import count_bytes, delete_artifact, delete_items, delete_state
 from pipelines.takedown.drain import concerned, drain_concerned
 from pipelines.takedown.policy import Delete, Policy, may_delete
@@ -68,6 +69,7 @@ class TakedownRun:
         deletes = policy.delete is not Delete.KEEP if case is None else self._policy(case)["delete"] != Delete.KEEP
         if deletes:
             require(self._actor, Role.ADMIN, "delete bytes (--delete keep does not)")
+        record_missing_states(self._ledger, lambda name, error: self._tell(f"checkpoint {name[:12]}: {error.what}"))
         if case is None:
             case = self._open(selector, reason, policy)
         self._settle(case, selector)
@@ -82,12 +84,13 @@ class TakedownRun:
     def _open(self, selector: ClipSelector, reason: str, policy: Policy) -> TakedownRow:
         if not reason.strip():
             raise InputError("a takedown needs a reason", value=reason, next_step="--reason TEXT")
-        found = affected_by(self._ledger, self._workspace, selector)
+        found = self._found(selector)
+        held = self._withdrawals(found, selector, policy.withdraw_checkpoints)
         case = self._ledger.open_takedown(
             selector.canonical(), reason=reason, requested_by=self._actor.name, policy=policy.recorded(),
-            blocks=blocks_of(selector), clips=found.blocked(), artifacts=found.withdrawals(),
+            blocks=blocks_of(selector), clips=found.blocked(), artifacts=held,
         )  # fmt: skip
-        self._tell(f"opened case {case.takedown_id}: {len(found.clips)} clips, {len(found.withdrawals())} artifacts")
+        self._tell(f"opened case {case.takedown_id}: {len(found.clips)} clips, {len(held)} artifacts")
         self._did = True
         return case
 
@@ -99,12 +102,22 @@ class TakedownRun:
                 self._did = True
                 self._drain(case, running)
             found = self._found(selector)
-            clips, artifacts = self._ledger.extend_takedown(case.takedown_id, found.blocked(), found.withdrawals())
+            held = self._withdrawals(found, selector, bool(self._policy(case).get("withdraw_checkpoints")))
+            clips, artifacts = self._ledger.extend_takedown(case.takedown_id, found.blocked(), held)
             if not clips and not artifacts and not concerned(self._ledger):
                 return
             self._did = True
             if clips or artifacts:
                 self._tell(f"{clips} more clips and {len(artifacts)} more artifacts turned up")
+
+    def _withdrawals(self, found: Affected, selector: ClipSelector, checkpoints: bool) -> list[Held]:
+        """What goes out of use: what holds or shows the clips and, if asked, the checkpoints that they went into."""
+        held = found.withdrawals()
+        if checkpoints:
+            reached = impact(self._ledger, selector).checkpoints
+            seen = [c for c in reached if c.verdict is not Verdict.CONTAINS]
+            held += [(c.artifact_id, str(ArtifactKind.CHECKPOINT), f"{c.verdict} the clips") for c in seen]
+        return held
 
     def _policy(self, case: TakedownRow) -> dict[str, Any]:
         policy: dict[str, Any] = self._ledger.takedown_steps(case.takedown_id, "opened")[0].facts["policy"]

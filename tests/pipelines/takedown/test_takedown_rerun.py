@@ -11,7 +11,7 @@ from takedown_home import TakedownHome
 from dataprep.quarantine import read_quarantine
 from pipelines.cli.main import main
 from pipelines.impact import Verdict
-from pipelines.ledger import Ledger, NodeOutcome
+from pipelines.ledger import Ledger, NodeOutcome, Withdrawn
 from pipelines.takedown.policy import Delete
 
 
@@ -58,7 +58,12 @@ def test_impact_and_retrain_plan_of_a_whole_run(
         assert [h["artifact_id"] for h in found["holders"] if h["kind"] == "dataset"] == [dataset]
         assert {c["artifact_id"] for c in found["checkpoints"]} == trained
         assert [c["name"] for c in found["channels"]] == ["production"]
-        done = m4v("apply", clip[:12], "--reason", "licence", "--delete", "now")
+        done = m4v("apply", clip[:12], "--reason", "licence", "--delete", "now", "--withdraw-checkpoints")
+        saw = {c["artifact_id"] for c in found["checkpoints"] if c["verdict"] != Verdict.CONTAINS}
+        assert saw
+        assert {w["artifact_id"] for w in done["receipt"]["withdrawn"] if w["kind"] == "checkpoint"} == saw
+        with pytest.raises(Withdrawn):
+            home.ledger.move_channel("beta", checkpoint, expected=None, moved_by="ada", reason="x")
         (cure,) = done["retrain"]
         assert cure["channels"] == ["production"]
         assert cure["command"] == "m4v run micro"
