@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -56,11 +59,23 @@ def _artifacts(session: Session) -> Iterator[str]:
 
 def _parts(session: Session) -> Iterator[str]:
     """A part that may be relied on has all its rows."""
-    part, sample = tables.ClipPart, tables.PartSample
-    held = dict(session.execute(select(sample.part_no, func.count()).group_by(sample.part_no)).tuples().all())
+    part, held = tables.ClipPart, _rows_by_part(session)
     for number, members in session.execute(select(part.part_no, part.members).where(part.complete)):
         if held.get(number, 0) != members:
             yield f"part {number}: {held.get(number, 0)} rows, it had {members}"
+
+
+def _rows_by_part(session: Session) -> Counter[int]:
+    raw = session.connection().connection.driver_connection
+    if not isinstance(raw, sqlite3.Connection):
+        sample = tables.PartSample
+        grouped = select(sample.part_no, func.count()).group_by(sample.part_no)
+        return Counter(dict(session.execute(grouped).tuples().all()))
+    held: Counter[int] = Counter()  # SQLite would sort all rows in memory
+    cursor = raw.execute("SELECT part_no FROM part_sample")
+    while rows := cursor.fetchmany(65_536):
+        held.update(itertools.chain.from_iterable(rows))
+    return held
 
 
 def _groups(session: Session) -> Iterator[str]:

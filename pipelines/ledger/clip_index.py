@@ -24,13 +24,23 @@ from m4v.core.artifacts import Artifact, ArtifactKind
 from m4v.core.errors import DataIntegrityError
 from m4v.core.storage import Storage
 from pipelines.ledger import schema_clips as tables
-from pipelines.ledger.clip_load import among, chunks, index_writing, insert_rows, next_number, source_key, url_key
+from pipelines.ledger.clip_load import (
+    among,
+    analyse,
+    chunks,
+    index_writing,
+    insert_rows,
+    next_number,
+    source_key,
+    url_key,
+)
 from pipelines.ledger.clip_rows import RowWriter
 from pipelines.ledger.database import Database
 from pipelines.membership.members import GROUP, PART, SAMPLE, Members, id_words, open_members
 
 INDEXED_KINDS = (ArtifactKind.SOURCE, ArtifactKind.CLIPS, ArtifactKind.DATASET)
 LISTING, SOURCE_FACTS = "listing.parquet", "source.json"
+_ANALYSED = 10_000  # new rows after which a planner's statistics are out of date
 _PASS_ROWS = 1_048_576  # samples sorted together
 
 
@@ -100,6 +110,8 @@ class ClipIndexOps:
                 added += batch.table.num_rows
             self._add_groups(begun, members, writer)
         self._finish(begun)
+        if added > _ANALYSED:
+            analyse(self._db)
         return added
 
     def _begin(self, artifact_id: str, kind: str, members: Members) -> _Begun | None:

@@ -17,6 +17,7 @@ from pipelines.ledger.database import Database
 
 ASKED = 4096  # values of one question
 _LOCK = 0x4D345649  # "M4VI": writers of the index wait for each other, and for nobody else
+_ANALYSED = ("clip", "part_sample", "part_group", "part_ids", "artifact_part", "clip_part", "hash_block")
 Row = tuple[Any, ...]
 
 
@@ -27,6 +28,13 @@ def index_writing(database: Database) -> Iterator[Session]:
         if not database.is_sqlite:
             session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         yield session
+
+
+def analyse(database: Database) -> None:
+    """Let PostgreSQL's planner know what was loaded; SQLite's needs no statistics for the questions here."""
+    if not database.is_sqlite:
+        with database.write(chain=False) as session:
+            session.execute(text(f"ANALYZE {', '.join(_ANALYSED)}"))
 
 
 def table_of(model: type[schema.Base]) -> Table:
