@@ -6,7 +6,7 @@ places = plan.places(group.key, rank_of, seed, stage, cursor)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,10 +89,13 @@ class SamplingPlan:
         }  # fmt: skip
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SamplingPlan:
+    def from_json(cls, data: Mapping[str, Any], groups: Collection[GroupKey] | None = None) -> SamplingPlan:
+        """With `groups` only the streams that hold samples of one of them."""
+        keys = tuple((s, m, t, h, w) for s, m, t, h, w in data["groups"])
+        wanted = {number for number, key in enumerate(keys) if groups is None or key in groups}
         streams = tuple(
-            PlannedStream(name, kind, tuple(groups), count, slots, tuple(positions))
-            for name, kind, groups, count, slots, positions in data["streams"]
+            PlannedStream(name, kind, tuple(members), count, slots, tuple(positions))
+            for name, kind, members, count, slots, positions in data["streams"]
+            if not wanted.isdisjoint(members)
         )
-        timetable = Timetable(data["packs"], tuple(data["pattern"]), data["period"])
-        return cls(timetable, tuple((s, m, t, h, w) for s, m, t, h, w in data["groups"]), streams)
+        return cls(Timetable(data["packs"], tuple(data["pattern"]), data["period"]), keys, streams)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 from pipelines.ledger import Ledger
-from pipelines.ledger.exposures import OrderRow, StateRow
+from pipelines.ledger.exposures import StateRow
 from pipelines.ledger.sample_ranks import GroupKey, SamplePlace, SampleRanks
 from pipelines.membership import SampleGroup as MemberGroup
 from training.config import OrderConfig
@@ -56,7 +56,8 @@ class ClipUses:
     def load_plans(self, rows: Sequence[StateRow]) -> None:
         """Read the timetables that `places` needs for these states, in one go."""
         wanted = {r.order_id for r in rows if r.order_id is not None and r.dataset_id in self._samples}
-        self._plans |= plans_of(self._ledger, wanted - self._plans.keys())
+        groups = {sample.group for held in self._samples.values() for sample in held}
+        self._plans |= plans_of(self._ledger, wanted - self._plans.keys(), groups)
 
     def plan(self, row: StateRow) -> SamplingPlan:
         if row.order_id not in self._plans:
@@ -83,19 +84,20 @@ class ClipUses:
         )
 
 
-def plans_of(ledger: Ledger, order_ids: Iterable[str]) -> dict[str, SamplingPlan]:
-    """Timetables of data orders; one that is not recorded is made from the sizes of the dataset's groups.
+def plans_of(
+    ledger: Ledger, order_ids: Iterable[str], groups: Collection[GroupKey] | None = None
+) -> dict[str, SamplingPlan]:
+    """Timetables of data orders, less the streams that hold none of `groups`; one that is not recorded is made from
+    the sizes of the dataset's groups.
 
     Raises InputError for such a one whose dataset is not in the clip index.
     """
-    return {order_id: _plan(ledger, order) for order_id, order in ledger.data_orders(sorted(set(order_ids))).items()}
-
-
-def _plan(ledger: Ledger, order: OrderRow) -> SamplingPlan:
-    if order.plan is not None:
-        return SamplingPlan.from_json(order.plan)
-    config = OrderConfig.model_validate(order.config)
-    return plan_on(ledger, order.dataset_id, config, "training")
+    wanted = sorted(set(order_ids))
+    plans = {order_id: SamplingPlan.from_json(plan, groups) for order_id, plan in ledger.data_plans(wanted).items()}
+    for order_id, order in ledger.data_orders(i for i in wanted if i not in plans).items():
+        config = OrderConfig.model_validate(order.config)
+        plans[order_id] = plan_on(ledger, order.dataset_id, config, "training")
+    return plans
 
 
 def plan_on(ledger: Ledger, dataset_id: str, order: OrderConfig, stage: str) -> SamplingPlan:

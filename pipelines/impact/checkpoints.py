@@ -77,43 +77,37 @@ def _first_below(uses: ClipUses, row: StateRow, end: int, enough: int) -> float:
 
 
 def _classed(rows: Sequence[StateRow], own: dict[str, _Own], counted: bool) -> list[AffectedCheckpoint]:
-    by_id = {row.checkpoint_id: row for row in rows}
-    before: dict[str, tuple[int, str | None]] = {}  # uses by earlier stages, and the nearest checkpoint that saw
-
-    def inherited(row: StateRow) -> tuple[int, str | None]:
-        line = [row]  # a loop, since a line may be long
-        while line[-1].checkpoint_id not in before and line[-1].init_from in by_id and len(line) <= len(rows):
-            line.append(by_id[line[-1].init_from])  # type: ignore[index]
-        for state in reversed(line):
-            if state.checkpoint_id in before:
-                continue
-            parent = state.init_from if state.init_from in by_id else None
-            if parent is None:
-                before[state.checkpoint_id] = (0, None)
-            else:
-                count, through = before.get(parent, (0, None))
-                saw = own[parent]
-                before[state.checkpoint_id] = (count + (saw.uses or 0), parent if saw.saw else through)
-        return before[row.checkpoint_id]
-
+    before = _uses_before(rows, own)
     found = []
     for row in rows:
-        count, through = inherited(row)
+        inherited, through = before[row.checkpoint_id]
         mine = own[row.checkpoint_id]
         verdict = Verdict.SAW if mine.saw else Verdict.DESCENDS if through else Verdict.CONTAINS
         found.append(
             AffectedCheckpoint(
-                artifact_id=row.checkpoint_id,
-                verdict=verdict,
-                stage=row.stage,
-                dataset_id=row.dataset_id,
-                steps=row.cursor,
-                uses=mine.uses,
-                first_step=mine.first_step,
-                last_step=mine.last_step,
-                inherited=count if counted or through is None else None,
-                through=through,
-                init_from=row.init_from,
+                row.checkpoint_id, verdict, row.stage, row.dataset_id, row.cursor, mine.uses, mine.first_step,
+                mine.last_step, inherited if counted or through is None else None, through, row.init_from,
             )
-        )
+        )  # fmt: skip
     return found
+
+
+def _uses_before(rows: Sequence[StateRow], own: dict[str, _Own]) -> dict[str, tuple[int, str | None]]:
+    """Of each checkpoint: uses by the stages before its own, and the nearest checkpoint before it that saw."""
+    by_id = {row.checkpoint_id: row for row in rows}
+    before: dict[str, tuple[int, str | None]] = {}
+    for row in rows:
+        line: list[StateRow] = []
+        state: StateRow | None = row
+        while state is not None and state.checkpoint_id not in before and len(line) <= len(rows):
+            line.append(state)
+            state = by_id.get(state.init_from or "")
+        for state in reversed(line):
+            parent = state.init_from
+            if parent is None or parent not in before:
+                before[state.checkpoint_id] = (0, None)
+                continue
+            count, through = before[parent]
+            earlier = own[parent]
+            before[state.checkpoint_id] = (count + (earlier.uses or 0), parent if earlier.saw else through)
+    return before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -80,9 +80,15 @@ class Impact:
     clips: tuple[MatchedClip, ...]
     holders: tuple[Holder, ...]
     checkpoints: tuple[AffectedCheckpoint, ...]
-    products: tuple[Product, ...]
+    made: Mapping[tuple[str, Verdict], Collection[str]]  # products by kind and verdict, each once
     channels: tuple[AffectedChannel, ...]
     unread: tuple[str, ...] = ()  # recorded artifacts that the answer leaves out: `m4v ledger index` reads them
+
+    @cached_property
+    def products(self) -> tuple[Product, ...]:
+        """Samples, scores and reports, by kind and id."""
+        rows = [(kind, i, verdict) for (kind, verdict), ids in self.made.items() for i in ids]
+        return tuple(Product(i, kind, verdict) for kind, i, verdict in sorted(rows))
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
@@ -104,7 +110,9 @@ class Impact:
 
     def counts(self) -> dict[str, int]:
         """Numbers for people: clips, artifacts by kind, checkpoints by verdict, channels that point there now."""
-        kinds = Counter([h.kind for h in self.holders] + [p.kind for p in self.products])
+        kinds = Counter(h.kind for h in self.holders)
+        for (kind, _), ids in self.made.items():
+            kinds[kind] += len(ids)
         verdicts = Counter(c.verdict for c in self.checkpoints)
         return {
             "clips": len(self.clips),

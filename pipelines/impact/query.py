@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pipelines.exposure.uses import ClipUses
 from pipelines.exposure.verdict import Verdict
 from pipelines.impact.checkpoints import affected_checkpoints
-from pipelines.impact.model import AffectedChannel, AffectedCheckpoint, Holder, Impact, MatchedClip, Product
+from pipelines.impact.model import AffectedChannel, AffectedCheckpoint, Holder, Impact, MatchedClip
 from pipelines.ledger import Ledger
 from pipelines.membership import ClipFacts, ClipSelector
-
-_STRENGTH = {Verdict.SAW: 0, Verdict.DESCENDS: 1, Verdict.CONTAINS: 2}
 
 
 def impact(ledger: Ledger, selector: ClipSelector) -> Impact:
@@ -25,16 +23,17 @@ def impact(ledger: Ledger, selector: ClipSelector) -> Impact:
     kinds = ledger.kinds_of(held)
     holders = [Holder(artifact_id=a, kind=kinds[a], clip_ids=tuple(ids)) for a, ids in held.items() if a in kinds]
     datasets = [h.artifact_id for h in holders if h.kind == "dataset"]
-    checkpoints = affected_checkpoints(ledger.trained_on(datasets), ClipUses.everywhere(ledger, clip_ids))
+    states, unread = ledger.trained_on(datasets)
+    checkpoints = affected_checkpoints(states, ClipUses.everywhere(ledger, clip_ids))
     verdicts = {c.artifact_id: c.verdict for c in checkpoints} | {h.artifact_id: Verdict.CONTAINS for h in holders}
     return Impact(
         selector=selector.canonical(),
         clips=tuple(sorted(map(_matched, clips), key=lambda c: c.clip_id)),
         holders=tuple(sorted([*holders, *_sources(ledger, holders, clips)], key=lambda h: (h.kind, h.artifact_id))),
         checkpoints=tuple(checkpoints),
-        products=tuple(_products(ledger, verdicts)),
+        made=_made(ledger, verdicts),
         channels=tuple(_channels(ledger, checkpoints)),
-        unread=tuple(ledger.checkpoints_without_exposure()),
+        unread=tuple(unread),
     )
 
 
@@ -62,12 +61,17 @@ def _sources(ledger: Ledger, holders: Iterable[Holder], clips: Iterable[ClipFact
     return [Holder(artifact_id=a, kind="source", clip_ids=tuple(sorted(ids))) for a, ids in found.items()]
 
 
-def _products(ledger: Ledger, verdicts: Mapping[str, Verdict]) -> list[Product]:
-    strongest: dict[tuple[str, str], Verdict] = {}
-    # From the weakest to the strongest, so that the last word stands.
-    for row in sorted(ledger.made_from(sorted(verdicts)), key=lambda r: -_STRENGTH[verdicts[r.stem_id]]):
-        strongest.update(dict.fromkeys(((row.kind, i) for i in row.artifact_ids), verdicts[row.stem_id]))
-    return [Product(artifact_id, kind, verdict) for (kind, artifact_id), verdict in sorted(strongest.items())]
+def _made(ledger: Ledger, verdicts: Mapping[str, Verdict]) -> dict[tuple[str, Verdict], set[str]]:
+    """Products by kind and the strongest verdict on what they were made from."""
+    found: dict[tuple[str, Verdict], set[str]] = {}
+    told: dict[str, set[str]] = {}
+    for verdict in (Verdict.SAW, Verdict.DESCENDS, Verdict.CONTAINS):
+        stems = [artifact_id for artifact_id, own in verdicts.items() if own is verdict]
+        for kind, ids in ledger.made_from(stems).items() if stems else ():
+            if fresh := ids - told.get(kind, set()):
+                found[kind, verdict] = fresh
+                told[kind] = told.get(kind, set()) | fresh
+    return found
 
 
 def _channels(ledger: Ledger, checkpoints: Sequence[AffectedCheckpoint]) -> list[AffectedChannel]:
@@ -81,5 +85,5 @@ def _channels(ledger: Ledger, checkpoints: Sequence[AffectedCheckpoint]) -> list
             current=move.current,
             moved_at=move.moved_at,
         )
-        for move in ledger.moves_to(sorted(verdicts))
+        for move in ledger.moves_to(verdicts)
     ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from pipelines.ledger import schema
+from pipelines.ledger.clip_load import table_of
 from pipelines.ledger.database import Database
 from pipelines.ledger.members import ids_in
 from pipelines.ledger.types import iso
@@ -60,13 +61,15 @@ class ReachOps:
 
     def moves_to(self, artifact_ids: Iterable[str]) -> list[ChannelMove]:
         """Moves of channels to any of these artifacts, by channel and time."""
-        channel = schema.Channel
-        last = select(channel.name, func.max(channel.seq).label("seq")).group_by(channel.name).subquery()
+        channel, wanted = schema.Channel, set(artifact_ids)
+        table = table_of(channel)
+        named = select(table.c.name, table.c.seq, table.c.artifact_id)
         with self._db.read() as session:
-            query = (
-                select(channel.name, channel.seq, channel.artifact_id, channel.moved_at, last.c.seq)
-                .join(last, last.c.name == channel.name)
-                .where(channel.artifact_id.in_(ids_in(session, artifact_ids)))
-                .order_by(channel.name, channel.seq)
+            moves = sorted(tuple(row) for row in session.connection().execute(named))
+            hit = {artifact_id for _, _, artifact_id in moves if artifact_id in wanted}
+            times = select(channel.name, channel.seq, channel.moved_at).where(
+                channel.artifact_id.in_(ids_in(session, hit))
             )
-            return [ChannelMove(n, seq, i, iso(at), seq == end) for n, seq, i, at, end in session.execute(query)]
+            moved_at = {(name, seq): iso(at) for name, seq, at in session.execute(times)}
+        last = {name: seq for name, seq, _ in moves}
+        return [ChannelMove(n, seq, i, moved_at[n, seq], seq == last[n]) for n, seq, i in moves if i in hit]

@@ -11,6 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.parquet as pq
 import pytest
 from e2e_support import (
     PIPELINE_TIMEOUT_S,
@@ -28,6 +29,10 @@ from e2e_support import (
 )
 
 from m4v.core.errors import ExitClass
+from pipelines.exposure import clip_exposure, summarise, training_line
+from pipelines.ledger import Ledger
+from pipelines.membership import ClipSelector
+from training.exposure import DEBUG_LOG, surviving_line
 
 KILL_POINTS = ("curate", "encode", "train.t2i", "train.17f", "generate.trained")
 EVALUATION = {"generate.trained", "generate.untrained", "evaluate.trained", "evaluate.untrained", "gate", "report"}
@@ -44,7 +49,12 @@ class Baseline(NamedTuple):
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Baseline:
     """A finished run under Prefect's temporary server."""
     home = tmp_path_factory.mktemp("baseline") / "home"
-    return Baseline(home, run_json(home, "micro"))
+    return Baseline(home, run_json(home, "micro", environment={DEBUG_LOG: str(exposure_log(home))}))
+
+
+def exposure_log(home: Path) -> Path:
+    """Where the training stages of the baseline noted what each step consumed."""
+    return home.parent / "exposure"
 
 
 def flow_states(home: Path) -> list[tuple[str, str, str | None]]:
@@ -64,6 +74,29 @@ def test_every_stage_ran_and_left_a_verified_artifact(baseline: Baseline) -> Non
     assert "the chain holds" in m4v(home, "ledger", "verify").stdout
     assert not list((home / "store" / "state").glob("*/*")), "resume state must go after publishing"
     assert flow_states(home)[-1][1] == "Completed"
+
+
+def test_the_ledger_tells_every_step_that_saw_a_clip(baseline: Baseline) -> None:
+    """Exposure in closed form against the log of what the steps of this very run consumed."""
+    home, nodes = baseline
+    with Ledger.open(str(home / "ledger.db")) as ledger:
+        dataset = nodes["encode"]["outputs"]["dataset"]["artifact_id"]
+        index = pq.read_table(Path(ledger.artifact(dataset).uri) / "index.parquet", columns=["clip_id", "sample_id"])
+        trained = [
+            n["outputs"]["checkpoint"]["artifact_id"] for i, n in nodes.items() if i.startswith(("train", "reward"))
+        ]
+        assert len(trained) == 5
+        assert ledger.checkpoints_without_exposure() == []
+        for checkpoint in trained:
+            own, drawn = training_line(ledger, checkpoint)[0], summarise(ledger, checkpoint)[0]
+            line = surviving_line(exposure_log(home), own.stage, own.cursor)
+            used = [(step, sample) for step, draws in enumerate(line) for _, sample, _ in draws]
+            assert drawn.samples == len(used)
+            for row in index.to_pylist():
+                asked = ClipSelector(clips=(row["clip_id"],))
+                found = {v.clip.clip_id: v for v in clip_exposure(ledger, checkpoint, asked, with_steps=True)}
+                steps = [step for step, sample in used if sample == row["sample_id"]]
+                assert list(found[row["clip_id"]].stages[0].steps or ()) == steps
 
 
 def test_a_second_run_is_all_cache_hits_without_a_server_and_plan_says_so(baseline: Baseline) -> None:

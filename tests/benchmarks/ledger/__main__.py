@@ -11,6 +11,7 @@ of one clip and for its exposure in a checkpoint of 100,000 steps, 200 ms for li
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipelines.cli.main import COLLECT_AFTER
 from pipelines.ledger import Ledger
 from tests.benchmarks.ledger.load import fill
 from tests.benchmarks.ledger.measure import measure
@@ -68,6 +70,7 @@ def main() -> None:
     parser.add_argument("--database", choices=DATABASES, help="only this one")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     options = parser.parse_args()
+    gc.set_threshold(COLLECT_AFTER)  # as the command line does
     sizes = Sizes.scaled(options.scale)
     shape = {"clips": sizes.clips, "versions": VERSIONS, "checkpoints": sizes.checkpoints, "runs": sizes.runs}
     names = [options.database] if options.database else DATABASES
