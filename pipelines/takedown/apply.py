@@ -173,6 +173,7 @@ class TakedownRun:
         Raises InputError while another case has still to make a new version of one.
         """
         done = {step.item for step in self._ledger.takedown_steps(case.takedown_id, "deleted")}
+        begun = {step.item for step in self._ledger.takedown_steps(case.takedown_id, "deleting")}
         found = []
         for artifact_id, kind, _ in self._found(selector, measure=False).withdrawals():
             row = self._ledger.withdrawal(artifact_id, kind)
@@ -184,7 +185,7 @@ class TakedownRun:
                     "another takedown has not finished with this artifact", value=row.takedown_id, where=artifact_id,
                     next_step="apply that one again first",
                 )  # fmt: skip
-            if self._ledger.artifact(artifact_id, kind).deletion != "done":
+            if f"{kind} {artifact_id}" in begun or self._ledger.artifact(artifact_id, kind).deletion != "done":
                 found.append((artifact_id, kind))
         return found
 

@@ -40,10 +40,10 @@ class TakedownHome:
 
     @classmethod
     @contextmanager
-    def open(cls, home: Path) -> Iterator[TakedownHome]:
+    def open(cls, home: Path, *, moved: bool = True) -> Iterator[TakedownHome]:
         workspace = Workspace.open(home)
         with Ledger.open(workspace.ledger_url) as ledger:
-            for record in ArtifactStore(workspace.store_uri).list():
+            for record in ArtifactStore(workspace.store_uri).list() if moved else ():
                 ledger.import_artifact(record)  # a copied home lies elsewhere
             yield cls(workspace, ledger, LocalLauncher(str(CODE_ROOT / "constraints.txt")))
 

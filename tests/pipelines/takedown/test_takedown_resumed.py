@@ -77,7 +77,7 @@ def test_killed_at(place: str, undisturbed: tuple[str, dict[str, Any]], finished
         capture_output=True, text=True, check=False, env={**os.environ, "PYTHONHASHSEED": "0"},
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    with TakedownHome.open(tmp_path / "home") as home:
+    with TakedownHome.open(tmp_path / "home", moved=False) as home:
         done = home.apply(clip)
         assert outcome(home, dict(done.receipt)) == expected
         assert [c for c in verify_receipt(home.ledger, home.workspace, done.receipt) if not c.ok] == []
