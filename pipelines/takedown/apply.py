@@ -69,7 +69,9 @@ class TakedownRun:
         deletes = policy.delete is not Delete.KEEP if case is None else self._policy(case)["delete"] != Delete.KEEP
         if deletes:
             require(self._actor, Role.ADMIN, "delete bytes (--delete keep does not)")
-        record_missing_states(self._ledger, lambda name, error: self._tell(f"checkpoint {name[:12]}: {error.what}"))
+        for checkpoint, problem in record_missing_states(self._ledger):
+            if problem is not None:  # it counts as one that saw the clips
+                self._tell(f"exposure of checkpoint {checkpoint[:12]} is not known: {problem.what}")
         if case is None:
             case = self._open(selector, reason, policy)
         self._settle(case, selector)
