@@ -25,6 +25,7 @@ from pipelines.ledger.records import (
 from pipelines.ledger.runs import artifact_row, load_runs
 
 RowT = TypeVar("RowT", bound=schema.Base)
+_RECENT = 100  # pipeline runs of a recipe among which a node's latest run nearly always is
 _SHOWN, _POOL = 3, 2000  # near ids shown, and how many of the newest they are looked for among
 _ATTEMPT_FIELDS = tuple(AttemptRow.__dataclass_fields__)
 _PIPELINE_FIELDS = tuple(PipelineRunRow.__dataclass_fields__)
@@ -66,18 +67,12 @@ class QueryOps:
 
     def latest_run(self, recipe: str, node_id: str) -> RunRow | None:
         """The run that the newest pipeline run of this recipe with a run for this node made or used."""
-        node = schema.PipelineRunNode
-        query = (
-            select(schema.StageRun)
-            .join(node, node.run_id == schema.StageRun.run_id)
-            .join(schema.PipelineRun, schema.PipelineRun.pipeline_run_id == node.pipeline_run_id)
-            .where(schema.PipelineRun.recipe == recipe, node.node_id == node_id)
-            .order_by(node.recorded_at.desc(), node.pipeline_run_id.desc())
-            .limit(1)
-        )
         with self._db.read() as session:
-            found = load_runs(session, session.scalars(query).all())
-            return found[0] if found else None
+            run_id, whole = _latest(session, recipe, node_id, _RECENT)
+            if run_id is None and not whole:
+                run_id, _ = _latest(session, recipe, node_id, None)
+            row = session.get(schema.StageRun, run_id) if run_id is not None else None
+            return load_runs(session, [row])[0] if row is not None else None
 
     def attempts(
         self,
@@ -178,6 +173,27 @@ class QueryOps:
         query = select(schema.StageRun).where(schema.StageRun.run_id.in_(ids)).order_by(schema.StageRun.committed_at)
         with self._db.read() as session:
             return load_runs(session, session.scalars(query).all())
+
+
+def _latest(session: Session, recipe: str, node_id: str, among: int | None) -> tuple[str | None, bool]:
+    """Run id of a node in the newest `among` pipeline runs of a recipe, and whether those are all that there are.
+
+    A node that has run in each of ten thousand runs is found in the first of them, not by sorting all.
+    """
+    run, node = schema.PipelineRun, schema.PipelineRunNode
+    # The expression keeps SQLite from sorting all runs of the recipe: the list's index has them in order.
+    newest = select(run.pipeline_run_id, run.started_at).where(func.coalesce(run.recipe, "") == recipe)
+    ordered = newest.order_by(run.started_at.desc(), run.pipeline_run_id.desc()).limit(among).subquery()
+    found = session.scalars(
+        select(node.run_id)
+        .join(ordered, ordered.c.pipeline_run_id == node.pipeline_run_id)
+        .where(node.node_id == node_id, node.run_id.is_not(None))
+        .order_by(ordered.c.started_at.desc(), ordered.c.pipeline_run_id.desc())
+        .limit(1)
+    ).first()
+    if found is not None or among is None:
+        return found, among is None
+    return None, (session.scalar(select(func.count()).select_from(ordered)) or 0) < among
 
 
 def one_of(session: Session, column: InstrumentedAttribute[str], prefix: str, what: str) -> Any:
