@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import DataIntegrityError
 from pipelines.cli.output import JsonOption, print_json, short
 from pipelines.cli.runs import open_ledger
+from pipelines.exposure.states import record_missing_states
 from pipelines.ledger.clip_queries import Unindexed
 from pipelines.membership.backfill import Indexed, backfill, check_index, index_again
 
@@ -73,7 +75,8 @@ def index_(
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Bring clips of artifacts that were recorded before into the clip index; may be stopped and run again."""
+    """Bring clips and exposure states of artifacts that were recorded before into the ledger; may be stopped and run
+    again."""
     done: list[Indexed] = []
     with open_ledger() as opened:
         for one in (index_again(opened, a) for a in again) if again else backfill(opened):
@@ -81,6 +84,11 @@ def index_(
             if not json_:
                 told = one.problem or f"{one.rows} new rows in {one.seconds:g} s"
                 print(f"{one.kind} {short(one.artifact_id)}: {told}", flush=True)
+        for checkpoint, problem in record_missing_states(opened):
+            reason = None if problem is None else problem.message
+            done.append(Indexed(checkpoint, ArtifactKind.CHECKPOINT, 0, 0.0, reason))
+            if not json_:
+                print(f"checkpoint {short(checkpoint)}: {reason or 'exposure state recorded'}", flush=True)
     if json_:
         print_json([asdict(one) for one in done])
     elif not done:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 
 from pydantic import ValidationError
 
 from m4v.core.artifacts import ArtifactKind
-from m4v.core.errors import DataIntegrityError, M4VError
+from m4v.core.errors import DataIntegrityError, InputError, M4VError
 from m4v.core.storage import Storage
 from pipelines.exposure.uses import plan_on
 from pipelines.ledger import Ledger
@@ -55,22 +55,22 @@ def plan_of(ledger: Ledger, dataset_id: str, order: OrderConfig, stage: str) -> 
     return plan_on(ledger, dataset_id, order, stage) if ledger.is_indexed(dataset_id, ArtifactKind.DATASET) else None
 
 
-def record_missing_states(ledger: Ledger, on_problem: Callable[[str, M4VError], None]) -> int:
-    """Record the states of checkpoints that were committed before the ledger kept them, and timetables of datasets
-    that were indexed since; returns how many. A checkpoint that cannot be read is reported and passed over."""
-    recorded = 0
+def record_missing_states(ledger: Ledger) -> Iterator[tuple[str, M4VError | None]]:
+    """Record the states of checkpoints that were committed before the ledger kept them, then timetables of datasets
+    that were indexed since; tells each checkpoint, and why one cannot be read, which is passed over."""
     for checkpoint_id in ledger.checkpoints_without_exposure():
+        row = ledger.artifact(checkpoint_id, ArtifactKind.CHECKPOINT)
         try:
-            record_state(ledger, checkpoint_id, Storage(ledger.artifact(checkpoint_id, ArtifactKind.CHECKPOINT).uri))
-            recorded += 1
-        except M4VError as error:
-            on_problem(checkpoint_id, error)
-    for row in ledger.orders_without_plan():
-        plan = plan_of(ledger, row.dataset_id, OrderConfig.model_validate(row.config), "training")
+            if row.deletion is not None:
+                raise DataIntegrityError("its bytes were deleted before its exposure state was read", where=row.uri)
+            record_state(ledger, checkpoint_id, Storage(row.uri))
+            yield checkpoint_id, None
+        except (DataIntegrityError, InputError) as error:
+            yield checkpoint_id, error
+    for order in ledger.orders_without_plan():
+        plan = plan_of(ledger, order.dataset_id, OrderConfig.model_validate(order.config), "training")
         if plan is not None:
-            ledger.record_plan(row.order_id, plan.to_json())
-            recorded += 1
-    return recorded
+            ledger.record_plan(order.order_id, plan.to_json())
 
 
 def record_outputs(ledger: Ledger, outputs: Iterable[tuple[str, ArtifactKind, str]]) -> None:

@@ -11,7 +11,7 @@ from ledger_scenario import Scenario, artifact
 
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.canonical import canonical_json
-from m4v.core.errors import DataIntegrityError, M4VError
+from m4v.core.errors import DataIntegrityError
 from m4v.core.storage import Storage
 from pipelines.exposure.states import read_state, record_missing_states, record_state
 from pipelines.ledger import Ledger
@@ -92,12 +92,13 @@ def test_checkpoints_recorded_before_are_read_from_the_store(scenario: Scenario,
         )
         scenario.run(record.artifact_id[:8], {"checkpoint": placed}, {}, stage="train")
     (tmp_path / "bad" / TRAINING_STATE).write_text("{")
-    problems: list[tuple[str, M4VError]] = []
-    assert record_missing_states(ledger, lambda *problem: problems.append(problem)) == 1
-    assert [(i, type(e)) for i, e in problems] == [(bad.artifact_id, DataIntegrityError)]
+    told = dict(record_missing_states(ledger))
+    assert {i: type(e) for i, e in told.items()} == {good.artifact_id: type(None), bad.artifact_id: DataIntegrityError}
     assert ledger.checkpoints_without_exposure() == [bad.artifact_id]
+    assert len(ledger.orders_without_plan()) == 1
     ledger.index_members(data.artifact_id, data.kind, Storage(data.uri))
-    assert record_missing_states(ledger, lambda *_: None) == 1, "the timetable, now that the dataset is indexed"
+    assert list(dict(record_missing_states(ledger))) == [bad.artifact_id]
+    assert ledger.orders_without_plan() == [], "the dataset is indexed by now"
     with pytest.raises(DataIntegrityError, match="checkpoint has no"):
         read_state(Storage(str(tmp_path)))
 
