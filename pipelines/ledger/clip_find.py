@@ -15,7 +15,7 @@ from pipelines.ledger import schema_clips as tables
 from pipelines.ledger.clip_hashes import by_hashes, hash_words, hashes_of
 from pipelines.ledger.clip_load import among, chunks, source_key, url_key, word_key
 from pipelines.membership.facts import ClipFacts
-from pipelines.membership.selector import CLIP_DIGITS, ClipSelector
+from pipelines.membership.selector import CLIP_DIGITS, WORD_DIGITS, ClipSelector
 
 Matches = dict[bytes, tuple[str, ...]]  # clip id -> what matched it
 _File = tuple[int, int, str]  # source number, key and id
@@ -42,7 +42,7 @@ def find(session: Session, selector: ClipSelector, *, missing_ok: bool) -> list[
     for source in selector.sources:
         note(f"source:{source}", _by_source(session, source), partial(_near_sources, session, source))
     for url in selector.urls:
-        note(f"url:{url}", _by_url(session, url), lambda: "name the source and its id: SOURCE/SOURCE_ID")
+        note(f"url:{url}", _by_url(session, url), partial(_near_url, session, url))
     for digest in selector.digests:
         note(f"sha256:{digest}", _by_digest(session, bytes.fromhex(digest)), lambda: "m4v data sources")
     if selector.phashes:
@@ -80,7 +80,17 @@ def _near_clips(session: Session, prefix: str) -> str:
     for length in range(len(prefix) - 1, 3, -1):
         if near := _with_prefix(session, prefix[:length], _SHOWN):
             return f"did you mean {' or '.join(c.hex() for c in near)}?"
+    if len(prefix) == WORD_DIGITS:
+        return f"phash:{prefix} if it is a perceptual hash"
     return "m4v ledger index, if its artifact was recorded before clips were indexed"
+
+
+def _near_url(session: Session, url: str) -> str:
+    row, source = tables.SourceUrl, tables.ClipSource
+    listing = select(source.name).join(row, row.source_no == source.source_no).where(row.url_key == url_key(url))
+    if names := sorted(set(session.scalars(listing))):
+        return f"{' and '.join(names)} lists it, but no clip was cut from its file: name it as SOURCE/SOURCE_ID"
+    return "name the source and its id: SOURCE/SOURCE_ID"
 
 
 def _near_sources(session: Session, term: str) -> str:

@@ -87,6 +87,17 @@ def test_a_url_leads_to_the_clips_of_the_file_from_there(filled: Ledger, tmp_pat
         ask(filled, "https://host/9.mp4")
 
 
+def test_a_listed_file_without_a_clip_is_told_apart_from_an_unknown_one(filled: Ledger, tmp_path: Path) -> None:
+    take_in(filled, write_listing(tmp_path / "listing", "web", {"page/7": "https://host/7.mp4"}))
+    with pytest.raises(InputError, match="Next: web lists it, but no clip was cut from its file"):
+        ask(filled, "https://host/7.mp4")
+
+
+def test_a_lone_hash_word_is_read_as_an_id_and_says_so(ledger: Ledger) -> None:
+    with pytest.raises(InputError, match="Next: phash:00ff00ff00ff00ff if it is a perceptual hash"):
+        ask(ledger, "00ff00ff00ff00ff")
+
+
 def test_a_url_that_is_the_source_id(ledger: Ledger, tmp_path: Path) -> None:
     one = TestClip("laion", "https://host/picture.jpg", 0, 0)
     take_in(ledger, write_table(tmp_path / "clips", [one]))
