@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
 from dataprep.curation.table import CLIPS
-from m4v.core.artifacts import ArtifactKind
+from m4v.core.artifacts import MANIFEST, ArtifactKind
 from m4v.core.errors import InputError
 from m4v.core.shard_index import INDEX
 from pipelines.inspection.clip_table import KEPT
@@ -20,6 +20,7 @@ from pipelines.web.app.views import page
 from pipelines.web.media import MediaLinks
 from pipelines.web.preview import RECONSTRUCTIONS, gather_curation, gather_quarantine
 from pipelines.web.sections import dataset
+from pipelines.workspace import Workspace
 
 router = APIRouter()
 SHOWN, MOST = 120, 2000  # clips on one page
@@ -37,7 +38,7 @@ def curation(
     """`identity` is a clip table, a dataset made from one, or a run that made them; `set` are thresholds to try,
     `curate.filters.KEY=VALUE`."""
     named = find_target(workspace, ledger, identity, (ArtifactKind.CLIPS, ArtifactKind.DATASET))
-    target = beside(workspace, ledger, named)[0]
+    target = beside(workspace, ledger, named)[0] or _above(workspace, ledger, named)
     if target is None:
         raise InputError("the clip table that this dataset was made from is no longer in the store", value=named.id)
     withdrawal = ledger.withdrawal(target.id, ArtifactKind.CLIPS)
@@ -51,6 +52,16 @@ def curation(
         tried=tried, shown=shown, most=MOST, KEPT=KEPT, quarantine=gather_quarantine(held),
         curation=gather_curation(target, media, shown, held, tried),
     )  # fmt: skip
+
+
+def _above(workspace: Workspace, ledger: Ledger, named: Target) -> Target | None:
+    """The clip table at the root of a dataset version that was made from other versions; None where it is gone."""
+    for row in ledger.lineage_up(named.id).artifacts.values():
+        if row.kind == ArtifactKind.CLIPS:
+            target = find_target(workspace, ledger, row.artifact_id, (ArtifactKind.CLIPS,))
+            if target.artifact.storage.exists(MANIFEST):
+                return target
+    return None
 
 
 def _dataset(ledger: Ledger, named: Target) -> dataset.Dataset | None:
