@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 from browser_pages import OVERFLOWING, until
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Route
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines" / "web" / "app"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines" / "ledger"))
@@ -266,4 +266,24 @@ def test_without_scripts_everything_is_readable(browser: Browser, served: Served
     visit.page.select_option("select[name=status]", "failed")
     visit.page.get_by_role("button", name="Filter").click()
     assert visit.page.locator("tbody tr").count() == 1
+    visit.close()
+
+
+def test_a_server_in_trouble_leaves_the_page_as_it_was(browser: Browser, served: Served) -> None:
+    visit = Visit(browser, served, f"/runs/{served.home.runs['live']}")
+    asked: list[str] = []
+
+    def broken(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=503, body="<h1>Not reachable now</h1>", content_type="text/html")
+
+    visit.page.route("**/live?*", broken)
+    until(visit.page, "document.querySelector('h1') !== null")
+    for _ in range(200):
+        if len(asked) >= 2:
+            break
+        visit.page.wait_for_timeout(50)
+    assert len(asked) >= 2  # it goes on asking
+    assert visit.page.locator("h1").inner_text().startswith("films")
+    visit.complaints = [c for c in visit.complaints if "503" not in c]
     visit.close()

@@ -7,7 +7,7 @@
   const canvas = document.getElementById("canvas");
   const told = document.getElementById("chosen");
   const reuse = document.getElementById("show-reuse");
-  const MOST = 1500; // nodes that can still be laid out while somebody waits
+  const MOST = 1000; // nodes that can still be laid out while somebody waits
   const more = new Map(); // "up:ID" -> { left, next }
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   let opened = []; // "up:ID", in the order of expanding: what the address keeps
