@@ -69,3 +69,22 @@ def test_stage_runs_and_attempts_by_recipe_status_and_time(scenario, ledger):
     soon = datetime.now(UTC) + timedelta(hours=1)
     assert ledger.runs(since=soon) == ledger.attempts(since=soon) == []
     assert len(ledger.runs(since=soon - timedelta(hours=2))) == 2
+
+
+def test_the_latest_run_of_a_node_that_long_has_not_run(scenario, ledger, monkeypatch):
+    """Beyond the newest pipeline runs that are looked at first; never of another recipe, nor of a run without one."""
+    monkeypatch.setattr("pipelines.ledger.queries._RECENT", 2)
+    old = ledger.begin_pipeline_run("mine", {})
+    run_id = scenario.run("1" * 64, {"d": artifact("one")}, pipeline_run_id=old, node_id="encode")
+    ledger.record_node(old, "encode", stage="encode", how="ran", reason="first", run_id=run_id)
+    for _ in range(3):
+        newer = ledger.begin_pipeline_run("mine", {})
+        ledger.record_node(newer, "encode", stage="encode", how="failed", reason="the network is away")
+    other = ledger.begin_pipeline_run("other", {})
+    hit = scenario.run("2" * 64, {"d": artifact("two")}, pipeline_run_id=other, node_id="encode")
+    ledger.record_node(other, "encode", stage="encode", how="ran", reason="first", run_id=hit)
+    assert ledger.latest_run("mine", "encode").run_id == run_id
+    assert ledger.latest_run("mine", "train") is None
+    assert ledger.latest_run("new", "encode") is None
+    ledger.record_node(newer, "encode", stage="encode", how="hit", reason="same key", run_id=hit)
+    assert ledger.latest_run("mine", "encode").run_id == hit
