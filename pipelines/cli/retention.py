@@ -16,6 +16,7 @@ from pipelines.cli.artifacts import ArtifactArgument, artifacts
 from pipelines.cli.channels import open_workspace
 from pipelines.cli.output import Id, JsonOption, print_json, print_rows, short, size
 from pipelines.gc import Collected, Judged, Leftover, collect_artifacts, find_leftovers, judge, remove_leftovers
+from pipelines.gc.judge import resumable_since
 from pipelines.gc.sizes import freed_bytes
 from pipelines.ledger import Ledger
 from pipelines.ledger.types import utc_now
@@ -67,8 +68,9 @@ def gc(
     if apply:
         require(actor, Role.ADMIN, "delete artifacts")
     with Ledger.open(workspace.ledger_url) as ledger:
-        facts = ledger.reach_facts(retention.runs)
-        judged = judge(facts, retention, utc_now(), workspace.store_uri)
+        now = utc_now()
+        facts = ledger.reach_facts(retention.runs, resumable_since(retention, now))
+        judged = judge(facts, retention, now, workspace.store_uri)
         judged = [j for j in judged if kind is None or j.kind == kind]
         leftovers = [] if kind is not None else find_leftovers(ledger, workspace, retention)
         freed = freed_bytes((j.uri, j.size_bytes) for j in judged if not j.kept)

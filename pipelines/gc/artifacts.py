@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from m4v.core.artifacts import MANIFEST, ArtifactKind
 from m4v.core.errors import InfrastructureError
 from m4v.core.storage import Storage, is_temporary, temporary_beside
-from pipelines.gc.judge import judge
+from pipelines.gc.judge import judge, resumable_since
 from pipelines.lease import Lease
 from pipelines.ledger import ArtifactRow, Deletion, Ledger
 from pipelines.ledger.reach_facts import ReachFacts
@@ -21,7 +21,7 @@ from pipelines.ledger.types import utc_now
 from pipelines.settings import RetentionConfig
 
 CLAIM = "garbage collection"  # stands where stage keys do; one collector at a time
-BATCH = 50  # artifacts a decision
+BATCH = 200  # artifacts a decision
 LEASE_S, RENEW_S = 900.0, 60.0  # a stopped collector that wakes up again must not find another one's work
 POLICY = "unreachable"
 _log = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ def collect_artifacts(
 
     with Lease(ledger, ledger.claim(CLAIM, by, LEASE_S), LEASE_S, RENEW_S) as lease:
         _erase_all(ledger, lease, ledger.marked(), done, on_deleted)
-        while rows := ledger.mark_deleted(retention.runs, decide, by=by, policy=POLICY):
+        since = resumable_since(retention, utc_now())
+        while rows := ledger.mark_deleted(retention.runs, decide, by=by, policy=POLICY, resumable_since=since):
             _erase_all(ledger, lease, rows, done, on_deleted)
     return done
 

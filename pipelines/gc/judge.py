@@ -48,6 +48,11 @@ def judge(facts: ReachFacts, retention: RetentionConfig, now: datetime, store_ur
     return sorted(judged, key=lambda j: (j.kept, j.used_at, j.artifact_id, j.kind))
 
 
+def resumable_since(retention: RetentionConfig, now: datetime) -> datetime:
+    """Interrupted pipeline runs that began since then may be resumed from their state."""
+    return now - timedelta(days=retention.state_days)
+
+
 def find_roots(facts: ReachFacts, retention: RetentionConfig, now: datetime, store_uri: str) -> dict[Key, str]:
     """Artifacts that are kept for their own sake, each with its first reason; the weightiest reasons come first."""
     roots: dict[Key, str] = {}
@@ -73,6 +78,9 @@ def find_roots(facts: ReachFacts, retention: RetentionConfig, now: datetime, sto
         if run.is_alive:
             used = facts.outputs.get(run.pipeline_run_id, set()) | facts.holds.get(run.pipeline_run_id, set())
             add(sorted(used), f"in use by pipeline run {run.pipeline_run_id} ({run.recipe})")
+        elif run.is_resumable:
+            why = f"pipeline run {run.pipeline_run_id} ({run.recipe}) was interrupted and may be resumed"
+            add(sorted(facts.outputs.get(run.pipeline_run_id, set())), why)
     for run in facts.runs:
         if run.rank <= retention.runs:
             why = f"of pipeline run {run.pipeline_run_id}, one of the last {retention.runs} of {run.recipe}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import false, func, or_, select
 from sqlalchemy.orm import Session
 
 from pipelines.ledger import schema
@@ -17,6 +17,7 @@ from pipelines.ledger.schema_channels import Hold, Pin, PromotionRequest
 from pipelines.ledger.schema_takedown import TakedownStep, Withdrawal
 
 Key = tuple[str, str]  # (artifact id, kind)
+_INTERRUPTED = (Status.DRAINED, Status.LOST)
 FINISHED = "closed"  # the last step of a takedown case
 
 
@@ -42,12 +43,14 @@ class Entry(NamedTuple):
 
 
 class KeptRun(NamedTuple):
-    """A pipeline run that lives, or one of the newest of its recipe (`rank` 1 is the newest)."""
+    """A pipeline run that lives, one that may be resumed (drained, or its process died), or one of the newest of its
+    recipe (`rank` 1 is the newest)."""
 
     pipeline_run_id: str
     recipe: str
     rank: int
     is_alive: bool
+    is_resumable: bool
 
 
 @dataclass
@@ -65,12 +68,13 @@ class ReachFacts:
     cited: list[tuple[Key, str]] = field(default_factory=list)  # artifact, takedown case
 
 
-def load_reach_facts(session: Session, runs: int) -> ReachFacts:
-    """One consistent picture; `runs`: how many of the newest pipeline runs of a recipe to load."""
+def load_reach_facts(session: Session, runs: int, resumable_since: datetime | None = None) -> ReachFacts:
+    """One consistent picture; `runs`: how many of the newest pipeline runs of a recipe to load, `resumable_since`: from
+    when on interrupted ones may be resumed."""
     facts = ReachFacts()
     _load_graph(session, facts)
     _load_channels(session, facts)
-    _load_runs(session, facts, runs)
+    _load_runs(session, facts, runs, resumable_since)
     pins = select(Pin.artifact_id, Pin.kind, Pin.pinned_by, Pin.reason).where(Pin.released_at.is_(None))
     facts.pins = [((a, k), by, reason) for a, k, by, reason in session.execute(pins)]
     asked = select(PromotionRequest.artifact_id, PromotionRequest.kind, PromotionRequest.channel)
@@ -133,23 +137,26 @@ def _load_channels(session: Session, facts: ReachFacts) -> None:
         facts.entries.append(Entry(name, seq, age, (artifact_id, kind), gates.get((name, seq))))
 
 
-def _load_runs(session: Session, facts: ReachFacts, runs: int) -> None:
+def _load_runs(session: Session, facts: ReachFacts, runs: int, resumable_since: datetime | None) -> None:
     """Pipeline runs that live, and of every recipe the newest and the newest that ended well, with what they use."""
     run, node = schema.PipelineRun, schema.PipelineRunNode
     by_age = func.row_number().over(
         partition_by=run.recipe, order_by=(run.started_at.desc(), run.pipeline_run_id.desc())
     )
-    ranked = select(run.pipeline_run_id, run.recipe, run.status, run.process, by_age.label("rank"))
+    ranked = select(run.pipeline_run_id, run.recipe, run.status, run.process, run.started_at, by_age.label("rank"))
     ended_well = ranked.where(run.status.in_([Status.SUCCEEDED, Status.REFUSED])).subquery()
     everything = ranked.subquery()
     found: dict[str, KeptRun] = {}
-    for table, extra in ((everything, everything.c.status == Status.RUNNING), (ended_well, None)):
-        wanted = table.c.rank <= runs
-        query = select(table).where(wanted if extra is None else or_(wanted, extra))
-        for pipeline_run_id, recipe, status, process, rank in session.execute(query):
-            alive = status == Status.RUNNING and not is_dead(process)
-            if pipeline_run_id not in found and (alive or rank <= runs):
-                found[pipeline_run_id] = KeptRun(pipeline_run_id, recipe, rank, alive)
+    unfinished = everything.c.status.in_([Status.RUNNING, *_INTERRUPTED])
+    for table, extra in ((everything, unfinished), (ended_well, false())):
+        query = select(table).where(or_(table.c.rank <= runs, extra))
+        for pipeline_run_id, recipe, status, process, started_at, rank in session.execute(query):
+            running = status == Status.RUNNING
+            alive = running and not is_dead(process)
+            interrupted = status in _INTERRUPTED or (running and not alive)
+            resumable = interrupted and resumable_since is not None and started_at >= resumable_since
+            if pipeline_run_id not in found and (alive or resumable or rank <= runs):
+                found[pipeline_run_id] = KeptRun(pipeline_run_id, recipe, rank, alive, resumable)
     facts.runs = sorted(found.values(), key=lambda r: (not r.is_alive, r.recipe, r.rank))
     outs = schema.RunOutput
     alive_ids = {r.pipeline_run_id for r in facts.runs if r.is_alive}

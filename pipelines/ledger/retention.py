@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
@@ -95,13 +96,20 @@ class RetentionOps:
                     raise ArtifactDeleted(artifact_id, str(kind), row.deleted_at)
                 session.merge(Hold(pipeline_run_id=pipeline_run_id, artifact_id=artifact_id, kind=str(kind)))
 
-    def reach_facts(self, runs: int) -> ReachFacts:
-        """What reachability is judged on, with the newest `runs` pipeline runs of every recipe."""
+    def reach_facts(self, runs: int, resumable_since: datetime | None = None) -> ReachFacts:
+        """What reachability is judged on, with the newest `runs` pipeline runs of every recipe and interrupted ones
+        that began after `resumable_since`."""
         with self._db.read() as session:
-            return load_reach_facts(session, runs)
+            return load_reach_facts(session, runs, resumable_since)
 
     def mark_deleted(
-        self, runs: int, judge: Callable[[ReachFacts], Sequence[Deletion]], *, by: str, policy: str
+        self,
+        runs: int,
+        judge: Callable[[ReachFacts], Sequence[Deletion]],
+        *,
+        by: str,
+        policy: str,
+        resumable_since: datetime | None = None,
     ) -> list[ArtifactRow]:
         """Decide which artifacts go and record that, in one transaction; returns their rows. Their bytes still lie
         there: `deleted` follows when they are gone.
@@ -111,7 +119,7 @@ class RetentionOps:
         with self._db.write() as session:
             _drop_old_holds(session)
             rows = []
-            for doomed in judge(load_reach_facts(session, runs)):
+            for doomed in judge(load_reach_facts(session, runs, resumable_since)):
                 row = session.get(schema.Artifact, (doomed.artifact_id, doomed.kind))
                 if row is None or row.deletion is not None:
                     continue

@@ -17,6 +17,7 @@ from pipelines.access import Actor, Role
 from pipelines.channels import promote
 from pipelines.gc import Judged, collect_artifacts, finish_deletions, judge
 from pipelines.gc import artifacts as collecting
+from pipelines.gc.judge import resumable_since
 from pipelines.gc.sizes import freed_bytes
 from pipelines.holds import hold_outputs
 from pipelines.ledger import ArtifactDeleted, ClaimHeld
@@ -29,7 +30,7 @@ ADA = Actor("ada", Role.ADMIN)
 
 
 def fates(house: House, retention: RetentionConfig = NOW) -> dict[str, Judged]:
-    facts = house.ledger.reach_facts(retention.runs)
+    facts = house.ledger.reach_facts(retention.runs, resumable_since(retention, utc_now()))
     return {j.artifact_id: j for j in judge(facts, retention, utc_now() + timedelta(seconds=1), house.store.uri)}
 
 
@@ -76,6 +77,18 @@ def test_the_last_runs_and_what_runs_stay_and_the_rest_goes(house: House) -> Non
     assert collect(house) == set()
     assert house.ledger.verify_chain().ok
     assert house.ledger.rebuild() == 0
+
+
+def test_an_interrupted_run_keeps_what_its_resumption_reads(house: House) -> None:
+    run = house.ledger.begin_pipeline_run("demo", {})
+    data = house.publish(ArtifactKind.DATASET, "data")
+    house.run("encode", {"dataset": data}, pipeline_run_id=run)
+    house.ledger.finish_pipeline_run(run, ExitClass.DRAINED)
+    for name in ("1", "2"):
+        pipeline(house, "demo", name)
+    assert fates(house)[data.artifact_id].why == f"pipeline run {run} (demo) was interrupted and may be resumed"
+    assert data.artifact_id not in collect(house)
+    assert data.artifact_id in collect(house, NOW.model_copy(update={"state_days": 0.0}))
 
 
 def test_every_root_keeps_what_it_was_made_from(house: House) -> None:
