@@ -35,8 +35,8 @@ SHIPPED = {
     "weights list", "weights check", "weights import",
 }  # fmt: skip
 READS = (
-    "plan", "doctor", "runs list", "runs show", "runs diff", "artifacts list", "artifacts show", "artifacts verify", "lineage up",
-    "lineage down", "ledger verify", "flops", "weights list", "weights check",
+    "plan", "doctor", "runs list", "runs show", "runs diff", "artifacts list", "artifacts show", "artifacts verify",
+    "lineage up", "lineage down", "ledger verify", "flops", "weights list", "weights check",
 )  # fmt: skip
 PLAN_CPU_S = 2.0
 

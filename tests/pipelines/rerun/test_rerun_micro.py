@@ -104,6 +104,7 @@ def test_the_command_tells_and_records(home):
 
 
 @pytest.mark.deep
+@pytest.mark.timeout(3 * TIMEOUT_S)
 def test_every_stage_of_micro_is_identical(tmp_path):
     run_id = micro(tmp_path / "home")
     done = m4v(tmp_path / "home", "runs", "rerun", run_id, "--verify", "--json")
