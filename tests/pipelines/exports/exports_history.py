@@ -106,7 +106,7 @@ class HttpSink:
     connection is cut before it is read. `lost-answer`: the event is kept, and then the connection is cut.
     """
 
-    def __init__(self, *script: str, hang_s: float = 1.0) -> None:
+    def __init__(self, *script: str, hang_s: float = 2.5) -> None:
         self.script, self.hang_s = list(script), hang_s
         self.received: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
