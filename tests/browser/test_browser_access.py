@@ -41,7 +41,8 @@ def pages(home: ReviewedHome) -> list[str]:
         "/compare", f"/compare/runs?a={home.first}&b={home.second}",
         f"/compare/versions?a={datasets[-1].artifact_id}&b={datasets[0].artifact_id}",
         f"/curation/{datasets[0].artifact_id}", f"/curation/{clips[-1].artifact_id}", "/channels",
-        "/channels/production", "/evaluation?sort=local.flicker", "/plan?recipe=micro", "/nowhere",
+        "/channels/production", "/evaluation?sort=local.flicker",
+        f"/plan?run={home.second}&diff=production", "/nowhere",
     ]  # fmt: skip
 
 

@@ -137,6 +137,11 @@ def test_a_plan_says_why_and_takes_no_paths(client: TestClient, reviewed: Review
     page = client.get(f"/plan?run={reviewed.first}").text
     assert "Plan of micro" in page
     assert page.count('<th scope="row">') == 16
+    against = client.get(f"/plan?run={reviewed.second}&diff={reviewed.first}").text
+    assert "Against pipeline run" in against
+    assert "confidence: 0.95 -&gt; 0.9" in against
+    assert "Against channel production" in client.get(f"/plan?run={reviewed.first}&diff=production").text
+    assert client.get(f"/plan?run={reviewed.first}&diff=nowhere").status_code == 404
     for path in ("/etc/passwd", "../micro", "micro.yaml", str(reviewed.home / "settings.yaml")):
         refused = client.get("/plan", params={"recipe": path})
         assert refused.status_code == 400

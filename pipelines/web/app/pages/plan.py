@@ -7,6 +7,7 @@ from fastapi.responses import HTMLResponse
 
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError
+from pipelines.compare.plans import compare_plan
 from pipelines.dataset_versions import RUN_NAME
 from pipelines.graph import build_graph
 from pipelines.ledger import Ledger, PipelineRunRow
@@ -23,17 +24,21 @@ _OFFERED = 50
 
 
 @router.get("/plan")
-def plan(request: Request, ledger: LedgerDep, recipe: str = "", run: str = "") -> HTMLResponse:
-    """`recipe` is a shipped one's name, or `run` a pipeline run whose resolved recipe is planned again."""
+def plan(request: Request, ledger: LedgerDep, recipe: str = "", run: str = "", diff: str = "") -> HTMLResponse:
+    """`recipe` is a shipped one's name, or `run` a pipeline run whose resolved recipe is planned again. `diff` names a
+    pipeline run, a channel or a checkpoint to hold the plan against."""
     earlier = [row for row in ledger.pipeline_runs(limit=_OFFERED) if row.recipe != RUN_NAME]
     chosen = _chosen(ledger, recipe.strip(), run.strip())
-    made = None
+    made = against = None
     if chosen is not None:
-        lookup = Lookup(ledger, launcher_of(chosen.active_profile))
-        made = make_plan(chosen.name, build_graph(chosen), lookup)
+        nodes = build_graph(chosen)
+        made = make_plan(chosen.name, nodes, Lookup(ledger, launcher_of(chosen.active_profile)))
+        against = compare_plan(ledger, made, nodes, diff.strip()) if diff.strip() else None
     return page(
-        request, "plan", here="plan", plan=made, chosen=chosen, run=run.strip(), recipes=_described(), earlier=earlier
-    )
+        request, "plan", here="plan", plan=made, chosen=chosen, recipe=recipe.strip(), run=run.strip(),
+        recipes=_described(), earlier=earlier, diff=diff.strip(), against=against,
+        channels=sorted({row.name for row in ledger.channel_history()}),
+    )  # fmt: skip
 
 
 def _chosen(ledger: Ledger, recipe: str, run: str) -> Recipe | None:
