@@ -73,7 +73,7 @@ class ExposureOps:
         """Keep the state of a checkpoint, before its run is committed; a known one is left as it is, but a
         timetable that was missing is added."""
         order_id = state.order_id
-        with self._db.write(chain=False) as session:
+        with self._db.write() as session:  # one writer at a time: two stages may bring the same order at once
             if order_id is not None and state.order is not None and state.dataset_id is not None:
                 _record_order(session, order_id, state.dataset_id, state.order, plan)
             if session.get(CheckpointExposure, checkpoint_id) is None:
