@@ -90,11 +90,12 @@ class WandbMirror:
         }
 
     def _artifact(self, link: Link) -> Any:
-        """A link to the artifact where it lies; its bytes are neither read nor copied."""
+        """A link to the artifact where it lies; its bytes are neither read nor copied. A local path, which may be gone
+        and means nothing elsewhere, stands in the facts only."""
         facts = {"artifact_id": link.artifact_id, "size_bytes": link.size_bytes, "uri": link.uri}
         artifact = self._wandb.Artifact(f"{link.kind}-{link.artifact_id[:SHORT]}", type=link.kind, metadata=facts)
-        uri = link.uri if "://" in link.uri else Path(link.uri).as_uri()
-        artifact.add_reference(uri, name="artifact", checksum=False)
+        if "://" in link.uri:
+            artifact.add_reference(link.uri, name="artifact", checksum=False)
         return artifact
 
 

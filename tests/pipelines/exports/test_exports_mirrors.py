@@ -268,6 +268,16 @@ def test_wandb_client_writes_a_run_file_for_each_run(ledger: Ledger, workspace: 
     assert [(a.type, json.loads(a.metadata)["artifact_id"]) for a in artifacts] == [("checkpoint", curved.artifact_id)]
 
 
+def test_wandb_takes_artifacts_whose_bytes_are_gone_or_remote(ledger: Ledger, workspace: Workspace) -> None:
+    pytest.importorskip("wandb")
+    pipeline = ledger.begin_pipeline_run("demo", {"name": "demo"})
+    remote = artifact("remote", ArtifactKind.DATASET, uri="s3://bucket/artifacts/remote")
+    run_stage(ledger, pipeline, "encode", {}, {"clips": CLIPS, "dataset": remote})
+    done = to_wandb(ledger, workspace)
+    assert done.ok, done.error
+    assert len(list(workspace.home.rglob("run-*.wandb"))) == 1
+
+
 def test_wandb_online_needs_its_key(
     ledger: Ledger, history: dict[str, str], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
