@@ -67,12 +67,21 @@ class CuratedClip:
         return str(self.row["drop_rule"] or "kept")
 
 
-def clip_tables(ledger: Ledger, cache: Path, newest: int | None = NEWEST) -> list[Artifact]:
-    """Published clip tables in use whose bytes are there, newest first; None: all of them. Withdrawn ones are out of
-    use: what they hold is not shown any more."""
-    withdrawn = {row.artifact_id for row in ledger.withdrawals()}
-    rows = ledger.artifacts(kind=ArtifactKind.CLIPS, limit=newest)
-    artifacts = [_artifact(row, cache) for row in rows if row.artifact_id not in withdrawn]
+def clip_tables(ledger: Ledger, cache: Path, newest: int = NEWEST) -> list[Artifact]:
+    """Published clip tables in use whose bytes are there, newest first. Withdrawn ones are out of use: what they hold
+    is not shown any more."""
+    return _in_use(ledger, ledger.artifacts(kind=ArtifactKind.CLIPS, limit=newest), cache)
+
+
+def tables_with(ledger: Ledger, cache: Path, clip_id: str) -> list[Artifact]:
+    """Those of `clip_tables` that list a clip, kept or dropped, however old they are."""
+    kinds = ledger.kinds_of(ledger.artifacts_with([clip_id], dropped=True))
+    rows = [ledger.artifact(i, ArtifactKind.CLIPS) for i, kind in kinds.items() if kind == ArtifactKind.CLIPS]
+    return _in_use(ledger, sorted(rows, key=lambda row: row.recorded_at, reverse=True), cache)
+
+
+def _in_use(ledger: Ledger, rows: Sequence[ArtifactRow], cache: Path) -> list[Artifact]:
+    artifacts = [_artifact(row, cache) for row in rows if ledger.withdrawal(row.artifact_id, row.kind) is None]
     return [a for a in artifacts if a.storage.exists(MANIFEST)]
 
 

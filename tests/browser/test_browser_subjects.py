@@ -70,6 +70,16 @@ def test_what_finds_nothing_is_told(client: TestClient) -> None:
     assert client.get("/clips?by=nonsense").status_code == 422
 
 
+def test_the_search_field_finds_clips_and_cases_by_id(client: TestClient, reviewed: ReviewedHome) -> None:
+    for given, address in (
+        (reviewed.clip, f"/clips/{reviewed.clip}"), (reviewed.clip[:9].upper(), f"/clips/{reviewed.clip}"),
+        (reviewed.takedown, f"/takedowns/{reviewed.takedown}"), (reviewed.first, f"/runs/{reviewed.first}"),
+        (reviewed.checkpoint[:12], f"/artifacts/{reviewed.checkpoint}"),
+    ):  # fmt: skip
+        assert client.get("/find", params={"id": given}).url.path == address
+    assert client.get("/find?id=nothing-of-the-sort").status_code == 404
+
+
 def test_media_of_a_clip_come_by_range(client: TestClient, reviewed: ReviewedHome, ledger: Ledger) -> None:
     workspace = Workspace.open(reviewed.home)
     clip = curated.curated_clip(curated.clip_tables(ledger, workspace.cache), reviewed.clip)

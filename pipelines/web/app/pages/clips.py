@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, HTMLResponse
 
 from m4v.core.errors import InputError
 from pipelines.impact import AffectedCheckpoint, Verdict, impact
-from pipelines.inspection.curated import CuratedClip, clip_tables, curated_clip, media_file, with_words
+from pipelines.inspection.curated import CuratedClip, clip_tables, curated_clip, media_file, tables_with, with_words
 from pipelines.ledger import Ledger
 from pipelines.membership import ClipFacts, ClipSelector, parse_selector
 from pipelines.web.app.site import LedgerDep, WorkspaceDep
@@ -112,6 +112,4 @@ def _one(ledger: Ledger, clip_id: str) -> ClipFacts:
 
 def _curated(ledger: Ledger, workspace: Workspace, clip_id: str) -> CuratedClip | None:
     """The clip in a clip table that holds it and is still there."""
-    holders = ledger.artifacts_with([clip_id], dropped=True)
-    tables = [t for t in clip_tables(ledger, workspace.cache, None) if t.id in holders]
-    return curated_clip(tables, clip_id)
+    return curated_clip(tables_with(ledger, workspace.cache, clip_id), clip_id)
