@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from m4v.core.errors import DataIntegrityError, Drained, ExitClass, InfrastructureError, InputError, M4VError
 from m4v.core.stage import (
+    RESULT,
     InputRef,
     OutputRef,
     Progress,
@@ -35,7 +36,6 @@ from pipelines.ledger import ClaimLost, Exactness, Ledger, NewRun, Status, new_i
 from pipelines.lookup import Output
 from pipelines.provenance import BlobStore, code_state, read_record, recorded_request, write_record
 from pipelines.spec import StageNode
-from pipelines.stage_process import RESULT
 from pipelines.store import ArtifactStore
 from pipelines.takedown.blocklist import ATTACHMENT as BLOCKED
 from pipelines.takedown.blocklist import BlockLists

@@ -20,7 +20,9 @@ from pydantic import ValidationError
 from m4v.core.artifacts import build_manifest, write_manifest
 from m4v.core.canonical import FileEntry
 from m4v.core.errors import ConfigError, Drained, ExitClass, M4VError
+from m4v.core.items import LAST_USED
 from m4v.core.stage import (
+    RESULT,
     ExitRecord,
     OutputResult,
     StageContext,
@@ -35,8 +37,6 @@ from pipelines.environment import check_lock, check_numerics, environment_facts
 from pipelines.processes import die_with_parent
 from pipelines.spec import load_object
 
-RESULT = "result.json"
-LAST_USED = "last-used"  # beside the items of a step
 SUPERVISED = "M4V_SUPERVISED"
 _TRANSIENT_ERRNO = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT}

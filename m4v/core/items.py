@@ -11,6 +11,7 @@ from m4v.core.canonical import digest_bytes
 from m4v.core.errors import InputError
 from m4v.core.storage import Storage, check_relative
 
+LAST_USED = "last-used"  # beside the items of a step: touched when a stage opens them
 _DIGEST_BYTES = 64
 _SHORTEST_KEY = 3
 

@@ -27,6 +27,7 @@ from m4v.core.storage import Storage, write_atomic
 
 REQUEST_SCHEMA = 1
 WEIGHTS_INPUT = "weights"
+RESULT = "result.json"  # in the work directory, written last
 ModelT = TypeVar("ModelT", bound=FrozenModel)
 
 

@@ -9,11 +9,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from m4v.core.errors import InputError
+from m4v.core.items import LAST_USED
 from m4v.core.storage import Storage, storage_faults
 from pipelines.ledger import AttemptRow, ClaimHeld, Ledger, Status
 from pipelines.ledger.types import utc_now
 from pipelines.settings import RetentionConfig
-from pipelines.stage_process import LAST_USED
 from pipelines.store import DAY_S, ArtifactStore
 from pipelines.workspace import Workspace
 

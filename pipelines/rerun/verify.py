@@ -16,7 +16,7 @@ from pathlib import Path
 
 from m4v.core.canonical import canonical_json, plain_json
 from m4v.core.errors import ExitClass, InputError
-from m4v.core.stage import StageRequest, StageResult, write_json
+from m4v.core.stage import RESULT, StageRequest, StageResult, write_json
 from pipelines.environment import host_facts
 from pipelines.launchers import LOG, REQUEST, Ending, Launcher
 from pipelines.ledger import AttemptRow, Ledger, PipelineRunRow, RunRow, new_id
@@ -26,7 +26,6 @@ from pipelines.provenance import BlobStore, code_state
 from pipelines.rerun.outputs import compare_output
 from pipelines.rerun.recorded import Allowed, Recorded, again, check, recorded
 from pipelines.rerun.verdict import OutputVerdict, RunVerdict, StageVerdict, Tolerance, Verdict, worst
-from pipelines.stage_process import RESULT
 from pipelines.workspace import Workspace
 
 POLL_S = 0.5

@@ -18,8 +18,8 @@ from m4v.core.artifacts import Artifact, ArtifactKind, build_manifest, write_man
 from m4v.core.canonical import canonical_json, digest_json
 from m4v.core.ids import clip_id, sample_id
 from m4v.core.shard_index import INDEX, iterate, read_index, write_index
-from m4v.core.stage import InputRef, OutputRef, OutputResult, StageContext, StageRequest, StageResult
-from pipelines.stage_process import RESULT, write_result
+from m4v.core.stage import RESULT, InputRef, OutputRef, OutputResult, StageContext, StageRequest, StageResult
+from pipelines.stage_process import write_result
 from pipelines.store import ArtifactRecord, ArtifactStore
 
 ENCODER = digest_json("the encoders of these tests")

@@ -16,13 +16,13 @@ from bench import Bench, open_bench
 from stages_for_faults import CountConfig, pipeline
 
 from m4v.core.artifacts import verify
+from m4v.core.items import LAST_USED
 from m4v.core.storage import Storage
 from pipelines.gc import collect_artifacts, find_leftovers, remove_leftovers
 from pipelines.gc.leftovers import LeftoverKind
 from pipelines.ledger import Status
 from pipelines.settings import RetentionConfig
 from pipelines.spec import StageNode
-from pipelines.stage_process import LAST_USED
 
 NOW = RetentionConfig(runs=1, grace_hours=0, work_days=1, log_days=2, state_days=1, item_days=1)
 DAY = 86_400.0
