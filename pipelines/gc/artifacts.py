@@ -6,13 +6,16 @@ are made in small batches, so that nobody waits long for bytes that are going.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from m4v.core.artifacts import MANIFEST, ArtifactKind
 from m4v.core.errors import InfrastructureError
-from m4v.core.storage import Storage, is_temporary, temporary_beside
+from m4v.core.storage import Storage, is_temporary, storage_faults, temporary_beside
 from pipelines.gc.judge import judge, resumable_since
 from pipelines.lease import Lease
 from pipelines.ledger import ArtifactRow, Deletion, Ledger
@@ -99,15 +102,25 @@ def _erase_all(
 
 def erase(row: ArtifactRow) -> None:
     """Delete a marked artifact's bytes, also what an interrupted deletion left of them. Files that other artifacts
-    share (hard links, copies by the server) stay theirs."""
+    share (hard links, copies by the server) stay theirs. Somebody else may be deleting them too.
+
+    Raises InfrastructureError for what the store refuses to delete.
+    """
     place = Storage(row.uri)
     if place.is_local:
         path = place.local_root
-        if path.exists():  # one rename: no reader finds half an artifact
-            path.rename(temporary_beside(path))
-        for left in path.parent.glob(f".{path.name}.*"):
-            if is_temporary(left.name):
-                Storage(str(left)).delete()
+        with storage_faults(row.uri):
+            with contextlib.suppress(FileNotFoundError):  # one rename: no reader finds half an artifact
+                path.rename(temporary_beside(path))
+            for left in list(path.parent.glob(f".{path.name}.*")):
+                if is_temporary(left.name):
+                    _remove_tree(left)
         return
     place.delete(MANIFEST)  # without it the rest is no artifact
     place.delete()
+
+
+def _remove_tree(path: Path) -> None:
+    while path.exists():
+        with contextlib.suppress(FileNotFoundError):  # another deletion took a file of it first
+            shutil.rmtree(path)

@@ -118,16 +118,13 @@ class RetentionOps:
         """
         with self._db.write() as session:
             _drop_old_holds(session)
-            rows = []
-            for doomed in judge(load_reach_facts(session, runs, resumable_since)):
-                row = session.get(schema.Artifact, (doomed.artifact_id, doomed.kind))
-                if row is None or row.deletion is not None:
-                    continue
-                facts = {"kind": row.kind, "uri": row.uri, "size_bytes": row.size_bytes, "by": by, "policy": policy}
-                record_event(session, "artifact.deleted", row.artifact_id, {**facts, "reason": doomed.reason})
-                session.refresh(row)
-                rows.append(artifact_row(row))
-            return rows
+            return _mark(session, judge(load_reach_facts(session, runs, resumable_since)), by, policy)
+
+    def mark(self, doomed: Iterable[Deletion], *, by: str, policy: str) -> list[ArtifactRow]:
+        """Record that artifacts go, whatever needs them; returns the rows of those that were there. For a takedown:
+        what is decided already asks nothing of the graph."""
+        with self._db.write() as session:
+            return _mark(session, doomed, by, policy)
 
     def marked(self) -> list[ArtifactRow]:
         """Artifacts whose deletion was decided and may not be finished."""
@@ -142,6 +139,19 @@ class RetentionOps:
                 row = session.get(schema.Artifact, (artifact_id, str(kind)))
                 if row is not None and row.deletion == "marked":
                     record_event(session, "artifact.gone", artifact_id, {"kind": str(kind)})
+
+
+def _mark(session: Session, doomed: Iterable[Deletion], by: str, policy: str) -> list[ArtifactRow]:
+    rows = []
+    for one in doomed:
+        row = session.get(schema.Artifact, (one.artifact_id, one.kind))
+        if row is None or row.deletion is not None:
+            continue
+        facts = {"kind": row.kind, "uri": row.uri, "size_bytes": row.size_bytes, "by": by, "policy": policy}
+        record_event(session, "artifact.deleted", row.artifact_id, {**facts, "reason": one.reason})
+        session.refresh(row)
+        rows.append(artifact_row(row))
+    return rows
 
 
 def _pins() -> Select[tuple[Pin]]:

@@ -43,7 +43,7 @@ class Deleted:
 def delete_artifact(ledger: Ledger, row: ArtifactRow, by: str, reason: str) -> None:
     """Delete an artifact's bytes: decided and recorded first, so that a kill in between leaves no half artifact that
     somebody would use."""
-    ledger.mark_deleted(1, lambda _: [Deletion(row.artifact_id, str(row.kind), reason)], by=by, policy=POLICY)
+    ledger.mark([Deletion(row.artifact_id, str(row.kind), reason)], by=by, policy=POLICY)
     erase(row)
     ledger.deleted([(row.artifact_id, str(row.kind))])
 

@@ -20,10 +20,10 @@ from pipelines.gc import artifacts as collecting
 from pipelines.gc.judge import resumable_since
 from pipelines.gc.sizes import freed_bytes
 from pipelines.holds import hold_outputs
-from pipelines.ledger import ArtifactDeleted, ClaimHeld
+from pipelines.ledger import ArtifactDeleted, ClaimHeld, Ledger
 from pipelines.ledger.types import utc_now
 from pipelines.settings import ChannelPolicy, RetentionConfig, Settings
-from pipelines.store import ArtifactRecord
+from pipelines.store import ArtifactRecord, ArtifactStore
 
 NOW = RetentionConfig(runs=1, promotions=2, grace_hours=0)
 ADA = Actor("ada", Role.ADMIN)
@@ -245,3 +245,40 @@ def test_shared_files_stay_with_who_else_has_them(tmp_path: Path) -> None:
     os.link(one / "shard", two / "shard")
     assert freed_bytes([(str(one), 1010)]) == 10
     assert freed_bytes([(str(one), 1010), (str(two), 1000)]) == 1010
+
+
+def test_deletions_of_the_same_bytes_at_once_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger.open(str(tmp_path / "ledger.sqlite")) as ledger:
+        house = House(ledger, ArtifactStore(str(tmp_path / "store")), tmp_path / "staging", "")
+        model = house.checkpoint("model")
+        row = ledger.artifact(model.artifact_id)
+        place = Storage(row.uri)
+        for number in range(200):
+            place.write_bytes(f"extra/{number:04}", b"x")
+        together, faults = threading.Barrier(4), []
+
+        def erase_at_once() -> None:
+            together.wait()
+            try:
+                collecting.erase(row)
+            except Exception as error:
+                faults.append(error)
+
+        threads = [threading.Thread(target=erase_at_once) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert faults == []
+        assert list(place.local_root.parent.glob(f"*{model.artifact_id}*")) == []
+
+        other = ledger.artifact(house.checkpoint("other").artifact_id)
+
+        def refuse(*_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "rename", refuse)
+        with pytest.raises(InfrastructureError, match="storage failed: PermissionError"):
+            collecting.erase(other)
