@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,9 +112,8 @@ def erase(row: ArtifactRow) -> None:
         with storage_faults(row.uri):
             with contextlib.suppress(FileNotFoundError):  # one rename: no reader finds half an artifact
                 path.rename(temporary_beside(path))
-            for left in list(path.parent.glob(f".{path.name}.*")):
-                if is_temporary(left.name):
-                    _remove_tree(left)
+            for left in _temporaries(path):
+                _remove_tree(left)
         return
     place.delete(MANIFEST)  # without it the rest is no artifact
     place.delete()
@@ -124,3 +123,17 @@ def _remove_tree(path: Path) -> None:
     while path.exists():
         with contextlib.suppress(FileNotFoundError):  # another deletion took a file of it first
             shutil.rmtree(path)
+
+
+def lying(row: ArtifactRow) -> Iterator[str]:
+    """Files that still lie where an artifact was, by path or URI: of itself, or of an interrupted deletion."""
+    place = Storage(row.uri)
+    if not place.is_local:
+        yield from (f"{row.uri}/{file.path}" for file in place.list())
+        return
+    path = place.local_root
+    yield from (str(p) for folder in (path, *_temporaries(path)) for p in sorted(folder.rglob("*")) if p.is_file())
+
+
+def _temporaries(path: Path) -> list[Path]:
+    return [left for left in path.parent.glob(f".{path.name}.*") if is_temporary(left.name)]

@@ -64,7 +64,7 @@ def remove_leftovers(
         if leftover.kind is LeftoverKind.ITEMS:
             done = _remove_items(leftover, retention)
         else:
-            done = _remove_claimed(ledger, leftover)
+            done = remove_claimed(ledger, leftover)
         if done:
             gone.append(leftover)
     if any(leftover.kind is LeftoverKind.PUBLISH for leftover in found):
@@ -97,7 +97,13 @@ def _states(ledger: Ledger, workspace: Workspace, retention: RetentionConfig, no
         idle_days = (now - touched) / DAY
         if committed or idle_days > retention.state_days:
             why = "its run is committed" if committed else f"no attempt for {idle_days:.0f} days"
-            yield Leftover(kind=LeftoverKind.STATE, uri=place.uri, size_bytes=_size(place), why=why, stage_key=key)
+            yield state_leftover(states, key, why)
+
+
+def state_leftover(store: Storage, stage_key: str, why: str) -> Leftover:
+    """The resume state of a stage key."""
+    place = store.child(f"state/{stage_key}")
+    return Leftover(kind=LeftoverKind.STATE, uri=place.uri, size_bytes=_size(place), why=why, stage_key=stage_key)
 
 
 def _touched(attempt: AttemptRow) -> float:
@@ -152,8 +158,16 @@ def _attempts(ledger: Ledger, workspace: Workspace, retention: RetentionConfig, 
         days = (now - touched) / DAY
         if days > retention.log_days:
             yield _folder(LeftoverKind.LOGS, folder, f"ended {days:.0f} days ago", key)
-        elif days > retention.work_days and any((folder / name).exists() for name in SCRATCH):
-            yield _folder(LeftoverKind.SCRATCH, folder, f"ended {days:.0f} days ago; its logs stay", key)
+        elif days > retention.work_days:
+            scratch = attempt_leftover(folder, f"ended {days:.0f} days ago; its logs stay", key)
+            yield from () if scratch is None else (scratch,)
+
+
+def attempt_leftover(folder: Path, why: str, stage_key: str | None) -> Leftover | None:
+    """What an attempt left beside its logs; None when it left nothing."""
+    if not any((folder / name).exists() for name in SCRATCH):
+        return None
+    return _folder(LeftoverKind.SCRATCH, folder, why, stage_key)
 
 
 def _folder(kind: LeftoverKind, folder: Path, why: str, stage_key: str | None) -> Leftover:
@@ -166,8 +180,9 @@ def _files(path: Path) -> list[Path]:
     return [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path] if path.is_file() else []
 
 
-def _remove_claimed(ledger: Ledger, leftover: Leftover) -> bool:
-    """Delete under the claim of its stage key: no run can be resuming from it meanwhile."""
+def remove_claimed(ledger: Ledger, leftover: Leftover) -> bool:
+    """Delete a leftover under the claim of its stage key: no run can be resuming from it meanwhile. False, and nothing
+    is deleted, while one is."""
     if leftover.stage_key is None:
         _remove(leftover)
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from m4v.core.artifacts import ArtifactKind
@@ -18,12 +19,13 @@ from pipelines.launchers import Launcher
 from pipelines.ledger import AttemptRow, Ledger, TakedownRow
 from pipelines.membership import ClipSelector
 from pipelines.takedown.affected import Affected, Held, affected_by, artifact_of, blocks_of
-from pipelines.takedown.delete import count_bytes, delete_artifact, delete_items, delete_state
+from pipelines.takedown.delete import count_bytes, delete_artifact, delete_copies, delete_items
 from pipelines.takedown.drain import concerned, drain_concerned
 from pipelines.takedown.policy import Delete, Policy, may_delete
 from pipelines.takedown.receipt import CLOSED, DIGEST, DUE, FOLDER, RECEIPT, make_receipt, to_markdown
 from pipelines.takedown.replace import Replacer
 from pipelines.takedown.retrain import Cure, retrain_plans
+from pipelines.takedown.unfinished import delete_unfinished
 from pipelines.workspace import Workspace
 
 DRAIN_WAIT_S = 900.0
@@ -163,8 +165,9 @@ class TakedownRun:
                     case, "deleted", f"items of {artifact_id}",
                     delete_items(self._ledger, self._workspace, table, clips).facts(),
                 )  # fmt: skip
-        drained = self._ledger.takedown_steps(case.takedown_id, "drained")
-        delete_state(self._workspace, (step.facts["stage_key"] for step in drained))
+        for left in delete_unfinished(self._ledger, self._workspace):
+            facts = {"size_bytes": left.size_bytes, "bytes_freed": left.size_bytes, "why": left.why}
+            self._step(case, "deleted", f"{left.kind} {Path(left.uri).name}", facts)
         for artifact_id, kind in doomed:
             self._delete_artifact(case, artifact_id, kind)
         self._ledger.record_step(case.takedown_id, "deletion")
@@ -198,6 +201,7 @@ class TakedownRun:
         self._ledger.record_step(case.takedown_id, "deleting", item, count_bytes(Storage(row.uri)).facts())
         counted = next(s for s in self._ledger.takedown_steps(case.takedown_id, "deleting") if s.item == item).facts
         delete_artifact(self._ledger, row, self._actor.name, f"takedown {case.takedown_id}")
+        delete_copies(self._workspace, artifact_id)
         self._step(case, "deleted", item, counted)
         self._tell(f"deleted {kind} {artifact_id[:12]}: {counted['bytes_freed']} bytes freed")
 

@@ -3,7 +3,8 @@ are in use: shards that they share are other links, or other objects, of the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,11 @@ def _latent_key(clip: KeptClip, config: BucketConfig) -> str | None:
         return None  # it filled no bucket and was not encoded
 
 
-def delete_state(workspace: Workspace, stage_keys: Iterable[str]) -> None:
-    """Resume state of drained work that can never be resumed: its inputs are withdrawn."""
-    for key in stage_keys:
-        Storage(workspace.store_uri).delete(f"state/{key}")
+def delete_copies(workspace: Workspace, artifact_id: str) -> None:
+    """Delete files of an artifact of a remote store that this machine keeps to read them again."""
+    shared = os.environ.get("M4V_CACHE")
+    for cache in (workspace.home / "cache", *([Path(shared)] if shared else [])):
+        Storage(str(cache / artifact_id)).delete()
 
 
-__all__ = ["Deleted", "count_bytes", "delete_artifact", "delete_items", "delete_state"]
+__all__ = ["Deleted", "count_bytes", "delete_artifact", "delete_copies", "delete_items"]

@@ -6,23 +6,21 @@ import time
 from collections.abc import Callable
 
 from m4v.core.errors import InfrastructureError, InputError
-from pipelines import stages
 from pipelines.ledger import AttemptRow, Ledger, Status
+from pipelines.takedown.unfinished import reads
 
 POLL_S = 0.5
-_BLOCKING = frozenset(spec.name for spec in stages.ALL if spec.takedowns)
 
 
 def concerned(ledger: Ledger) -> list[AttemptRow]:
     """Running attempts that must stop: those that read a withdrawn artifact, and those that keep clips out by a block
     list which has grown since they were begun."""
-    withdrawn = {row.artifact_id for row in ledger.withdrawals()}
+    withdrawn = frozenset(row.artifact_id for row in ledger.withdrawals())
     inputs, blocked_at = ledger.running_inputs(), ledger.blocked_at()
     return [
         attempt
         for attempt in ledger.attempts(status=Status.RUNNING, limit=None)
-        if withdrawn & set(inputs.get(attempt.attempt_id, {}).values())
-        or (attempt.stage in _BLOCKING and blocked_at is not None and attempt.started_at <= blocked_at)
+        if reads(attempt, inputs.get(attempt.attempt_id, {}).values(), withdrawn, blocked_at)
     ]
 
 

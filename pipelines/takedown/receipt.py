@@ -117,5 +117,6 @@ def _told_version(made: dict[str, Any]) -> str:
 
 
 def _told(deleted: dict[str, Any]) -> str:
-    files, size, freed = deleted["files"], deleted["size_bytes"], deleted["bytes_freed"]
-    return f"{files} files, {size} bytes, of which {size - freed} still stand in versions that share them"
+    files, size, freed = deleted.get("files"), deleted["size_bytes"], deleted["bytes_freed"]
+    count = f"{files} files, " if files is not None else ""
+    return f"{count}{size} bytes, of which {size - freed} still stand in versions that share them"

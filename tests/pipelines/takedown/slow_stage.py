@@ -9,12 +9,20 @@ from pipelines.spec import InputSpec, StageSpec
 
 
 class SlowConfig(FrozenModel):
-    seconds: float = 60.0
+    seconds: float = 600.0
     stubborn: bool = False  # does not look whether it shall stop
+    kept: bool = False  # leaves resume state and scratch
+    fails: bool = False
 
 
 def run(context: StageContext) -> None:
     config = context.config(SlowConfig)
+    if config.kept:
+        context.state.write_bytes("step-1", b"what it saw")
+        (context.work_dir / "scratch").mkdir(exist_ok=True)
+        (context.work_dir / "scratch" / "frame").write_bytes(b"a frame")
+    if config.fails:
+        raise ValueError("it fails")
     began = time.monotonic()
     while (left := config.seconds - (time.monotonic() - began)) > 0:
         context.progress.update(config.seconds - left, config.seconds, "seconds")

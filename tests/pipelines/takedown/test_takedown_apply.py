@@ -211,7 +211,7 @@ def test_bytes_go_with_their_items_and_shared_ones_stay(home: TakedownHome) -> N
     assert failing(home, done.receipt) == []
     # One byte that stays where it was sworn to be gone is seen.
     Path(home.ledger.artifact(clips, "clips").uri).mkdir(parents=True)
-    (Path(home.ledger.artifact(clips, "clips").uri) / "manifest.json").write_text("{}")
+    (Path(home.ledger.artifact(clips, "clips").uri) / "clips.parquet").write_text("{}")
     assert [c.claim for c in failing(home, done.receipt)] == [f"bytes of clips {clips[:18]} are gone"]
 
 

@@ -17,7 +17,7 @@ from pipelines.ledger import Status
 from pipelines.spec import StageNode
 from pipelines.takedown.policy import Delete
 
-WAIT_S = 60
+WAIT_S = 300
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def started(home: TakedownHome, run: PipelineRun) -> threading.Thread:
 
 def test_a_stage_that_reads_the_clip_is_drained_and_never_resumed(home: TakedownHome) -> None:
     clip = home.rows(home.only("dataset"))[0]["clip_id"]
-    run, late = reading(home), reading(home, seconds=61.0)
+    run, late = reading(home), reading(home, seconds=601.0)
     thread = started(home, run)
     told: list[str] = []
     done = home.apply(clip, delete=Delete.KEEP, tell=told.append)
@@ -63,10 +63,32 @@ def test_a_stage_that_reads_the_clip_is_drained_and_never_resumed(home: Takedown
     assert f"withdrawn by takedown {case}" in str(next(iter(refused.values())).error)
 
 
+def test_what_earlier_work_left_of_the_clip_goes(home: TakedownHome) -> None:
+    dataset = home.only("dataset")
+    run = reading(home, kept=True, fails=True)
+    run.run_all()
+    assert str(run.outcomes["slow"].status) == "failed"
+    (attempt,) = home.ledger.attempts(stage="slow")
+    left = [Path(attempt.work_dir) / "scratch", home.workspace.home / "store" / "state" / attempt.stage_key]
+    assert all(any(place.iterdir()) for place in left)
+    other = home.workspace.home / "store" / "state" / ("f" * 64)
+    other.mkdir(parents=True)
+    copy = home.workspace.home / "cache" / dataset
+    copy.mkdir(parents=True)
+    clip = home.rows(dataset)[0]["clip_id"]
+    done = home.apply(clip)
+    assert not any(place.exists() for place in (*left, copy))
+    assert other.exists()
+    assert Path(attempt.log_path).exists()
+    items = {d["item"] for d in done.receipt["deleted"]}
+    assert {f"resume state {attempt.stage_key}", f"attempt scratch {attempt.attempt_id}"} <= items
+    assert not home.apply(clip).did_something
+
+
 @pytest.mark.deep
 def test_work_that_does_not_stop_cannot_commit(home: TakedownHome) -> None:
     clip = home.rows(home.only("dataset"))[0]["clip_id"]
-    run = reading(home, seconds=4.0, stubborn=True)
+    run = reading(home, seconds=15.0, stubborn=True)
     thread = started(home, run)
     done = home.apply(clip, delete=Delete.KEEP)
     thread.join(WAIT_S)

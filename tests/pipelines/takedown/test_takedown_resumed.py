@@ -47,7 +47,7 @@ def outcome(home: TakedownHome, receipt: dict[str, Any]) -> dict[str, Any]:
         r["artifact_id"]: (r.get("samples_digest") and r["successor"], r.get("samples_digest"), bool(r["successor"]))
         for r in receipt["replaced"]
     }
-    deleted = {d["item"]: d["files"] for d in receipt["deleted"] if not d["item"].startswith("items")}
+    deleted = {d["item"]: d["files"] for d in receipt["deleted"] if d["item"].split()[0] in ("clips", "dataset")}
     return {
         "withdrawn": sorted(w["artifact_id"] for w in receipt["withdrawn"]), "replaced": replaced, "deleted": deleted,
         "clips": receipt["clips"], "deletion": receipt["deletion"],
