@@ -7,7 +7,7 @@ so that neither needs the samples themselves.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -24,6 +24,14 @@ class Place(NamedTuple):
     step: int
     pack: int
     slot: int
+
+
+class Uses(NamedTuple):
+    """How often a sample was drawn from a stream, with the first step and the last."""
+
+    number: int
+    first_step: int
+    last_step: int
 
 
 class Drawn(Protocol):
@@ -64,11 +72,24 @@ class Timetable:
 
     def places(self, stream: Drawn, rank: int, cursor: int, seed: int, stage: str) -> Iterator[Place]:
         """Every use, in steps before `cursor`, of the sample with `rank` smaller ids in its stream. O(epochs)."""
-        drawn, n = self.draws_before(stream, cursor), stream.count
-        for epoch in range(-(-drawn // n)):
-            draw = epoch * n + permutation_of(stream, seed, stage, epoch).inverse(rank)
+        drawn = self.draws_before(stream, cursor)
+        for epoch in range(-(-drawn // stream.count)):
+            draw = draw_of(stream, rank, seed, stage, epoch)
             if draw < drawn:
                 yield self.place(stream, draw)
+
+    def uses(self, stream: Drawn, cursor: int, draw_in: Callable[[int], int]) -> Uses | None:
+        """What steps before `cursor` used of a sample, from two or three of its draws; None when it was not drawn.
+
+        `draw_in` tells its draw of an epoch. Every epoch draws it once, so that those before the last are counted
+        unseen.
+        """
+        drawn = self.draws_before(stream, cursor)
+        epochs, rest = divmod(drawn, stream.count)
+        count = epochs + (rest > 0 and draw_in(epochs) < drawn)
+        if not count:
+            return None
+        return Uses(count, self.place(stream, draw_in(0)).step, self.place(stream, draw_in(count - 1)).step)
 
     def steps_of_kind(self, step: int, kind: Media) -> int:
         """Number of steps of `kind` before `step`."""
@@ -86,6 +107,11 @@ class StreamPlan(NamedTuple):
     timetable: Timetable
     streams: dict[Media, tuple[Stream, ...]]
     sequence: dict[Media, tuple[int, ...]]
+
+
+def draw_of(stream: Drawn, rank: int, seed: int, stage: str, epoch: int) -> int:
+    """Which draw of the stream takes the sample with `rank` smaller ids in an epoch."""
+    return epoch * stream.count + permutation_of(stream, seed, stage, epoch).inverse(rank)
 
 
 def permutation_of(stream: Drawn, seed: int, stage: str, epoch: int) -> Permutation:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import operator
+from functools import lru_cache
+from hashlib import blake2b
 
 import numpy as np
 
@@ -25,13 +27,14 @@ def _key(*parts: int | str) -> bytes:
     return hashlib.sha256(encoded.encode()).digest()
 
 
-def _numbered_keys(count: int, *parts: int | str) -> list[bytes]:
+@lru_cache(maxsize=4096, typed=True)  # one stream of many dataset versions has the same keys
+def _numbered_keys(count: int, *parts: int | str) -> tuple[bytes, ...]:
     """`_key(*parts, number)` of each number below `count`; what they share is hashed once."""
     shared = hashlib.sha256("".join(_encode(p) + "\x1f" for p in parts).encode())
     keys = [shared.copy() for _ in range(count)]
     for number, key in enumerate(keys):
         key.update(_encode(number).encode())
-    return [key.digest() for key in keys]
+    return tuple(key.digest() for key in keys)
 
 
 def generator(seed: int, *parts: int | str) -> np.random.Generator:
@@ -57,20 +60,18 @@ class Permutation:
         self._mask = (1 << self._half_bits) - 1
         self._round_keys = _numbered_keys(self.ROUNDS, seed, *parts, "feistel")
 
-    def _round(self, r: int, value: int) -> int:
-        digest = hashlib.blake2b(value.to_bytes(8, "little"), key=self._round_keys[r], digest_size=8)
-        return int.from_bytes(digest.digest(), "little") & self._mask
-
     def _forward(self, x: int) -> int:
-        left, right = x >> self._half_bits, x & self._mask
-        for r in range(self.ROUNDS):
-            left, right = right, left ^ self._round(r, right)
+        mask, left, right = self._mask, x >> self._half_bits, x & self._mask
+        for key in self._round_keys:
+            digest = blake2b(right.to_bytes(8, "little"), key=key, digest_size=8).digest()
+            left, right = right, left ^ (int.from_bytes(digest, "little") & mask)
         return (left << self._half_bits) | right
 
     def _backward(self, x: int) -> int:
-        left, right = x >> self._half_bits, x & self._mask
-        for r in reversed(range(self.ROUNDS)):
-            left, right = right ^ self._round(r, left), left
+        mask, left, right = self._mask, x >> self._half_bits, x & self._mask
+        for key in reversed(self._round_keys):
+            digest = blake2b(left.to_bytes(8, "little"), key=key, digest_size=8).digest()
+            left, right = right ^ (int.from_bytes(digest, "little") & mask), left
         return (left << self._half_bits) | right
 
     def __call__(self, index: int) -> int:

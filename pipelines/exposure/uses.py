@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 
 from pipelines.ledger import Ledger
 from pipelines.ledger.exposures import StateRow
 from pipelines.ledger.sample_ranks import GroupKey, SamplePlace, SampleRanks
+from pipelines.ledger.trained import Course
 from pipelines.membership import SampleGroup as MemberGroup
 from training.config import OrderConfig
 from training.samples import SampleGroup
 from training.sampling import SamplingPlan
-from training.timetable import Place
+from training.timetable import Place, Uses, draw_of
 
 Rank = Callable[[SamplePlace, Sequence[GroupKey]], int]  # smaller ids of these groups in the sample's dataset
 
@@ -53,13 +55,13 @@ class ClipUses:
         held = self._samples.get(dataset_id or "", [])
         return held if clip_id is None else [s for s in held if s.clip_id == clip_id]
 
-    def load_plans(self, rows: Sequence[StateRow]) -> None:
+    def load_plans(self, rows: Iterable[StateRow | Course]) -> None:
         """Read the timetables that `places` needs for these states, in one go."""
         wanted = {r.order_id for r in rows if r.order_id is not None and r.dataset_id in self._samples}
         groups = {sample.group for held in self._samples.values() for sample in held}
         self._plans |= plans_of(self._ledger, wanted - self._plans.keys(), groups)
 
-    def plan(self, row: StateRow) -> SamplingPlan:
+    def plan(self, row: StateRow | Course) -> SamplingPlan:
         if row.order_id not in self._plans:
             self.load_plans([row])
         return self._plans[row.order_id or ""]
@@ -75,13 +77,43 @@ class ClipUses:
         samples = self.samples(row.dataset_id, clip_id)
         return sorted(place.step for sample in samples for place in self.places(row, sample, cursor))
 
-    def most_uses(self, row: StateRow, cursor: int) -> int:
-        """How many uses `steps` would compute for all clips: not more than this."""
-        return sum(
-            -(-self.plan(row).timetable.draws_before(stream, cursor) // stream.count)
-            for sample in self.samples(row.dataset_id)
-            for stream in self.plan(row).streams_with(sample.group)
-        )
+    def tally(self, course: Course, cursors: Sequence[int]) -> list[Uses | None]:
+        """Uses of all the clips before each cursor of a course, from the draws that end them alone."""
+        found: list[Uses | None] = [None] * len(cursors)
+        plan = self.plan(course)
+        for sample in self.samples(course.dataset_id):
+            for stream in plan.streams_with(sample.group):
+                rank = self._rank(sample, plan.keys(stream))
+                draw_in = cache(partial(draw_of, stream, rank, course.seed, course.stage))
+                for number, cursor in enumerate(cursors):
+                    found[number] = _both(found[number], plan.timetable.uses(stream, cursor, draw_in))
+        return found
+
+    def first_step(self, course: Course, cursor: int, enough: int) -> float:
+        """The first step that used any of the clips, or some early one before `enough`; infinite when none before
+        `cursor`."""
+        first = math.inf
+        plan = self.plan(course)
+        for sample in self.samples(course.dataset_id):
+            rank = partial(self._rank, sample)
+            places = plan.places(sample.group, rank, course.seed, course.stage, cursor)
+            first = min(first, places[0].step if places else math.inf)
+            if first < enough:
+                break
+        return first
+
+    def most_draws(self, course: Course, cursors: int) -> int:
+        """How many draws `tally` would compute: not more than this."""
+        plan = self.plan(course)
+        streams = sum(len(plan.streams_with(sample.group)) for sample in self.samples(course.dataset_id))
+        return streams * (1 + 2 * cursors)
+
+
+def _both(one: Uses | None, other: Uses | None) -> Uses | None:
+    if one is None or other is None:
+        return one or other
+    first, last = min(one.first_step, other.first_step), max(one.last_step, other.last_step)
+    return Uses(one.number + other.number, first, last)
 
 
 def plans_of(

@@ -1,113 +1,90 @@
-"""How checkpoints relate to clips: steps are computed once a data order, then looked up by every cursor on it."""
+"""How checkpoints relate to clips: uses are computed once a course and cursor, then added up along lines."""
 
 from __future__ import annotations
 
-import bisect
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.exposure.uses import ClipUses
 from pipelines.exposure.verdict import Verdict
 from pipelines.impact.model import AffectedCheckpoint
-from pipelines.ledger.exposures import StateRow
+from pipelines.ledger.trained import Numbers, TrainedStates, hops
+from training.timetable import Uses
 
-MOST_USES = 50_000  # counted one by one; of more, a question only learns which checkpoints saw any
-_Order = tuple[str, int, str]  # order id, seed, stage
-
-
-class _Own(NamedTuple):
-    """Uses by a checkpoint's own stage; the numbers are None when they were not counted."""
-
-    saw: bool
-    uses: int | None = 0
-    first_step: int | None = None
-    last_step: int | None = None
+MOST_DRAWS = 50_000  # computed one by one; beyond that, a question only learns which checkpoints saw any
 
 
-def affected_checkpoints(rows: Sequence[StateRow], uses: ClipUses) -> list[AffectedCheckpoint]:
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """Uses by the own stage of each checkpoint; `uses` is None when they were not counted, only noticed."""
+
+    saw: NDArray[np.bool_]
+    uses: Numbers | None
+    first_step: Numbers
+    last_step: Numbers
+
+
+def affected_checkpoints(states: TrainedStates, uses: ClipUses) -> list[AffectedCheckpoint]:
     """Every state of a line that trained on a dataset with the clips, with its verdict, by checkpoint id."""
-    uses.load_plans(rows)
-    ends: dict[_Order, tuple[StateRow, int]] = {}
-    for row in rows:
-        if row.order_id is not None and uses.samples(row.dataset_id):
-            key = (row.order_id, row.seed, row.stage)
-            ends[key] = (row, max(row.cursor, ends[key][1] if key in ends else 0))
-    counted = sum(uses.most_uses(row, end) for row, end in ends.values()) <= MOST_USES
-    if counted:
-        steps = {key: uses.steps(row, cursor=end) for key, (row, end) in ends.items()}
-        own = {
-            row.checkpoint_id: _counted(steps.get((row.order_id or "", row.seed, row.stage), []), row) for row in rows
-        }
-    else:
-        low = _lowest_cursors(rows)
-        firsts = {key: _first_below(uses, row, end, low[key]) for key, (row, end) in ends.items()}
-        own = {row.checkpoint_id: _noticed(firsts.get((row.order_id or "", row.seed, row.stage)), row) for row in rows}
-    return _classed(rows, own, counted)
+    cursors, number = np.unique(states.cursor, return_inverse=True)
+    keys, row_key = np.unique(states.course * max(1, len(cursors)) + number, return_inverse=True)
+    by_course: dict[int, list[int]] = {}  # cursors, ascending as the keys are
+    for course, cursor in zip(*(part.tolist() for part in np.divmod(keys, max(1, len(cursors)))), strict=True):
+        by_course.setdefault(course, []).append(int(cursors[cursor]))
+    asked = {n for n in by_course if uses.samples(states.courses[n].dataset_id)}
+    uses.load_plans(states.courses[n] for n in asked)
+    told: list[Uses | None] = []
+    counted = sum(uses.most_draws(states.courses[n], len(by_course[n])) for n in asked) <= MOST_DRAWS
+    for course, ends in by_course.items():
+        if course not in asked:
+            told += [None] * len(ends)
+        elif counted:
+            told += uses.tally(states.courses[course], ends)
+        else:
+            first = uses.first_step(states.courses[course], ends[-1], ends[0])
+            told += [Uses(1, 0, 0) if first < end else None for end in ends]
+    table = np.array([t or (0, -1, -1) for t in told], dtype=np.int64).reshape(-1, 3)[row_key]
+    own = _Own(table[:, 0] > 0, table[:, 0] if counted else None, table[:, 1], table[:, 2])
+    return _classed(states, own)
 
 
-def _counted(steps: Sequence[int], row: StateRow) -> _Own:
-    count = bisect.bisect_left(steps, row.cursor)
-    return _Own(True, count, steps[0], steps[count - 1]) if count else _Own(False)
+def _classed(states: TrainedStates, own: _Own) -> list[AffectedCheckpoint]:
+    inherited, through = _before(states.parent, own)
+    none = len(states.parent)
+    ids = [*states.checkpoint_ids, None]
+    saw, descends = own.saw.tolist(), (through != none).tolist()
+    columns = (
+        states.checkpoint_ids,
+        [Verdict.SAW if s else Verdict.DESCENDS if d else Verdict.CONTAINS for s, d in zip(saw, descends, strict=True)],
+        [states.courses[c].stage for c in states.course.tolist()],
+        [states.courses[c].dataset_id for c in states.course.tolist()],
+        states.cursor.tolist(),
+        _where(own.saw, None, 0) if own.uses is None else own.uses.tolist(),
+        _where(own.saw & (own.uses is not None), own.first_step, None),
+        _where(own.saw & (own.uses is not None), own.last_step, None),
+        _where(through != none, None, 0) if own.uses is None else inherited.tolist(),
+        [ids[t] for t in through.tolist()],
+        states.init_from,
+    )
+    return list(map(AffectedCheckpoint._make, zip(*columns, strict=True)))
 
 
-def _noticed(first: float | None, row: StateRow) -> _Own:
-    saw = first is not None and first < row.cursor
-    return _Own(saw, None if saw else 0)
+def _where(chosen: NDArray[np.bool_], value: Numbers | None, other: int | None) -> list[int | None]:
+    taken = np.full(len(chosen), other, dtype=object)
+    taken[chosen] = None if value is None else value[chosen]
+    return list(taken)
 
 
-def _lowest_cursors(rows: Sequence[StateRow]) -> dict[_Order, int]:
-    low: dict[_Order, int] = {}
-    for row in rows:
-        if row.order_id is not None:
-            key = (row.order_id, row.seed, row.stage)
-            low[key] = min(row.cursor, low.get(key, row.cursor))
-    return low
-
-
-def _first_below(uses: ClipUses, row: StateRow, end: int, enough: int) -> float:
-    """The first step that used any sample, or some early one before `enough`; infinite when none before `end`."""
-    first = math.inf
-    for sample in uses.samples(row.dataset_id):
-        places = uses.places(row, sample, end)
-        first = min(first, places[0].step if places else math.inf)
-        if first < enough:
-            break
-    return first
-
-
-def _classed(rows: Sequence[StateRow], own: dict[str, _Own], counted: bool) -> list[AffectedCheckpoint]:
-    before = _uses_before(rows, own)
-    found = []
-    for row in rows:
-        inherited, through = before[row.checkpoint_id]
-        mine = own[row.checkpoint_id]
-        verdict = Verdict.SAW if mine.saw else Verdict.DESCENDS if through else Verdict.CONTAINS
-        found.append(
-            AffectedCheckpoint(
-                row.checkpoint_id, verdict, row.stage, row.dataset_id, row.cursor, mine.uses, mine.first_step,
-                mine.last_step, inherited if counted or through is None else None, through, row.init_from,
-            )
-        )  # fmt: skip
-    return found
-
-
-def _uses_before(rows: Sequence[StateRow], own: dict[str, _Own]) -> dict[str, tuple[int, str | None]]:
-    """Of each checkpoint: uses by the stages before its own, and the nearest checkpoint before it that saw."""
-    by_id = {row.checkpoint_id: row for row in rows}
-    before: dict[str, tuple[int, str | None]] = {}
-    for row in rows:
-        line: list[StateRow] = []
-        state: StateRow | None = row
-        while state is not None and state.checkpoint_id not in before and len(line) <= len(rows):
-            line.append(state)
-            state = by_id.get(state.init_from or "")
-        for state in reversed(line):
-            parent = state.init_from
-            if parent is None or parent not in before:
-                before[state.checkpoint_id] = (0, None)
-                continue
-            count, through = before[parent]
-            earlier = own[parent]
-            before[state.checkpoint_id] = (count + (earlier.uses or 0), parent if earlier.saw else through)
-    return before
+def _before(parent: Numbers, own: _Own) -> tuple[Numbers, Numbers]:
+    """Of each checkpoint: uses by the stages before its own, and the nearest before it that saw (or no row)."""
+    none = len(parent)
+    saw = np.append(own.saw, False)
+    start = np.append(parent, none)
+    total = np.append(np.zeros(none, dtype=np.int64) if own.uses is None else own.uses, 0)[start]
+    nearest = np.where(saw[start], start, none)
+    for hop in hops(parent):
+        total = total + total[hop]
+        nearest = np.where(nearest != none, nearest, nearest[hop])
+    return total[:-1], nearest[:-1]

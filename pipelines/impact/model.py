@@ -83,6 +83,7 @@ class Impact:
     made: Mapping[tuple[str, Verdict], Collection[str]]  # products by kind and verdict, each once
     channels: tuple[AffectedChannel, ...]
     unread: tuple[str, ...] = ()  # recorded artifacts that the answer leaves out: `m4v ledger index` reads them
+    unindexed: tuple[str, ...] = ()  # tables, datasets and sources that it leaves out, not being in the clip index
 
     @cached_property
     def products(self) -> tuple[Product, ...]:
@@ -135,4 +136,5 @@ class Impact:
             "products": [p._asdict() for p in self.products],
             "channels": [asdict(c) for c in self.channels],
             "unread": list(self.unread),
+            "unindexed": list(self.unindexed),
         }

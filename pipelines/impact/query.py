@@ -34,6 +34,7 @@ def impact(ledger: Ledger, selector: ClipSelector) -> Impact:
         made=_made(ledger, verdicts),
         channels=tuple(_channels(ledger, checkpoints)),
         unread=tuple(unread),
+        unindexed=tuple(dict.fromkeys(m.artifact_id for m in ledger.unindexed() if not m.deleted)),
     )
 
 

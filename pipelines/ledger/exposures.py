@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Function, Select, func, literal, select, update
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy import Select, literal, select, update
+from sqlalchemy.orm import Session
 
 from m4v.core.canonical import digest_json
 from pipelines.ledger import schema
-from pipelines.ledger.clip_load import table_of
 from pipelines.ledger.database import Database
 from pipelines.ledger.members import ids_in
 from pipelines.ledger.schema_exposure import ArtifactStem, CheckpointExposure, DataOrder
+from pipelines.ledger.trained import TrainedStates, joined, trained_states
 
 PRODUCTS = ("samples", "scores", "report")
 LONGEST_LINE = 10_000  # checkpoints before one; a ring of them (which no run can make) ends here
@@ -119,33 +119,11 @@ class ExposureOps:
         with self._db.read() as session:
             return _state_rows(session, query)
 
-    def trained_on(self, dataset_ids: Iterable[str]) -> tuple[list[StateRow], list[str]]:
-        """Every recorded checkpoint whose line trained on one of these datasets, in order of ids; and the ids of
-        recorded checkpoints whose state the ledger does not have."""
-        wanted, artifact = set(dataset_ids), schema.Artifact
+    def trained_on(self, dataset_ids: Iterable[str]) -> tuple[TrainedStates, list[str]]:
+        """Every recorded checkpoint whose line trained on one of these datasets; and the ids of recorded checkpoints
+        whose state the ledger does not have."""
         with self._db.read() as session:
-            # All of them in one pass: ten thousand rows come in faster than as many look-ups along their lines.
-            rows = session.connection().execute(select(*(table_of(CheckpointExposure).c[n] for n in StateRow._fields)))
-            states = [tuple(row) for row in rows]
-            recorded = select(_joined(session, artifact.artifact_id)).where(artifact.kind == "checkpoint")
-            known = set((session.scalar(recorded) or "").split(",")) - {""}
-        started: dict[str, list[str]] = {}
-        waiting: list[str] = []
-        for checkpoint_id, _, dataset_id, _, _, _, init_from in states:
-            if init_from is not None:
-                started.setdefault(init_from, []).append(checkpoint_id)
-            if dataset_id in wanted:
-                waiting.append(checkpoint_id)
-        reached: set[str] = set()
-        while waiting:
-            one = waiting.pop()
-            if one not in reached:
-                reached.add(one)
-                waiting += started.get(one, ())
-        # A checkpoint counts once its run is committed; its state is recorded a moment before.
-        reached &= known
-        found = [StateRow(c, g, d, o, int(seed), n, i) for c, g, d, o, seed, n, i in states if c in reached]
-        return sorted(found), sorted(known.difference(state[0] for state in states))
+            return trained_states(session, set(dataset_ids))
 
     def data_orders(self, order_ids: Iterable[str]) -> dict[str, OrderRow]:
         with self._db.read() as session:
@@ -162,21 +140,12 @@ class ExposureOps:
     def made_from(self, stem_ids: Iterable[str]) -> dict[str, set[str]]:
         """Samples, scores and reports, by kind, that were made from any of these checkpoints, datasets or clip
         tables."""
-        stem, ids = ArtifactStem, list(stem_ids)
-        found = {}
+        stem = ArtifactStem
         with self._db.read() as session:
-            for kind in PRODUCTS:
-                # One value a kind: fetching a hundred thousand ids row by row takes longer than finding them.
-                query = select(_joined(session, stem.artifact_id)).where(stem.kind == kind)
-                joined = session.scalar(query.where(stem.stem_id.in_(ids_in(session, ids))))
-                if joined:
-                    found[kind] = set(joined.split(","))
-        return found
-
-
-def _joined(session: Session, column: InstrumentedAttribute[str]) -> Function[str]:
-    sqlite = session.get_bind().dialect.name == "sqlite"
-    return func.group_concat(column) if sqlite else func.string_agg(column, ",")
+            # One value a kind: fetching a hundred thousand ids row by row takes longer than finding them.
+            columns = [joined(session, stem.artifact_id).filter(stem.kind == kind) for kind in PRODUCTS]
+            found = session.execute(select(*columns).where(stem.stem_id.in_(ids_in(session, stem_ids)))).one()
+        return {kind: set(ids.split(",")) for kind, ids in zip(PRODUCTS, found, strict=True) if ids}
 
 
 def _record_order(

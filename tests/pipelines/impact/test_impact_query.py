@@ -56,7 +56,7 @@ def test_every_clip_alone_and_many_at_once(world: World) -> None:
 def test_of_many_uses_only_the_verdict_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for terms in (["source:web"], ["source:open", "source:a/b"]):
         counted = impact(world.ledger, parse_selector(terms))
-        monkeypatch.setattr(checkpoints, "MOST_USES", 0)
+        monkeypatch.setattr(checkpoints, "MOST_DRAWS", 0)
         noticed = impact(world.ledger, parse_selector(terms))
         monkeypatch.undo()
         assert noticed.verdicts == counted.verdicts
