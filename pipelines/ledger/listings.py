@@ -42,6 +42,7 @@ class ListedRun:
     host: str
     started_at: datetime
     finished_at: datetime | None
+    exit_class: int | None
     message: str
     outcomes: dict[NodeOutcome, int] = field(default_factory=dict)
 
@@ -193,7 +194,7 @@ class ListingOps:
 _run = schema.PipelineRun
 _LISTED: tuple[InstrumentedAttribute[Any], ...] = (
     _run.pipeline_run_id, _run.recipe, _run.status, _run.trigger, _run.host, _run.started_at, _run.finished_at,
-    _run.message,
+    _run.exit_class, _run.message,
 )  # fmt: skip
 _ARTIFACT: tuple[InstrumentedAttribute[Any], ...] = tuple(
     getattr(schema.Artifact, name) for name in ListedArtifact.__dataclass_fields__
