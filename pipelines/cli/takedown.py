@@ -238,6 +238,8 @@ def _print_impact(found: Impact, withdrawn: dict[str, str]) -> None:
     print_rows(["artifact", "kind", "relation", "exposure", "withdrawn by"], rows)
     for channel in (c for c in found.channels if c.current):
         print(f"channel {channel.name} names {short(channel.artifact_id)}, which {channel.verdict}")
+    if found.unindexed:
+        print(f"{len(found.unindexed)} artifacts are not in the clip index, and left out here: m4v ledger index")
     if found.unread:
         print(f"{len(found.unread)} checkpoints are not read into the ledger yet: m4v ledger index")
 
