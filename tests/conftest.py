@@ -156,37 +156,78 @@ class PostgresServer:
                 connection.execute(statement.encode())
 
 
+class MadeOnce(Protocol):
+    """A folder that all workers of a test session share; the first that asks for it has `make` fill it."""
+
+    def __call__(self, name: str, make: Callable[[Path], object]) -> Path: ...
+
+
 @pytest.fixture(scope="session")
-def micro_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Home of a finished `m4v run micro --no-prefect`, made once for all workers. Look, do not touch: `micro_copy`."""
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    home, done = root / "micro" / "home", root / "micro" / "done"
-    home.parent.mkdir(exist_ok=True)
-    with (root / "micro" / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not done.exists():
-            shutil.rmtree(home, ignore_errors=True)
-            command = [sys.executable, "-m", "pipelines.cli.main", "--home", str(home), "run", "micro", "--no-prefect"]
-            ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-            assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
-            done.touch()
-    return home
+
+    def shared(name: str, make: Callable[[Path], object]) -> Path:
+        place = root / f"shared-{name}"
+        place.mkdir(exist_ok=True)
+        with (place / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (place / "done").exists():
+                for left in {*place.iterdir()} - {place / "lock"}:  # of a worker that failed to make it
+                    shutil.rmtree(left, ignore_errors=True)
+                make(place)
+                (place / "done").touch()
+        return place
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def micro_home(made_once: MadeOnce) -> Path:
+    """Home of a finished `m4v run micro --no-prefect`, made once for all workers. Look, do not touch: `micro_copy`.
+
+    Beside it lie `run.json` (what the command said) and `exposure` (what each training step consumed).
+    """
+
+    def run(place: Path) -> None:
+        command = [sys.executable, "-m", "pipelines.cli.main", "--home", str(place / "home"), "run", "micro"]
+        ran = subprocess.run(
+            [*command, "--no-prefect", "--json"],
+            env={**os.environ, "M4V_EXPOSURE_LOG": str(place / "exposure")},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+        (place / "run.json").write_text(ran.stdout)
+
+    return made_once("micro", run) / "home"
+
+
+def copy_home(finished: Path, place: Path) -> Path:
+    """A copy of a home at `place`; its ledger names the copied artifacts."""
+    from pipelines.ledger import Ledger
+    from pipelines.store import ArtifactStore
+
+    shutil.copytree(finished, place, symlinks=True)
+    store = ArtifactStore(str(place / "store"))
+    with Ledger.open(f"sqlite:///{place / 'ledger.db'}") as ledger:
+        for record in store.list():
+            ledger.import_artifact(record)
+    return place
 
 
 @pytest.fixture
 def micro_copy(micro_home: Path, tmp_path: Path) -> Path:
-    """A copy of `micro_home` to do with as one likes; its ledger names the copied artifacts."""
-    from pipelines.ledger import Ledger
-    from pipelines.store import ArtifactStore
+    """A copy of `micro_home` to do with as one likes."""
+    return copy_home(micro_home, tmp_path / "home")
 
-    home = tmp_path / "home"
-    shutil.copytree(micro_home, home, symlinks=True)
-    store = ArtifactStore(str(home / "store"))
-    with Ledger.open(f"sqlite:///{home / 'ledger.db'}") as ledger:
-        for record in store.list():
-            ledger.import_artifact(record)
-    return home
+
+@pytest.fixture(scope="module")
+def micro_of_module(micro_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `micro_home` that the tests of one file share."""
+    return copy_home(micro_home, tmp_path_factory.mktemp("copied") / "home")
 
 
 @pytest.fixture(scope="session")

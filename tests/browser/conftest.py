@@ -1,5 +1,7 @@
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,12 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def reviewed(micro_home: Path, tmp_path_factory: pytest.TempPathFactory) -> ReviewedHome:
-    """The home that reviewers look at; tests that change it take a copy."""
-    return build(micro_home, tmp_path_factory.mktemp("reviewed") / "home")
+def reviewed(micro_home: Path, made_once: Callable[[str, Callable[[Path], object]], Path]) -> ReviewedHome:
+    """The home that reviewers look at, made once for all workers; tests that change it take a copy."""
+
+    def make(place: Path) -> None:
+        found = build(micro_home, place / "home")
+        (place / "reviewed.json").write_text(json.dumps(asdict(found), default=str))
+
+    told = json.loads((made_once("reviewed", make) / "reviewed.json").read_bytes())
+    return ReviewedHome(**{**told, "home": Path(told["home"])})

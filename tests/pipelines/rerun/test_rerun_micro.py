@@ -26,18 +26,10 @@ def m4v(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def micro(home: Path, *arguments: str) -> str:
-    done = m4v(home, "run", "micro", "--no-prefect", "--json", *arguments)
-    assert done.returncode in (ExitClass.OK, ExitClass.GATE_REFUSED), done.stderr
-    return str(json.loads(done.stdout)["pipeline_run_id"])
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A home in which `micro` ran up to its untrained checkpoint: quick stages of two kinds."""
-    directory = tmp_path_factory.mktemp("micro") / "home"
-    micro(directory, "--until", "init")
-    return directory
+@pytest.fixture
+def home(micro_of_module: Path) -> Path:
+    """A home in which `micro` ran: its untrained checkpoint is the quick stage to execute again."""
+    return micro_of_module
 
 
 def test_a_numeric_stage_of_the_house_is_identical_from_its_row_alone(home):
@@ -105,9 +97,10 @@ def test_the_command_tells_and_records(home):
 
 @pytest.mark.deep
 @pytest.mark.timeout(3 * TIMEOUT_S)
-def test_every_stage_of_micro_is_identical(tmp_path):
-    run_id = micro(tmp_path / "home")
-    done = m4v(tmp_path / "home", "runs", "rerun", run_id, "--verify", "--json")
+def test_every_stage_of_micro_is_identical(home):
+    with Ledger.open(Workspace.open(home).ledger_url) as ledger:
+        run_id = ledger.pipeline_runs()[-1].pipeline_run_id
+    done = m4v(home, "runs", "rerun", run_id, "--verify", "--json")
     assert done.returncode == ExitClass.OK, done.stderr
     stages = json.loads(done.stdout)["stages"]
     assert len(stages) == 16

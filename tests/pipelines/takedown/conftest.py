@@ -3,27 +3,29 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from takedown_home import SETTINGS, TakedownHome
 
 
-@pytest.fixture(scope="package")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Home of a finished run up to `encode`; look, do not touch."""
-    home = tmp_path_factory.mktemp("encoded") / "home"
-    command = [sys.executable, "-m", "pipelines.cli.main", "--home", str(home), "run", "micro", "--no-prefect"]
-    ran = subprocess.run(
-        [*command, "--until", "encode", *SETTINGS],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
-    return home
+@pytest.fixture(scope="session")
+def finished(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """Home of a finished run up to `encode`, made once for all workers; look, do not touch."""
+
+    def run(place: Path) -> None:
+        command = [sys.executable, "-m", "pipelines.cli.main", "--home", str(place / "home"), "run", "micro"]
+        ran = subprocess.run(
+            [*command, "--no-prefect", "--until", "encode", *SETTINGS],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+
+    return made_once("takedown", run) / "home"
 
 
 @pytest.fixture
