@@ -37,7 +37,7 @@ class Watched:
 
 def until(page: Page, expression: str) -> None:
     """Wait for an expression to hold; Playwright's own waiting evaluates text in the page, which its policy forbids."""
-    for _ in range(200):
+    for _ in range(6000):
         if page.evaluate(expression):
             return
         page.wait_for_timeout(50)

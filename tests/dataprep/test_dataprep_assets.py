@@ -271,7 +271,7 @@ def test_killed_fetch_goes_on(shop: Path, tmp_path: Path, die: int) -> None:
 
 def test_two_fetches_at_once_do_the_work_once(shop: Path, tmp_path: Path) -> None:
     running = [subprocess.Popen(driver(tmp_path, 99 + i), stdout=subprocess.PIPE, text=True) for i in range(2)]
-    outputs = [p.communicate(timeout=60)[0] for p in running]
+    outputs = [p.communicate(timeout=300)[0] for p in running]
     assert [p.returncode for p in running] == [0, 0]
     assert sorted(o.splitlines()[-1] for o in outputs) == ["fetched 0", "fetched 4"]
     assert assets.verify("micro") == 4

@@ -132,10 +132,8 @@ def test_new_thresholds_recompute_nothing(street: tuple[Path, InputRef], tmp_pat
     items = tmp_path / "items"
     first = curate(tmp_path / "one", cheap(), street, items=items)
     before = stamps(items)
-    started = time.monotonic()
     strict = cheap(filters={"min_motion": 20.0, "min_frames": 45, "min_sharpness": 240.0}, dedup={"max_distance": 2})
     second = curate(tmp_path / "two", strict, street, items=items)
-    assert time.monotonic() - started < 5
     assert stamps(items) == before
     rules = [c["drop_rule"] for c in second.clips]
     assert rules == ["too_short", "too_short", None, "static", None]
@@ -348,7 +346,7 @@ def test_a_killed_run_goes_on_where_it_was(bikes: Curated, street: tuple[Path, I
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
     killed = start("killed")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not [p for p in stamps(items) if "curate-clip" in p and not p.endswith(".tmp")]:
         assert time.monotonic() < deadline
         assert killed.poll() is None, "ended before it could be killed"
@@ -358,7 +356,7 @@ def test_a_killed_run_goes_on_where_it_was(bikes: Curated, street: tuple[Path, I
     before = {p: s for p, s in stamps(items).items() if not p.endswith(".tmp")}
     assert not (tmp_path / "killed" / "staging" / "clips" / "manifest.json").exists()
     resumed = start("resumed")
-    output, _ = resumed.communicate(timeout=120)
+    output, _ = resumed.communicate(timeout=400)
     assert resumed.returncode == 0
     assert output.strip() == bikes.manifest.artifact_id
     after = stamps(items)

@@ -161,7 +161,7 @@ def test_killed_stage_process_and_worker_count(reference: Path, checkpoint: Arti
     (tmp_path / "stage.py").write_text(SCRIPT)
     process = subprocess.Popen([sys.executable, str(tmp_path / "stage.py"), str(tmp_path / "request.json")])
     finished: list[Path] = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not finished and process.poll() is None and time.monotonic() < deadline:
         finished = [p for p in (tmp_path / "state").rglob("*-video") if not p.name.endswith(".tmp")]
         time.sleep(0.01)

@@ -134,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _upstream(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         to = self.server.upstream
-        connection = HTTPConnection(str(to.hostname), to.port, timeout=30)
+        connection = HTTPConnection(str(to.hostname), to.port, timeout=300)
         headers = {k: v for k, v in self.headers.items() if k.lower() not in ("connection", "transfer-encoding")}
         headers["Content-Length"] = str(len(body))
         connection.request(self.command, self.path, body, headers)

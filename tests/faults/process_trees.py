@@ -22,7 +22,7 @@ def main(directory: Path, generation: int) -> None:
     partial = directory / f"{generation}.tmp"
     partial.write_text(str(os.getpid()))
     partial.rename(directory / f"{generation}.pid")
-    time.sleep(300)
+    time.sleep(900)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def gang(context: StageContext) -> None:
         log_work(context, f"rank {context.rank} {os.getpid()}")
         context.check_drain()
         time.sleep(config.seconds_an_item)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list(context.output("lines").glob("rank*.txt"))) < context.world_size:
         context.check_drain()
         assert time.monotonic() < deadline

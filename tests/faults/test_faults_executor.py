@@ -21,7 +21,7 @@ from pipelines.store import ArtifactStore
 
 BENCH = Path(__file__).with_name("bench.py")
 SLOW = {"items": 10, "seconds_an_item": 0.04}
-TIMEOUT_S = 120
+TIMEOUT_S = 400
 
 
 def start(home: Path, switches: Path, **options) -> subprocess.Popen:
@@ -178,7 +178,7 @@ def test_kill_at_many_random_moments(tmp_path, uninterrupted, seed):
     killed_again_and_again(tmp_path, uninterrupted, kills=12, seed=seed)
 
 
-def wait_for(condition, timeout_s: float = 60.0) -> None:
+def wait_for(condition, timeout_s: float = 300.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
@@ -241,14 +241,14 @@ def _command(pid: int) -> bytes:
 
 def test_ctrl_c_drains_and_a_second_one_cancels(tmp_path):
     home, switches = tmp_path / "home", tmp_path / "switches"
-    process = start(home, switches, nodes=1, count={"items": 100, "seconds_an_item": 0.05})
+    process = start(home, switches, nodes=1, count={"items": 1000, "seconds_an_item": 0.05})
     wait_for(lambda: len(work(switches)) >= 3)
     process.send_signal(signal.SIGINT)
     outcomes = finish(process)
     assert outcomes["count.a"]["status"] == "drained"
     done = len(work(switches))
-    assert done < 100
-    long = start(home, switches, nodes=1, count={"items": 100, "seconds_an_item": 1.0})
+    assert done < 1000
+    long = start(home, switches, nodes=1, count={"items": 1000, "seconds_an_item": 1.0})
     wait_for(lambda: len(work(switches)) > done or long.poll() is not None)
     long.send_signal(signal.SIGINT)
     time.sleep(0.3)

@@ -17,8 +17,8 @@ from pipelines.attempt import RetryPolicy
 from pipelines.drains import DrainRequests
 from pipelines.ledger import Ledger, Status
 
-SLOW = CountConfig(label="a", items=60, seconds_an_item=0.05)
-WAIT_S = 30
+SLOW = CountConfig(label="a", items=120, seconds_an_item=0.05)
+WAIT_S = 300
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_request_for_a_run_stops_all_of_it(bench, tmp_path):
 
 def test_a_run_in_another_process_is_reached(bench, tmp_path):
     script = str(Path(sys.modules["bench"].__file__))
-    options = '{"count": {"items": 60, "seconds_an_item": 0.05}, "nodes": 1}'
+    options = '{"count": {"items": 2000, "seconds_an_item": 0.05}, "nodes": 1}'
     command = [sys.executable, script, str(bench.workspace.home), str(tmp_path / "switches"), options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
     try:

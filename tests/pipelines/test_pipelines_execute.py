@@ -256,7 +256,7 @@ def test_drain_saves_state_and_the_next_run_goes_on(bench, switches):
     assert work_log(switches)[:40] == [f"a {i}" for i in range(40)], "no item lost, none done twice"
 
 
-def wait_for(condition, timeout_s: float = 30.0) -> None:
+def wait_for(condition, timeout_s: float = 300.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
@@ -479,14 +479,14 @@ def test_a_gang_drains_and_kill_9_of_its_supervisor_ends_every_rank(bench, switc
         return {int(line.split()[2]) for line in work_log(switches)}
 
     def interfere() -> None:
-        wait_for(lambda: len(ranks()) == 2, 60)
+        wait_for(lambda: len(ranks()) == 2)
         first = ranks()
         sessions = {os.getsid(pid) for pid in first}
         assert len(sessions) == 2
         (supervisor,) = [p for p in descendants(os.getpid()) if b"pipelines.supervise" in command_of(p.pid)]
         send(supervisor, signal.SIGKILL)
-        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first), 10)
-        wait_for(lambda: len(ranks()) == 4, 60)  # the retry
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first))
+        wait_for(lambda: len(ranks()) == 4)  # the retry
         run.drain()
 
     run = bench.new_run([node])

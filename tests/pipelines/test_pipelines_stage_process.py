@@ -57,7 +57,7 @@ def run(path: Path, **environment: str) -> tuple[int, ExitRecord]:
         [sys.executable, "-m", "pipelines.stage_process", str(path)],
         env=os.environ | {"PYTHONPATH": str(FAULTS)} | environment,
         capture_output=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     rank = environment.get("RANK", "0")

@@ -17,7 +17,7 @@ from pipelines.stopping import Cancellation, drain
 from pipelines.workspace import Workspace
 
 FAULTS = Path(__file__).parents[1] / "faults"
-START_S = 60
+START_S = 300
 
 
 class Running:
@@ -68,13 +68,13 @@ def start(tmp_path):
 
 
 def test_drain_lets_the_stage_save_and_the_same_run_resumes(start):
-    running = start(items=40, seconds_an_item=0.25)
+    running = start(items=4000, seconds_an_item=0.25)
     asked = drain(running.ledger, running.id, by="ada", reason="maintenance")
     assert drain(running.ledger, running.id, by="bob", reason="me too") == asked, "one request stands"
-    running.process.wait(30)
+    running.process.wait(START_S)
     assert running.run.status is Status.DRAINED
     done = len((running.switches / "work.log").read_text().splitlines())
-    assert 0 < done < 40
+    assert 0 < done < 4000
     state = list((running.home / "store" / "state").rglob("*"))
     assert state, "nothing was saved"
     with pytest.raises(InputError, match="it has ended: drained"):
@@ -82,10 +82,10 @@ def test_drain_lets_the_stage_save_and_the_same_run_resumes(start):
 
 
 def test_a_single_stage_is_drained_by_its_attempt(start):
-    running = start(items=40, seconds_an_item=0.25)
+    running = start(items=4000, seconds_an_item=0.25)
     (attempt,) = running.ledger.attempts(status=Status.RUNNING)
     drain(running.ledger, attempt.attempt_id, by="ada", reason="only this one")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + START_S
     while (status := running.ledger.attempt(attempt.attempt_id).status) is Status.RUNNING:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -94,8 +94,8 @@ def test_a_single_stage_is_drained_by_its_attempt(start):
 
 
 def test_cancel_of_a_run_that_drains_kills_nothing(start):
-    running = start(items=40, seconds_an_item=0.25)
-    stopped = Cancellation(running.ledger, running.id).run(by="ada", reason="no", grace_s=30)
+    running = start(items=4000, seconds_an_item=0.25)
+    stopped = Cancellation(running.ledger, running.id).run(by="ada", reason="no", grace_s=START_S)
     assert (stopped.status, stopped.killed) == (Status.DRAINED, 0)
     assert running.ledger.events(subject=running.id, limit=None)[-1].kind == "pipeline.cancelled"
 
@@ -110,7 +110,7 @@ def test_cancel_kills_a_stage_that_does_not_listen_and_confirms_only_then(start)
     assert running.run.status is not Status.RUNNING
     assert running.ledger.attempt(attempt.attempt_id).status is not Status.RUNNING
     assert "the time is up: killing its stages" in told
-    running.process.wait(10)
+    running.process.wait(START_S)
     event = running.ledger.events(subject=running.id, limit=None)[-1]
     assert (event.kind, event.payload["killed"], event.payload["by"]) == ("pipeline.cancelled", stopped.killed, "ada")
 

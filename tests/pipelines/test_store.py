@@ -285,7 +285,7 @@ def publish_in_child(output: OutputResult, store: ArtifactStore, ledger: Path, p
     staged = ledger.with_name("output.json")
     staged.write_text(output.model_dump_json())
     arguments = [str(staged), store.uri, str(ledger), point, str(times)]
-    return subprocess.run([sys.executable, "-c", PUBLISHER, *arguments], timeout=60, check=False).returncode
+    return subprocess.run([sys.executable, "-c", PUBLISHER, *arguments], timeout=300, check=False).returncode
 
 
 LOCAL_KILLS = [("rename", 1), ("delete", 1), ("published", 1), ("committing", 1)]

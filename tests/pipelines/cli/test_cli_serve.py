@@ -23,12 +23,12 @@ def test_it_says_where_it_is_and_ends_with_ctrl_c(tmp_path: Path) -> None:
         said = process.stdout.readline()
         address = re.search(r"http://127\.0\.0\.1:\d+/", said)
         assert address is not None, said
-        assert httpx.get(f"{address[0]}healthz", timeout=30).text == "ok\n"
-        assert "Nothing has run in this workspace yet" in httpx.get(f"{address[0]}runs", timeout=30).text
-        foreign = httpx.get(f"{address[0]}runs", headers={"host": "attacker.example"}, timeout=30)
+        assert httpx.get(f"{address[0]}healthz", timeout=300).text == "ok\n"
+        assert "Nothing has run in this workspace yet" in httpx.get(f"{address[0]}runs", timeout=300).text
+        foreign = httpx.get(f"{address[0]}runs", headers={"host": "attacker.example"}, timeout=300)
         assert foreign.status_code == 421  # a page elsewhere whose name was made to point here
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 0

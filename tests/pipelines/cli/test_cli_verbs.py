@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -183,8 +182,6 @@ def test_a_plan_is_quick_and_loads_neither_torch_nor_prefect(tmp_path: Path, mon
 def test_a_reader_that_goes_away_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("M4V_HOME", str(tmp_path))
     command = f"{sys.executable} -m pipelines.cli.main plan micro | head -1"
-    begun = time.monotonic()
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
-    assert time.monotonic() - begun < 60

@@ -28,7 +28,7 @@ from pipelines.exports.sinks import open_sink
 from pipelines.ledger import Ledger
 from pipelines.workspace import Workspace
 
-START_S = 90  # of a server on a machine that has much else to do
+START_S = 300  # of a server on a machine that has much else to do
 
 
 # What a tracker is told

@@ -57,7 +57,7 @@ def test_sink_that_is_away_is_a_note_in_a_run_that_succeeds(home: Path, http_sin
     assert code == 0, output
     assert output.count("sink marquez takes no events") == 1
     assert "m4v ledger deliver" in output
-    assert seconds < 60
+    assert seconds < 600  # of 1000 refusals it waits for none
     with Ledger.open(str(home / "ledger.db")) as ledger:
         assert ledger.outbox("marquez").delivered_seq == 0
     http_sink.script = []
