@@ -186,7 +186,7 @@ def plan(case: CaseArgument, json_: JsonOption = False) -> None:
     workspace = Workspace.open()
     with Ledger.open(workspace.ledger_url) as ledger:
         selector = parse(ClipSelector, ledger.takedown(case).selector, f"takedown {case}")
-        cures = retrain_plans(ledger, workspace, _launcher(), impact(ledger, selector))
+        cures = retrain_plans(ledger, _launcher(), impact(ledger, selector))
     if json_:
         print_json([cure.to_json() for cure in cures])
     else:

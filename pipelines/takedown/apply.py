@@ -10,13 +10,14 @@ from typing import Any
 
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.canonical import canonical_json
-from m4v.core.errors import InputError
+from m4v.core.errors import InfrastructureError, InputError
 from m4v.core.storage import Storage
 from pipelines.access import Actor, Role, require
 from pipelines.exposure.states import record_missing_states
 from pipelines.impact import Impact, Verdict, impact
 from pipelines.launchers import Launcher
-from pipelines.ledger import AttemptRow, Ledger, TakedownRow
+from pipelines.lease import LEASE_S, Lease
+from pipelines.ledger import AttemptRow, Claim, ClaimHeld, Ledger, TakedownRow
 from pipelines.membership import ClipSelector
 from pipelines.takedown.affected import Affected, Held, affected_by, artifact_of, blocks_of
 from pipelines.takedown.delete import count_bytes, delete_artifact, delete_copies, delete_items
@@ -64,7 +65,8 @@ class TakedownRun:
         """Open the case of a selector, or take it up again, and bring it to its end.
 
         The reason and the policy of a case stay those that it was opened with. Raises AccessDenied, InputError for a
-        term that matches nothing, InfrastructureError when running work does not stop in time.
+        term that matches nothing, InfrastructureError when running work does not stop in time and while another
+        process works on the case.
         """
         require(self._actor, Role.APPROVER, "take clips down")
         case = self._ledger.find_takedown(selector.canonical())
@@ -76,14 +78,25 @@ class TakedownRun:
                 self._tell(f"exposure of checkpoint {checkpoint[:12]} is not known: {problem.what}")
         if case is None:
             case = self._open(selector, reason, policy)
-        self._settle(case, selector)
-        self._replace(case, selector)
-        self._delete(case, selector)
-        cures = self._retrain(case, selector)
-        receipt, uri = self._receipt(case)
+        with Lease(self._ledger, self._claim(case)) as self._lease:
+            self._settle(case, selector)
+            self._replace(case, selector)
+            self._delete(case, selector)
+            cures = self._retrain(case, selector)
+            receipt, uri = self._receipt(case)
         return Applied(case, receipt, uri, tuple(cures), self._did)
 
     # The steps
+
+    def _claim(self, case: TakedownRow) -> Claim:
+        """One process at a time works on a case: what one counts the other must not have deleted."""
+        try:
+            return self._ledger.claim(f"takedown {case.takedown_id}", f"takedown by {self._actor.name}", LEASE_S)
+        except ClaimHeld as held:
+            raise InfrastructureError(
+                f"another process is at work on this case: {held.owner} on {held.host}", value=case.takedown_id,
+                next_step="wait for it; the same command then tells what was done",
+            ) from held  # fmt: skip
 
     def _open(self, selector: ClipSelector, reason: str, policy: Policy) -> TakedownRow:
         if not reason.strip():
@@ -148,6 +161,7 @@ class TakedownRun:
         for (artifact_id, kind), clips in self._found(selector, measure=False).holders.items():
             if artifact_id in done or (artifact_id, kind) not in mine or kind not in _REPLACED:
                 continue
+            self._lease.check()
             facts = replacer.replace(artifact_id, kind, clips)
             self._step(case, "replaced", artifact_id, facts)
             self._tell(f"{kind} {artifact_id[:12]} -> {(facts['successor'] or facts['note'])[:60]}")
@@ -169,6 +183,7 @@ class TakedownRun:
             facts = {"size_bytes": left.size_bytes, "bytes_freed": left.size_bytes, "why": left.why}
             self._step(case, "deleted", f"{left.kind} {Path(left.uri).name}", facts)
         for artifact_id, kind in doomed:
+            self._lease.check()
             self._delete_artifact(case, artifact_id, kind)
         self._ledger.record_step(case.takedown_id, "deletion")
 
@@ -207,7 +222,7 @@ class TakedownRun:
 
     def _retrain(self, case: TakedownRow, selector: ClipSelector) -> list[Cure]:
         found = impact(self._ledger, selector)
-        cures = retrain_plans(self._ledger, self._workspace, self._launcher, found)
+        cures = retrain_plans(self._ledger, self._launcher, found)
         self._ledger.record_step(case.takedown_id, "impact", "", _affected(found))
         told = [{k: v for k, v in cure.to_json().items() if k != "plan"} for cure in cures]
         self._ledger.record_step(case.takedown_id, "retrain", "", {"cures": told})

@@ -6,7 +6,6 @@ its dataset has the samples of the version that the takedown wrote.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,11 @@ from typing import Any
 from m4v.core.canonical import digest_json
 from m4v.core.config import parse
 from m4v.core.errors import M4VError
-from m4v.core.storage import write_atomic
 from pipelines.impact import Impact, Verdict
 from pipelines.launchers import Launcher
 from pipelines.ledger import Ledger, PipelineRunRow
 from pipelines.lookup import Lookup
 from pipelines.plan import Plan, PlanStatus, make_plan
-from pipelines.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Cure:
         }  # fmt: skip
 
 
-def retrain_plans(ledger: Ledger, workspace: Workspace, launcher: Launcher, found: Impact) -> list[Cure]:
+def retrain_plans(ledger: Ledger, launcher: Launcher, found: Impact) -> list[Cure]:
     """One plan a recipe that made affected checkpoints, those of channels first.
 
     Checkpoints that merely contain a clip upstream are listed only where a channel names them: no step saw the clip.
@@ -64,7 +61,7 @@ def retrain_plans(ledger: Ledger, workspace: Workspace, launcher: Launcher, foun
         if run is not None:
             by_recipe.setdefault(run.recipe_digest, (run, []))[1].append(checkpoint)
     return [
-        _cure(ledger, workspace, launcher, run, checkpoints, [channels[c] for c in checkpoints if c in channels])
+        _cure(ledger, launcher, run, checkpoints, [channels[c] for c in checkpoints if c in channels])
         for run, checkpoints in by_recipe.values()
     ]
 
@@ -83,8 +80,7 @@ def _made_by(ledger: Ledger, checkpoint: str) -> PipelineRunRow | None:
 
 
 def _cure(
-    ledger: Ledger, workspace: Workspace, launcher: Launcher, run: PipelineRunRow, checkpoints: Sequence[str],
-    channels: Iterable[str],
+    ledger: Ledger, launcher: Launcher, run: PipelineRunRow, checkpoints: Sequence[str], channels: Iterable[str]
 ) -> Cure:  # fmt: skip
     from pipelines.graph import build_graph
     from pipelines.recipe import Recipe
@@ -93,7 +89,7 @@ def _cure(
     try:
         recipe = parse(Recipe, run.resolved, f"pipeline run {run.pipeline_run_id}")
         plan = make_plan(recipe.name, build_graph(recipe), Lookup(ledger, launcher))
-        command = f"m4v run {_named(workspace, run)}"
+        command = _command(run)
     except M4VError as error:
         note = error.message
     return Cure(
@@ -102,13 +98,10 @@ def _cure(
     )  # fmt: skip
 
 
-def _named(workspace: Workspace, run: PipelineRunRow) -> str:
-    """What `m4v run` takes for this very recipe: its name, or else a file of it as it was resolved."""
+def _command(run: PipelineRunRow) -> str:
+    """What runs this very recipe again, in whatever directory: by its name, or else as it was recorded."""
     from pipelines.recipe import load_recipe, shipped_recipes
 
     if run.recipe in shipped_recipes() and digest_json(load_recipe(run.recipe).canonical()) == run.recipe_digest:
-        return run.recipe
-    path = workspace.home / "takedowns" / f"{run.recipe}-{run.recipe_digest[:12]}.yaml"
-    if not path.exists():
-        write_atomic(path, json.dumps(run.resolved, indent=1, sort_keys=True).encode())
-    return str(path)
+        return f"m4v run {run.recipe}"
+    return f"m4v runs rerun {run.pipeline_run_id}"
