@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from browser_pages import OVERFLOWING, Watched, until
 from playwright.sync_api import Browser
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines" / "cli"))
-from data_home import DataHome, build, publish_beside
+from data_home import DataHome, publish_beside, shared
 
 from m4v.core.artifacts import ArtifactKind
 from pipelines.inspection.targets import beside, find_target
@@ -25,8 +25,8 @@ MANY = 5000
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> DataHome:
-    return build(tmp_path_factory.mktemp("data"))
+def made(made_once: Callable[[str, Callable[[Path], object]], Path]) -> DataHome:
+    return shared(made_once)
 
 
 def _page(made: DataHome, identity: str, file: Path, *overrides: str) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,13 @@ def build(root: Path) -> DataHome:
         _commit(ledger, home, "encode", "encode", {}, (_reference("clips", clips), *sources), {"dataset": dataset})
         ledger.finish_pipeline_run(pipeline, ExitClass.OK, "")
     return home
+
+
+def shared(made_once: Callable[[str, Callable[[Path], object]], Path]) -> DataHome:
+    """One for all workers and files: add artifacts of your own to its ledger, change nothing else."""
+    place = made_once("data", lambda folder: (folder / "made").write_bytes(pickle.dumps(build(folder))))
+    found: DataHome = pickle.loads((place / "made").read_bytes())
+    return found
 
 
 def _encode(home: DataHome, clips: ArtifactRecord) -> Path:

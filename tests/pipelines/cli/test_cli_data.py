@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from data_home import CONFIG, DataHome, build, publish_beside
+from data_home import CONFIG, DataHome, publish_beside, shared
 
 from dataprep.quarantine import Reason
 from m4v.core.errors import ExitClass
@@ -50,8 +50,8 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> DataHome:
-    return build(tmp_path_factory.mktemp("data"))
+def made(made_once: Callable[[str, Callable[[Path], object]], Path]) -> DataHome:
+    return shared(made_once)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
 
-from data_home import HOSTILE, DataHome, build, publish_beside
+from data_home import HOSTILE, DataHome, publish_beside, shared
 from test_web_report import Balanced
 
 from m4v.core.artifacts import ArtifactKind
@@ -32,8 +33,8 @@ from pipelines.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> DataHome:
-    return build(tmp_path_factory.mktemp("data"))
+def made(made_once: Callable[[str, Callable[[Path], object]], Path]) -> DataHome:
+    return shared(made_once)
 
 
 def page_of(made: DataHome, identity: str, limits: Limits | None = None, *overrides: str) -> str:
