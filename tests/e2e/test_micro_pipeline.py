@@ -147,7 +147,10 @@ def test_a_refused_gate_is_told_everywhere(baseline: Baseline) -> None:
 
 @pytest.mark.parametrize(
     ("number", "prefect", "steps"),
-    [(signal.SIGINT, "--no-prefect", DRAINED_STEPS), (signal.SIGTERM, "--prefect", DRAINED_STEPS + 1)],
+    [
+        pytest.param(signal.SIGINT, "--no-prefect", DRAINED_STEPS, marks=pytest.mark.deep),
+        (signal.SIGTERM, "--prefect", DRAINED_STEPS + 1),
+    ],
 )
 def test_a_drained_run_ends_with_40_and_goes_on_where_it_was(
     baseline: Baseline, tmp_path: Path, number: signal.Signals, prefect: str, steps: int
