@@ -97,18 +97,17 @@ class _Delivery:
 
     def run(self, open_sink: Callable[[], Sink], stop: Callable[[], bool]) -> Delivered:
         error: M4VError | None = None
+        opened: list[Sink] = []
         try:
-            sink = open_sink()
-        except M4VError as fault:
-            return self._report(fault)
-        try:
-            self._feed(sink, stop)
+            _guarded(lambda: opened.append(open_sink()))
+            try:
+                self._feed(opened[0], stop)
+            finally:
+                _guarded(opened[0].close)
         except _SinkFault as fault:
             error = fault.error
         except ClaimLost:
             return Delivered(self._name, self._events, self._waiting(), busy=True)
-        finally:
-            sink.close()
         return self._report(error)
 
     def _feed(self, sink: Sink, stop: Callable[[], bool]) -> None:

@@ -261,6 +261,22 @@ def test_any_pattern_of_failures_loses_nothing_and_keeps_the_order(
             assert ledger.outbox("flaky").waiting == 0
 
 
+def test_a_client_that_breaks_when_opened_or_closed_is_a_fault_of_the_sink(ledger: Ledger) -> None:
+    def broken() -> Flaky:
+        raise RuntimeError("no such version")
+
+    class Closing(Flaky):
+        def close(self) -> None:
+            raise RuntimeError("cannot log out")
+
+    small_history(ledger)
+    assert "RuntimeError: no such version" in str(deliver(ledger, "one", broken).error)
+    kept: list[int] = []
+    done = deliver(ledger, "two", lambda: Closing({}, kept))
+    assert "RuntimeError: cannot log out" in str(done.error)
+    assert (done.events, done.waiting) == (len(kept), 0)
+
+
 def test_backoff_grows_to_its_limit() -> None:
     backoff = Backoff(base_s=1, factor=2, max_s=300)
     assert [backoff.pause_s(n) for n in (1, 2, 3, 9, 10, 10_000)] == [1, 2, 4, 256, 300, 300]
