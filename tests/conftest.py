@@ -27,7 +27,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 hypothesis.settings.register_profile("m4v", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("m4v")
 
-REPOSITORY = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+REPOSITORY = TESTS.parent
 S3_BUCKET = "m4v-tests"
 
 
@@ -128,8 +129,24 @@ class GoldenTable:
             terminalreporter.write_line(f"{name:{width}}  {shown:>9}  {tolerance}{'  FAILED' if failed else ''}")
 
 
+# Files of few tests that take long, the longest first. Begun last, one of them would keep a single worker busy while
+# the others have nothing to do; xdist by itself begins with the files of many tests.
+LONGEST = (
+    "e2e/test_micro_pipeline.py", "e2e/test_prefect_deployments.py", "e2e/test_micro_elsewhere.py",
+    "training/test_training_resume.py", "pipelines/cli/test_cli_generate.py", "eval/test_eval_generate.py",
+    "faults/test_faults_executor.py", "e2e/test_imported_weights.py", "e2e/test_run_killed.py",
+    "e2e/test_two_runs_at_once.py", "browser/test_browser_access.py", "browser/test_browser_reviewer.py",
+)  # fmt: skip
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(GoldenTable(), "golden-table")
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {TESTS / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 class PostgresServer:
