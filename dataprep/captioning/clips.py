@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from dataprep.captioning.asking import Question
 from dataprep.captioning.clean import Words, clean, open_lengths
-from dataprep.captioning.config import CaptionConfig, RecaptionConfig
+from dataprep.captioning.config import CaptionConfig, PromptName, RecaptionConfig
 from dataprep.captioning.frames import FramesTask
 from dataprep.captioning.prompts import prompt_digest
 from dataprep.captioning.provenance import Provenance
@@ -91,13 +91,13 @@ class ClipCaptions:
         shown = [clip.record.deinterlaced, config.frames, config.frame_side]
         pixels = [file.sha256, file.media, clip.first_frame, clip.frames, list(clip.box), shown]
         asked = [config.max_tokens, config.temperature, config.language]
-        questions = tuple(
-            Question(
-                digest_json([pixels, [list(t) for t in texts], prompt_digest(name, config.language), asked]),
-                clip.clip_id, name, texts,
-            )
-            for name in config.prompts
-        )  # fmt: skip
+        span = f"{file.sha256}-{clip.first_frame}-{clip.frames}"  # in front, so that a takedown finds its answers
+
+        def key(name: PromptName) -> str:
+            wanted = [pixels, [list(t) for t in texts], prompt_digest(name, config.language), asked]
+            return f"{span}-{digest_json(wanted)}"
+
+        questions = tuple(Question(key(name), clip.clip_id, name, texts) for name in config.prompts)
         return Request(task, questions)
 
     def _texts(self, clip: Clip) -> tuple[tuple[str, str], ...]:

@@ -25,7 +25,7 @@ from pipelines.workspace import Workspace
 
 POLICY = "takedown"
 _BY_LATENT, _BY_CAPTION = ("latents", "reconstructions"), ("texts",)
-_BY_CLIP, _BY_FILE = ("curate-clip",), ("curate-image", "curate-probe", "curate-segment")
+_BY_CLIP, _BY_FILE = ("curate-clip", "recaption"), ("curate-image", "curate-probe", "curate-segment")
 _SPAN = ("source_digest", "first_frame", "frames", "clip_id")
 
 
@@ -64,7 +64,8 @@ def _links(path: Path) -> int:
 
 
 def delete_items(ledger: Ledger, workspace: Workspace, table: Artifact, clips: frozenset[str]) -> Deleted:
-    """Delete what is kept of clips of a table for re-use: encodings, captions' features, key frames; of a file of which
+    """Delete what is kept of clips of a table for re-use: encodings, captions by a model, captions' features, key
+    frames; of a file of which
     the table has no other clip also its measurements. Nothing to do once the table's bytes are gone."""
     size = number = 0
     items = Storage(workspace.items_uri)

@@ -215,6 +215,16 @@ def test_answers_are_kept_and_never_asked_for_again(pictures: tuple[Path, InputR
         assert other.manifest.artifact_id != first.manifest.artifact_id
 
 
+def test_answers_lie_under_the_span_of_their_clip_where_a_takedown_finds_them(
+    clips: tuple[Path, InputRef], tmp_path: Path
+) -> None:
+    with serving() as server:
+        made = curate(tmp_path / "a", config(server, which="all"), clips, items=tmp_path / "items")
+    spans = {f"{c['source_digest']}-{c['first_frame']}-{c['frames']}" for c in made.kept()}
+    answers = [p.name for p in (tmp_path / "items" / "recaption").glob("*/*/*")]
+    assert {name.rpartition("-")[0] for name in answers} == spans
+
+
 def test_no_more_requests_at_once_than_concurrency(pictures: tuple[Path, InputRef], tmp_path: Path) -> None:
     with serving(slow(0.05)) as server:
         curate(tmp_path, config(server, concurrency=3), pictures)
