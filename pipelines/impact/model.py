@@ -60,8 +60,7 @@ class Product(NamedTuple):
     verdict: Verdict
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AffectedChannel:
+class AffectedChannel(NamedTuple):
     """A channel that names an affected checkpoint (`current`), or named it before with its move `seq`."""
 
     name: str
@@ -134,7 +133,7 @@ class Impact:
             "holders": [asdict(h) for h in self.holders],
             "checkpoints": [c._asdict() for c in self.checkpoints],
             "products": [p._asdict() for p in self.products],
-            "channels": [asdict(c) for c in self.channels],
+            "channels": [c._asdict() for c in self.channels],
             "unread": list(self.unread),
             "unindexed": list(self.unindexed),
         }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from pipelines.exposure.uses import ClipUses
 from pipelines.exposure.verdict import Verdict
 from pipelines.impact.checkpoints import affected_checkpoints
-from pipelines.impact.model import AffectedChannel, AffectedCheckpoint, Holder, Impact, MatchedClip
+from pipelines.impact.model import AffectedChannel, Holder, Impact, MatchedClip
 from pipelines.ledger import Ledger
 from pipelines.membership import ClipFacts, ClipSelector
 
@@ -25,14 +25,15 @@ def impact(ledger: Ledger, selector: ClipSelector) -> Impact:
     datasets = [h.artifact_id for h in holders if h.kind == "dataset"]
     states, unread = ledger.trained_on(datasets)
     checkpoints = affected_checkpoints(states, ClipUses.everywhere(ledger, clip_ids))
-    verdicts = {c.artifact_id: c.verdict for c in checkpoints} | {h.artifact_id: Verdict.CONTAINS for h in holders}
+    verdicts = {c.artifact_id: c.verdict for c in checkpoints}
+    moves = ledger.moves_to(verdicts)
     return Impact(
         selector=selector.canonical(),
         clips=tuple(sorted(map(_matched, clips), key=lambda c: c.clip_id)),
         holders=tuple(sorted([*holders, *_sources(ledger, holders, clips)], key=lambda h: (h.kind, h.artifact_id))),
         checkpoints=tuple(checkpoints),
-        made=_made(ledger, verdicts),
-        channels=tuple(_channels(ledger, checkpoints)),
+        made=_made(ledger, verdicts | {h.artifact_id: Verdict.CONTAINS for h in holders}),
+        channels=tuple(AffectedChannel(n, seq, i, verdicts[i], now, at) for n, seq, i, at, now in moves),
         unread=tuple(unread),
         unindexed=tuple(dict.fromkeys(m.artifact_id for m in ledger.unindexed() if not m.deleted)),
     )
@@ -64,27 +65,13 @@ def _sources(ledger: Ledger, holders: Iterable[Holder], clips: Iterable[ClipFact
 
 def _made(ledger: Ledger, verdicts: Mapping[str, Verdict]) -> dict[tuple[str, Verdict], set[str]]:
     """Products by kind and the strongest verdict on what they were made from."""
+    stems: dict[Verdict, list[str]] = {Verdict.SAW: [], Verdict.DESCENDS: [], Verdict.CONTAINS: []}
+    for artifact_id, verdict in verdicts.items():
+        stems[verdict].append(artifact_id)
     found: dict[tuple[str, Verdict], set[str]] = {}
-    told: dict[str, set[str]] = {}
-    for verdict in (Verdict.SAW, Verdict.DESCENDS, Verdict.CONTAINS):
-        stems = [artifact_id for artifact_id, own in verdicts.items() if own is verdict]
-        for kind, ids in ledger.made_from(stems).items() if stems else ():
-            if fresh := ids - told.get(kind, set()):
+    for verdict, ids in stems.items():
+        for kind, made in ledger.made_from(ids).items() if ids else ():
+            stronger = [told for (of, _), told in found.items() if of == kind]
+            if fresh := made.difference(*stronger):
                 found[kind, verdict] = fresh
-                told[kind] = told.get(kind, set()) | fresh
     return found
-
-
-def _channels(ledger: Ledger, checkpoints: Sequence[AffectedCheckpoint]) -> list[AffectedChannel]:
-    verdicts = {c.artifact_id: c.verdict for c in checkpoints}
-    return [
-        AffectedChannel(
-            name=move.name,
-            seq=move.seq,
-            artifact_id=move.artifact_id,
-            verdict=verdicts[move.artifact_id],
-            current=move.current,
-            moved_at=move.moved_at,
-        )
-        for move in ledger.moves_to(verdicts)
-    ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from pipelines.ledger.clip_load import (
     index_writing,
     insert_rows,
     next_number,
+    pack_ranges,
     source_key,
     url_key,
 )
@@ -172,7 +173,7 @@ class ClipIndexOps:
             total = tables.ArtifactGroup
             if session.scalar(select(total.group_no).where(total.artifact_no == begun.artifact_no).limit(1)) is None:
                 session.execute(insert(total).from_select(["artifact_no", "group_no", "samples"], counted))
-            _complete(session, begun.artifact_no)
+            _complete(session, begun.artifact_no, numbers)
 
     def _index_urls(self, artifact_id: str, storage: Storage) -> int:
         """Which URL each listed file came from, as far as the listing knows."""
@@ -217,9 +218,10 @@ def _advance(session: Session, artifact_no: int, rows: int) -> None:
     session.execute(behind.values(done_rows=rows))
 
 
-def _complete(session: Session, artifact_no: int) -> None:
+def _complete(session: Session, artifact_no: int, part_nos: Iterable[int] = ()) -> None:
     row = tables.ClipIndex
-    session.execute(update(row).where(row.artifact_no == artifact_no).values(complete=True))
+    made = update(row).where(row.artifact_no == artifact_no)
+    session.execute(made.values(complete=True, parts=pack_ranges(part_nos)))
 
 
 def _passes(missing: NDArray[np.bool_], sizes: Any) -> Iterator[NDArray[np.bool_]]:

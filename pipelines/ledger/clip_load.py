@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import ARRAY, Boolean, ColumnElement, Integer, LargeBinary, String, Table, func, literal, select, text
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -114,6 +116,19 @@ def chunks(values: Iterable[Any], size: int = ASKED) -> Iterator[list[Any]]:
             held = []
     if held:
         yield held
+
+
+def pack_ranges(numbers: Iterable[int]) -> bytes:
+    """Numbers as runs of consecutive ones: first and last of each, 4 bytes little-endian each."""
+    held = np.unique(np.fromiter(numbers, dtype=np.int64))
+    breaks = np.flatnonzero(np.diff(held) != 1)
+    firsts, lasts = np.append(held[:1], held[breaks + 1]), np.append(held[breaks], held[-1:])
+    return np.stack([firsts, lasts], axis=1).astype("<i4").tobytes()
+
+
+def unpack_ranges(packed: bytes) -> NDArray[np.int64]:
+    """One row a run: its first number and its last."""
+    return np.frombuffer(packed, dtype="<i4").astype(np.int64).reshape(-1, 2)
 
 
 def next_number(session: Session, column: InstrumentedAttribute[int], least: int = 1) -> int:

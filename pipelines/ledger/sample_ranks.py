@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sqlalchemy import String, cast, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from pipelines.ledger.clip_load import unpack_ranges
 from pipelines.ledger.database import Database
 from pipelines.ledger.members import ids_in
 from pipelines.ledger.schema_clips import (
@@ -73,16 +74,13 @@ class RankOps:
         return sorted(found)
 
     def dataset_parts(self, dataset_ids: Iterable[str]) -> dict[str, Numbers]:
-        """The parts of each dataset, by number; datasets that are not indexed are left out."""
-        part, index = ArtifactPart, ClipIndex
+        """The parts of each dataset as runs of their numbers; datasets that are not indexed are left out."""
+        index = ClipIndex
         with self._db.read() as session:
-            query = (
-                select(index.artifact_id, _joined(session, part.part_no))
-                .join(part, part.artifact_no == index.artifact_no)
-                .where(index.artifact_id.in_(ids_in(session, dataset_ids)), index.kind == "dataset", index.complete)
-                .group_by(index.artifact_id)
+            query = select(index.artifact_id, index.parts).where(
+                index.artifact_id.in_(ids_in(session, dataset_ids)), index.kind == "dataset", index.complete
             )
-            return {dataset: _split(numbers) for dataset, numbers in session.execute(query)}
+            return {dataset: unpack_ranges(packed or b"") for dataset, packed in session.execute(query)}
 
     def part_ranks(self, sample_id: str, groups: Sequence[GroupKey]) -> dict[GroupKey, PartRanks]:
         """The rank of a sample among each group's ids, in every part of the index."""
@@ -114,7 +112,7 @@ class SampleRanks:
     def __init__(self, ledger: RankOps, dataset_ids: Iterable[str]) -> None:
         self._ledger = ledger
         self._parts = ledger.dataset_parts(dataset_ids)
-        self._last = max((int(parts.max(initial=0)) for parts in self._parts.values()), default=0)
+        self._last = max((int(runs.max(initial=0)) for runs in self._parts.values()), default=0)
         self._ranks: dict[tuple[str, GroupKey], Mapping[str, int]] = {}
 
     def rank(self, place: SamplePlace, groups: Sequence[GroupKey]) -> int:
@@ -128,7 +126,8 @@ class SampleRanks:
     def _summed(self, ranks: PartRanks) -> dict[str, int]:
         below = np.zeros(max(self._last, int(ranks.parts.max(initial=0))) + 1, dtype=np.int64)
         below[ranks.parts] = ranks.below
-        return {dataset: int(below[parts].sum()) for dataset, parts in self._parts.items()}
+        until = np.append(0, np.cumsum(below))
+        return {name: int((until[runs[:, 1] + 1] - until[runs[:, 0]]).sum()) for name, runs in self._parts.items()}
 
 
 def _batches(ids: Iterable[str]) -> Iterable[list[bytes]]:

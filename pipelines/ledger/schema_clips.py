@@ -6,7 +6,7 @@ bytes, hex ids half as long; numbers stand for what repeats, so that five millio
 
 from __future__ import annotations
 
-from sqlalchemy import Index, Integer, LargeBinary, UniqueConstraint
+from sqlalchemy import Index, Integer, LargeBinary, PrimaryKeyConstraint, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipelines.ledger.schema import Base
@@ -58,6 +58,7 @@ class ClipIndex(Base):
     members: Mapped[int]  # rows of the artifact's own index or table
     done_rows: Mapped[int]
     complete: Mapped[bool]
+    parts: Mapped[bytes | None] = mapped_column(LargeBinary)  # once complete: the rows of artifact_part as ranges
     __table_args__ = (UniqueConstraint("artifact_id", "kind"),)
 
 
@@ -98,12 +99,15 @@ class PartGroup(Base):
     """The samples of a group in a part: how many, and the smallest and the largest id."""
 
     __tablename__ = "part_group"
-    part_no: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
-    group_no: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    part_no: Mapped[int] = mapped_column(Integer, autoincrement=False)
+    group_no: Mapped[int] = mapped_column(Integer, autoincrement=False)
     samples: Mapped[int] = mapped_column(Integer)
     first: Mapped[bytes] = mapped_column(LargeBinary)
     last: Mapped[bytes] = mapped_column(LargeBinary)
-    __table_args__ = {"sqlite_with_rowid": False}
+    __table_args__ = (
+        PrimaryKeyConstraint("group_no", "part_no"),  # ranks are asked for by group
+        {"sqlite_with_rowid": False},
+    )
 
 
 class PartIds(Base):

@@ -36,7 +36,11 @@ class CheckpointExposure(Base):
     cursor: Mapped[int]
     init_from: Mapped[str | None]
     __table_args__ = (
-        Index("ix_checkpoint_exposure_dataset", "dataset_id", "checkpoint_id"),
+        # All that an impact asks of every checkpoint, in the order that it is grouped by.
+        Index(
+            "ix_checkpoint_exposure_course",
+            *("dataset_id", "order_id", "stage", "seed", "cursor", "checkpoint_id", "init_from"),
+        ),
         Index("ix_checkpoint_exposure_init_from", "init_from", "checkpoint_id"),
     )
 

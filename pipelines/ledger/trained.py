@@ -77,7 +77,7 @@ def hops(parent: Numbers) -> list[Numbers]:
 def _all_states(session: Session) -> TrainedStates:
     # One row a course: thousands of rows take far longer to fetch than to find.
     state = CheckpointExposure
-    key = (state.stage, state.dataset_id, state.order_id, state.seed)
+    key = (state.dataset_id, state.order_id, state.stage, state.seed)
     columns = (state.checkpoint_id, cast(state.cursor, String), func.coalesce(state.init_from, ""))
     rows = session.execute(select(*key, *(joined(session, c) for c in columns)).group_by(*key)).all()
     found = [(ids.split(","), inits.split(",")) for *_, ids, _, inits in rows]
@@ -86,7 +86,7 @@ def _all_states(session: Session) -> TrainedStates:
     count = len(checkpoint_ids)
     place = dict(zip(checkpoint_ids, range(count), strict=True))
     return TrainedStates(
-        courses=[Course(stage, dataset, order, int(seed)) for stage, dataset, order, seed, *_ in rows],
+        courses=[Course(stage, dataset, order, int(seed)) for dataset, order, stage, seed, *_ in rows],
         checkpoint_ids=checkpoint_ids,
         init_from=[start or None for start in starts],
         course=np.repeat(np.arange(len(rows)), [len(ids) for ids, _ in found]),

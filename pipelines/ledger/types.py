@@ -6,8 +6,9 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Dialect, String, Text
+from sqlalchemy import ColumnElement, Dialect, String, Text, func, type_coerce
 from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from m4v.core.canonical import canonical_json
@@ -22,6 +23,13 @@ def utc_now() -> datetime:
 def iso(at: datetime) -> str:
     """The one text form of a time: UTC, microseconds, `Z`; it sorts as text."""
     return at.astimezone(UTC).strftime(ISO_FORMAT)
+
+
+def iso_text(session: Session, column: Any) -> ColumnElement[str]:
+    """`iso` of a column of times, in SQL."""
+    if session.get_bind().dialect.name == "sqlite":
+        return type_coerce(column, String)
+    return func.to_char(func.timezone("UTC", column), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"', type_=String())
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -30,7 +30,8 @@ def create_exposure_tables() -> None:
         sa.Column("init_from", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("checkpoint_id", name="pk_checkpoint_exposure"),
     )
-    op.create_index("ix_checkpoint_exposure_dataset", "checkpoint_exposure", ["dataset_id", "checkpoint_id"])
+    course = ["dataset_id", "order_id", "stage", "seed", "cursor", "checkpoint_id", "init_from"]
+    op.create_index("ix_checkpoint_exposure_course", "checkpoint_exposure", course)
     op.create_index("ix_checkpoint_exposure_init_from", "checkpoint_exposure", ["init_from", "checkpoint_id"])
     op.create_table(
         "artifact_stem",

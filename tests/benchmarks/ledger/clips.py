@@ -19,7 +19,7 @@ from m4v.core.rng import generator
 from pipelines.ledger import Ledger
 from pipelines.ledger import schema_clips as tables
 from pipelines.ledger.clip_index import _grouped
-from pipelines.ledger.clip_load import insert_rows, source_key, table_of, word_key
+from pipelines.ledger.clip_load import insert_rows, pack_ranges, source_key, table_of, word_key
 from pipelines.ledger.schema import Base
 from tests.benchmarks.ledger.sizes import BUCKETS, SHARD, SOURCES, VERSIONS, Sizes, identity
 
@@ -167,13 +167,14 @@ def _load_parts(ledger: Ledger, clips: Clips) -> None:
             totals[group] = totals.get(group, 0) + samples
         table, dataset = 2 * version + 1, 2 * version + 2
         rows = (version + 1) * sizes.batch
+        slices, shards = np.unique(clips.slice[mine]).tolist(), range(1, 1 + (version + 1) * sizes.shards)
         _insert(ledger, tables.ClipIndex, iter([
-            (table, identity("clips", version), "clips", sizes.batch, sizes.batch, True),
-            (dataset, identity("dataset", version), "dataset", rows, rows, True),
+            (table, identity("clips", version), "clips", sizes.batch, sizes.batch, True, pack_ranges(slices)),
+            (dataset, identity("dataset", version), "dataset", rows, rows, True, pack_ranges(shards)),
         ]))  # fmt: skip
         _insert(ledger, tables.ArtifactGroup, ((dataset, group, n) for group, n in sorted(totals.items())))
-        _insert(ledger, tables.ArtifactPart, ((table, n) for n in np.unique(clips.slice[mine]).tolist()))
-        _insert(ledger, tables.ArtifactPart, ((dataset, n) for n in range(1, 1 + (version + 1) * sizes.shards)))
+        _insert(ledger, tables.ArtifactPart, ((table, n) for n in slices))
+        _insert(ledger, tables.ArtifactPart, ((dataset, n) for n in shards))
 
 
 def _cut(words: Words, size: int = 16) -> list[bytes]:

@@ -51,6 +51,7 @@ def upgrade() -> None:
         sa.Column("members", sa.BigInteger(), nullable=False),
         sa.Column("done_rows", sa.BigInteger(), nullable=False),
         sa.Column("complete", sa.Boolean(), nullable=False),
+        sa.Column("parts", sa.LargeBinary(), nullable=True),
         sa.PrimaryKeyConstraint("artifact_no", name="pk_clip_index"),
         sa.UniqueConstraint("artifact_id", "kind", name="uq_clip_index_artifact_id_kind"),
     )
@@ -85,7 +86,7 @@ def upgrade() -> None:
         sa.Column("samples", sa.Integer(), nullable=False),
         sa.Column("first", sa.LargeBinary(), nullable=False),
         sa.Column("last", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("part_no", "group_no", name="pk_part_group"),
+        sa.PrimaryKeyConstraint("group_no", "part_no", name="pk_part_group"),
         sqlite_with_rowid=False,
     )
     op.create_table(
