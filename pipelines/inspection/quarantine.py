@@ -50,6 +50,7 @@ _REPAIR = {
     "unsafe_redirect": "correct the URL: it leads to an address that is not fetched",
     "too_many_redirects": "correct the URL: it leads in a circle",
     "opted_out": "leave it out: its owner does not want it used",
+    "takedown": "leave it out: a takedown case names it (m4v takedown list)",
     **dict.fromkeys(("connection_lost", "host_unknown", "no_ranges", "range_refused", "tls", "unreachable"), _FETCH),
     **dict.fromkeys(("wrong_digest", "wrong_size"), "check the table's claim, or download again"),
     "recaption_failed": "run again: the caption model is asked anew; or add a caption by hand",
