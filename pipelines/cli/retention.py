@@ -15,7 +15,16 @@ from pipelines.access import Role, command_actor, require
 from pipelines.cli.artifacts import ArtifactArgument, artifacts
 from pipelines.cli.channels import open_workspace
 from pipelines.cli.output import Id, JsonOption, print_json, print_rows, short, size
-from pipelines.gc import Collected, Judged, Leftover, collect_artifacts, find_leftovers, judge, remove_leftovers
+from pipelines.gc import (
+    Collected,
+    Judged,
+    Leftover,
+    collect_artifacts,
+    find_leftovers,
+    judge,
+    remove_leftovers,
+    verified_now,
+)
 from pipelines.gc.judge import resumable_since
 from pipelines.gc.sizes import freed_bytes
 from pipelines.ledger import Ledger
@@ -70,13 +79,16 @@ def gc(
     with Ledger.open(workspace.ledger_url) as ledger:
         now = utc_now()
         facts = ledger.reach_facts(retention.runs, resumable_since(retention, now))
+        facts.verified = verified_now(workspace.home)
         judged = judge(facts, retention, now, workspace.store_uri)
         judged = [j for j in judged if kind is None or j.kind == kind]
         leftovers = [] if kind is not None else find_leftovers(ledger, workspace, retention)
         freed = freed_bytes((j.uri, j.size_bytes) for j in judged if not j.kept)
         done, gone = Collected(), []
         if apply:
-            done = collect_artifacts(ledger, workspace.store_uri, retention, by=actor.name, kind=kind)
+            done = collect_artifacts(
+                ledger, workspace.store_uri, retention, by=actor.name, kind=kind, home=workspace.home
+            )
             gone = remove_leftovers(ledger, workspace, retention, leftovers)
     if json_:
         print_json(_json(apply, judged, leftovers, freed, done, gone))

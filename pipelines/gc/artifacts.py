@@ -19,8 +19,9 @@ from m4v.core.storage import Storage, is_temporary, storage_faults, temporary_be
 from pipelines.gc.judge import judge, resumable_since
 from pipelines.lease import Lease
 from pipelines.ledger import ArtifactRow, Deletion, Ledger
-from pipelines.ledger.reach_facts import ReachFacts
+from pipelines.ledger.reach_facts import Key, ReachFacts
 from pipelines.ledger.types import utc_now
+from pipelines.rerun_folders import rerun_folders
 from pipelines.settings import RetentionConfig
 
 CLAIM = "garbage collection"  # stands where stage keys do; one collector at a time
@@ -49,15 +50,18 @@ def collect_artifacts(
     *,
     by: str,
     kind: ArtifactKind | None = None,
+    home: Path | None = None,
     on_deleted: Callable[[ArtifactRow], None] = lambda _: None,
 ) -> Collected:
     """Delete every artifact that no root reaches (of one kind, if given), and finish what an earlier collection left.
 
-    Raises ClaimHeld while another collection runs. What a disk refuses to delete stays marked and is reported.
+    What verifications in `home` read now stays. Raises ClaimHeld while another collection runs. What a disk refuses to
+    delete stays marked and is reported.
     """
     done = Collected()
 
     def decide(facts: ReachFacts) -> list[Deletion]:
+        facts.verified = verified_now(home) if home is not None else []
         judged = judge(facts, retention, utc_now(), store_uri)
         gone = [j for j in judged if not j.kept and (kind is None or j.kind == kind)]
         return [Deletion(j.artifact_id, j.kind, j.why) for j in gone[:BATCH]]
@@ -68,6 +72,11 @@ def collect_artifacts(
         while rows := ledger.mark_deleted(retention.runs, decide, by=by, policy=POLICY, resumable_since=since):
             _erase_all(ledger, lease, rows, done, on_deleted)
     return done
+
+
+def verified_now(home: Path) -> list[tuple[Key, str]]:
+    """Artifacts that running verifications of a home read, each with the verification's id."""
+    return [(key, folder.path.name) for folder in rerun_folders(home) if folder.is_alive for key in folder.inputs]
 
 
 def finish_deletions(ledger: Ledger, by: str) -> Collected:

@@ -74,6 +74,8 @@ def find_roots(facts: ReachFacts, retention: RetentionConfig, now: datetime, sto
         add([key], f"pinned by {by}" + (f": {reason}" if reason else ""))
     for key, case in facts.cited:
         add([key], f"takedown {case} is at work on it")
+    for key, verification in facts.verified:
+        add([key], f"verification {verification} reads it")
     for run in facts.runs:
         if run.is_alive:
             used = facts.outputs.get(run.pipeline_run_id, set()) | facts.holds.get(run.pipeline_run_id, set())

@@ -1,4 +1,5 @@
-"""What is no artifact and nobody needs: unfinished publishes, resume state, stored items, folders of ended attempts."""
+"""What is no artifact and nobody needs: unfinished publishes, resume state, stored items, folders of ended attempts and
+verifications, provenance files that no row cites."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from m4v.core.items import LAST_USED
 from m4v.core.storage import Storage, storage_faults
 from pipelines.ledger import AttemptRow, ClaimHeld, Ledger, Status
 from pipelines.ledger.types import utc_now
+from pipelines.provenance.blobs import PROVENANCE
+from pipelines.rerun_folders import rerun_folders
 from pipelines.settings import RetentionConfig
 from pipelines.store import DAY_S, ArtifactStore
 from pipelines.workspace import Workspace
@@ -29,6 +32,8 @@ class LeftoverKind(StrEnum):
     ITEMS = "items"
     SCRATCH = "attempt scratch"
     LOGS = "attempt logs"
+    PROVENANCE = "provenance file"
+    VERIFICATION = "verification"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,8 @@ def find_leftovers(ledger: Ledger, workspace: Workspace, retention: RetentionCon
         *_states(ledger, workspace, retention, now),
         *_items(workspace, retention, now),
         *_attempts(ledger, workspace, retention, now),
+        *_blobs(ledger, workspace, retention, now),
+        *_verifications(workspace, retention, now),
     ]
 
 
@@ -63,6 +70,10 @@ def remove_leftovers(
             continue
         if leftover.kind is LeftoverKind.ITEMS:
             done = _remove_items(leftover, retention)
+        elif leftover.kind is LeftoverKind.PROVENANCE:
+            done = _remove_blob(leftover, retention)
+        elif leftover.kind is LeftoverKind.VERIFICATION:
+            done = _remove_verification(workspace, leftover)
         else:
             done = remove_claimed(ledger, leftover)
         if done:
@@ -214,6 +225,58 @@ def _remove(leftover: Leftover) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+# Provenance
+
+
+def _blobs(ledger: Ledger, workspace: Workspace, retention: RetentionConfig, now: float) -> Iterator[Leftover]:
+    """Files that no row cites: of attempts without a run, whose own record goes with their logs."""
+    store = Storage(workspace.store_uri)
+    old = {
+        f.path.rpartition("/")[2]: f for f in store.list(PROVENANCE) if _days(store, f.path, now) > retention.log_days
+    }
+    for digest in sorted(old.keys() - ledger.cited_files(old)):
+        file = old[digest]
+        why = f"no run cites it, and it was kept {_days(store, file.path, now):.0f} days ago"
+        uri = f"{store.uri}/{file.path}"
+        yield Leftover(kind=LeftoverKind.PROVENANCE, uri=uri, size_bytes=file.size_bytes, why=why)
+
+
+def _days(store: Storage, path: str, now: float) -> float:
+    return (now - store.modified_at(path)) / DAY
+
+
+def _remove_blob(leftover: Leftover, retention: RetentionConfig) -> bool:
+    folder, _, name = leftover.uri.rpartition("/")
+    place = Storage(folder)
+    if _days(place, name, utc_now().timestamp()) <= retention.log_days:
+        return False  # kept again since
+    place.delete(name)
+    return True
+
+
+# Verifications
+
+
+def _verifications(workspace: Workspace, retention: RetentionConfig, now: float) -> Iterator[Leftover]:
+    for folder in (f for f in rerun_folders(workspace.home) if not f.is_alive):
+        try:
+            days = (now - folder.path.stat().st_mtime) / DAY
+            size = sum(f.stat().st_size for f in _files(folder.path))
+        except FileNotFoundError:
+            continue  # another verification swept it just now
+        if folder.was_kept and days <= retention.work_days:
+            continue
+        why = f"kept {days:.0f} days ago" if folder.was_kept else "its process was killed"
+        yield Leftover(kind=LeftoverKind.VERIFICATION, uri=str(folder.path), size_bytes=size, why=why)
+
+
+def _remove_verification(workspace: Workspace, leftover: Leftover) -> bool:
+    found = [f for f in rerun_folders(workspace.home) if str(f.path) == leftover.uri and not f.is_alive]
+    for folder in found:
+        folder.remove()
+    return bool(found)
 
 
 def _size(place: Storage) -> int:

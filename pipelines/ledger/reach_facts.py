@@ -66,6 +66,7 @@ class ReachFacts:
     outputs: dict[str, set[Key]] = field(default_factory=lambda: defaultdict(set))
     holds: dict[str, set[Key]] = field(default_factory=lambda: defaultdict(set))
     cited: list[tuple[Key, str]] = field(default_factory=list)  # artifact, takedown case
+    verified: list[tuple[Key, str]] = field(default_factory=list)  # artifact, verification; not of the ledger
 
 
 def load_reach_facts(session: Session, runs: int, resumable_since: datetime | None = None) -> ReachFacts:

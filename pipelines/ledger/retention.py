@@ -6,7 +6,9 @@ the artifact meanwhile finds it marked: a decision and a use never pass each oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -26,8 +28,10 @@ from pipelines.ledger.registry import usable
 from pipelines.ledger.runs import artifact_row
 from pipelines.ledger.schema_channels import Hold, Pin
 from pipelines.ledger.types import utc_now
+from pipelines.ledger.verifications import VERIFIED
 
 ArtifactKey = tuple[str, str]  # (artifact id, kind)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,18 @@ class RetentionOps:
         query = select(schema.Artifact).where(schema.Artifact.deletion == "marked")
         with self._db.read() as session:
             return [artifact_row(r) for r in session.scalars(query.order_by(schema.Artifact.artifact_id))]
+
+    def cited_files(self, digests: Collection[str]) -> set[str]:
+        """Which of these provenance files the rows of runs and verdicts cite; reads all of them, in little memory."""
+        wanted, found = frozenset(digests), set[str]()
+        if not wanted:
+            return found
+        told = schema.Event.kind.in_(("pipeline.begun", VERIFIED))
+        with self._db.read() as session:
+            for query in (select(schema.StageRun.environment), select(schema.Event.payload).where(told)):
+                for value in session.scalars(query.execution_options(yield_per=1000)):
+                    found |= wanted.intersection(_DIGEST.findall(json.dumps(value)))
+        return found
 
     def deleted(self, artifacts: Iterable[ArtifactKey]) -> None:
         """The bytes of marked artifacts are gone; others are left as they are."""

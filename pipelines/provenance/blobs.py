@@ -3,12 +3,15 @@ store."""
 
 from __future__ import annotations
 
+import time
+
 from m4v.core.canonical import digest_bytes
 from m4v.core.config import FrozenModel
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.storage import Storage
 
 PROVENANCE = "provenance"
+FRESH_S = 3600.0
 
 
 class BlobRef(FrozenModel):
@@ -26,8 +29,8 @@ class BlobStore:
         """Keep `data`; raises InfrastructureError when the store cannot be written."""
         reference = BlobRef(sha256=digest_bytes(data), size_bytes=len(data))
         place = _place(reference.sha256)
-        if not self._storage.exists(place):
-            self._storage.write_bytes(place, data)
+        if not self._storage.exists(place) or time.time() - self._storage.modified_at(place) > FRESH_S:
+            self._storage.write_bytes(place, data)  # a file that nobody cited goes by its age: this begins anew
         return reference
 
     def get(self, sha256: str) -> bytes:

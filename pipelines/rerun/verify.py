@@ -20,16 +20,14 @@ from m4v.core.stage import RESULT, StageRequest, StageResult, write_json
 from pipelines.environment import host_facts
 from pipelines.launchers import LOG, REQUEST, Ending, Launcher
 from pipelines.ledger import AttemptRow, Ledger, PipelineRunRow, RunRow, new_id
-from pipelines.ledger.process import is_dead, process_token
-from pipelines.processes import kill_leftovers
 from pipelines.provenance import BlobStore, code_state
 from pipelines.rerun.outputs import compare_output
 from pipelines.rerun.recorded import Allowed, Recorded, again, check, recorded
 from pipelines.rerun.verdict import OutputVerdict, RunVerdict, StageVerdict, Tolerance, Verdict, worst
+from pipelines.rerun_folders import close_folder, open_folder, rerun_folders
 from pipelines.workspace import Workspace
 
 POLL_S = 0.5
-_FOLDER, _OWNER = "rerun", "owner"
 
 
 def _quiet(_: str) -> None:
@@ -59,7 +57,7 @@ class Verifier:
         stages = [recorded(self.ledger, run) for run in runs]
         noted = [check(stage, self.launcher_of(stage.request.lock_file), self.allowed) for stage in stages]
         verification_id = new_id()
-        with self._folder(verification_id) as folder:
+        with self._folder(verification_id, runs) as folder:
             found = tuple(
                 self._stage(stage, folder / f"{number:03d}-{stage.node_id}", words, verification_id)
                 for number, (stage, words) in enumerate(zip(stages, noted, strict=True))
@@ -85,18 +83,15 @@ class Verifier:
         return row, [self.ledger.run(run_id) for run_id in ids]
 
     @contextmanager
-    def _folder(self, verification_id: str) -> Iterator[Path]:
-        """A work directory with the name of its owner in it; what killed owners left is removed."""
-        root = self.workspace.home / _FOLDER
-        sweep(root)
-        folder = root / verification_id
-        folder.mkdir(parents=True)
-        (folder / _OWNER).write_text(process_token())
+    def _folder(self, verification_id: str, runs: list[RunRow]) -> Iterator[Path]:
+        """A work directory of this process, which tells what it reads; what killed ones left is removed."""
+        sweep(self.workspace.home)
+        inputs = [(port.artifact_id, str(port.kind)) for run in runs for port in (*run.inputs, *run.outputs)]
+        folder = open_folder(self.workspace.home, verification_id, inputs)
         try:
             yield folder
         finally:
-            if not self.keep:
-                shutil.rmtree(folder, ignore_errors=True)
+            close_folder(folder, keep=self.keep)
 
     def _stage(self, stage: Recorded, work_dir: Path, words: tuple[str, ...], verification_id: str) -> StageVerdict:
         self.tell(f"{stage.node_id}: executing run {stage.run.run_id} again")
@@ -191,19 +186,12 @@ def _last_words(work_dir: Path) -> str:
     return f" (log ends: {lines[-1][:200]})" if lines else ""
 
 
-def sweep(root: Path) -> list[Path]:
+def sweep(home: Path) -> list[Path]:
     """Remove work directories whose owner was killed, and what of it still runs; returns them."""
-    gone = []
-    for folder in sorted(root.glob("*")):
-        try:
-            owner = (folder / _OWNER).read_text()
-        except OSError:
-            continue
-        if is_dead(owner):
-            kill_leftovers(folder)
-            shutil.rmtree(folder, ignore_errors=True)
-            gone.append(folder)
-    return gone
+    gone = [folder for folder in rerun_folders(home) if not folder.is_alive and not folder.was_kept]
+    for folder in gone:
+        folder.remove()
+    return [folder.path for folder in gone]
 
 
 def read_details(store_uri: str, sha256: str) -> dict[str, object]:

@@ -21,6 +21,8 @@ from m4v.core.storage import Storage
 from pipelines.gc import collect_artifacts, find_leftovers, remove_leftovers
 from pipelines.gc.leftovers import LeftoverKind
 from pipelines.ledger import Status
+from pipelines.provenance import BlobStore
+from pipelines.rerun_folders import close_folder, open_folder
 from pipelines.settings import RetentionConfig
 from pipelines.spec import StageNode
 
@@ -122,3 +124,50 @@ def test_leftovers_go_by_age_and_use(bench: Bench, nodes: list[StageNode]) -> No
     assert not (folders[1] / "staging").exists()
     assert not folders[2].exists()
     assert find_leftovers(bench.ledger, workspace, NOW) == []
+
+
+def test_provenance_files_go_when_no_row_cites_them(bench: Bench, nodes: list[StageNode]) -> None:
+    bench.run(nodes[:1])
+    blobs, store = BlobStore(bench.workspace.store_uri), Storage(bench.workspace.store_uri)
+    (run,) = bench.ledger.runs()
+    names = ("of a verdict", "of a pipeline run", "of an attempt", "kept again", "new")
+    digest = {name: blobs.put(name.encode()).sha256 for name in names}
+    bench.ledger.record_verification(run.run_id, "identical", {"details": digest["of a verdict"]})
+    begun = {"code": {"diff": {"sha256": digest["of a pipeline run"]}}}
+    bench.ledger.begin_pipeline_run("x", {}, environment=begun)
+    for path in Path(store.uri, "provenance").glob("*/*"):
+        if path.name != digest["new"]:
+            os.utime(path, (time.time() - 5 * DAY,) * 2)
+    found = [f for f in find_leftovers(bench.ledger, bench.workspace, NOW) if f.kind is LeftoverKind.PROVENANCE]
+    assert {f.uri.rsplit("/", 1)[-1] for f in found} == {digest["of an attempt"], digest["kept again"]}
+    blobs.put(b"kept again")
+    assert [f.uri.rsplit("/", 1)[-1] for f in remove_leftovers(bench.ledger, bench.workspace, NOW, found)] == [
+        digest["of an attempt"]
+    ]
+    assert all(blobs.get(d) == name.encode() for name, d in digest.items() if name != "of an attempt")
+    for row in bench.ledger.runs():  # what every run cites of itself
+        for attached in row.environment["request"]["attachments"].values():
+            blobs.get(attached["sha256"])
+
+
+def test_what_a_verification_reads_stays_and_what_it_left_goes(
+    bench: Bench, nodes: list[StageNode], others: list[StageNode]
+) -> None:
+    first = bench.run(nodes)
+    bench.run(others)
+    home, store = bench.workspace.home, bench.workspace.store_uri
+    output = next(iter(first[nodes[0].id].outputs.values()))
+    folder = open_folder(home, "0verification", [(output.artifact_id, str(output.kind))])
+    (folder / "000-count").mkdir()
+    collect_artifacts(bench.ledger, store, NOW, by="t", home=home)
+    assert bench.ledger.artifact(output.artifact_id).deletion is None
+    assert find_leftovers(bench.ledger, bench.workspace, NOW) == []
+    close_folder(folder, keep=True)
+    assert find_leftovers(bench.ledger, bench.workspace, NOW) == []
+    os.utime(folder, (time.time() - 3 * DAY,) * 2)
+    (found,) = find_leftovers(bench.ledger, bench.workspace, NOW)
+    assert (found.kind, found.why) == (LeftoverKind.VERIFICATION, "kept 3 days ago")
+    assert remove_leftovers(bench.ledger, bench.workspace, NOW, [found]) == [found]
+    assert not folder.exists()
+    collect_artifacts(bench.ledger, store, NOW, by="t", home=home)
+    assert bench.ledger.artifact(output.artifact_id).deletion == "done"

@@ -254,8 +254,10 @@ def test_what_a_killed_verification_left_is_swept(tmp_path):
     )  # fmt: skip
     (dead / "owner").write_text(child.stdout.strip())
     (live / "owner").write_text(process_token())
-    assert sweep(root) == [dead]
+    (root / new_id()).mkdir()  # kept to be looked at
+    assert sweep(tmp_path) == [dead]
     assert live.is_dir()
+    assert len(list(root.iterdir())) == 2
 
 
 def test_the_request_is_in_the_row_and_not_in_the_key(verified):
