@@ -41,7 +41,8 @@ class RetentionConfig(FrozenModel):
     - runs: newest pipeline runs of each recipe, and its newest that ended well.
     - promotions: newest entries of each channel.
     - grace_hours: nothing recorded, made, read or reused since then goes.
-    - work_days, log_days: from when on scratch and staging of ended attempts go, and their folders with the logs.
+    - work_days: from when on scratch and staging of ended attempts go, and what a verification was told to keep.
+    - log_days: from when on their folders with the logs go, and provenance files that no run or verdict cites.
     - state_days: from when on the resume state goes that no attempt has touched.
     - item_days: from when on results of expensive steps go that no stage has used (null: never).
     - kinds: kinds of artifact that always stay; imported weights may have no other copy.

@@ -26,7 +26,7 @@ from pipelines.takedown.policy import Delete, Policy, may_delete
 from pipelines.takedown.receipt import CLOSED, DIGEST, DUE, FOLDER, RECEIPT, make_receipt, to_markdown
 from pipelines.takedown.replace import Replacer
 from pipelines.takedown.retrain import Cure, retrain_plans
-from pipelines.takedown.unfinished import delete_unfinished
+from pipelines.takedown.unfinished import delete_unfinished, delete_verified
 from pipelines.workspace import Workspace
 
 DRAIN_WAIT_S = 900.0
@@ -172,6 +172,8 @@ class TakedownRun:
             return
         clips = frozenset(c["clip_id"] for c in self._ledger.takedown_clips(case.takedown_id))
         doomed = self._doomed(case, selector)
+        for folder in delete_verified(self._ledger, self._workspace):
+            self._tell(f"deleted what verification {folder.name} kept")
         for artifact_id, kind in doomed:
             if kind == ArtifactKind.CLIPS:
                 table = artifact_of(self._ledger, self._workspace, artifact_id, kind)

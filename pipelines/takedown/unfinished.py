@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
-from m4v.core.errors import InputError
+from m4v.core.errors import InfrastructureError, InputError
 from m4v.core.storage import Storage
 from pipelines import stages
 from pipelines.gc.leftovers import Leftover, attempt_leftover, remove_claimed, state_leftover
 from pipelines.ledger import AttemptRow, Ledger, Status
+from pipelines.rerun_folders import rerun_folders
 from pipelines.workspace import Workspace
 
 _WHY = "it read what a takedown withdrew"
@@ -46,6 +47,24 @@ def delete_unfinished(ledger: Ledger, workspace: Workspace) -> list[Leftover]:
             left = attempt_leftover(folder, _WHY, attempt.stage_key)
             found += [left] if left is not None else []
     return [left for left in found if remove_claimed(ledger, left)]
+
+
+def delete_verified(ledger: Ledger, workspace: Workspace) -> list[Path]:
+    """Delete what verifications made of withdrawn artifacts and kept in this home; returns the directories.
+
+    Raises InfrastructureError while one is at work on them: it makes the clips' bytes anew.
+    """
+    withdrawn = {(row.artifact_id, str(row.kind)) for row in ledger.withdrawals()}
+    found = [folder for folder in rerun_folders(workspace.home) if not withdrawn.isdisjoint(folder.inputs)]
+    for folder in found:
+        if folder.is_alive:
+            raise InfrastructureError(
+                "a verification (m4v runs rerun --verify) reads the clips", value=folder.path.name,
+                next_step="wait for its end or stop it, then the same command goes on here",
+            )  # fmt: skip
+    for folder in found:
+        folder.remove()
+    return [folder.path for folder in found]
 
 
 def _attempt(ledger: Ledger, folder: Path) -> AttemptRow | None:
