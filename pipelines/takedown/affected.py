@@ -116,8 +116,9 @@ def _measured(
 def _rows(artifact: Artifact, name: str, columns: tuple[str, ...], wanted: pa.Array) -> list[dict[str, Any]]:
     if name not in artifact.names():
         return []
-    table = pq.read_table(artifact.path(name), columns=list(columns))
-    rows: list[dict[str, Any]] = table.filter(pc.is_in(table["clip_id"], value_set=wanted)).to_pylist()
+    rows: list[dict[str, Any]] = []
+    for batch in pq.ParquetFile(artifact.path(name)).iter_batches(columns=list(columns)):
+        rows += batch.filter(pc.is_in(batch["clip_id"], value_set=wanted)).to_pylist()
     return rows
 
 

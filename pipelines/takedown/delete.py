@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataprep.curation.table import CLIPS
@@ -86,14 +88,21 @@ def _keys(ledger: Ledger, table: Artifact, clips: frozenset[str]) -> Iterator[tu
             if (key := _latent_key(clip, config)) is not None:
                 yield from ((step, key) for step in _BY_LATENT)
     yield from ((step, clip.text_key()) for clip in kept for step in _BY_CAPTION)
-    rows = pq.read_table(table.path(CLIPS), columns=list(_SPAN)).to_pylist()
-    staying = {row["source_digest"] for row in rows if row["clip_id"] not in clips}
+    rows, staying = _spans(table, clips)
     for row in rows:
-        if row["clip_id"] in clips:
-            digest = row["source_digest"]
-            yield from ((step, f"{digest}-{row['first_frame']}-{row['frames']}") for step in _BY_CLIP)
-            if digest not in staying:
-                yield from ((step, digest) for step in _BY_FILE)
+        yield from ((step, f"{row['source_digest']}-{row['first_frame']}-{row['frames']}") for step in _BY_CLIP)
+        if row["source_digest"] not in staying:
+            yield from ((step, row["source_digest"]) for step in _BY_FILE)
+
+
+def _spans(table: Artifact, clips: frozenset[str]) -> tuple[list[dict[str, Any]], set[str]]:
+    """Where the clips lie in their files, and digests of files of which the table has other clips as well."""
+    wanted, rows, staying = pa.array(sorted(clips), pa.string()), [], set[str]()
+    for batch in pq.ParquetFile(table.path(CLIPS)).iter_batches(columns=list(_SPAN)):
+        taken = pc.is_in(batch["clip_id"], value_set=wanted)
+        rows += batch.filter(taken).to_pylist()
+        staying.update(batch.filter(pc.invert(taken))["source_digest"].unique().to_pylist())
+    return rows, staying
 
 
 def _bucket_configs(ledger: Ledger, clips_id: str) -> list[BucketConfig]:

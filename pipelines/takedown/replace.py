@@ -3,6 +3,7 @@ previews are; and the proof that nothing but the clips differs."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from dataprep.redact_config import RedactConfig
 from dataprep.shards import SHARDS
 from dataprep.versions.config import Remove, VersionConfig
 from m4v.core.artifacts import Artifact, ArtifactKind
-from m4v.core.canonical import canonical_json, digest_bytes
+from m4v.core.canonical import canonical_json
 from m4v.core.config import FrozenModel
 from m4v.core.errors import DataIntegrityError, InfrastructureError, M4VError
 from m4v.core.shard_index import INDEX, MEMBERS, read_index
@@ -28,6 +29,7 @@ from pipelines.takedown.affected import artifact_of
 from pipelines.workspace import Workspace
 
 PROOF = ("sample_id", "clip_id", *(f"{member}_sha256" for member in MEMBERS))
+BATCH = 10_000  # rows as Python objects at a time
 _GONE = "gone or damaged"
 _NOTHING_LEFT = ("no sample would be left", "no kept clip would be left")
 
@@ -123,8 +125,12 @@ def compare_datasets(before: Artifact, after: Artifact, clips: Sequence[str]) ->
 
 def samples_digest(index: pa.Table) -> str:
     """Digest over the sample ids of an index and the digests of their members, whatever shard they lie in."""
-    rows = index.select(PROOF).sort_by([("sample_id", "ascending")]).to_pylist()
-    return digest_bytes(b"\n".join(canonical_json(row) for row in rows))
+    digest, before = hashlib.sha256(), b""
+    for batch in index.select(PROOF).sort_by([("sample_id", "ascending")]).to_batches(max_chunksize=BATCH):
+        for row in batch.to_pylist():  # as Python objects all rows of a large index would be many times its size
+            digest.update(before + canonical_json(row))
+            before = b"\n"
+    return digest.hexdigest()
 
 
 def _shards(artifact: Artifact) -> dict[str, str]:
