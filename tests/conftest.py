@@ -276,6 +276,24 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def migrated_postgres(postgres_server: PostgresServer) -> str:
+    """Name of a PostgreSQL database with the ledger's schema, to copy."""
+    from pipelines.ledger import Ledger
+
+    url = postgres_server.create()
+    Ledger.open(url).close()
+    return urlsplit(url).path.lstrip("/")
+
+
+@pytest.fixture
+def postgres_ledger(postgres_server: PostgresServer, migrated_postgres: str) -> Iterator[str]:
+    """URL of a fresh PostgreSQL database with the ledger's schema: a copy is quicker than the migrations."""
+    url = postgres_server.create(migrated_postgres)
+    yield url
+    postgres_server.drop(url)
+
+
+@pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """Endpoint of an S3 protocol server (moto, over HTTP on loopback); `AWS_*` point to it meanwhile."""
     import s3fs

@@ -18,6 +18,10 @@ from pipelines.store import ArtifactStore
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
-    url = str(tmp_path / "ledger.sqlite") if request.param == "sqlite" else str(request.getfixturevalue("postgres_url"))
+    url = (
+        str(tmp_path / "ledger.sqlite")
+        if request.param == "sqlite"
+        else str(request.getfixturevalue("postgres_ledger"))
+    )
     with Ledger.open(url) as ledger:
         yield House(ledger, ArtifactStore(str(tmp_path / "store")), tmp_path / "staging", url)

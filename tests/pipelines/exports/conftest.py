@@ -27,7 +27,7 @@ def ledger(workspace: Workspace) -> Iterator[Ledger]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def either_ledger(request: pytest.FixtureRequest, workspace: Workspace) -> Iterator[Ledger]:
-    url = request.getfixturevalue("postgres_url") if request.param == "postgres" else workspace.ledger_url
+    url = request.getfixturevalue("postgres_ledger") if request.param == "postgres" else workspace.ledger_url
     with Ledger.open(url) as opened:
         yield opened
 

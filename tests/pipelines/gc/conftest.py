@@ -20,7 +20,7 @@ from pipelines.store import ArtifactStore
 def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
     url, store = str(tmp_path / "ledger.sqlite"), str(tmp_path / "home" / "store")
     if request.param == "postgres":
-        url = str(request.getfixturevalue("postgres_url"))
+        url = str(request.getfixturevalue("postgres_ledger"))
     if request.param == "s3":
         store = str(request.getfixturevalue("s3_root"))
     with Ledger.open(url) as ledger:

@@ -19,6 +19,6 @@ from pipelines.ledger import Ledger
 def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scenario]:
     url = str(tmp_path / "ledger.sqlite")
     if request.param == "postgres":
-        url = str(request.getfixturevalue("postgres_url"))
+        url = str(request.getfixturevalue("postgres_ledger"))
     with Ledger.open(url) as ledger:
         yield Scenario(ledger, url)
