@@ -37,6 +37,7 @@ class ListedRun:
 
     pipeline_run_id: str
     recipe: str
+    recipe_digest: str
     status: Status
     trigger: str
     host: str
@@ -193,8 +194,8 @@ class ListingOps:
 
 _run = schema.PipelineRun
 _LISTED: tuple[InstrumentedAttribute[Any], ...] = (
-    _run.pipeline_run_id, _run.recipe, _run.status, _run.trigger, _run.host, _run.started_at, _run.finished_at,
-    _run.exit_class, _run.message,
+    _run.pipeline_run_id, _run.recipe, _run.recipe_digest, _run.status, _run.trigger, _run.host, _run.started_at,
+    _run.finished_at, _run.exit_class, _run.message,
 )  # fmt: skip
 _ARTIFACT: tuple[InstrumentedAttribute[Any], ...] = tuple(
     getattr(schema.Artifact, name) for name in ListedArtifact.__dataclass_fields__
