@@ -34,7 +34,8 @@ from pipelines.ledger import Ledger
 from pipelines.membership import ClipSelector
 from training.exposure import surviving_line
 
-KILL_POINTS = ("curate", "encode", "train.t2i", "train.17f", "generate.trained")
+KILL_POINTS = ("curate", "train.t2i", "generate.trained")  # a pool of workers, ranks, a stage of one process
+MORE_KILL_POINTS = ("curate", "encode", "train.t2i", "train.17f", "generate.trained")
 EVALUATION = {"generate.trained", "generate.untrained", "evaluate.trained", "evaluate.untrained", "gate", "report"}
 DRAINED_STEPS = 30
 pytestmark = pytest.mark.timeout(1200)
@@ -190,11 +191,14 @@ def test_a_second_interrupt_ends_at_once_and_leaves_nothing(baseline: Baseline, 
     assert wait_until_gone(left, 120) == []
 
 
-def test_killed_at_every_stage_it_ends_with_the_same_artifacts(baseline: Baseline, tmp_path: Path) -> None:
-    """kill -9 of the whole process group, five times on the way; also the double-run digest check. The run that gets
-    to the end has Prefect's temporary server, the baseline had none."""
+@pytest.mark.parametrize("points", [KILL_POINTS, pytest.param(MORE_KILL_POINTS, marks=pytest.mark.deep)])
+def test_killed_on_its_way_it_ends_with_the_same_artifacts(
+    baseline: Baseline, tmp_path: Path, points: tuple[str, ...]
+) -> None:
+    """kill -9 of the whole process group at each point; also the double-run digest check. The run that gets to the end
+    has Prefect's temporary server, the baseline had none."""
     home, output = tmp_path / "home", tmp_path / "output"
-    for node_id in KILL_POINTS:
+    for node_id in points:
         process = start(home, "run", "micro", "--no-prefect", output=output)
         wait_for(lambda: working_attempt(home, node_id), process, output, f"{node_id} ran")  # noqa: B023
         os.killpg(process.pid, signal.SIGKILL)
