@@ -6,10 +6,9 @@ A crash at any point leaves something that the next call goes on from: resume st
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,27 +16,21 @@ from pydantic import ValidationError
 from m4v.core.errors import DataIntegrityError, Drained, ExitClass, InfrastructureError, InputError, M4VError
 from m4v.core.stage import (
     RESULT,
-    InputRef,
-    OutputRef,
-    Progress,
-    StageRequest,
     StageResult,
     read_exits,
     write_json,
 )
 from m4v.core.storage import Storage
+from pipelines.assignment import Assignment, stage_request
 from pipelines.drains import DrainRequests
 from pipelines.exposure.states import record_outputs
 from pipelines.holds import hold_outputs
-from pipelines.keys import KeyRecord
 from pipelines.launchers import LOG, REQUEST, Ending, Launcher
 from pipelines.lease import Lease
 from pipelines.ledger import ClaimLost, Exactness, Ledger, NewRun, Status, new_id
 from pipelines.lookup import Output
 from pipelines.provenance import BlobStore, code_state, read_record, recorded_request, write_record
-from pipelines.spec import StageNode
 from pipelines.store import ArtifactStore
-from pipelines.takedown.blocklist import ATTACHMENT as BLOCKED
 from pipelines.takedown.blocklist import BlockLists
 from pipelines.watch import Watch
 from pipelines.workspace import Workspace
@@ -62,21 +55,6 @@ class AttemptError(M4VError):
     def __init__(self, ending: Ending, attempt_id: str, log: Path) -> None:
         self.exit_class, self.crash, self.attempt_id, self.log = ending.exit_class, ending.crash, attempt_id, log
         super().__init__(ending.message or f"stage ended with class {ending.exit_class.name}")
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """A node with everything that its request needs. `facts` are for the report, outside the key; `blocked` is
-    the block list whose digest the key holds."""
-
-    node: StageNode
-    record: KeyRecord
-    inputs: tuple[InputRef, ...]
-    pipeline_run_id: str
-    facts: Mapping[str, object] | None = None
-    blocked: bytes | None = None
-    on_progress: Callable[[Progress], None] = field(default=lambda _: None)
-    on_note: Callable[[str], None] = field(default=lambda _: None)
 
 
 @dataclass(frozen=True)
@@ -191,7 +169,7 @@ class AttemptRunner:
             raise Drained("drained before it started", where=work.node.id)
         for stale in self._attempt_dirs(work.record.stage_key):
             _prune(stale)
-        request = self._request(work, new_id())
+        request = stage_request(work, new_id(), self._workspace, self._launcher)
         work_dir = Path(request.work_dir)
         work_dir.mkdir(parents=True, exist_ok=True)  # the facts may lie in it already
         write_json(work_dir / REQUEST, request)
@@ -219,41 +197,6 @@ class AttemptRunner:
             self._ledger.finish_attempt(attempt_id, ending.exit_class, ending.message)
             raise AttemptError(ending, attempt_id, work_dir / LOG)
         return _Finished(result, work_dir)
-
-    def _request(self, work: Assignment, attempt_id: str) -> StageRequest:
-        node, record = work.node, work.record
-        work_dir = self._workspace.stage_work(record.stage_key) / attempt_id
-        target = self._launcher.target(node.resources)
-        attachments = {}
-        if work.facts is not None:
-            facts = Storage(str(work_dir))
-            facts.write_bytes("facts.json", _json(work.facts))
-            attachments["facts"] = str(work_dir / "facts.json")
-        if work.blocked is not None:
-            Storage(str(work_dir)).write_bytes("blocked.json", work.blocked)
-            attachments[BLOCKED] = str(work_dir / "blocked.json")
-        return StageRequest(
-            stage=node.spec.name,
-            stage_version=node.spec.version,
-            function=node.spec.function,
-            config_model=node.spec.config_model,
-            stage_key=record.stage_key,
-            attempt_id=attempt_id,
-            config=node.config.canonical(),
-            seed=node.seed,
-            inputs=work.inputs,
-            outputs=tuple(OutputRef(name=n, kind=k) for n, k in node.spec.outputs.items()),
-            store_uri=self._workspace.store_uri,
-            work_dir=str(work_dir),
-            state_uri=self._workspace.state_uri(record.stage_key),
-            items_uri=self._workspace.items_uri,
-            lock_file=target.lock_file,
-            lock_digest=record.lock_digest,
-            numerics=record.numerics,
-            locations=dict(node.locations),
-            attachments=attachments,
-            resources=node.resources,
-        )
 
     # Publishing
 
@@ -329,7 +272,3 @@ def _prune(work_dir: Path) -> None:
     for name in ("staging", "scratch", "cache"):
         shutil.rmtree(work_dir / name, ignore_errors=True)
     (work_dir / RESULT).unlink(missing_ok=True)
-
-
-def _json(value: Mapping[str, object]) -> bytes:
-    return json.dumps(value, sort_keys=True, default=str).encode()

@@ -8,50 +8,40 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import ConfigError, Drained, ExitClass, M4VError
 from m4v.core.stage import InputRef, Progress
-from m4v.core.storage import Storage
-from pipelines.attempt import Assignment, AttemptError, AttemptRunner, RetryPolicy
-from pipelines.channels.automatic import judged_checkpoint
+from pipelines.assignment import Assignment
+from pipelines.attempt import AttemptRunner, RetryPolicy
+from pipelines.channels.automatic import gate_refused, judged_checkpoint
+from pipelines.channels.gates import GATE
 from pipelines.drains import DrainRequests, as_asked
 from pipelines.facts import collect_facts
-from pipelines.keys import KeyRecord
 from pipelines.launchers import Launcher
 from pipelines.lease import LEASE_S, Lease
 from pipelines.ledger import ArtifactDeleted, ClaimHeld, ClaimLost, Ledger
 from pipelines.ledger import NodeOutcome as LedgerOutcome
-from pipelines.lookup import Hit, Lookup, Miss, Output
-from pipelines.outcomes import NodeEvent, NodeOutcome, NodeStatus
+from pipelines.lookup import Hit, Lookup, Miss
+from pipelines.outcomes import Courier, NodeEvent, NodeOutcome, NodeStatus
 from pipelines.provenance import BlobStore, start_environment
-from pipelines.spec import StageNode, topological_order
+from pipelines.spec import StageNode, topological_order, until_node
+from pipelines.step import Step
 from pipelines.store import ArtifactStore
 from pipelines.workspace import Workspace
 
-__all__ = ["NodeEvent", "NodeOutcome", "NodeStatus", "PipelineRun", "until_node"]
+__all__ = ["NodeEvent", "NodeOutcome", "NodeStatus", "PipelineRun"]
 
 CLAIM_POLL_S = 0.5
 MAX_LOST_CLAIMS = 3
-GATE = "gate"
 
 
 def _ignore(_: NodeEvent) -> None:
     return None
-
-
-class Courier(Protocol):
-    """Carries the ledger's events to sinks meanwhile; never waits for one for long, and never fails."""
-
-    def wake(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class PipelineRun:
@@ -121,7 +111,7 @@ class PipelineRun:
             if on_progress is not None:
                 on_progress(state)
 
-        step = _Step(node)
+        step = Step(node)
         blocking = [u for u in node.upstream if u not in self.outcomes or not self.outcomes[u].status.has_outputs]
         try:
             if blocking:
@@ -131,7 +121,7 @@ class PipelineRun:
         except M4VError as error:
             drained = error.exit_class is ExitClass.DRAINED
             outcome = step.failed(NodeStatus.DRAINED if drained else NodeStatus.FAILED, error)
-        outcome = _timed(outcome, time.monotonic() - start)
+        outcome = replace(outcome, seconds=time.monotonic() - start)
         self._record(node, outcome)
         self._emit("finished", node_id, outcome=outcome)
         return outcome
@@ -141,12 +131,12 @@ class PipelineRun:
         node, start = self._node(node_id), time.monotonic()
         if any(u not in self.outcomes for u in node.upstream):
             return None
-        step = _Step(node)
+        step = Step(node)
         step.record = self._lookup.record(node, {r.name: r.artifact_id for r in self._inputs(node)})
         found = self._find(step.record.stage_key)
         if isinstance(found, Miss):
             return None
-        outcome = _timed(step.hit(found), time.monotonic() - start)
+        outcome = replace(step.hit(found), seconds=time.monotonic() - start)
         self._record(node, outcome)
         return outcome
 
@@ -197,12 +187,11 @@ class PipelineRun:
     @property
     def gate_refused(self) -> bool:
         """Whether a gate of this run said no."""
-        outcomes = [self.outcomes.get(node.id) for node in self.nodes if node.spec.name == GATE]
-        return any(not _gate_passed(o) for o in outcomes if o is not None and o.status.has_outputs)
+        return gate_refused(self.nodes, self.outcomes)
 
     # One node
 
-    def _execute(self, step: _Step, progress: Callable[[Progress], None]) -> NodeOutcome:
+    def _execute(self, step: Step, progress: Callable[[Progress], None]) -> NodeOutcome:
         node, inputs = step.node, self._inputs(step.node)
         step.record = self._lookup.record(node, {r.name: r.artifact_id for r in inputs})
         key = step.record.stage_key
@@ -240,7 +229,7 @@ class PipelineRun:
                 return Miss(f"output of run {found.run.run_id} is gone: {gone.what}", found.run)
         return found
 
-    def _claim(self, step: _Step, found: Hit | Miss) -> Lease | Hit:
+    def _claim(self, step: Step, found: Hit | Miss) -> Lease | Hit:
         """Take the claim, waiting while another process runs this very key; its outputs are then a hit."""
         key, told = step.key, ""
         while True:
@@ -264,9 +253,7 @@ class PipelineRun:
                 return lease
             self._ledger.release(lease.claim)
 
-    def _assignment(
-        self, step: _Step, inputs: tuple[InputRef, ...], progress: Callable[[Progress], None]
-    ) -> Assignment:
+    def _assignment(self, step: Step, inputs: tuple[InputRef, ...], progress: Callable[[Progress], None]) -> Assignment:
         facts = None
         if ArtifactKind.REPORT in step.node.spec.outputs.values():
             facts = collect_facts(self._ledger, self.recipe, self.resolved, self.id, self.nodes, self.outcomes)
@@ -313,67 +300,3 @@ class PipelineRun:
 
     def _emit(self, kind: str, node_id: str, text: str = "", outcome: NodeOutcome | None = None) -> None:
         self._on_event(NodeEvent(kind, node_id, text, outcome=outcome))
-
-
-class _Step:
-    """What is known of a node while it executes."""
-
-    def __init__(self, node: StageNode) -> None:
-        self.node = node
-        self.record: KeyRecord | None = None
-        self.why = ""
-
-    @property
-    def known_record(self) -> KeyRecord:
-        assert self.record is not None
-        return self.record
-
-    @property
-    def key(self) -> str:
-        return self.known_record.stage_key
-
-    def outcome(
-        self,
-        status: NodeStatus,
-        reason: str,
-        run_id: str | None = None,
-        attempt_id: str | None = None,
-        outputs: Mapping[str, Output] | None = None,
-    ) -> NodeOutcome:
-        key = self.record.stage_key if self.record else None
-        return NodeOutcome(self.node.id, status, reason, 0.0, run_id, key, attempt_id, outputs or {})
-
-    def hit(self, found: Hit) -> NodeOutcome:
-        return self.outcome(NodeStatus.HIT, found.reason, found.run.run_id, None, found.outputs)
-
-    def failed(self, status: NodeStatus, error: M4VError) -> NodeOutcome:
-        attempt, log = (error.attempt_id, str(error.log)) if isinstance(error, AttemptError) else (None, None)
-        key = self.record.stage_key if self.record else None
-        return NodeOutcome(
-            self.node.id, status, self.why, 0.0, None, key, attempt, {}, error.message, error.exit_class, log
-        )
-
-
-def until_node(nodes: Sequence[StageNode], until: str | None) -> list[StageNode]:
-    """Nodes that `until` needs, itself included; all of them for None. Raises ConfigError for an unknown id."""
-    if until is None:
-        return list(nodes)
-    by_id = {node.id: node for node in nodes}
-    if until not in by_id:
-        raise ConfigError("there is no such stage", value=until, next_step=f"use one of {', '.join(by_id)}")
-    needed, waiting = set[str](), [until]
-    while waiting:
-        node_id = waiting.pop()
-        if node_id not in needed:
-            needed.add(node_id)
-            waiting.extend(by_id[node_id].upstream)
-    return [node for node in nodes if node.id in needed]
-
-
-def _timed(outcome: NodeOutcome, seconds: float) -> NodeOutcome:
-    return replace(outcome, seconds=seconds)
-
-
-def _gate_passed(outcome: NodeOutcome) -> bool:
-    output = next(iter(outcome.outputs.values()))
-    return bool(json.loads(Storage(output.uri).read_bytes("gate.json"))["passed"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 from m4v.core.errors import ExitClass
 from m4v.core.stage import Progress
@@ -64,3 +65,11 @@ class NodeEvent:
     text: str = ""
     progress: Progress | None = None
     outcome: NodeOutcome | None = None
+
+
+class Courier(Protocol):
+    """Carries the ledger's events to sinks meanwhile; never waits for one for long, and never fails."""
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from m4v.core.config import parse
 from m4v.core.errors import InputError
 from pipelines.channels import promote_run
-from pipelines.execute import NodeEvent, PipelineRun, until_node
+from pipelines.execute import NodeEvent, PipelineRun
 from pipelines.exports.courier import Courier
 from pipelines.graph import build_graph, node_by_id
 from pipelines.keys import CODE_ROOT
@@ -18,7 +18,7 @@ from pipelines.lookup import Lookup
 from pipelines.plan import Plan, make_plan
 from pipelines.recipe import Profile, Recipe, load_recipe
 from pipelines.settings import Settings, load_settings
-from pipelines.spec import StageNode
+from pipelines.spec import StageNode, until_node
 from pipelines.workspace import Workspace
 
 

@@ -167,3 +167,19 @@ def _near(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
+
+
+def until_node(nodes: Sequence[StageNode], until: str | None) -> list[StageNode]:
+    """Nodes that `until` needs, itself included; all of them for None. Raises ConfigError for an unknown id."""
+    if until is None:
+        return list(nodes)
+    by_id = {node.id: node for node in nodes}
+    if until not in by_id:
+        raise ConfigError("there is no such stage", value=until, next_step=f"use one of {', '.join(by_id)}")
+    needed, waiting = set[str](), [until]
+    while waiting:
+        node_id = waiting.pop()
+        if node_id not in needed:
+            needed.add(node_id)
+            waiting.extend(by_id[node_id].upstream)
+    return [node for node in nodes if node.id in needed]

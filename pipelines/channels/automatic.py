@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from m4v.core.errors import M4VError
+from m4v.core.storage import Storage
 from pipelines.access import run_actor
 from pipelines.channels.gates import CANDIDATE, EVALUATE, GATE, GENERATE
 from pipelines.channels.promote import Outcome, promote
@@ -26,6 +28,17 @@ def judged_checkpoint(nodes: Sequence[StageNode], outcomes: Mapping[str, NodeOut
                     source, output = by_id[samples].inputs["checkpoint"]
                     return outcomes[source].outputs[output].artifact_id
     return None
+
+
+def gate_refused(nodes: Sequence[StageNode], outcomes: Mapping[str, NodeOutcome]) -> bool:
+    """Whether a gate of a run said no."""
+    found = [outcomes.get(node.id) for node in nodes if node.spec.name == GATE]
+    return any(not _passed(outcome) for outcome in found if outcome is not None and outcome.status.has_outputs)
+
+
+def _passed(outcome: NodeOutcome) -> bool:
+    output = next(iter(outcome.outputs.values()))
+    return bool(json.loads(Storage(output.uri).read_bytes("gate.json"))["passed"])
 
 
 def promote_run(ledger: Ledger, settings: Settings, pipeline_run_id: str, checkpoint: str, channel: str) -> str:

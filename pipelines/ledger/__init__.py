@@ -13,7 +13,6 @@ from pipelines.ledger.records import (
     Claim,
     ClaimHeld,
     ClaimLost,
-    DrainRow,
     EventRow,
     Exactness,
     NewRun,
@@ -23,12 +22,10 @@ from pipelines.ledger.records import (
     PortRow,
     RunRow,
     Status,
-    StepRow,
-    TakedownRow,
-    WithdrawalRow,
     Withdrawn,
 )
 from pipelines.ledger.retention import Deletion
+from pipelines.ledger.takedown_records import DrainRow, StepRow, TakedownRow, WithdrawalRow
 from pipelines.ledger.verifications import VerificationRow
 
 __all__ = [

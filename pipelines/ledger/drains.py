@@ -11,8 +11,9 @@ from pipelines.ledger.chain import record_event, row_digest
 from pipelines.ledger.claims import is_live
 from pipelines.ledger.database import Database
 from pipelines.ledger.ids import new_id
-from pipelines.ledger.records import Claim, DrainRow, Status
+from pipelines.ledger.records import Claim, Status
 from pipelines.ledger.schema_takedown import DrainRequest
+from pipelines.ledger.takedown_records import DrainRow
 from pipelines.ledger.types import utc_now
 
 

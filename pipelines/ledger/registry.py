@@ -16,8 +16,9 @@ from pipelines.ledger.chain import record_event, row_digest
 from pipelines.ledger.channel_records import ArtifactDeleted
 from pipelines.ledger.database import Database
 from pipelines.ledger.ids import new_id
-from pipelines.ledger.records import ChannelMoved, ChannelRow, TakedownRow, Withdrawn
+from pipelines.ledger.records import ChannelMoved, ChannelRow, Withdrawn
 from pipelines.ledger.schema_takedown import Withdrawal
+from pipelines.ledger.takedown_records import TakedownRow
 from pipelines.ledger.types import utc_now
 
 

@@ -16,8 +16,8 @@ from pipelines.ledger.chain import record_event, row_digest
 from pipelines.ledger.database import Database
 from pipelines.ledger.ids import new_id
 from pipelines.ledger.queries import one_of
-from pipelines.ledger.records import StepRow, TakedownRow, WithdrawalRow
 from pipelines.ledger.schema_takedown import TakedownClips, TakedownStep, Withdrawal
+from pipelines.ledger.takedown_records import StepRow, TakedownRow, WithdrawalRow
 from pipelines.ledger.types import utc_now
 from pipelines.ledger.withdrawn import refuse_withdrawn
 

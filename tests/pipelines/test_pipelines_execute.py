@@ -364,7 +364,7 @@ def test_a_lost_claim_cancels_the_job_and_looks_again(bench, switches, monkeypat
     lost = []
 
     def renew(self, claim, lease_s=60.0):
-        if not lost:
+        if not lost and self.attempts(stage_key=claim.stage_key):  # the stage is under way
             lost.append(claim)
             self.release(claim)  # as if the lease had run out and somebody had come and gone
             raise ClaimLost(claim, "taken over")
