@@ -136,7 +136,7 @@ def _verdict(clip: ClipFacts, line: Sequence[StateRow], uses: ClipUses, with_ste
 
 
 def _stage_uses(row: StateRow, clip_id: str, uses: ClipUses, with_steps: bool) -> StageUses:
-    held = bool(uses.samples(row.dataset_id, clip_id))
+    held = uses.holds(row.dataset_id, clip_id)
     steps = uses.steps(row, clip_id) if held else []
     return StageUses(
         checkpoint_id=row.checkpoint_id,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache, partial
+
+import numpy as np
 
 from pipelines.ledger import Ledger
 from pipelines.ledger.exposures import StateRow
@@ -16,54 +18,57 @@ from training.samples import SampleGroup
 from training.sampling import SamplingPlan
 from training.timetable import Place, Uses, draw_of
 
+Held = Callable[[str], Iterator[SamplePlace]]  # samples in a dataset
 Rank = Callable[[SamplePlace, Sequence[GroupKey]], int]  # smaller ids of these groups in the sample's dataset
 
 
 class ClipUses:
     """Which steps consumed some clips. One for a question: what it has read of the ledger does not change."""
 
-    def __init__(self, ledger: Ledger, samples: Iterable[SamplePlace], rank: Rank) -> None:
-        self._ledger, self._rank = ledger, rank
-        self._samples: dict[str, list[SamplePlace]] = {}
-        for sample in samples:
-            self._samples.setdefault(sample.dataset_id, []).append(sample)
+    def __init__(self, ledger: Ledger, groups: Collection[GroupKey], held: Held, rank: Rank) -> None:
+        self._ledger, self._groups, self._held, self._rank = ledger, groups, held, rank
         self._plans: dict[str, SamplingPlan] = {}
 
     @classmethod
-    def everywhere(cls, ledger: Ledger, clip_ids: Sequence[str]) -> ClipUses:
-        """In every dataset: what they share is ranked once."""
-        samples = ledger.sample_places(clip_ids)
-        return cls(ledger, samples, SampleRanks(ledger, {s.dataset_id for s in samples}).rank)
+    def everywhere(cls, ledger: Ledger, clip_ids: Sequence[str], datasets: Collection[str]) -> ClipUses:
+        """In many datasets: what they share is read and ranked once."""
+        by_part, ranks = ledger.sample_parts(clip_ids), SampleRanks(ledger, datasets)
+        parts_of = cache(partial(ranks.parts, of=np.array(sorted(by_part), dtype=np.int64)))
+
+        def held(dataset_id: str) -> Iterator[SamplePlace]:
+            for part in parts_of(dataset_id):
+                yield from (SamplePlace(dataset_id, *place) for place in by_part[part])
+
+        return cls(ledger, {place.group for places in by_part.values() for place in places}, held, ranks.rank)
 
     @classmethod
     def within(cls, ledger: Ledger, clip_ids: Sequence[str], datasets: Iterable[str]) -> ClipUses:
         """In a few datasets. Raises InputError for one that is not in the clip index."""
-        samples = [SamplePlace(d, *found) for d in dict.fromkeys(datasets) for found in ledger.samples_of(d, clip_ids)]
+        samples = {d: [SamplePlace(d, *found) for found in ledger.samples_of(d, clip_ids)] for d in set(datasets)}
+        groups = {sample.group for held in samples.values() for sample in held}
 
         def rank(sample: SamplePlace, groups: Sequence[GroupKey]) -> int:
             return ledger.rank_in_groups(sample.dataset_id, [MemberGroup(*g) for g in groups], sample.sample_id)
 
-        return cls(ledger, samples, rank)
+        return cls(ledger, groups, lambda dataset_id: iter(samples.get(dataset_id, ())), rank)
 
-    @property
-    def datasets(self) -> list[str]:
-        """Dataset versions that hold a sample of the clips."""
-        return sorted(self._samples)
-
-    def samples(self, dataset_id: str | None, clip_id: str | None = None) -> list[SamplePlace]:
+    def samples(self, dataset_id: str | None, clip_id: str | None = None) -> Iterator[SamplePlace]:
         """Samples of the clips (or of one) in a dataset."""
-        held = self._samples.get(dataset_id or "", [])
-        return held if clip_id is None else [s for s in held if s.clip_id == clip_id]
+        held = iter(()) if dataset_id is None else self._held(dataset_id)
+        return held if clip_id is None else (s for s in held if s.clip_id == clip_id)
+
+    def holds(self, dataset_id: str | None, clip_id: str | None = None) -> bool:
+        """Whether a dataset has a sample of the clips (or of one)."""
+        return next(self.samples(dataset_id, clip_id), None) is not None
 
     def load_plans(self, rows: Iterable[StateRow | Course]) -> None:
         """Read the timetables that `places` needs for these states, in one go."""
-        wanted = {r.order_id for r in rows if r.order_id is not None and r.dataset_id in self._samples}
-        groups = {sample.group for held in self._samples.values() for sample in held}
-        self._plans |= plans_of(self._ledger, wanted - self._plans.keys(), groups)
+        wanted = {r.order_id for r in rows if r.order_id is not None and self.holds(r.dataset_id)}
+        self._plans |= plans_of(self._ledger, wanted - self._plans.keys(), self._groups)
 
     def plan(self, row: StateRow | Course) -> SamplingPlan:
-        if row.order_id not in self._plans:
-            self.load_plans([row])
+        if row.order_id is not None and row.order_id not in self._plans:
+            self._plans |= plans_of(self._ledger, [row.order_id], self._groups)
         return self._plans[row.order_id or ""]
 
     def places(self, row: StateRow, sample: SamplePlace, cursor: int | None = None) -> list[Place]:
@@ -102,10 +107,13 @@ class ClipUses:
                 break
         return first
 
-    def most_draws(self, course: Course, cursors: int) -> int:
-        """How many draws `tally` would compute: not more than this."""
-        plan = self.plan(course)
-        streams = sum(len(plan.streams_with(sample.group)) for sample in self.samples(course.dataset_id))
+    def most_draws(self, course: Course, cursors: int, enough: int) -> int:
+        """How many draws `tally` would compute: not more than this, unless it is more than `enough`."""
+        plan, streams = self.plan(course), 0
+        for sample in self.samples(course.dataset_id):
+            streams += len(plan.streams_with(sample.group))
+            if streams > enough:
+                break
         return streams * (1 + 2 * cursors)
 
 

@@ -33,10 +33,15 @@ def affected_checkpoints(states: TrainedStates, uses: ClipUses) -> list[Affected
     by_course: dict[int, list[int]] = {}  # cursors, ascending as the keys are
     for course, cursor in zip(*(part.tolist() for part in np.divmod(keys, max(1, len(cursors)))), strict=True):
         by_course.setdefault(course, []).append(int(cursors[cursor]))
-    asked = {n for n in by_course if uses.samples(states.courses[n].dataset_id)}
+    asked = {n for n in by_course if uses.holds(states.courses[n].dataset_id)}
     uses.load_plans(states.courses[n] for n in asked)
     told: list[Uses | None] = []
-    counted = sum(uses.most_draws(states.courses[n], len(by_course[n])) for n in asked) <= MOST_DRAWS
+    draws = 0
+    for n in asked:
+        draws += uses.most_draws(states.courses[n], len(by_course[n]), MOST_DRAWS)
+        if draws > MOST_DRAWS:
+            break
+    counted = draws <= MOST_DRAWS
     for course, ends in by_course.items():
         if course not in asked:
             told += [None] * len(ends)

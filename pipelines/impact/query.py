@@ -24,7 +24,7 @@ def impact(ledger: Ledger, selector: ClipSelector) -> Impact:
     holders = [Holder(artifact_id=a, kind=kinds[a], clip_ids=tuple(ids)) for a, ids in held.items() if a in kinds]
     datasets = [h.artifact_id for h in holders if h.kind == "dataset"]
     states, unread = ledger.trained_on(datasets)
-    checkpoints = affected_checkpoints(states, ClipUses.everywhere(ledger, clip_ids))
+    checkpoints = affected_checkpoints(states, ClipUses.everywhere(ledger, clip_ids, datasets))
     verdicts = {c.artifact_id: c.verdict for c in checkpoints}
     moves = ledger.moves_to(verdicts)
     return Impact(

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from sqlalchemy import String, cast, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from pipelines.ledger.clip_load import unpack_ranges
+from pipelines.ledger.clip_load import among, unpack_ranges
 from pipelines.ledger.database import Database
 from pipelines.ledger.members import ids_in
 from pipelines.ledger.schema_clips import (
-    ArtifactPart,
     ClipIndex,
     ClipSource,
     PartGroup,
@@ -31,7 +30,7 @@ from pipelines.ledger.schema_clips import (
 
 GroupKey = tuple[str, str, int, int, int]  # source, media, latent t, h, w
 Numbers = NDArray[np.int64]
-_AT_ONCE = 500  # ids a statement
+_AT_ONCE = 4096  # ids a statement
 _ID_BYTES = 16
 
 
@@ -39,6 +38,14 @@ class SamplePlace(NamedTuple):
     """A sample of a clip in a dataset."""
 
     dataset_id: str
+    clip_id: str
+    sample_id: str
+    group: GroupKey
+
+
+class PartPlace(NamedTuple):
+    """A sample of a clip in a part, and so in every dataset that has the part."""
+
     clip_id: str
     sample_id: str
     group: GroupKey
@@ -56,22 +63,18 @@ class RankOps:
 
     _db: Database
 
-    def sample_places(self, clip_ids: Sequence[str]) -> list[SamplePlace]:
-        """Every sample of these clips in every indexed dataset, sorted."""
-        found: list[SamplePlace] = []
+    def sample_parts(self, clip_ids: Sequence[str]) -> dict[int, list[PartPlace]]:
+        """Every sample of these clips, sorted, by the part that holds it."""
+        found: dict[int, list[PartPlace]] = {}
         with self._db.read() as session:
             names = _group_names(session)
-            sample, part, index = PartSample, ArtifactPart, ClipIndex
-            query = (
-                select(index.artifact_id, sample.clip_id, sample.sample_id, sample.group_no)
-                .join(part, part.part_no == sample.part_no)
-                .join(index, index.artifact_no == part.artifact_no)
-                .where(index.kind == "dataset", index.complete)
-            )
+            sample = PartSample
+            query = select(sample.part_no, sample.clip_id, sample.sample_id, sample.group_no)
+            query = query.where(sample.group_no.in_(list(names)))
             for some in _batches(clip_ids):
-                for dataset, clip, identity, group in session.execute(query.where(sample.clip_id.in_(some))):
-                    found.append(SamplePlace(dataset, clip.hex(), identity.hex(), names[group]))
-        return sorted(found)
+                for part, clip, identity, group in session.execute(query.where(among(session, sample.clip_id, some))):
+                    found.setdefault(part, []).append(PartPlace(clip.hex(), identity.hex(), names[group]))
+        return {part: sorted(places) for part, places in found.items()}
 
     def dataset_parts(self, dataset_ids: Iterable[str]) -> dict[str, Numbers]:
         """The parts of each dataset as runs of their numbers; datasets that are not indexed are left out."""
@@ -114,6 +117,15 @@ class SampleRanks:
         self._parts = ledger.dataset_parts(dataset_ids)
         self._last = max((int(runs.max(initial=0)) for runs in self._parts.values()), default=0)
         self._ranks: dict[tuple[str, GroupKey], Mapping[str, int]] = {}
+
+    def parts(self, dataset_id: str, of: Numbers) -> list[int]:
+        """Those of some parts, ascending, that a dataset has."""
+        runs = self._parts.get(dataset_id, np.zeros((0, 2), dtype=np.int64))
+        run = np.searchsorted(runs[:, 0], of, side="right") - 1
+        inside = run >= 0
+        inside[inside] = of[inside] <= runs[run[inside], 1]
+        found: list[int] = of[inside].tolist()
+        return found
 
     def rank(self, place: SamplePlace, groups: Sequence[GroupKey]) -> int:
         """How many sample ids of these groups together are smaller, in the dataset of the sample."""

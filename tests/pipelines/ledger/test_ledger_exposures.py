@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clip_material import TestClip, random_clips, shards_of, without, write_dataset
 from ledger_scenario import Scenario, artifact
@@ -15,7 +16,7 @@ from m4v.core.errors import DataIntegrityError
 from m4v.core.storage import Storage
 from pipelines.exposure.states import read_state, record_missing_states, record_state
 from pipelines.ledger import Ledger
-from pipelines.ledger.sample_ranks import SampleRanks
+from pipelines.ledger.sample_ranks import SamplePlace, SampleRanks
 from pipelines.store import ArtifactRecord
 from training.config import OrderConfig
 from training.exposure import TRAINING_STATE, ExposureState
@@ -47,11 +48,15 @@ def test_ranks_of_many_datasets_are_those_of_each(ledger: Ledger, tmp_path: Path
         ledger.index_members(record.artifact_id, record.kind, Storage(record.uri))
         versions[record.artifact_id] = [clip for shard in cut for clip in shard]
     clips = [c.clip_id for shard in shards for c in shard]
-    places = ledger.sample_places(clips)
-    assert {(p.dataset_id, p.clip_id, p.sample_id, p.group) for p in places} == {
+    ranks, by_part = SampleRanks(ledger, versions), ledger.sample_parts(clips)
+    parts = np.array(sorted(by_part))
+    places = [
+        SamplePlace(name, *place) for name in versions for part in ranks.parts(name, parts) for place in by_part[part]
+    ]
+    assert sorted((p.dataset_id, p.clip_id, p.sample_id, p.group) for p in places) == sorted(
         (dataset, c.clip_id, c.sample_id, c.group) for dataset, held in versions.items() for c in held
-    }
-    ranks = SampleRanks(ledger, versions)
+    )
+    assert ranks.parts("unknown", parts) == []
     groups = sorted({c.group for shard in shards for c in shard})
     for place in places[::3]:
         for asked in (groups[:1], groups[1:3], groups):
