@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from training.config import MixtureEntry, OrderConfig
 from training.order import DataOrder
 from training.samples import SampleRow, Samples
 from training.sampling import GroupKey, SamplingPlan
+from training.timetable import Uses, draw_of
 
 SIZES = ((1, 8, 8), (2, 8, 8), (3, 8, 16), (8, 16, 16), (20, 16, 16), (20, 16, 24))
 
@@ -67,6 +69,11 @@ def test_places_draws_and_distinct_samples_are_those_of_the_order(
             return sum(1 for r in rows if r.sample_id < than and r[1:] in groups)
 
         assert plan.places(row[1:], rank, seed, "stage", cursor) == order.places_of(row.sample_id, cursor)
+        for stream in plan.streams_with(row[1:]):
+            at = rank(plan.keys(stream))
+            steps = [p.step for p in plan.timetable.places(stream, at, cursor, seed, "stage")]
+            used = plan.timetable.uses(stream, cursor, partial(draw_of, stream, at, seed, "stage"))
+            assert used == (Uses(len(steps), steps[0], steps[-1]) if steps else None)
     consumed = [draw for step in range(cursor) for pack in order.packs(step) for draw in pack.draws]
     assert sum(drawn for _, drawn in plan.draws(cursor)) == len(consumed)
     by_stream = {(p.stream.name, d.sample_id) for s in range(cursor) for p in order.packs(s) for d in p.draws}
