@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import contextlib
 import logging
 import socket
 import sys
@@ -49,10 +50,10 @@ def serve(
         if open_:
             typer.launch(address)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        try:
+        # uvicorn raises the signal again once everything is closed, unless whoever started us ignores it.
+        with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
-        except KeyboardInterrupt:  # uvicorn raises the signal again once everything is closed
-            sys.stdout.write("stopped\n")
+        sys.stdout.write("stopped\n")
 
 
 def listen(host: str, port: int) -> socket.socket:

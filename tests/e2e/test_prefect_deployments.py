@@ -36,7 +36,11 @@ class Server(NamedTuple):
     home: Path
 
     def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        return httpx.post(f"{self.environment['PREFECT_API_URL']}/{path}", json=body, timeout=300)
+        """A busy server answers 503 now and then: its clients ask again, and so does this."""
+        url, deadline = f"{self.environment['PREFECT_API_URL']}/{path}", time.monotonic() + 120
+        while (answer := httpx.post(url, json=body, timeout=300)).status_code == 503 and time.monotonic() < deadline:
+            time.sleep(1)
+        return answer
 
     def get(self, path: str) -> Any:
         return httpx.get(f"{self.environment['PREFECT_API_URL']}/{path}", timeout=300).json()
