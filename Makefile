@@ -34,7 +34,7 @@ demo-full: $(STAMP) assets  ## the same on the whole film
 
 test: $(STAMP) browser  ## all set-up and the tests (under 15 minutes on two cores)
 	$(BIN)/python -m dataprep.assets fetch micro
-	$(BIN)/python -m pytest -m "not deep and not gpu" -n 3 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not deep and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-deep: $(STAMP) browser assets  ## hours: demo twice, many kills, fuzz; resumable, by hand
 	$(BIN)/python -m pytest -m deep --timeout 7200 $(PYTEST_ARGS)

@@ -13,7 +13,7 @@ from m4v.config import ModelConfig
 from m4v.vae.autoencoder import CausalVideoVae
 from m4v.vae.config import VaeConfig
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.deep, pytest.mark.timeout(900)]
 TESTS = Path(__file__).parents[1]
 SIZES = ModelConfig(
     width=64, heads=2, double_blocks=1, single_blocks=2, text_dim=32, pooled_dim=24, text_slots=24, mixer="attention"
