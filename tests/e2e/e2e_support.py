@@ -96,8 +96,8 @@ def wait_for(find: Callable[[], FoundT | None], process: subprocess.Popen[bytes]
     pytest.fail(f"{what} did not come about\n{output.read_text()[-3000:]}")
 
 
-def working_attempt(home: Path, node_id: str, done: float = 0.0, total: float | None = None) -> AttemptRow | None:
-    """The running attempt of a node whose stage has reported at least `done` units (of `total`, where given)."""
+def working_attempt(home: Path, node_id: str, done: float = 0.0, of: float = 0.0) -> AttemptRow | None:
+    """The running attempt of a node whose stage has reported at least `done` units of at least `of`."""
     if not (home / "ledger.db").exists():
         return None
     with Ledger.open(f"sqlite:///{home / 'ledger.db'}") as ledger:
@@ -107,7 +107,7 @@ def working_attempt(home: Path, node_id: str, done: float = 0.0, total: float | 
             progress = json.loads((Path(attempt.work_dir) / "progress.json").read_bytes())
         except (OSError, ValueError):
             continue
-        if progress["done"] >= done and total in (None, progress["total"]):
+        if progress["done"] >= done and (progress["total"] or 0.0) >= of:
             return attempt
     return None
 

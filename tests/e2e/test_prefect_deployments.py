@@ -258,7 +258,7 @@ def test_a_cancelled_run_saves_its_state_and_leaves_no_process(prefect: Server, 
     clips = 100_000  # endless, and no scheduled run of the recipe has as many
     endless = [f"sources.shapes.adapter.count={clips}"]
     flow_run_id = prefect.start(deployments["m4v-stage/micro-source-shapes"], overrides=endless)
-    attempt = prefect.wait("drawn clips", lambda: working_attempt(prefect.home, "source.shapes", done=3, total=clips))
+    attempt = prefect.wait("drawn clips", lambda: working_attempt(prefect.home, "source.shapes", done=3, of=clips))
     work_dir = Path(attempt.work_dir)
     at_work = [p for p in psutil.process_iter(["cmdline"]) if any(str(work_dir) in w for w in p.info["cmdline"] or ())]
     assert at_work
