@@ -127,9 +127,11 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             process.terminate()
         for process in reversed(processes):
             try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
+                process.wait(10)
+            except subprocess.TimeoutExpired:  # in the middle of a scheduled run, which nobody waits for
+                for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    one.kill()
+                process.wait()
 
 
 def _m4v(server: Server, *arguments: str, without: str = "") -> subprocess.CompletedProcess[str]:
