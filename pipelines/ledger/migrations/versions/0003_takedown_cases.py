@@ -3,6 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
+from pipelines.ledger.migrations.guards import guard
 from pipelines.ledger.types import CanonicalJson, UtcDateTime
 
 revision = "0003"
@@ -15,22 +16,8 @@ APPEND_ONLY = ("drain_request", "takedown_clips", "takedown_step", "withdrawal")
 
 def upgrade() -> None:
     create_tables()
-    guard = _guard_sqlite if op.get_bind().dialect.name == "sqlite" else _guard_postgres
     for table in APPEND_ONLY:
         guard(table)
-
-
-def _guard_sqlite(table: str) -> None:
-    refuse = f"SELECT RAISE(ABORT, '{table} is append-only')"
-    for when in ("UPDATE", "DELETE"):
-        name = f"{table}_refuse_{when.lower()}"
-        op.execute(f"CREATE TRIGGER {name} BEFORE {when} ON {table} BEGIN {refuse}; END")
-
-
-def _guard_postgres(table: str) -> None:
-    for when, each in (("UPDATE OR DELETE", "ROW"), ("TRUNCATE", "STATEMENT")):
-        name = f"{table}_refuse_{each.lower()}"
-        op.execute(f"CREATE TRIGGER {name} BEFORE {when} ON {table} FOR EACH {each} EXECUTE FUNCTION m4v_refuse()")
 
 
 def create_tables() -> None:

@@ -3,6 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
+from pipelines.ledger.migrations.guards import guard
 from pipelines.ledger.types import CanonicalJson, UtcDateTime
 
 revision = "0004"
@@ -30,23 +31,8 @@ def upgrade() -> None:
     listed = ["started_at", "pipeline_run_id", "status", "recipe", "trigger", "host"]
     op.create_index("ix_pipeline_run_list", "pipeline_run", listed, unique=False)
     create_tables()
-    guard = _guard_sqlite if op.get_bind().dialect.name == "sqlite" else _guard_postgres
     for table, free in GUARDED.items():
-        columns = [c["name"] for c in sa.inspect(op.get_bind()).get_columns(table) if c["name"] not in free]
-        guard(table, ", ".join(columns))
-
-
-def _guard_sqlite(table: str, columns: str) -> None:
-    for when in (f"UPDATE OF {columns}", "DELETE"):
-        name = f"{table}_refuse_{when.split()[0].lower()}"
-        refuse = f"SELECT RAISE(ABORT, '{table} is append-only')"
-        op.execute(f"CREATE TRIGGER {name} BEFORE {when} ON {table} BEGIN {refuse}; END")
-
-
-def _guard_postgres(table: str, columns: str) -> None:
-    for when, each in ((f"UPDATE OF {columns} OR DELETE", "ROW"), ("TRUNCATE", "STATEMENT")):
-        name = f"{table}_refuse_{each.lower()}"
-        op.execute(f"CREATE TRIGGER {name} BEFORE {when} ON {table} FOR EACH {each} EXECUTE FUNCTION m4v_refuse()")
+        guard(table, free)
 
 
 def create_tables() -> None:
