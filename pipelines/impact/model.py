@@ -99,9 +99,6 @@ class Impact:
         """Ids of the holders of one kind: `source`, `clips` or `dataset`."""
         return [h.artifact_id for h in self.holders if h.kind == kind]
 
-    def with_verdict(self, verdict: Verdict) -> list[AffectedCheckpoint]:
-        return [c for c in self.checkpoints if c.verdict is verdict]
-
     @property
     def artifact_ids(self) -> list[str]:
         """Every affected artifact of any kind, each once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.records import GATE, SCORES, GateVerdict, Identity, MetricScore, ScoreSet, read_record
+from eval.records import SCORES, Identity, MetricScore, ScoreSet, read_record
 from eval.stages.gate import MIN_PROMPTS
 from m4v.core.artifacts import MANIFEST, Artifact, ArtifactKind
 from m4v.core.canonical import digest_json
@@ -253,12 +253,3 @@ def _channels(ledger: Ledger) -> dict[str, tuple[str, ...]]:
     for name, artifact_id in now.items():
         found.setdefault(artifact_id, []).append(name)
     return {artifact_id: tuple(sorted(names)) for artifact_id, names in found.items()}
-
-
-def gate_verdict(row: ArtifactRow, cache: Path) -> GateVerdict:
-    """The rules of a gate one by one; raises DataIntegrityError when the bytes are gone or damaged."""
-    return read_record(GateVerdict, _present(Artifact(row.uri, row.artifact_id, ArtifactKind.SCORES, cache)), GATE)
-
-
-def metric_names(boards: Iterable[Board]) -> list[str]:
-    return list(dict.fromkeys(metric.name for board in boards for metric in board.metrics))

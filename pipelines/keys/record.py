@@ -57,10 +57,6 @@ class KeyRecord(FrozenModel):
             }
         )
 
-    def with_inputs(self, inputs: Mapping[str, str]) -> KeyRecord:
-        """The same record on other inputs."""
-        return self.model_copy(update={"inputs": dict(inputs)})
-
 
 def key_record(
     node: StageNode,

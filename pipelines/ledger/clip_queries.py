@@ -120,10 +120,6 @@ class ClipQueryOps:
             groups = _groups(session)
             return sorted((groups[group_no], samples) for group_no, samples in rows)
 
-    def rank_in_group(self, dataset_id: str, group: SampleGroup, sample_id: str) -> int:
-        """How many samples of a dataset's group have a smaller id; raises InputError as `groups_of`."""
-        return self.rank_in_groups(dataset_id, [group], sample_id)
-
     def rank_in_groups(self, dataset_id: str, groups: Collection[SampleGroup], sample_id: str) -> int:
         """How many samples of a dataset's groups together have a smaller id: the place of a sample in a stream."""
         return self.ranks_in_groups(dataset_id, groups, [sample_id])[0]

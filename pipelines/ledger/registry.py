@@ -15,7 +15,6 @@ from pipelines.ledger import schema
 from pipelines.ledger.chain import record_event, row_digest
 from pipelines.ledger.channel_records import ArtifactDeleted
 from pipelines.ledger.database import Database
-from pipelines.ledger.ids import new_id
 from pipelines.ledger.records import ChannelMoved, ChannelRow, Withdrawn
 from pipelines.ledger.schema_takedown import Withdrawal
 from pipelines.ledger.takedown_records import TakedownRow
@@ -66,20 +65,6 @@ class RegistryOps:
             query = query.where(schema.Channel.name == name)
         with self._db.read() as session:
             return _with_facts(session, session.scalars(query).all())
-
-    def request_takedown(self, selector: Mapping[str, Any], *, reason: str, requested_by: str) -> str:
-        """Record which clips have to go; returns the takedown's id."""
-        row = schema.Takedown(
-            takedown_id=new_id(),
-            selector=dict(selector),
-            reason=reason,
-            requested_by=requested_by,
-            requested_at=utc_now(),
-        )
-        with self._db.write() as session:
-            session.add(row)
-            record_event(session, "takedown.requested", row.takedown_id, {"row": row_digest(row)})
-            return row.takedown_id
 
     def takedowns(self) -> list[TakedownRow]:
         """Every request, oldest first."""

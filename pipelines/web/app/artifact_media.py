@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from m4v.core.artifacts import Artifact, ArtifactKind, Manifest
-from m4v.core.errors import DataIntegrityError, M4VError
 from pipelines.ledger import ArtifactRow
 from pipelines.web.app.streams import manifest_of
 from pipelines.web.charts import LineChart
@@ -114,14 +113,3 @@ def _reconstructions(row: ArtifactRow, cache: Path) -> tuple[MediaItem, ...]:
 def _table(row: ArtifactRow, cache: Path, name: str) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = read_json(Artifact(row.uri, row.artifact_id, row.kind, cache), name)
     return found
-
-
-def problem_with(row: ArtifactRow) -> str:
-    """Why the artifact's files cannot be shown; empty when they can."""
-    try:
-        manifest_of(row)
-    except DataIntegrityError as error:
-        return error.message
-    except M4VError as error:
-        return error.what
-    return ""

@@ -50,7 +50,7 @@ def test_the_generated_ledger_answers_by_its_own_rules(ledger: Ledger) -> None:
     mine = clips.sample[clips.group == clips.group[number]]
     words = [(int(high), int(low)) for high, low in mine]
     own = (int(clips.sample[number, 0]), int(clips.sample[number, 1]))
-    assert ledger.rank_in_group(dataset, sample.group, sample.sample_id) == sum(1 for w in words if w < own)
+    assert ledger.rank_in_groups(dataset, [sample.group], sample.sample_id) == sum(1 for w in words if w < own)
     assert sample.sample_id == np.array(own, dtype=">u8").tobytes().hex()
     # One checkpoint's exposure says what the impact says of it.
     one = next(c for c in found.checkpoints if c.verdict == "saw")

@@ -35,7 +35,9 @@ def history(scenario: Scenario) -> Scenario:
     ledger.heartbeat(failed, Progress(done=1))
     ledger.finish_attempt(failed, 30, "node lost")
     ledger.move_channel("prod", dataset.artifact_id, expected=None, moved_by="ada", reason="first")
-    ledger.request_takedown({"clip_ids": ["c1"]}, reason="licence", requested_by="ada")
+    ledger.open_takedown(
+        {"clip_ids": ["c1"]}, reason="licence", requested_by="ada", policy={}, blocks={}, clips=[], artifacts=[]
+    )
     return scenario
 
 
@@ -72,7 +74,8 @@ TAMPERINGS = {
     ),
     "reuse": ("UPDATE reuse SET reason = 'because'", "row reuse .* was changed"),
     "channel": ("UPDATE channel SET moved_by = 'eve'", "row channel prod 1 was changed"),
-    "takedown": ("DELETE FROM takedown", "row takedown .* is missing"),
+    "takedown": ("UPDATE takedown SET reason = 'other'", "row takedown .* was changed"),
+    "takedown step": ("DELETE FROM takedown_step", "row takedown_step .* is missing"),
     "recipe": ("UPDATE pipeline_run SET recipe = 'micro'", "row pipeline_run .* was changed"),
 }  # fmt: skip
 
