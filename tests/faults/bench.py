@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,18 @@ def nodes_of(switches: Path, options: dict[str, Any]) -> list[StageNode]:
     first = CountConfig(label="a", **options.get("count", {}))
     second = CountConfig(label="b", **{"factor": 2, **options.get("count", {})})
     return pipeline(switches, first=first, second=second)[: options.get("nodes", 3)]
+
+
+def work_log(switches: Path) -> list[str]:
+    path = switches / "work.log"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for(condition, timeout_s: float = 300.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def main(home: str, switches: str, options_json: str = "{}") -> None:

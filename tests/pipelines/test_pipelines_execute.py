@@ -1,19 +1,15 @@
 """Execution of small real pipelines: hits with reasons, early cutoff, exit classes, retries, adoption, claims."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench import open_bench
+from bench import open_bench, wait_for, work_log
 from stages_for_faults import (
-    GANG,
     GATE,
     REPORT,
     TOTAL,
@@ -26,27 +22,11 @@ from stages_for_faults import (
 
 from m4v.core.artifacts import verify
 from m4v.core.errors import ConfigError, ExitClass
-from m4v.core.stage import ExitRecord, Resources
 from m4v.core.storage import Storage
 from pipelines.attempt import AttemptRunner
 from pipelines.execute import NodeStatus
-from pipelines.launchers.endings import ending_of
 from pipelines.ledger import ClaimLost, Status
-from pipelines.processes import descendants, send
 from pipelines.spec import StageNode
-
-
-@pytest.fixture
-def bench(tmp_path):
-    with open_bench(tmp_path / "home") as opened:
-        yield opened
-
-
-@pytest.fixture
-def switches(tmp_path):
-    directory = tmp_path / "switches"
-    directory.mkdir()
-    return directory
 
 
 def statuses(outcomes) -> list[str]:
@@ -55,11 +35,6 @@ def statuses(outcomes) -> list[str]:
 
 def artifacts(outcomes) -> dict[str, str]:
     return {f"{o.node_id}.{n}": out.artifact_id for o in outcomes.values() for n, out in o.outputs.items()}
-
-
-def work_log(switches: Path) -> list[str]:
-    path = switches / "work.log"
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def text(outcome, name: str, file: str) -> str:
@@ -256,13 +231,6 @@ def test_drain_saves_state_and_the_next_run_goes_on(bench, switches):
     assert work_log(switches)[:40] == [f"a {i}" for i in range(40)], "no item lost, none done twice"
 
 
-def wait_for(condition, timeout_s: float = 300.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_one_of_two_concurrent_runs_of_a_key_works_and_the_other_waits(bench, switches, tmp_path):
     nodes = one(switches, items=6, seconds_an_item=0.1)
     notes: list[str] = []
@@ -436,120 +404,3 @@ def test_a_wrong_lock_file_stops_the_stage_before_it_works(tmp_path, switches):
     assert outcome.exit_class == ExitClass.CONFIG
     assert "pydantic" in outcome.error
     assert work_log(switches) == []
-
-
-def test_a_gang_of_two_ranks_under_torchrun(bench, switches):
-    node = StageNode("gang", GANG, CountConfig(), resources=Resources(ranks=2, threads=1, workers=1))
-    outcome = bench.run([node])["gang"]
-    assert outcome.error is None
-    assert text(outcome, "lines", "rank1.txt") == "1 of 2\n"
-    assert bench.ledger.run(outcome.run_id).environment["numerics"]["world_size"] == 2
-
-
-def test_the_class_of_a_gang_is_that_of_its_bad_rank(bench, switches):
-    (switches / "integrity").write_text("")
-    locations = {"switches": str(switches), "bad_rank": "1"}
-    resources = Resources(ranks=2, threads=1, workers=1)
-    outcome = bench.run([StageNode("gang", GANG, CountConfig(), resources=resources, locations=locations)])["gang"]
-    assert outcome.exit_class == ExitClass.DATA_INTEGRITY
-    assert "bytes are wrong" in outcome.error
-
-
-def test_a_killed_rank_is_infrastructure(bench, switches):
-    (switches / "SIGKILL").write_text("1")
-    locations = {"switches": str(switches), "bad_rank": "1"}
-    resources = Resources(ranks=2, threads=1, workers=1)
-    nodes = [StageNode("gang", GANG, CountConfig(), resources=resources, locations=locations)]
-    outcome = bench.run(nodes)["gang"]
-    assert outcome.status == "ran"
-    assert sorted(a.exit_class for a in bench.ledger.attempts(stage_key=outcome.stage_key)) == [0, 30]
-
-
-def test_a_gang_drains_and_kill_9_of_its_supervisor_ends_every_rank(bench, switches):
-    """torchrun starts each rank in a session of its own: no process group reaches them."""
-    node = StageNode(
-        "gang",
-        GANG,
-        CountConfig(items=600, seconds_an_item=0.1),
-        resources=Resources(ranks=2, threads=1, workers=1),
-        locations={"switches": str(switches)},
-    )
-
-    def ranks() -> set[int]:
-        return {int(line.split()[2]) for line in work_log(switches)}
-
-    def interfere() -> None:
-        wait_for(lambda: len(ranks()) == 2)
-        first = ranks()
-        sessions = {os.getsid(pid) for pid in first}
-        assert len(sessions) == 2
-        (supervisor,) = [p for p in descendants(os.getpid()) if b"pipelines.supervise" in command_of(p.pid)]
-        send(supervisor, signal.SIGKILL)
-        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first))
-        wait_for(lambda: len(ranks()) == 4)  # the retry
-        run.drain()
-
-    run = bench.new_run([node])
-    thread = threading.Thread(target=interfere)
-    thread.start()
-    outcome = run.run_all()["gang"]
-    thread.join()
-    assert (outcome.status, outcome.exit_class) == ("drained", ExitClass.DRAINED)
-    attempts = bench.ledger.attempts(stage_key=outcome.stage_key)
-    assert [a.exit_class for a in attempts] == [40, 30]
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks())
-
-
-def command_of(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def exits(*classes: int | None) -> list[ExitRecord]:
-    return [ExitRecord(rank=i, exit_class=c, message=f"rank {i}") for i, c in enumerate(classes) if c is not None]
-
-
-@pytest.mark.parametrize(
-    ("classes", "code", "draining", "expected"),
-    [
-        ((0, 0), 0, False, 0),
-        ((10, 30), 1, False, 10),
-        ((20, 10), 1, False, 20),
-        ((50, 20), 1, False, 50),
-        ((40, 30), 1, True, 40),
-        ((40, 30), 1, False, 30),  # torchrun's own SIGTERM drained rank 0
-        ((40, 40), 1, False, 40),  # the machine is being taken away: every rank saved its state
-        ((40, 1), 1, False, 1),
-        ((30, 1), 1, False, 1),
-        ((30, None), 1, False, 30),
-        ((99, 0), 1, False, 1),
-        ((40, None), 128 + 9, False, 30),
-    ],
-)
-def test_precedence_of_ranks(tmp_path, classes, code, draining, expected):
-    ending = ending_of(exits(*classes), code, len(classes), draining=draining, log=tmp_path / "none.log")
-    assert ending.exit_class == expected
-
-
-@pytest.mark.parametrize(
-    ("ranks", "code", "log", "draining", "expected", "crash"),
-    [
-        (1, 128 + 9, "", False, 30, False),
-        (1, 128 + 15, "", False, 30, False),
-        (1, 128 + 9, "", True, 40, False),
-        (1, 128 + 11, "", False, 30, True),
-        (1, 128 + 6, "", False, 30, True),
-        (1, 1, "ImportError: no module\n", False, 1, False),
-        (1, 10, "usage\n", False, 10, False),
-        (2, 1, "  exitcode  : -9 (pid: 123)\n", False, 30, False),
-        (2, 1, "  exitcode  : -11 (pid: 123)\n", False, 30, True),
-        (2, 1, "RuntimeError: EADDRINUSE, message: address already in use\n", False, 30, False),
-    ],
-)
-def test_endings_without_a_word(tmp_path, ranks, code, log, draining, expected, crash):
-    (tmp_path / "stage.log").write_text(log)
-    ending = ending_of([], code, ranks, draining=draining, log=tmp_path / "stage.log")
-    assert (ending.exit_class, ending.crash) == (expected, crash)
-    assert ending.message

@@ -16,8 +16,6 @@ from pipelines.ledger import Ledger
 from pipelines.settings import load_settings
 from pipelines.workspace import Workspace
 
-pytest.importorskip("openlineage.client")
-
 
 def m4v(*arguments: str) -> Result:
     return CliRunner().invoke(build_app(), list(arguments))

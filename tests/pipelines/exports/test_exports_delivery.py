@@ -28,8 +28,6 @@ from pipelines.exports.state import read_state
 from pipelines.ledger import EventRow, Ledger
 from pipelines.workspace import Workspace
 
-pytest.importorskip("openlineage.client")
-
 
 def http_config(server: HttpSink, **changes: Any) -> OpenLineageHttp:
     return OpenLineageHttp(name="marquez", kind="openlineage-http", url=server.url, timeout_s=1.0, **changes)

@@ -243,7 +243,7 @@ def test_run_ids_are_version_7_uuids_of_their_time() -> None:
 def test_client_serializes_our_events_unchanged_and_knows_our_facet_versions(
     ledger: Ledger, history: dict[str, str]
 ) -> None:
-    serde = pytest.importorskip("openlineage.client.serde").Serde
+    serde = importlib.import_module("openlineage.client.serde").Serde
     for event in mapped(ledger):
         assert json.loads(serde.to_json(event)) == event
     generated = importlib.import_module("openlineage.client.facet_v2")

@@ -13,8 +13,6 @@ from typer.testing import CliRunner
 from pipelines.cli.main import build_app
 from pipelines.ledger import Ledger
 
-pytest.importorskip("openlineage.client")
-
 
 def run_micro(home: Path, server: HttpSink) -> tuple[int, str, float]:
     sink = {"name": "marquez", "kind": "openlineage-http", "url": server.url, "timeout_s": 2.0}

@@ -23,19 +23,6 @@ from pipelines.rerun.verify import sweep
 from pipelines.spec import StageNode
 
 
-@pytest.fixture
-def bench(tmp_path):
-    with open_bench(tmp_path / "home") as opened:
-        yield opened
-
-
-@pytest.fixture
-def switches(tmp_path):
-    directory = tmp_path / "switches"
-    directory.mkdir()
-    return directory
-
-
 def verifier(bench, **options) -> Verifier:
     return Verifier(bench.workspace, bench.ledger, LocalLauncher, **options)
 
