@@ -38,6 +38,7 @@ class Reason(StrEnum):
     WORKER_DIED = "worker_died"  # the child was killed from outside (twice), or crashed
     MISSING_FILE = "missing_file"
     SOURCE_CHANGED = "source_changed"  # bytes are not those that the source listing recorded
+    CROP_MISMATCH = "crop_mismatch"  # the collection crops to a rectangle that this picture has not
     MISSING_CAPTION = "missing_caption"
     TAKEDOWN = "takedown"  # withdrawn, or a copy of what was withdrawn
 

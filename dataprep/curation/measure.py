@@ -20,6 +20,7 @@ from dataprep.media.decode import Backend, open_reader
 from dataprep.media.geometry import Box, Frame, crop, resize
 from dataprep.media.images import read_still
 from dataprep.media.index import FrameIndex
+from dataprep.media.listed_crop import ListedCrop, joint
 from dataprep.media.location import MediaFile
 from dataprep.media.probe import probe_video
 from dataprep.media.reader import Shown, sound
@@ -79,6 +80,7 @@ class ImageTask:
     crop_bars: bool
     models: tuple[bool, bool, bool]
     embed: bool = False
+    crop: ListedCrop | None = None
 
 
 def probe(task: ProbeTask) -> bytes:
@@ -167,9 +169,12 @@ def image(task: ImageTask) -> bytes:
     signals = FrameSignals(motion_stride=1)
     signals.add(0, _shrunk(picture, task.analysis_side), interlaced=False)
     columns = signals.columns()
-    box = content_box(columns, width, height) if task.crop_bars else Box(0, 0, width, height)
+    seen = whole = Box(0, 0, width, height)
+    if task.crop is not None:
+        seen = task.crop.within(width, height)
+    box = joint(seen, content_box(columns, width, height) if task.crop_bars else whole)
     inside = crop(picture, box)
-    scores: dict[str, object] = {**clip_scores(columns, 1.0, box, width, height), "interlaced": None}
+    scores: dict[str, object] = {**clip_scores(columns, 1.0, box, seen.width, seen.height), "interlaced": None}
     scores |= model_scores([_shrunk(inside, MODEL_SIDE)], task.models)
     facts = {
         "width": width,

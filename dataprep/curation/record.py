@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dataprep.sources.listing import ListedFile
+from dataprep.sources.entries import CROP, ListedFile
 
 _MISMATCH = 0.1  # share by which a claim of the collection may differ from what was measured
 _SLACK_S = 0.5
 DEINTERLACED = "deinterlaced:upper_field"
+CROPPED = "cropped:listed"  # to the rectangle that the collection names
 
 
 class MediaRecord(NamedTuple):
@@ -30,7 +31,7 @@ class MediaRecord(NamedTuple):
 
 def record_of(file: ListedFile, facts: Mapping[str, Any], own: Mapping[str, Any], deinterlace: bool) -> MediaRecord:
     """`facts` as probed; `own`: facts of the clip (its size, damage, combs) that are added to them."""
-    transforms = [*facts["transforms"], *([DEINTERLACED] if deinterlace else [])]
+    transforms = [*facts["transforms"], *([DEINTERLACED] if deinterlace else []), *crop_of(file)]
     warnings = set(facts["warnings"])
     listed = _claims(file)
     if any(_differs(name, value, facts, own) for name, value in listed.items()):
@@ -41,6 +42,11 @@ def record_of(file: ListedFile, facts: Mapping[str, Any], own: Mapping[str, Any]
         warnings.add("size_change")
     kept = {name: value for name, value in facts.items() if name not in ("transforms", "warnings")}
     return MediaRecord({**kept, "listed": listed, "clip": dict(own)}, tuple(transforms), tuple(sorted(warnings)))
+
+
+def crop_of(file: ListedFile) -> tuple[str, ...]:
+    """The transform that the collection's crop is, nothing where its row has none."""
+    return (CROPPED,) if CROP in file.extra else ()
 
 
 def _claims(file: ListedFile) -> dict[str, float]:

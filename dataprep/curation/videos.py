@@ -13,15 +13,16 @@ from dataprep.curation import measure
 from dataprep.curation.captions import captions_of
 from dataprep.curation.items import Job, measure_all, step_digest, unpack
 from dataprep.curation.poison import PoisonList
-from dataprep.curation.record import MediaRecord, record_of
+from dataprep.curation.record import MediaRecord, crop_of, record_of
 from dataprep.curation.spans import Columns, candidate_spans
 from dataprep.curation.table import Clip
 from dataprep.engine import Engine
 from dataprep.engines.limits import WorkLimits
 from dataprep.media.container import Limits
 from dataprep.media.geometry import Box
+from dataprep.media.listed_crop import ListedCrop, joint, scaled, video_crop
 from dataprep.media.location import MediaFile
-from dataprep.quarantine import ItemFailure, QuarantineRow, Reason
+from dataprep.quarantine import ItemError, ItemFailure, QuarantineRow, Reason
 from dataprep.shots.detector import STEP
 from dataprep.shots.scenes import Span
 from dataprep.signals.clip import clip_scores, content_box, content_digest, sampled_hashes
@@ -56,12 +57,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Video:
-    """A probed video and the part of it, frames [first, end), that may be used."""
+    """A probed video and the part of it, frames [first, end) and displayed pixels `crop` (None: all), to be used."""
 
     entry: Entry
     facts: dict[str, Any]
     first: int
     end: int
+    crop: Box | None = None
 
     @property
     def segments(self) -> list[tuple[int, int]]:
@@ -115,11 +117,16 @@ class Measurer:
             end = int(facts["frames"])
             if entry.file.last_frame is not None:
                 end = min(end, entry.file.last_frame + 1)
-            if first < end:
-                yield Video(entry, facts, first, end)
-            else:
+            if first >= end:
                 detail = f"{facts['frames']} frames, the range begins at {first}"
                 self._quarantine.append(entry.quarantined(Reason.TOO_SHORT, detail, "probe"))
+                continue
+            try:
+                crop = video_crop(entry.file, facts)
+            except ItemError as error:
+                self._quarantine.append(entry.quarantined(error.reason, error.detail, "probe"))
+                continue
+            yield Video(entry, facts, first, end, crop)
 
     def segments(self, videos: Sequence[Video], tick: Callable[[int], None]) -> Iterator[tuple[Video, Columns]]:
         """Signal columns of each video's used part; `tick` gets the number of frames measured."""
@@ -188,12 +195,12 @@ class Measurer:
         side = self._config.signals.analysis_side
         tasks = [
             (
-                f"{e.file.sha256}-{int(e.drawn)}",
+                f"{e.file.sha256}-{int(e.drawn)}" + (f"-{crop.key}" if crop else ""),
                 measure.ImageTask(
-                    e.media, self._limits, side, not e.drawn, self._models(e.drawn), self._embeds(e.drawn)
+                    e.media, self._limits, side, not e.drawn, self._models(e.drawn), self._embeds(e.drawn), crop
                 ),
             )
-            for e in entries
+            for e, crop in ((e, ListedCrop.of(e.file)) for e in entries)
         ]
         for entry, result in zip(entries, self._run("image", measure.image, tasks), strict=True):
             if isinstance(result, ItemFailure):
@@ -208,7 +215,7 @@ class Measurer:
             yield Clip(
                 entry.source, entry.file, entry.drawn, 0, 0, 0, 1, 0.0, facts["width"], facts["height"],
                 Box(*facts["box"]), texts, facts["phash"], facts["content"], hashes, hashes, entry.order,
-                facts["scores"], MediaRecord(transforms=tuple(facts["transforms"])),
+                facts["scores"], MediaRecord(transforms=(*facts["transforms"], *crop_of(entry.file))),
                 embedding=bytes.fromhex(facts["embedding"]),
             ), preview  # fmt: skip
 
@@ -241,10 +248,13 @@ def _clip(video: Video, span: Span, columns: Columns, config: CurateConfig) -> C
     rows = slice(span.start - video.first, span.end - video.first)
     own = {name: values[rows] for name, values in columns.items()}
     width, height, fps = int(own["width"][0]), int(own["height"][0]), float(video.facts["fps"])
+    seen = whole = Box(0, 0, width, height)
+    if video.crop is not None:
+        seen = scaled(video.crop, (int(video.facts["width"]), int(video.facts["height"])), (width, height))
     # Drawings are framed as they were drawn: a plain dark ground is no bar.
-    box = Box(0, 0, width, height) if video.entry.drawn else content_box(own, width, height)
+    box = joint(seen, whole if video.entry.drawn else content_box(own, width, height))
     phash = sampled_hashes(own)
-    scores = clip_scores(own, fps, box, width, height)
+    scores = clip_scores(own, fps, box, seen.width, seen.height)
     scores["gap"] = round(float(own["gap"][:-1].max()), 3) if span.frames > 1 else None
     return Clip(
         video.entry.source, video.entry.file, video.entry.drawn, int(own["start_us"][0]), int(own["end_us"][-1]),

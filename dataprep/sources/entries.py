@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 Media = Literal["video", "image"]
+CROP = "crop"  # key of `ListedFile.extra`: [x0, y0, x1, y1], in pixels of the claimed size
 
 
 class Caption(NamedTuple):

@@ -2,7 +2,8 @@
 
 v1.1 `path, frame_idx "start:end", cap` (text); v1.2 `cap` (list), `resolution, fps, duration`; v1.3 also
 `num_frames, aesthetic` or `aes`, `cut [start, end], crop [x0, x1, y0, y1], tech, motion`. A video row without
-`frame_idx` or `cut` means the whole file. Both ranges are half-open and in frames.
+`frame_idx` or `cut` means the whole file. Both ranges are half-open and in frames. A clip is curated and encoded
+inside its `crop`, which is in pixels of `resolution`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataprep.sources.adapter import ScanContext
 from dataprep.sources.captions import frame_range, positive_number
 from dataprep.sources.config_tables import AnnotatedSet, OpenSoraPlanConfig
 from dataprep.sources.digests import DigestCache
+from dataprep.sources.entries import CROP
 from dataprep.sources.json_stream import read_json_array
 from dataprep.sources.keys import SpanGroups
 from dataprep.sources.listing import Count, Entry, Rejected
@@ -117,6 +119,10 @@ def _annotation(item: Record, place: Place, folder: str, config: OpenSoraPlanCon
     except ValueError as error:
         return Rejected(path, place.row, "bad_range", f"{place}: {error}")
     claims, extra = _claims(fields), _extra(fields)
+    try:
+        extra |= _crop(fields, claims)
+    except ValueError as error:
+        return Rejected(path, place.row, "bad_crop", f"{place}: {error}")
     if not _wanted(extra, config):
         return Count("filtered_by_scores")
     return Annotation(path, media, first, last, texts_of(fields.get("cap")), claims, extra, place)
@@ -144,19 +150,32 @@ def _claims(fields: Mapping[str, object]) -> dict[str, float]:
 
 
 def _extra(fields: Mapping[str, object]) -> dict[str, object]:
-    """Scores, the crop and the claimed number of frames; nonsense is dropped."""
+    """Scores and the claimed number of frames; nonsense is dropped."""
     extra: dict[str, object] = {}
     for name, keys in _SCORES.items():
         value = next((fields[k] for k in keys if fields.get(k) is not None), None)
         if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12:
             extra[name] = float(value)
-    crop = fields.get("crop")
-    if isinstance(crop, list) and len(crop) == 4 and all(isinstance(v, int) and v >= 0 for v in crop):
-        extra["crop"] = crop
     frames = fields.get("num_frames")
     if isinstance(frames, int) and frames > 0:
         extra["frames_claimed"] = frames
     return extra
+
+
+def _crop(fields: Mapping[str, object], claims: Mapping[str, float]) -> dict[str, object]:
+    """The crop as (x0, y0, x1, y1), nothing where the row has none; raises ValueError for one that is no rectangle
+    inside the claimed picture: used without it, a row would show what its collection cut away."""
+    crop = fields.get("crop")
+    if crop in (None, "", []):
+        return {}
+    if not isinstance(crop, list) or len(crop) != 4 or any(_index(v).lstrip("-").isdigit() is False for v in crop):
+        raise ValueError(f"crop {str(crop)[:60]} is not [x0, x1, y0, y1] in pixels")
+    x0, x1, y0, y1 = (int(_index(v)) for v in crop)
+    width, height = claims.get("width", x1), claims.get("height", y1)
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise ValueError(f"crop {crop} (x0, x1, y0, y1) is not inside a picture of {width:g}x{height:g}")
+    whole = "width" in claims and "height" in claims and (x0, y0, x1, y1) == (0, 0, width, height)
+    return {} if whole else {CROP: [x0, y0, x1, y1]}
 
 
 def _wanted(extra: Mapping[str, object], config: OpenSoraPlanConfig) -> bool:

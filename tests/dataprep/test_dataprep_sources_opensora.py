@@ -29,6 +29,7 @@ V13 = {
     **V12, "path": "panda/x.mp4", "num_frames": 289, "aesthetic": 5.1, "cut": [10, 299], "crop": [0, 1280, 20, 700],
     "tech": 0.4, "motion": 0.02,
 }  # fmt: skip
+BAD_CROPS = ([1], "0,1,2,3", [0, 8.5, 0, 8], [8, 0, 0, 8], [-1, 8, 0, 8], [0, 8, True, 9], {"x": 1})
 IMAGE = {"path": "sam/sa_1.jpg", "cap": ["a harbour at dusk"], "resolution": {"height": 1024, "width": 1500}}
 
 
@@ -66,7 +67,7 @@ def test_rows_of_every_version(tmp_path: Path) -> None:
     assert (second.width, second.height, second.fps) == (1280, 720, 29.97002997002997)
     assert second.duration_s == 11.444767
     assert third.extra == {
-        "aesthetic": 5.1, "tech": 0.4, "motion": 0.02, "crop": [0, 1280, 20, 700], "frames_claimed": 289,
+        "aesthetic": 5.1, "tech": 0.4, "motion": 0.02, "crop": [0, 20, 1280, 700], "frames_claimed": 289,
     }  # fmt: skip
     assert (image.width, image.height) == (1500, 1024)
 
@@ -114,15 +115,18 @@ def test_nasty_rows(tmp_path: Path) -> None:
         {"path": "a.exe", "cap": "x"},
         {"path": "nowhere.mp4", "cap": "x"},
         {"path": "a.mp4", "cap": None},
-        {"path": "a.mp4", "cap": ["​", "fine"], "cut": [0, 9], "crop": [1], "aes": True, "fps": "nan"},
+        {"path": "a.mp4", "cap": ["​", "fine"], "cut": [0, 9], "aes": True, "fps": "nan"},
         {"path": "A.mp4", "cap": "differs in case only", "duration": -3},
+        {"path": "a.mp4", "cap": "fine too", "cut": [0, 9], "crop": [0, 8, 0, 8]},
+        *({"path": "a.mp4", "cap": "x", "cut": [0, 5], "crop": crop} for crop in BAD_CROPS),
     ]
     root = make(tmp_path / "root", [r for r in rows if str(r.get("path")).lower() == "a.mp4"])
     (root / "anno.json").write_text(json.dumps(rows))
     found = listing(root)
     assert [(r.row, r.reason) for r in found.rejected] == [
         (1, "unsafe_name"), (2, "unsafe_name"), (3, "bad_row"), (4, "bad_range"), (5, "bad_range"), (6, "bad_range"),
-        (7, "bad_row"), (8, "missing_file"), (9, "missing_caption"), (10, "missing_caption"),
+        (7, "bad_row"), *((13 + n, "bad_crop") for n in range(len(BAD_CROPS))), (8, "missing_file"),
+        (9, "missing_caption"), (12, "conflicting_crop"), (10, "missing_caption"),
     ]  # fmt: skip
     assert all("byte" in r.detail for r in found.rejected)
     assert [(f.path, f.last_frame, f.fps, f.duration_s, f.extra) for f in found.files] == [
