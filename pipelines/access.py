@@ -106,9 +106,14 @@ def require(actor: Actor, role: Role, what: str) -> None:
 
 def command_actor(access: AccessConfig) -> Actor:
     """Who runs this command: `M4V_ACTOR`, else the OS user. Raises ConfigError for a name that cannot be one."""
-    named = os.environ.get(ACTOR_VARIABLE)
-    name = _name(named, ACTOR_VARIABLE) if named else _os_user()
+    name = user_name()
     return Actor(name, Role.ADMIN if access.is_open else access.role_of(name))
+
+
+def user_name() -> str:
+    """For whom this process acts: `M4V_ACTOR`, else the OS user. Raises ConfigError for a name that cannot be one."""
+    named = os.environ.get(ACTOR_VARIABLE)
+    return _name(named, ACTOR_VARIABLE) if named else _os_user()
 
 
 def request_actor(access: AccessConfig, headers: Mapping[str, str], peer: str | None) -> Actor:

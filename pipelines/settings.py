@@ -7,9 +7,11 @@ outputs depend on them.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.config import FrozenModel, parse
@@ -21,18 +23,50 @@ from pipelines.workspace import Workspace
 
 SETTINGS = "settings.yaml"
 SETTINGS_VARIABLE = "M4V_SETTINGS"
+DIGEST_PREFIX = r"^[0-9a-f]{12,64}$"
+
+
+class GatePin(FrozenModel):
+    """Which gate's verdicts open a channel, by the digests (or beginnings of them) that `m4v channels gates CHECKPOINT`
+    prints; those of any other gate do not count there, however new.
+
+    - rules: of the gate's config, that is of its rules and thresholds.
+    - evaluate, generate: of the configs by which its scores and its samples were made.
+    - recipe: of the recipe whose run judged.
+    """
+
+    rules: str | None = Field(None, pattern=DIGEST_PREFIX)
+    evaluate: str | None = Field(None, pattern=DIGEST_PREFIX)
+    generate: str | None = Field(None, pattern=DIGEST_PREFIX)
+    recipe: str | None = Field(None, pattern=DIGEST_PREFIX)
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not self.named:
+            raise ValueError("a gate is named by at least one of rules, evaluate, generate, recipe")
+        return self
+
+    def accepts(self, gate: Mapping[str, str]) -> bool:
+        """Whether these digests, by the names above, are those of the named gate."""
+        return all(gate.get(name, "").startswith(value) for name, value in self.named.items())
+
+    @property
+    def named(self) -> dict[str, str]:
+        return {name: value for name, value in self.canonical().items() if isinstance(value, str)}
 
 
 class ChannelPolicy(FrozenModel):
     """What it takes to move a channel.
 
-    `approvals` counts people other than the promoter; `promote` and `override` (past a gate that did not pass) are
-    the least roles.
+    `approvals` counts people other than the promoter and, where a run promotes, other than who started the run;
+    `promote` and `override` (past a gate that did not pass) are the least roles. `gate` pins the gate whose verdict
+    counts; without it that is whichever judged last.
     """
 
     approvals: int = Field(0, ge=0, le=10)
     promote: Role = Role.OPERATOR
     override: Role = Role.APPROVER
+    gate: GatePin | None = None
 
 
 class RetentionConfig(FrozenModel):

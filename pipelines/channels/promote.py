@@ -70,6 +70,7 @@ def promote(
         "override": override,
         "gate": verdict.to_json() if verdict else None,
         "pipeline_run_id": pipeline_run_id,
+        "started_by": ledger.begun_by(pipeline_run_id) if pipeline_run_id is not None else None,
     }
     why, before = reason or override or "", now.artifact_id if now else None
     if policy.approvals:
@@ -102,9 +103,9 @@ def approve(ledger: Ledger, settings: Settings, actor: Actor, request_id: str, c
 
 
 def decline(ledger: Ledger, actor: Actor, request_id: str, comment: str = "") -> RequestRow:
-    """Close a request without moving the channel; who asked may do so too."""
+    """Close a request without moving the channel; who asked, or started the run that asks, may do so too."""
     request = ledger.promotion_request(request_id)
-    if actor.name != request.requested_by:
+    if actor.name not in request.askers:
         require(actor, Role.APPROVER, f"decline a promotion to {request.channel}")
     return ledger.decide_promotion(
         request.request_id, actor=actor.name, role=actor.role, approve=False, comment=comment
@@ -176,8 +177,10 @@ def _whole(row: ArtifactRow) -> None:
 def _passed_gate(
     ledger: Ledger, policy: ChannelPolicy, actor: Actor, row: ArtifactRow, channel: str, override: str | None
 ) -> Verdict | None:
-    """The newest verdict; raises GateRefused unless it passed or an actor who may passes over it with a reason."""
-    verdicts = gate_verdicts(ledger, row.artifact_id)
+    """The newest verdict of a gate that the policy takes; raises GateRefused unless it passed or an actor who may
+    passes over it with a reason."""
+    every = gate_verdicts(ledger, row.artifact_id)
+    verdicts = [v for v in every if policy.gate is None or policy.gate.accepts(v.gate)]
     verdict = verdicts[0] if verdicts else None
     if verdict is not None and verdict.passed:
         return verdict
@@ -188,7 +191,11 @@ def _passed_gate(
         return verdict
     step = f'--override "why" by {_article(policy.override)} {policy.override}, or a checkpoint whose gate passed'
     if verdict is None:
-        raise GateRefused("no gate has judged this checkpoint", value=row.artifact_id, next_step=step)
+        told = "no gate has judged this checkpoint"
+        if every:
+            told = f"the gate that channel {channel} is pinned to has not judged this checkpoint, only others have"
+            step = f"m4v channels gates {row.artifact_id[:12]} lists them; {step}"
+        raise GateRefused(told, value=row.artifact_id, next_step=step)
     why = "; ".join(verdict.reasons) or "its rules do not hold"
     raise GateRefused(f"the gate refused this checkpoint: {why}", value=row.artifact_id, next_step=step)
 

@@ -10,7 +10,7 @@ import typer
 
 from m4v.core.errors import ExitClass, InputError
 from pipelines.access import Actor, command_actor
-from pipelines.channels import Outcome, Promotion, approve, decline, promote, rollback
+from pipelines.channels import Outcome, Promotion, approve, decline, gate_verdicts, promote, rollback
 from pipelines.cli.output import Id, JsonOption, print_json, print_rows, short
 from pipelines.cli.runs import runs
 from pipelines.ledger import ChannelRow, Ledger, RequestRow, RequestStatus
@@ -109,7 +109,7 @@ def _print_pending(pending: Sequence[RequestRow]) -> None:
     print_rows(
         ("request", "channel", "checkpoint", "asked by", "asked", "approvals"),
         [
-            (r.request_id, r.channel, Id(r.artifact_id), r.requested_by, r.requested_at, _approvals(r))
+            (r.request_id, r.channel, Id(r.artifact_id), " of ".join(r.askers), r.requested_at, _approvals(r))
             for r in pending
         ],
         title="waiting for approval (m4v runs approve REQUEST)",
@@ -161,12 +161,41 @@ def describe(done: Promotion, channel: str) -> str:
         people = "person" if waits == 1 else "people"
         return (
             f"promotion to {channel} waits for {waits} more {people}: m4v runs approve {done.request.request_id} "
-            f"(not {done.request.requested_by})"
+            f"(not {' or '.join(done.request.askers)})"
         )
     assert done.entry is not None
     if done.outcome is Outcome.UNCHANGED:
         return f"{channel} names {short(done.entry.artifact_id)} already (entry {done.entry.seq})"
     return f"{channel} names {short(done.entry.artifact_id)} now (entry {done.entry.seq})"
+
+
+@channels.command("gates")
+def gates(
+    checkpoint: Annotated[str, typer.Argument(help="Id of a checkpoint, or a unique prefix.")],
+    json_: JsonOption = False,
+) -> None:
+    """List every gate's verdict on a checkpoint, newest first, with the digests by which a channel's policy pins a
+    gate (settings: channels: {CHANNEL: {gate: {rules: DIGEST, …}}})."""
+    ledger, settings, _ = open_workspace()
+    with ledger:
+        verdicts = gate_verdicts(ledger, ledger.artifact(checkpoint).artifact_id)
+    pinned = {name: policy.gate for name, policy in settings.channels.items() if policy.gate is not None}
+    counts = [[name for name, pin in sorted(pinned.items()) if pin.accepts(v.gate)] for v in verdicts]
+    if json_:
+        print_json([
+            {**v.to_json(), "at": v.at, "opens": names} for v, names in zip(verdicts, counts, strict=True)
+        ])  # fmt: skip
+        return
+    columns = ("rules", "evaluate", "generate", "recipe")
+    print_rows(
+        ("at", "verdict", *columns, "counts for pinned channels", "why"),
+        [
+            (v.at, "passed" if v.passed else "refused", *(Id(v.gate.get(c, "")) for c in columns),
+             ", ".join(names), "; ".join(v.reasons))
+            for v, names in zip(verdicts, counts, strict=True)
+        ],
+        text=("why", "counts for pinned channels"),
+    )  # fmt: skip
 
 
 @channels.command("rollback")

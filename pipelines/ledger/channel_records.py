@@ -64,6 +64,11 @@ class RequestRow:
     approvals: tuple[ApprovalRow, ...] = ()
 
     @property
+    def askers(self) -> list[str]:
+        """Who wants this and so cannot approve it: who asked and, where a run did by its recipe, who started it."""
+        return [self.requested_by, *filter(None, [self.facts.get("started_by")])]
+
+    @property
     def approved_by(self) -> list[str]:
         return [a.actor for a in self.approvals if a.decision == "approve"]
 

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from m4v.core.canonical import digest_json, plain_json
 from m4v.core.errors import InputError
+from pipelines.access import user_name
 from pipelines.ledger import schema
 from pipelines.ledger.chain import PROJECTIONS, record_event, row_digest
 from pipelines.ledger.database import Database
@@ -31,9 +32,12 @@ class PipelineOps:
         *,
         trigger: str = "cli",
         environment: Mapping[str, Any] | None = None,
+        by: str | None = None,
     ) -> str:
         """Record the start of a recipe; `resolved` is the whole resolved recipe as JSON, `environment` the code and
-        machine it starts with (`begun_environment` gives it back)."""
+        machine it starts with (`begun_environment` gives it back), `by` who starts it: else whoever this process acts
+        for. Raises ConfigError when M4V_ACTOR is no name."""
+        starter = by or user_name()
         row = schema.PipelineRun(
             pipeline_run_id=new_id(),
             recipe=recipe,
@@ -49,6 +53,7 @@ class PipelineOps:
         with self._db.write() as session:
             session.add(row)
             begun: dict[str, Any] = {"row": pipeline_digest(row), "recipe": recipe, "recipe_digest": row.recipe_digest}
+            begun["by"] = starter
             if environment is not None:
                 begun["environment"] = plain_json(environment)
             record_event(session, "pipeline.begun", row.pipeline_run_id, begun)
@@ -56,11 +61,18 @@ class PipelineOps:
 
     def begun_environment(self, pipeline_run_id: str) -> dict[str, Any]:
         """What `begin_pipeline_run` was told of code and machine; empty for a run that was told nothing."""
+        return dict(self._begun(pipeline_run_id).get("environment", {}))
+
+    def begun_by(self, pipeline_run_id: str) -> str | None:
+        """Who started a pipeline run; None for one that an earlier release recorded."""
+        return self._begun(pipeline_run_id).get("by")
+
+    def _begun(self, pipeline_run_id: str) -> dict[str, Any]:
         event = schema.Event
         query = select(event).where(event.subject == pipeline_run_id, event.kind == "pipeline.begun")
         with self._db.read() as session:
             found = session.scalars(query.order_by(event.seq).limit(1)).first()
-            return dict(found.payload.get("environment", {})) if found is not None else {}
+            return dict(found.payload) if found is not None else {}
 
     def record_node(
         self,

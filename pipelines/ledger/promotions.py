@@ -90,17 +90,17 @@ class PromotionOps:
 
         `approvals_needed`: what the policy demands now, if that is more than when it was asked. A decline closes the
         request, and by who asked cancels it. Raises InputError for a request that is closed, for an approval by who
-        asked, and for a second word of one person; and what `move_channel` raises.
+        asked (or started the run that asks), and for a second word of one person; and what `move_channel` raises.
         """
         with self._db.write() as session:
             row = _open_request(session, request_id)
-            if approve and actor == row.requested_by:
+            own = actor in _rows(session, [row])[0].askers
+            if approve and own:
                 raise InputError("who asks for a promotion cannot approve it", value=actor, where=row.request_id)
             if session.get(Approval, (row.request_id, actor)) is not None:
                 raise InputError("this person has decided already", value=actor, where=row.request_id)
             _record_decision(session, row, actor, role, approve, comment)
             if not approve:
-                own = actor == row.requested_by
                 _close(session, row, RequestStatus.CANCELLED if own else RequestStatus.DECLINED, comment)
             elif len(_approvers(session, row.request_id)) >= max(row.approvals_needed, approvals_needed):
                 _promote(session, row)

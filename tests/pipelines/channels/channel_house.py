@@ -85,20 +85,28 @@ class House:
         return made
 
     def judge(
-        self, checkpoint: ArtifactRecord, passed: bool, *, reasons: tuple[str, ...] = (), rules: str = "rules"
+        self,
+        checkpoint: ArtifactRecord,
+        passed: bool,
+        *,
+        reasons: tuple[str, ...] = (),
+        rules: str = "rules",
+        prompts: str = "",
+        pipeline_run_id: str | None = None,
     ) -> ArtifactRecord:
-        """Samples, scores and a gate's verdict of a checkpoint, beside an untrained baseline; the verdict."""
+        """Samples (of `prompts`), scores and a gate's verdict of a checkpoint, beside an untrained baseline; the
+        verdict."""
         base = self.publish(ArtifactKind.CHECKPOINT, "untrained")
         self.run("init", {"checkpoint": base})
         scores = {}
         for port, model in (("scores", checkpoint), ("baseline", base)):
-            samples = self.publish(ArtifactKind.SAMPLES, f"samples of {model.artifact_id}")
-            self.run("generate", {"samples": samples}, {"checkpoint": model})
-            scores[port] = self.publish(ArtifactKind.SCORES, f"scores of {model.artifact_id}")
+            samples = self.publish(ArtifactKind.SAMPLES, f"samples of {model.artifact_id} {prompts}")
+            self.run("generate", {"samples": samples}, {"checkpoint": model}, config={"prompts": prompts})
+            scores[port] = self.publish(ArtifactKind.SCORES, f"scores of {model.artifact_id} {prompts}")
             self.run("evaluate", {"scores": scores[port]}, {"samples": samples})
         summary = {"passed": passed, "rules": 1, "refused": list(reasons)}
-        verdict = self.publish(ArtifactKind.SCORES, f"{checkpoint.artifact_id} {passed} {rules}", summary)
-        self.run("gate", {"scores": verdict}, scores, config={"rules": rules})
+        verdict = self.publish(ArtifactKind.SCORES, f"{checkpoint.artifact_id} {passed} {rules} {prompts}", summary)
+        self.run("gate", {"scores": verdict}, scores, config={"rules": rules}, pipeline_run_id=pipeline_run_id)
         return verdict
 
     def sql(self, *statements: str, guards: bool = True) -> None:

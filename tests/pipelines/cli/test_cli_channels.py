@@ -67,6 +67,25 @@ def test_a_refused_gate_exits_60_with_its_reasons(house: House, m4v: M4v) -> Non
     assert json.loads(out)["entry"]["facts"]["override"] == "demo"
 
 
+def test_gates_prints_the_digests_that_pin_a_channel(house: House, m4v: M4v) -> None:
+    checkpoint = house.checkpoint("one")
+    house.judge(checkpoint, False, rules="strict", reasons=("too dark",))
+    (strict,) = json.loads(m4v("channels", "gates", checkpoint.artifact_id[:12], "--json")[1])
+    settings(house, f"channels: {{production: {{gate: {{rules: {strict['gate']['rules'][:20]}}}}}}}\n")
+    house.judge(checkpoint, True, rules="lax")
+    code, out, _ = m4v("channels", "gates", checkpoint.artifact_id)
+    lax, first = out.splitlines()[1:]
+    assert code == 0
+    assert "passed" in lax
+    assert "production" not in lax
+    assert first.split("\t")[1:3] == ["refused", strict["gate"]["rules"]]
+    assert first.split("\t")[-2:] == ["production", "too dark"]
+    assert m4v("channels", "promote", checkpoint.artifact_id, "--to", "staging")[0] == 0
+    code, _, err = m4v("channels", "promote", checkpoint.artifact_id, "--to", "production")
+    assert code == ExitClass.GATE_REFUSED
+    assert "too dark" in err
+
+
 def test_approvals_by_roles(house: House, m4v: M4v, monkeypatch: pytest.MonkeyPatch) -> None:
     settings(
         house, "access: {roles: {ada: operator, bo: approver, cy: approver}}\nchannels: {production: {approvals: 2}}\n"
