@@ -6,11 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Collection
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from dataprep.engines.calls import Function, Reply, call, prepare_worker
-from dataprep.engines.limits import Usage, usage_of
+from dataprep.engines.limits import Usage, WorkLimits, usage_of
 from dataprep.engines.schedule import Died
 
 _PRELOAD = ("numpy", "cv2", "av", "pyarrow.parquet", "dataprep.engines.process")
@@ -68,18 +69,31 @@ class _Worker:
 
 
 class ProcessPool:
-    """`WorkerPool` of local processes; workers start on first use."""
+    """`WorkerPool` of local processes; workers start on first use and stay."""
+
+    enforces_limits = False
 
     def __init__(self, workers: int, preload: tuple[str, ...] = ()) -> None:
         self.slots = workers
+        self._started = 0
         self._workers: dict[int, _Worker] = {}
         # Without effect once the server runs; it only saves each child the imports.
         multiprocessing.get_context("forkserver").set_forkserver_preload([*_PRELOAD, *preload])
 
-    def submit(self, slot: int, function: Function, item: Any) -> None:
+    def scale(self, wanted: int) -> None:
+        """A worker starts with its first item, so nothing has to be told."""
+
+    def free_slot(self, busy: Collection[int]) -> int | None:
+        return next((slot for slot in range(self.slots) if slot not in busy), None)
+
+    def census(self) -> tuple[int, int]:
+        return len(self._workers), self._started
+
+    def submit(self, slot: int, function: Function, item: Any, limits: WorkLimits) -> None:
         worker = self._workers.get(slot)
         if worker is None:
             worker = self._workers[slot] = _Worker()
+            self._started += 1
         new = function if worker.function is not function else None
         worker.function = function
         try:
@@ -87,7 +101,7 @@ class ProcessPool:
         except (BrokenPipeError, ConnectionResetError):
             return  # it died while idle: `wait` reports that
 
-    def wait(self, busy: list[int], timeout_s: float | None) -> list[tuple[int, Reply | Died]]:
+    def wait(self, busy: Collection[int], timeout_s: float | None) -> list[tuple[int, Reply | Died]]:
         by_connection = {self._workers[slot].connection: slot for slot in busy}
         answers: list[tuple[int, Reply | Died]] = []
         for ready in wait(list(by_connection), timeout_s):

@@ -55,6 +55,9 @@ class Resources(FrozenModel):
     workers: int = Field(1, ge=1)
     engine: str = "process"  # curation engine: process | ray
     ray_address: str | None = None
+    gpus_per_worker: float = Field(
+        1, gt=0, le=1
+    )  # share of a GPU that a Ray worker takes where its work uses the device
     device: str = "cpu"
 
 
