@@ -13,6 +13,8 @@ REPLACED = "�"
 MAX_REPLACED_SHARE = 0.1
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_PLAIN_PART = r"[A-Za-z0-9_-][A-Za-z0-9._ -]*"
+_PLAIN_PATH = re.compile(rf"{_PLAIN_PART}(?:/{_PLAIN_PART})*")  # decides nearly every path of a table at once
 _BAD_PARTS = frozenset(("", ".", ".."))
 _DRIVE = re.compile(r"[A-Za-z]:")
 _DROPPED = ("Cc", "Cf", "Cs", "Co", "Cn")
@@ -72,6 +74,8 @@ def repairs(raw: str) -> tuple[str, ...]:
 
 def path_problem(path: str) -> str | None:
     """Why a relative path must not be used, None when it is fine. Dashes, dots, spaces and emoji are fine."""
+    if _PLAIN_PATH.fullmatch(path):
+        return None
     if not path:
         return "empty name"
     if _CONTROLS.search(path):

@@ -102,7 +102,7 @@ def _entries(
     place = place_of(table, item)
     fields = {name: str(value).strip() for name, value in item.fields.items()}
     video, page = fields["videoid"], fields["page_dir"]
-    if fields == {name: name for name in fields}:
+    if video == "videoid" and all(name == value for name, value in fields.items()):
         yield Count("repeated_headers")  # parts that were concatenated
         return
     source_id = f"{page}/{video}" if page else video

@@ -94,6 +94,16 @@ def test_any_text_is_a_url_or_not(text: str) -> None:
         assert text.startswith(("http://", "https://", "HTTP", "Http", "hTtp")) or "://" in text
 
 
+# Spelt plainly, or so that the whole of a URL has to be parsed: one verdict.
+@pytest.mark.parametrize("start", ["http://", "HTTPS://"])
+@pytest.mark.parametrize("end", ["", "/a/b.mp4?x=1#y", ":443/a"])
+@pytest.mark.parametrize(("host", "problem"), [("example.com", None), ("10.0.0.1", "names a private address")])
+def test_plain_and_unusual_spellings_get_one_verdict(start: str, end: str, host: str, problem: str | None) -> None:
+    assert url_problem(start + host + end) == problem
+    assert url_problem(start + "u:p@" + host + end) == "carries credentials"
+    assert url_problem(start + host + end + "\x1f") == "holds spaces or control characters"
+
+
 @pytest.mark.parametrize("text", ["http://127.1/", "http://0x7f.1/", "http://2130706433/", "http://localhost./"])
 def test_spellings_of_loopback(text: str) -> None:
     assert url_problem(text) == "names a private address"
