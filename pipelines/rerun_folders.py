@@ -33,8 +33,12 @@ class RerunFolder:
 
 
 def open_folder(home: Path, verification_id: str, inputs: Iterable[ArtifactKey]) -> Path:
-    """A new directory of this process; its inputs are known before it counts as alive."""
-    folder = home / ROOT / verification_id
+    """A new directory of this process; its inputs are known before it counts as alive. A verification that goes on
+    may find one that it left when it was stopped, to be looked at."""
+    folder, number = home / ROOT / verification_id, 1
+    while folder.exists():
+        number += 1
+        folder = home / ROOT / f"{verification_id}-{number}"
     folder.mkdir(parents=True)
     write_atomic(folder / INPUTS, json.dumps(sorted(set(inputs))).encode())
     write_atomic(folder / OWNER, process_token().encode())

@@ -21,26 +21,38 @@ SHOWN_TENSORS = 20
 
 @dataclass(frozen=True)
 class Options:
+    """`anew`: a verification that was stopped begins again."""
+
     allowed: Allowed
     tolerance: Tolerance
     keep: bool
+    anew: bool
+
+    @property
+    def accepted(self) -> set[Verdict]:
+        """Verdicts that end well: equal within a tolerance does only where one was asked for."""
+        asked = self.tolerance != Tolerance()
+        return {Verdict.IDENTICAL, Verdict.WITHIN} if asked else {Verdict.IDENTICAL}
 
 
-def options(allow_code: bool, allow_machine: bool, rtol: float | None, atol: float | None, keep: bool) -> Options:
-    return Options(Allowed(allow_code, allow_machine), Tolerance(rtol, atol), keep)
+def options(
+    allow_code: bool, allow_machine: bool, rtol: float | None, atol: float | None, keep: bool, anew: bool
+) -> Options:
+    return Options(Allowed(allow_code, allow_machine), Tolerance(rtol, atol), keep, anew)
 
 
-def verify(identity: str, chosen: Options, json_: bool) -> None:
-    """Raises DataIntegrityError when anything differs or could not be executed."""
+def verify(identity: str | None, chosen: Options, json_: bool) -> None:
+    """Of every stage run where no run is named. Raises DataIntegrityError when anything is not identical (or, with a
+    tolerance asked for, not within it), or could not be executed."""
     workspace = Workspace.open()
     with Ledger.open(workspace.ledger_url) as ledger:
         verifier = Verifier(
-            workspace, ledger, LocalLauncher, chosen.allowed, chosen.tolerance, chosen.keep,
+            workspace, ledger, LocalLauncher, chosen.allowed, chosen.tolerance, chosen.keep, chosen.anew,
             tell=(lambda _: None) if json_ else lambda text: print(text, flush=True),
         )  # fmt: skip
-        found = verifier.verify(identity)
+        found = verifier.verify_all() if identity is None else verifier.verify(identity)
     print_json(found.to_json()) if json_ else print_verdict(found)
-    if found.verdict in (Verdict.DIFFERS, Verdict.FAILED):
+    if found.verdict not in chosen.accepted:
         bad = next(s for s in found.stages if s.verdict is found.verdict)
         raise DataIntegrityError(
             f"{bad.node_id} {bad.verdict}: {bad.first}", value=found.subject,
@@ -63,7 +75,8 @@ def print_verdict(found: RunVerdict) -> None:
             _print_file(stage.node_id, file.path, file)
     for words in dict.fromkeys(w for s in found.stages for w in s.allowed):
         print(f"allowed to differ: {words}")
-    print(f"{found.kind} {found.subject}: {found.verdict}")
+    equal = sum(s.verdict is Verdict.IDENTICAL for s in found.stages)
+    print(f"{found.kind} {found.subject}: {found.verdict} ({equal} of {len(found.stages)} stages identical)")
 
 
 def _print_file(node_id: str, path: str, file: object) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from m4v.core.errors import InputError
+from m4v.core.errors import ConfigError, InputError
 from pipelines.access import Actor, Role, command_actor, require
 from pipelines.cli.output import JsonOption, duration, print_json
 from pipelines.ledger import ArtifactRow, AttemptRow, Ledger, PipelineRunRow, RunRow, Status
@@ -145,7 +145,17 @@ def diff(before: RunArgument, after: RunArgument, json_: JsonOption = False) -> 
 
 @runs.command("rerun")
 def rerun(
-    identity: RunArgument,
+    identity: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Id of a pipeline run, stage run or attempt, or a unique prefix of one.",
+            show_default=False,
+        ),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="With --verify: every stage run of the ledger whose bytes stand.")
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Execute every stage again beside the record and compare the bytes.")
     ] = False,
@@ -154,18 +164,25 @@ def rerun(
     rtol: Annotated[float | None, typer.Option(help="Relative tolerance instead of the dtype's.", min=0.0)] = None,
     atol: Annotated[float | None, typer.Option(help="Absolute tolerance instead of the dtype's.", min=0.0)] = None,
     keep: Annotated[bool, typer.Option(help="Keep the work directories of stages that differ.")] = False,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Begin again: do not go on with a verification that was stopped.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Execute a pipeline run or a stage run again, from its recorded request.
 
     With --verify nothing is reused or published: the verdict on every file and tensor is recorded, and the exit code
-    is 20 where one differs. Without it the recorded recipe is run anew: what is unchanged is a cache hit.
+    is 20 where one is not identical (with --rtol or --atol: not equal within them). Stopped, the same command goes on.
+    Without it the recorded recipe is run anew: what is unchanged is a cache hit.
     """
     from pipelines.cli import rerun as verb  # the launcher and the comparison of files: only this verb needs them
 
+    if (identity is None) != every or (every and not verify):
+        raise ConfigError("name one RUN, or --all with --verify", next_step="m4v runs list, or m4v runs rerun --help")
     if not verify:
+        assert identity is not None
         verb.run_again(identity, json_)
-    verb.verify(identity, verb.options(allow_code, allow_machine, rtol, atol, keep), json_)
+    verb.verify(identity, verb.options(allow_code, allow_machine, rtol, atol, keep, anew), json_)
 
 
 @runs.command("logs")

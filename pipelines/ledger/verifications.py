@@ -16,6 +16,7 @@ from pipelines.ledger.chain import record_event
 from pipelines.ledger.database import Database
 
 VERIFIED = "run.verified"
+EVERY_RUN = "every run"  # subject of a verification of all stage runs of a ledger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +36,10 @@ class VerificationOps:
     _db: Database
 
     def record_verification(self, subject: str, verdict: str, facts: Mapping[str, Any]) -> None:
-        """Record a verdict on a stage run or a pipeline run; raises InputError for an id of neither."""
+        """Record a verdict on a stage run, a pipeline run or EVERY_RUN; raises InputError for an id of none."""
         with self._db.write() as session:
-            if session.get(schema.StageRun, subject) is None and session.get(schema.PipelineRun, subject) is None:
+            known = (schema.StageRun, schema.PipelineRun)
+            if subject != EVERY_RUN and not any(session.get(table, subject) for table in known):
                 raise InputError("ledger has no such run", value=subject, next_step="m4v runs list")
             payload = {name: plain_json(value) for name, value in facts.items()}
             record_event(session, VERIFIED, subject, {**payload, "verdict": verdict})

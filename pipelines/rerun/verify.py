@@ -20,9 +20,11 @@ from m4v.core.stage import RESULT, StageRequest, StageResult, write_json
 from pipelines.environment import host_facts
 from pipelines.launchers import LOG, REQUEST, Ending, Launcher
 from pipelines.ledger import AttemptRow, Ledger, PipelineRunRow, RunRow, new_id
+from pipelines.ledger.verifications import EVERY_RUN
 from pipelines.provenance import BlobStore, code_state
 from pipelines.rerun.outputs import compare_output
 from pipelines.rerun.recorded import Allowed, Recorded, again, check, recorded
+from pipelines.rerun.resume import ALLOWED, Stopped, stopped
 from pipelines.rerun.verdict import OutputVerdict, RunVerdict, StageVerdict, Tolerance, Verdict, worst
 from pipelines.rerun_folders import close_folder, open_folder, rerun_folders
 from pipelines.workspace import Workspace
@@ -37,7 +39,8 @@ def _quiet(_: str) -> None:
 @dataclass(frozen=True)
 class Verifier:
     """The services of verifications. `launcher_of` gives the launcher for a recorded lock file; `tell` hears what
-    happens. With `keep` the work directories of stages that differ stay, to be looked at."""
+    happens. With `keep` the work directories of stages that differ stay, to be looked at. `anew`: one that was stopped
+    does not go on, but begins again."""
 
     workspace: Workspace
     ledger: Ledger
@@ -45,29 +48,60 @@ class Verifier:
     allowed: Allowed = field(default_factory=Allowed)
     tolerance: Tolerance = field(default_factory=Tolerance)
     keep: bool = False
+    anew: bool = False
     tell: Callable[[str], None] = _quiet
 
     def verify(self, identity: str) -> RunVerdict:
-        """Execute a stage run, or every stage run of a pipeline run, again and record the verdict.
+        """Execute a stage run, or every stage run of a pipeline run, again and record the verdict. A verification of
+        a pipeline run that was stopped goes on.
 
         Every check of code, machine and inputs comes before the first stage starts. Raises ConfigError or InputError
         for what is not as it was; a stage that fails is a verdict.
         """
         subject, runs = self._runs(identity)
+        if isinstance(subject, RunRow):
+            return self._verify(subject.run_id, "stage run", runs)
+        return self._verify(subject.pipeline_run_id, "pipeline run", runs)
+
+    def verify_all(self) -> RunVerdict:
+        """`verify` for every stage run of the ledger, oldest first, as one verification. Runs are left out, and told,
+        of which a takedown withdrew inputs or outputs, or whose bytes were deleted."""
+        every = sorted(self.ledger.runs(limit=None), key=lambda run: run.run_id)
+        gone = {w.artifact_id for w in self.ledger.withdrawals()}
+        gone |= {a.artifact_id for a in self.ledger.artifacts(limit=None) if a.deletion is not None}
+        runs = [run for run in every if gone.isdisjoint(p.artifact_id for p in (*run.inputs, *run.outputs))]
+        if len(runs) < len(every):
+            self.tell(f"{len(every) - len(runs)} stage runs are left out: what they read or made is withdrawn or gone")
+        if not runs:
+            raise InputError("no stage run has outputs that stand", value=str(self.workspace.home))
+        return self._verify(EVERY_RUN, "ledger", runs)
+
+    def _verify(self, subject: str, kind: str, runs: list[RunRow]) -> RunVerdict:
         stages = [recorded(self.ledger, run) for run in runs]
         noted = [check(stage, self.launcher_of(stage.request.lock_file), self.allowed) for stage in stages]
-        verification_id = new_id()
-        with self._folder(verification_id, runs) as folder:
+        before = self._stopped(subject, kind, list(zip(runs, noted, strict=True)))
+        with self._folder(before.verification_id, runs) as folder:
             found = tuple(
-                self._stage(stage, folder / f"{number:03d}-{stage.node_id}", words, verification_id)
+                before.verdicts.get(stage.run.run_id)
+                or self._stage(stage, folder / f"{number:03d}-{stage.node_id}", words, before.verification_id, subject)
                 for number, (stage, words) in enumerate(zip(stages, noted, strict=True))
             )
-        kind = "pipeline run" if isinstance(subject, PipelineRunRow) else "stage run"
-        identity = subject.pipeline_run_id if isinstance(subject, PipelineRunRow) else subject.run_id
-        verdict = RunVerdict(verification_id, identity, kind, worst(s.verdict for s in found), found, self.tolerance)
-        if isinstance(subject, PipelineRunRow):
-            self._record_pipeline(verdict)
+        whole = worst(s.verdict for s in found)
+        verdict = RunVerdict(before.verification_id, subject, kind, whole, found, self.tolerance)
+        if kind != "stage run":
+            self._record_whole(verdict)
         return verdict
+
+    def _stopped(self, subject: str, kind: str, runs: list[tuple[RunRow, tuple[str, ...]]]) -> Stopped:
+        """The verification to go on with; a new one where none was stopped."""
+        found = None
+        if kind != "stage run" and not self.anew:
+            blobs = BlobStore(self.workspace.store_uri)
+            found = stopped(self.ledger, blobs, self.workspace.home, subject, runs, self.tolerance)
+        if found is None:
+            return Stopped(new_id())
+        self.tell(f"going on with verification {found.verification_id}: {len(found.verdicts)} of {len(runs)} are done")
+        return found
 
     def _runs(self, identity: str) -> tuple[PipelineRunRow | RunRow, list[RunRow]]:
         row = self.ledger.resolve(identity)
@@ -93,7 +127,9 @@ class Verifier:
         finally:
             close_folder(folder, keep=self.keep)
 
-    def _stage(self, stage: Recorded, work_dir: Path, words: tuple[str, ...], verification_id: str) -> StageVerdict:
+    def _stage(
+        self, stage: Recorded, work_dir: Path, words: tuple[str, ...], verification_id: str, subject: str
+    ) -> StageVerdict:
         self.tell(f"{stage.node_id}: executing run {stage.run.run_id} again")
         started = time.monotonic()
         ending, outputs = self._execute(stage, work_dir)
@@ -104,7 +140,7 @@ class Verifier:
             seconds=seconds, recorded_seconds=self.ledger.attempt(stage.run.attempt_id).duration_s, allowed=words,
             message=ending.message, log=str(work_dir / LOG) if self.keep else None,
         )  # fmt: skip
-        self._record_stage(found, verification_id)
+        self._record_stage(found, verification_id, subject)
         if not self.keep or verdict is Verdict.IDENTICAL:
             shutil.rmtree(work_dir, ignore_errors=True)
         first = f": {found.first}" if found.first else ""
@@ -129,7 +165,7 @@ class Verifier:
 
     # Recording
 
-    def _record_stage(self, found: StageVerdict, verification_id: str) -> None:
+    def _record_stage(self, found: StageVerdict, verification_id: str, subject: str) -> None:
         blobs = BlobStore(self.workspace.store_uri)
         facts = self._facts(verification_id, found.verdict, found.to_json(), blobs)
         different = [file.verdict for output in found.outputs for file in output.different]
@@ -139,15 +175,16 @@ class Verifier:
             for o in found.outputs
         }
         facts |= {
-            "first_difference": found.first, "outputs": outputs, "different_files": counts,
-            "allowed": list(found.allowed[:20]), "seconds": round(found.seconds, 3), "message": found.message,
+            "subject": subject, "first_difference": found.first, "outputs": outputs, "different_files": counts,
+            "allowed": list(found.allowed[:ALLOWED]), "seconds": round(found.seconds, 3), "message": found.message,
         }  # fmt: skip
         self.ledger.record_verification(found.run_id, str(found.verdict), facts)
 
-    def _record_pipeline(self, verdict: RunVerdict) -> None:
+    def _record_whole(self, verdict: RunVerdict) -> None:
         blobs = BlobStore(self.workspace.store_uri)
         facts = self._facts(verdict.verification_id, verdict.verdict, verdict.to_json(), blobs)
-        facts["stages"] = {s.node_id: str(s.verdict) for s in verdict.stages}
+        names = [s.node_id if verdict.kind == "pipeline run" else s.run_id for s in verdict.stages]
+        facts["stages"] = {name: str(s.verdict) for name, s in zip(names, verdict.stages, strict=True)}
         facts["first_difference"] = next((f"{s.node_id}: {s.first}" for s in verdict.stages if s.first), None)
         self.ledger.record_verification(verdict.subject, str(verdict.verdict), facts)
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,14 +17,15 @@ from pipelines.rerun import Verdict, Verifier
 from pipelines.workspace import Workspace
 
 TIMEOUT_S = 500
+LONG_S = 2400  # all of micro, on a busy machine
 M4V = (sys.executable, "-m", "pipelines.cli.main")
 
 
-def m4v(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def m4v(home: Path, *arguments: str, timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "M4V_HOME": str(home)}
     return subprocess.run(
         [*M4V, *arguments], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=TIMEOUT_S, check=False,
+        timeout=timeout_s, check=False,
     )  # fmt: skip
 
 
@@ -96,12 +99,33 @@ def test_the_command_tells_and_records(home):
 
 
 @pytest.mark.deep
-@pytest.mark.timeout(3 * TIMEOUT_S)
-def test_every_stage_of_micro_is_identical(home):
+@pytest.mark.timeout(3 * LONG_S)
+def test_every_stage_of_micro_is_identical_also_when_it_is_killed_on_the_way(home, tmp_path):
+    """Killed after its third verdict, the same command goes on with the fourth stage, and ends with all sixteen."""
     with Ledger.open(Workspace.open(home).ledger_url) as ledger:
-        run_id = ledger.pipeline_runs()[-1].pipeline_run_id
-    done = m4v(home, "runs", "rerun", run_id, "--verify", "--json")
+        run_id = ledger.pipeline_runs(recipe="micro")[-1].pipeline_run_id
+        before = {run.run_id: len(ledger.verifications(run.run_id)) for run in ledger.runs(limit=None)}
+    environment = {**os.environ, "M4V_HOME": str(home)}
+    with (tmp_path / "out").open("w") as out:
+        first = subprocess.Popen(
+            [*M4V, "runs", "rerun", run_id, "--verify"], env=environment, stdin=subprocess.DEVNULL, stdout=out,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    deadline = time.monotonic() + LONG_S
+    while (tmp_path / "out").read_text().count(": identical after") < 3:
+        assert first.poll() is None, (tmp_path / "out").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    done = m4v(home, "runs", "rerun", run_id, "--verify", "--json", timeout_s=LONG_S)
     assert done.returncode == ExitClass.OK, done.stderr
-    stages = json.loads(done.stdout)["stages"]
-    assert len(stages) == 16
-    assert {s["node_id"]: s["verdict"] for s in stages} == {s["node_id"]: "identical" for s in stages}
+    found = json.loads(done.stdout)
+    assert len(found["stages"]) == 16
+    assert {s["node_id"]: s["verdict"] for s in found["stages"]} == {s["node_id"]: "identical" for s in found["stages"]}
+    with Ledger.open(Workspace.open(home).ledger_url) as ledger:
+        verdicts = {run: ledger.verifications(run)[count:] for run, count in before.items()}
+        assert ledger.verify_chain().ok
+    assert {run: len(rows) for run, rows in verdicts.items()} == dict.fromkeys(before, 1), "none was executed twice"
+    assert {row.facts["verification_id"] for rows in verdicts.values() for row in rows} == {found["verification_id"]}
+    assert list((home / "rerun").iterdir()) == [], "what the killed one left is gone"
