@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from m4v.core.storage import write_atomic
+from m4v.core.local_files import write_atomic
 
 PIDS = "pids.json"
 WORK_DIR_VARIABLE = "M4V_WORK_DIR"

@@ -32,6 +32,7 @@ from m4v.core.stage import (
     write_exit,
     write_json,
 )
+from m4v.core.startup import keep_pandas_out, uncollected
 from m4v.core.storage import Storage
 from pipelines.environment import check_lock, check_numerics, environment_facts
 from pipelines.processes import die_with_parent
@@ -199,7 +200,8 @@ def message_of(error: BaseException) -> str:
 
 def _load_function(request: StageRequest) -> Callable[[StageContext], None]:
     try:
-        return cast(Callable[[StageContext], None], load_object(request.function))
+        with uncollected():
+            function = cast(Callable[[StageContext], None], load_object(request.function))
     except ConfigError as error:
         missing = error.__cause__.name if isinstance(error.__cause__, ModuleNotFoundError) else None
         if missing is None or missing in request.function:
@@ -208,6 +210,9 @@ def _load_function(request: StageRequest) -> Callable[[StageContext], None]:
             "the stage needs a package that is not installed", value=missing, where=request.function,
             next_step=f"pip install {missing.split('.')[0]}",
         ) from error  # fmt: skip
+    if "pyarrow" in sys.modules:
+        keep_pandas_out()
+    return function
 
 
 def _exit(code: int) -> None:

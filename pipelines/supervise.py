@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from m4v.core.storage import write_atomic
+from m4v.core.local_files import write_atomic
 from pipelines.processes import (
     Process,
     become_subreaper,

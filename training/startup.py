@@ -18,6 +18,8 @@ from unittest import mock
 
 import torch
 
+from m4v.core.startup import hidden, uncollected
+
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
@@ -64,7 +66,8 @@ def deepspeed_module() -> Any:
     """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated.*", category=FutureWarning)
-    with contextlib.redirect_stdout(io.StringIO()), _nothing_compiles():
+    # Its autotuner, which nobody asks here, imports mlflow where that is installed: longer than all the rest.
+    with contextlib.redirect_stdout(io.StringIO()), _nothing_compiles(), hidden("mlflow"), uncollected():
         import deepspeed
         import deepspeed.runtime.zero.muon.muon_optimizer
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

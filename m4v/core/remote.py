@@ -18,7 +18,6 @@ from typing import Any, BinaryIO, TypeVar, cast
 from m4v.core.errors import DataIntegrityError, InfrastructureError, InputError
 from m4v.core.local_files import MISSING, is_transport_fault, storage_faults
 from m4v.core.ranges import RangeReader
-from m4v.core.rng import generator
 
 T = TypeVar("T")
 ATTEMPTS = 4
@@ -48,6 +47,8 @@ def retrying(what: str, call: Callable[[], T]) -> T:
             if attempt == ATTEMPTS or lasting or not passing:
                 raise
             _log.info("%s failed (%s: %s), trying again", what, type(error).__name__, error)
+        from m4v.core.rng import generator  # numpy takes longer to import than most commands to run
+
         jitter = float(generator(os.getpid(), what, attempt, "storage-backoff").uniform(1.0, 2.0))
         time.sleep(_BACKOFF_S * 2 ** (attempt - 1) * jitter)
     raise AssertionError("unreachable")
