@@ -21,6 +21,9 @@ class DownloadConfig(FrozenModel):
     - `item_timeout_s`: wall-clock limit of one attempt. `min_bytes_per_s`: a body slower than this over 30 s is a
       timeout.
     - `max_bytes`: larger files are refused, by their announced size before a byte of them is read.
+    - `max_disk_bytes`: what the download may hold on the local disk, earlier runs included: files and parts of them
+      in a local collection, only what is on its way to a remote one. None is no limit but the disk: `min_free_bytes`
+      of it are left free in any case.
     - `allow`: host names, addresses and networks (`10.1.0.0/16`) that may be fetched from although they are private.
     - `honour_opt_out`: files whose server answers `X-Robots-Tag: noai` (or noimageai) are not taken.
     - `max_unreachable`: share of the wanted files whose servers did not answer, past which the run stops as an
@@ -41,6 +44,8 @@ class DownloadConfig(FrozenModel):
     item_timeout_s: float = Field(3600, gt=0)
     min_bytes_per_s: float = Field(1024, ge=0)
     max_bytes: int = Field(4 << 30, ge=1)
+    max_disk_bytes: int | None = Field(None, ge=1)
+    min_free_bytes: int = Field(1 << 30, ge=0)
     max_redirects: int = Field(5, ge=0)
     user_agent: str = Field("m4v-pipeline/0.1", min_length=1, pattern=r"^[\x20-\x7e]+$")
     allow: tuple[str, ...] = ()

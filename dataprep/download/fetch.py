@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from dataprep.download.client import Answer, Client, status_error
 from dataprep.download.config import DownloadConfig
+from dataprep.download.disk import Disk
 from dataprep.download.magic import HEAD_BYTES, media_problem
 from dataprep.download.outcome import Fetched, FetchError, WantedFile
 from dataprep.download.partial import Partial, validator_of
@@ -46,14 +47,25 @@ class Fetcher:
         parts: Path,
         spend: Callable[[int], None] = lambda size: None,
         stopped: Callable[[], bool] = lambda: False,
+        disk: Disk | None = None,
     ) -> None:
+        self._disk = disk or Disk(config, parts, stays=location.is_local)
         self._client, self._config, self._location, self._parts = client, config, location, parts
         self._spend, self._stopped = spend, stopped
 
     def fetch(self, wanted: WantedFile) -> Fetched:
-        """Raises FetchError; Stopped; InfrastructureError when disk or store fail. A retry of the same file goes on
-        where this one ended."""
+        """Raises FetchError; Stopped; InfrastructureError when disk or store fail, ConfigError when the download may
+        hold no more on disk. A retry of the same file goes on where this one ended."""
         partial = Partial(self._parts, wanted.path, wanted.url)
+        placed = False
+        try:
+            fetched = self._fetch(wanted, partial)
+            placed = True
+        finally:
+            self._disk.end(partial.file, placed=placed)
+        return fetched
+
+    def _fetch(self, wanted: WantedFile, partial: Partial) -> Fetched:
         try:
             resumed, content_type = self._receive(wanted, partial)
             size, sha256 = self._check_whole(wanted, partial)
@@ -79,12 +91,13 @@ class Fetcher:
                 raise status_error(answer)
             place = self._check_head(answer, have)
             content_type = answer.headers.get("content-type", "")
+            self._disk.begin(partial.file, place.start, place.total)
             if place.start:
                 with partial.append() as out:
-                    self._copy(answer, out, place, wanted)
+                    self._copy(answer, out, place, wanted, partial)
             else:
                 with partial.begin(validator_of(answer.headers)) as out:
-                    self._copy(answer, out, place, wanted)
+                    self._copy(answer, out, place, wanted, partial)
             return place.start, content_type
 
     def _check_head(self, answer: Answer, have: tuple[int, str] | None) -> _Range:
@@ -104,7 +117,7 @@ class Fetcher:
             raise FetchError("not_media", f"encoded as {answer.headers['content-encoding']}")
         return place
 
-    def _copy(self, answer: Answer, out: BinaryIO, place: _Range, wanted: WantedFile) -> None:
+    def _copy(self, answer: Answer, out: BinaryIO, place: _Range, wanted: WantedFile, partial: Partial) -> None:
         size, head, checked = place.start, b"", place.start >= HEAD_BYTES
         pace = _Pace(self._config)
         for chunk in answer.body:
@@ -114,6 +127,7 @@ class Fetcher:
             size += len(chunk)
             if size > self._config.max_bytes:
                 raise FetchError("too_large", f"more than {self._config.max_bytes} bytes")
+            self._disk.wrote(partial.file, len(chunk))
             out.write(chunk)
             out.flush()  # what is out of this process survives its being killed
             pace.add(len(chunk))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from dataprep.download.client import Client
 from dataprep.download.config import DownloadConfig
+from dataprep.download.disk import Disk
 from dataprep.download.fetch import Fetcher, Stopped
 from dataprep.download.outcome import Fetched, FetchError, WantedFile
 from dataprep.download.schedule import Bandwidth, Schedule, Task
@@ -83,12 +84,15 @@ class Downloader:
         self._stop = threading.Event()
         self._schedule = Schedule(config)
         bandwidth = Bandwidth(config.bytes_per_s)
-        self._fetcher = Fetcher(self._client, config, state.location, state.parts, bandwidth.spend, self._stop.is_set)
+        local, stopped = state.location.is_local, self._stop.is_set
+        disk = Disk(config, state.parts, kept=state.fetched_bytes() if local else 0, stays=local, stopped=stopped)
+        self._fetcher = Fetcher(self._client, config, state.location, state.parts, bandwidth.spend, stopped, disk)
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self.report = Report()
 
     def run(self) -> Report:
-        """Raises InfrastructureError when the disk or store fails; what `tick` raises."""
+        """Raises InfrastructureError when the disk is too full, or disk or store fail; ConfigError when it may hold no
+        more on disk; what `tick` raises."""
         counts = self._state.counts()
         self.report.wanted = sum(counts.values())
         self.report.skipped = counts.get("failed", 0)

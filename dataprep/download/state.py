@@ -116,6 +116,11 @@ class DownloadState:
         rows = self._database.execute("SELECT status, count(*) FROM item WHERE run = ? GROUP BY status", (self._run,))
         return {status: int(number) for status, number in rows}
 
+    def fetched_bytes(self) -> int:
+        """Bytes of the files that this and earlier runs brought and that are not wanted anew."""
+        statement = "SELECT coalesce(sum(size_bytes), 0) FROM item WHERE status = 'fetched'"
+        return int(self._database.execute(statement).fetchone()[0])
+
     def pending(self) -> Iterator[WantedFile]:
         """Files of this run that nobody has tried yet, by path."""
         last = ""
