@@ -70,12 +70,12 @@ def version_of(distribution: str) -> str | None:
 
 
 def kernel_set(device: str) -> dict[str, str]:
-    """Implementation and version behind `scan`, `convolution` and `attention` on `cpu` or `cuda`.
+    """Implementation and version behind `scan`, `convolution`, `attention` and the VAE's `norm` on `cpu` or `cuda`.
 
     These are the kernels of 16-bit tensors; float32 and float64 stay with plain torch unless a library is
     asked for by name. Raises ConfigError when the choice names a library that is not installed.
     """
-    found = {"scan": "torch", "convolution": "torch", "attention": "dense"}
+    found = {"scan": "torch", "convolution": "torch", "attention": "dense", "norm": "torch"}
     if device != "cuda":
         return found
     if library := scan_library():
@@ -84,6 +84,8 @@ def kernel_set(device: str) -> dict[str, str]:
             found["convolution"] = f"{CONVOLUTION} {convolution}"
     if uses_flex():
         found["attention"] = f"flex {version_of('torch')}"
+    if fuses_norm():
+        found["norm"] = f"{TRITON} {version_of(TRITON)}"
     return found
 
 
@@ -116,3 +118,8 @@ def uses_flex() -> bool:
             next_step=f"pip install {TRITON}, or {ATTENTION_VARIABLE}=dense",
         )  # fmt: skip
     return there
+
+
+def fuses_norm() -> bool:
+    """Whether the VAE's norms on CUDA shall run as our Triton kernels; `M4V_KERNELS=torch` says no."""
+    return scan_choice() != "torch" and version_of(TRITON) is not None

@@ -6,12 +6,15 @@ convolutions need a cache. Parameter names are the published ones.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m4v.vae.convolution import CausalConv3d, FrameCache
+from m4v.kernels.selection import fuses_norm
+from m4v.vae.convolution import LEAD, CausalConv3d, FrameCache
 
 EPSILON = 1e-6
+_FUSED = (torch.bfloat16, torch.float16)
 
 
 class FrameNorm(nn.GroupNorm):
@@ -24,6 +27,26 @@ class FrameNorm(nn.GroupNorm):
         frames = x.transpose(1, 2)  # in channels_last_3d memory these views copy nothing
         normed: Tensor = super().forward(frames.flatten(0, 1))
         return normed.view_as(frames).transpose(1, 2)
+
+    def fuses(self, x: Tensor, conv: CausalConv3d) -> bool:
+        """Whether norm, SiLU and what `conv` looks back on come from one kernel: half precision on CUDA with
+        weights in channels_last_3d order, and nothing to differentiate."""
+        if not x.is_cuda or x.dtype not in _FUSED or (torch.is_grad_enabled() and x.requires_grad):
+            return False
+        last = conv.conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
+        return last and _power_of_two(x.shape[1]) and _power_of_two(self.num_groups) and fuses_norm()
+
+    def silu_before(self, x: Tensor, conv: CausalConv3d, cache: FrameCache | None, offset: Tensor | None) -> Tensor:
+        """`conv(silu(norm(x + offset)))` by our kernels, without the convolution's bias; see `fuses`."""
+        from m4v.kernels.frame_norm import norm_silu  # Triton is there on CUDA only
+
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        filled = norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, lead=LEAD, offset=offset)
+        return conv.convolve_after(filled, cache)
+
+
+def _power_of_two(count: int) -> bool:
+    return count & (count - 1) == 0
 
 
 class ResnetBlock(nn.Module):
@@ -38,10 +61,33 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = None if channels == out_channels else CausalConv3d(channels, out_channels, kernel=1)
 
     def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
+        if self.norm1.fuses(x, self.conv1):
+            return self._fused(x, cache)
         hidden: Tensor = self.conv1(F.silu(self.norm1(x)), cache)
         hidden = self.conv2(F.silu(self.norm2(hidden)), cache)
         shortcut: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return shortcut + hidden
+
+    def _fused(self, x: Tensor, cache: FrameCache | None) -> Tensor:
+        """The same with fewer passes over memory: biases wait for the next kernel."""
+        from m4v.kernels.frame_norm import residual_sum
+
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        hidden = self.norm1.silu_before(x, self.conv1, cache, offset=None)
+        hidden = self.norm2.silu_before(hidden, self.conv2, cache, offset=self.conv1.conv.bias)
+        shortcut: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        bias = self.conv2.conv.bias
+        assert bias is not None  # every convolution of the VAE has one
+        return residual_sum(shortcut, hidden, bias)
+
+
+def norm_silu_conv(norm: FrameNorm, conv: CausalConv3d, x: Tensor, cache: FrameCache | None) -> Tensor:
+    """`conv(silu(norm(x)))`, the end of both halves."""
+    if not norm.fuses(x, conv):
+        return conv(F.silu(norm(x)), cache)  # type: ignore[no-any-return]
+    bias = conv.conv.bias
+    assert bias is not None
+    return norm.silu_before(x, conv, cache, offset=None) + bias[:, None, None, None]
 
 
 class FrameAttention(nn.Module):

@@ -8,10 +8,17 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from m4v.vae.blocks import Downsample, FrameNorm, MidBlock, ResnetBlock, SpatialUpsample, TemporalUpsample
+from m4v.vae.blocks import (
+    Downsample,
+    FrameNorm,
+    MidBlock,
+    ResnetBlock,
+    SpatialUpsample,
+    TemporalUpsample,
+    norm_silu_conv,
+)
 from m4v.vae.config import LEVELS, VaeConfig
 from m4v.vae.convolution import CausalConv3d, FrameCache
 from m4v.vae.tiling import chunks
@@ -92,7 +99,7 @@ class Encoder(nn.Module):
             cuts = cast(DownBlock, block).pieces(x, cache)
             x = torch.cat([block(x[:, :, cut], cache) for cut in cuts], dim=2)
         x = self.mid_block(x, cache)
-        return self.conv_out(F.silu(self.conv_norm_out(x)), cache)  # type: ignore[no-any-return]
+        return norm_silu_conv(self.conv_norm_out, self.conv_out, x, cache)
 
 
 class Decoder(nn.Module):
@@ -129,7 +136,7 @@ class Decoder(nn.Module):
             yield from self._upwards(block(piece, cache), cache, level + 1)
 
     def _to_pixels(self, x: Tensor, cache: FrameCache | None) -> Tensor:
-        return self.conv_out(F.silu(self.conv_norm_out(x)), cache)  # type: ignore[no-any-return]
+        return norm_silu_conv(self.conv_norm_out, self.conv_out, x, cache)
 
 
 def _run(step: Step, x: Tensor, cache: FrameCache | None, recompute: bool) -> Tensor:

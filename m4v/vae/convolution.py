@@ -13,6 +13,7 @@ from torch.nn import functional as F
 # cuDNN's 3-D convolutions index with 32 bits: beyond it PyTorch asks for ten times the memory
 # (pytorch/pytorch#128947) or, in bf16 with some cuDNN versions, gives wrong numbers (#163539).
 MAX_ELEMENTS = 2**31 - 1
+LEAD = 2  # frames that a convolution of three looks back
 
 
 class FrameCache:
@@ -66,18 +67,35 @@ class CausalConv3d(nn.Module):
             cache.keep(self, x[:, :, used:])
         return self._convolve(x)
 
-    def _convolve(self, x: Tensor) -> Tensor:
+    def convolve_after(self, x: Tensor, cache: FrameCache | None) -> Tensor:
+        """The convolution without its bias, stride 1, of a video before whose frames `LEAD` places lie free in
+        x (b, c, LEAD + t, h, w): they are filled with what came before. For kernels that write there at once."""
+        before = cache[self] if cache is not None and self in cache else None
+        if before is None:
+            x[:, :, :LEAD].zero_()
+        else:
+            x[:, :, :LEAD].copy_(before)
+        if cache is not None:
+            cache.keep(self, x[:, :, -LEAD:])
+        return self._convolve(x, biased=False)
+
+    def _convolve(self, x: Tensor, biased: bool = True) -> Tensor:
         """The convolution in as many pieces of time as 32-bit indices ask for: one, nearly always."""
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
         frames = (x.shape[2] - kernel) // stride + 1
         at_once = self._frames_at_once(x)
         if frames <= at_once:
-            return self.conv(x)  # type: ignore[no-any-return]
+            return self._piece(x, biased)
         pieces = []
         for start in range(0, frames, at_once):
             count = min(at_once, frames - start)
-            pieces.append(self.conv(x[:, :, start * stride : (start + count - 1) * stride + kernel]))
+            pieces.append(self._piece(x[:, :, start * stride : (start + count - 1) * stride + kernel], biased))
         return torch.cat(pieces, dim=2)
+
+    def _piece(self, x: Tensor, biased: bool) -> Tensor:
+        if biased:
+            return self.conv(x)  # type: ignore[no-any-return]
+        return F.conv3d(x, self.conv.weight, None, self.conv.stride, self.conv.padding)
 
     def _frames_at_once(self, x: Tensor) -> int:
         """Output frames for which input and output both stay within `MAX_ELEMENTS`, at least one."""

@@ -36,7 +36,7 @@ def distribution(folder: Path, name: str, version: str) -> None:
 
 def test_plain_torch_on_the_cpu(install: Path) -> None:
     distribution(install, "mamba-ssm", "9.1")
-    assert kernel_set("cpu") == {"scan": "torch", "convolution": "torch", "attention": "dense"}
+    assert kernel_set("cpu") == {"scan": "torch", "convolution": "torch", "attention": "dense", "norm": "torch"}
     assert kernel_summary("cpu") == "torch"
     x = torch.zeros(1, 8, 16, dtype=torch.bfloat16)
     with use_kernels(scan="mamba_ssm", attention="flex"):
@@ -50,8 +50,9 @@ def test_cuda_names_what_is_installed(install: Path, monkeypatch: pytest.MonkeyP
     torch_version = version_of("torch")
     assert kernel_set("cuda") == {
         "scan": "mamba-ssm 9.1", "convolution": "causal-conv1d 8.2", "attention": f"flex {torch_version}",
+        "norm": "triton 7.3",
     }  # fmt: skip
-    assert kernel_summary("cuda") == f"mamba-ssm 9.1, causal-conv1d 8.2, flex {torch_version}"
+    assert kernel_summary("cuda") == f"mamba-ssm 9.1, causal-conv1d 8.2, flex {torch_version}, triton 7.3"
     monkeypatch.setenv("M4V_KERNELS", "torch")
     assert kernel_summary("cuda") == f"flex {torch_version}"
     monkeypatch.setenv("M4V_ATTENTION", "dense")
