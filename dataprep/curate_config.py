@@ -6,7 +6,7 @@ recomputes nothing. Only the `*_identity` methods say what a measurement depends
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,7 @@ from m4v.core.config import FrozenModel
 from m4v.text.config import MiniLmConfig, TextEncoderConfig
 
 _TOKENIZER = "minilm/tokenizer"
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class LimitsConfig(FrozenModel):
@@ -114,6 +115,7 @@ class CurateConfig(FrozenModel):
     calibrated on camera footage, and drawings differ by colours that a grey hash does not see: their clips
     pass size and length rules and exact dedup only.
     `max_quarantine_rate`: share of the listed files past which the stage fails (from 20 files on).
+    `expected_yield`: least and greatest share of the clips that may be kept; outside of it the stage fails.
     `captions`: clean-up, provenance and re-captioning; null takes captions as the sources give them.
     """
 
@@ -128,6 +130,7 @@ class CurateConfig(FrozenModel):
     min_caption_overlap: float = Field(0.5, gt=0, le=1)
     drawn_kinds: tuple[str, ...] = ("synthetic",)
     max_quarantine_rate: float = Field(0.5, ge=0, le=1)
+    expected_yield: tuple[Share, Share] | None = None
     captions: CaptionConfig | None = None
 
     @model_validator(mode="after")
@@ -135,6 +138,8 @@ class CurateConfig(FrozenModel):
         for measured, rule in (("text", "max_text"), ("nsfw", "max_nsfw"), ("quality", "max_brisque")):
             if not getattr(self.signals, measured) and getattr(self.filters, rule) is not None:
                 raise ValueError(f"filters.{rule} needs signals.{measured}: switch that on, or set the rule to null")
+        if self.expected_yield is not None and self.expected_yield[0] > self.expected_yield[1]:
+            raise ValueError("expected_yield is the least share, then the greatest")
         if self.dedup.semantic and not self.signals.embedding:
             raise ValueError("dedup.semantic needs signals.embedding: switch that on")
         return self
@@ -148,6 +153,8 @@ class CurateConfig(FrozenModel):
 
     def key_config(self) -> dict[str, object]:
         own = {name: value for name, value in self.canonical().items() if name != "captions"}
+        if self.expected_yield is None:
+            del own["expected_yield"]  # a check that is not made leaves the keys as they were
         return own if self.captions is None else {**own, "captions": self.captions.key_config()}
 
     def segment_identity(self) -> dict[str, object]:

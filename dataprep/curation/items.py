@@ -31,13 +31,14 @@ _CODE = ("media", "shots", "signals", "curation/measure.py")
 class Job:
     """One measurement: `task` for the function, the digest of its file, and where its result is kept.
 
-    `verdict`: why it is not to be tried at all.
+    `video_s`: seconds of video in it; `verdict`: why it is not to be tried at all.
     """
 
     task: Any
     digest: str
     store_uri: str
     key: str
+    video_s: float = 0.0
     verdict: ItemFailure | None = None
 
 
@@ -104,10 +105,12 @@ def _measure_distinct(
 
     made = engine.map(
         Remember(function), tried() if missing else [],
-        timeout_s=limits.wall_s, cpu_s=limits.cpu_s, memory_bytes=limits.memory_bytes,
+        timeout_s=limits.wall_s, cpu_s=limits.cpu_s, memory_bytes=limits.memory_bytes, total=len(missing),
     )  # fmt: skip
     for job, envelope in zip(jobs, kept, strict=True):
         result = next(made) if envelope is None else envelope
+        if envelope is None:
+            engine.meter.video_s += job.video_s
         if isinstance(result, ItemFailure):
             if job.digest not in killed and poison.verdict(job.digest) is None and poison.add(job.digest, result):
                 killed[job.digest] = result

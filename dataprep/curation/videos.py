@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from dataprep.signals.phash import from_text
 from dataprep.sources.listing import ListedFile
 from m4v.core.stage import StageContext
 
+Measurement = Callable[[Any], bytes]
+Tasks = Sequence[tuple[str, Any]]  # each with its key
 SEGMENT_FRAMES = 20 * STEP
 _DENSE_STRIDE = 4  # every fourth frame answers perceptual look-ups
 _BATCH_FRAMES = 50_000  # measured together; bounds what is in memory at once
@@ -100,9 +103,11 @@ class Measurer:
             step: context.items(f"curate-{step}", step_digest(identity)).uri for step, identity in identities.items()
         }
 
-    def _run(self, step: str, function: Callable[[Any], bytes], tasks: Sequence[tuple[str, Any]]) -> Iterator[Any]:
-        jobs = [Job(task, task.media.digest, self._stores[step], key) for key, task in tasks]
-        return measure_all(self._engine, function, jobs, self._work, self._poison)
+    def _run(self, step: str, measurement: Measurement, tasks: Tasks, seconds: Sequence[float] = ()) -> Iterator[Any]:
+        """Results of `tasks`; `seconds` of video in each, for the engine's meter."""
+        timed = zip(tasks, chain(seconds, repeat(0.0)), strict=False)
+        jobs = [Job(task, task.media.digest, self._stores[step], key, video_s) for (key, task), video_s in timed]
+        return measure_all(self._engine, measurement, jobs, self._work, self._poison)
 
     def probe(self, entries: Sequence[Entry]) -> Iterator[Video]:
         """Usable videos, in order."""
@@ -142,7 +147,8 @@ class Measurer:
             )
             for video, start, end in parts
         ]  # fmt: skip
-        results = self._run("segment", measure.segment, tasks)
+        seconds = [(end - start) / float(video.facts["fps"]) for video, start, end in parts]
+        results = self._run("segment", measure.segment, tasks, seconds)
         for video in videos:
             columns: list[Columns] = []
             failure: ItemFailure | None = None

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 class Meter:
     """`workers` are up and `working` of them busy; `waiting` items of the map have not begun, None where their number
     is not known. The rest counts from the start of the engine: `finished` items, `retried` ones (given to another
-    worker because theirs went away), `workers_started`, and `cpu_s`, processor time of all finished items."""
+    worker because theirs went away), `workers_started`, `cpu_s` of all finished items, and `video_s`: seconds of
+    video in what had to be worked on, not found done, as the user of the engine tells them."""
 
     workers: int = 0
     working: int = 0
@@ -19,20 +20,27 @@ class Meter:
     retried: int = 0
     workers_started: int = 0
     cpu_s: float = 0.0
+    video_s: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
     def line(self) -> str:
-        """`12 waiting, 4 at work on 4 workers`, for a progress note."""
-        waiting = "" if self.waiting is None else f"{self.waiting} waiting, "
-        return f"{waiting}{self.working} at work on {self.workers} {'worker' if self.workers == 1 else 'workers'}"
+        """For a progress note: `12 waiting, 4 at work on 4 workers, 0.31 video-hours, 25 CPU-s a video-minute`."""
+        parts = [] if self.waiting is None else [f"{self.waiting} waiting"]
+        parts.append(f"{self.working} at work on {self.workers} {'worker' if self.workers == 1 else 'workers'}")
+        if self.video_s:
+            parts.append(f"{self.video_s / 3600:.2g} video-hours")
+            parts.append(f"{self.cpu_s / self.video_s * 60:.2g} CPU-s a video-minute")
+        return ", ".join(parts)
 
-    def figures(self, video_s: float) -> dict[str, float | None]:
-        """Figures of a whole stage that worked on `video_s` seconds of video (what was cached does not count).
+    def live(self) -> dict[str, float]:
+        """The queue now, and the final figures so far."""
+        now = {"waiting": self.waiting, "working": self.working, "workers": self.workers, **self.final()}
+        return {name: value for name, value in now.items() if value is not None}
 
-        `video_hours_per_hour` is by the clock, `cpu_s_per_video_minute` by the processors of the workers; both are
-        None when no video had to be worked on.
-        """
-        took = time.monotonic() - self.started
+    def final(self) -> dict[str, float | None]:
+        """Figures of the engine's whole life. `video_hours_per_hour` is by the clock, `cpu_s_per_video_minute` by the
+        processors of the workers; both are None when no video had to be worked on."""
+        took, video_s = time.monotonic() - self.started, self.video_s
         return {
             "items_worked": self.finished,
             "items_retried": self.retried,

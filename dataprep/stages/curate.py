@@ -21,6 +21,7 @@ from dataprep.curation.filters import decide
 from dataprep.curation.table import CLIPS, FUNNEL, PREVIEWS, Clip, Funnel, by_place, write_clips
 from dataprep.curation.videos import Entry, Measurer, Video, batches, cut
 from dataprep.engine import open_engine
+from dataprep.engines.meter import Meter
 from dataprep.media.location import MediaLocator
 from dataprep.quarantine import QUARANTINE, QuarantineRow, Reason, check_rate, write_quarantine
 from dataprep.sources.listing import SourceReader
@@ -33,7 +34,7 @@ _PRELOAD = ("dataprep.curation.measure", "dataprep.captioning.frames")
 
 
 def run(context: StageContext) -> None:
-    """Raises DataIntegrityError past the quarantine rate, or when no clip is kept."""
+    """Raises DataIntegrityError past the quarantine rate, when no clip is kept, or outside the expected yield."""
     _Curation(context).run()
 
 
@@ -46,6 +47,7 @@ class _Curation:
         self.quarantine: list[QuarantineRow] = []
         self.funnel = Funnel()
         self.measured, self.total = 0, 0
+        self.meter = Meter()
         captions = self.config.captions
         blocked = read_block_list(context)
         self.blocked = None if blocked is None else Blocked(blocked)
@@ -57,6 +59,7 @@ class _Curation:
         listed, rejected = self._listed()
         entries = self._admitted(listed)
         with open_engine(self.context.resources, isolate=True, preload=_PRELOAD) as engine:
+            self.meter = engine.meter
             measurer = Measurer(self.context, self.config, engine, self.quarantine)
             captioned = self._captioned(entries)
             videos = list(measurer.probe([e for e in captioned if e.file.media == "video"]))
@@ -70,6 +73,7 @@ class _Curation:
             self.total += sum(v.end - v.first for v in moving) - len(moving)
             for batch in batches(moving):
                 self._videos(measurer, batch)
+        self.context.metrics(self.meter.final())
         self._count_files(entries, len(listed), rejected)
         self._decide()
         self._write(len(listed) + rejected)
@@ -164,7 +168,8 @@ class _Curation:
 
     def _tick(self, units: int) -> None:
         self.measured += units
-        self.context.progress.update(self.measured, self.total, "frames", note=f"{len(self.clips)} clips")
+        note = f"{len(self.clips)} clips, {self.meter.line()}"
+        self.context.progress.update(self.measured, self.total, "frames", note, self.meter.live())
         self.context.check_drain()
 
     def _count_files(self, entries: Sequence[Entry], listed: int, rejected: int) -> None:
@@ -220,6 +225,7 @@ class _Curation:
                 where="curate",
                 next_step="loosen the thresholds that these reasons name, or look at the files",
             )
+        self._check_yield(len(kept), len(clips), reasons)
         write_clips(self.out / CLIPS, clips)
         write_hashes(self.out / HASHES, by_place(clips))
         write_embeddings(self.out / EMBEDDINGS, by_place(clips))
@@ -238,6 +244,17 @@ class _Curation:
                 **({} if self.captions is None else {"captions": self.captions.summary()}),
             },
         )
+
+    def _check_yield(self, kept: int, clips: int, reasons: Counter[str]) -> None:
+        """A yield that nobody expected is no success: a source or a threshold has gone wrong."""
+        band = self.config.expected_yield
+        if band is None or band[0] <= kept / clips <= band[1]:
+            return
+        raise DataIntegrityError(
+            f"{kept} of {clips} clips are kept, {kept / clips:.1%}, where {band[0]:.0%} to {band[1]:.0%} were expected",
+            value=dict(sorted(reasons.items())), where="curate",
+            next_step="look at what these reasons name, or change curate.expected_yield",
+        )  # fmt: skip
 
 
 def _reasons(rows: Iterable[QuarantineRow], steps: Sequence[str]) -> dict[str, int]:

@@ -6,7 +6,7 @@ in an order that depends on the clips alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,10 @@ from dataprep.encode.jobs import (
     text_encoder_of,
     text_member,
 )
+from dataprep.encode.overlapped import DeviceClock, encode_overlapped, overlaps
 from dataprep.encode_config import EncodeConfig
 from dataprep.engine import Engine, open_engine, single_threaded
+from dataprep.engines.meter import Meter
 from dataprep.media.location import MediaLocator
 from dataprep.quarantine import (
     QUARANTINE,
@@ -45,6 +47,7 @@ from dataprep.quarantine import (
     write_quarantine,
 )
 from dataprep.sources.listing import SourceReader
+from m4v.codec.config import CausalVaeConfig
 from m4v.core.errors import DataIntegrityError, InfrastructureError, InputError
 from m4v.core.items import ItemStore
 from m4v.core.stage import StageContext
@@ -59,7 +62,7 @@ def run(context: StageContext) -> None:
     work = _Work(context, config)
     clips = list(kept_clips(context.input("clips").path(CLIPS)))
     planned, quarantined = work.plan(clips)
-    with single_threaded(), open_engine(context.resources) as engine:
+    with single_threaded(), open_engine(context.resources, on_device=True) as engine:
         encoded, failed = work.encode(engine, planned)
         quarantined += failed
         check_rate(len(quarantined), len(clips), config.max_quarantine_rate, "encode")
@@ -70,6 +73,9 @@ def run(context: StageContext) -> None:
             )  # fmt: skip
         out = context.output("dataset")
         work.write_reconstructions(engine, encoded, out / RECONSTRUCTIONS)
+        context.metrics(engine.meter.final())
+        if work.clock.frames:
+            context.metrics(work.clock.figures())
     write_quarantine(out / QUARANTINE, quarantined)
     write_atomic(out / NULL_TEXT, work.null_text())
     shards = write_samples(
@@ -106,6 +112,7 @@ class _Work:
         self.identity = Identity(codec, text, config.buckets.fps)
         self._latents = context.items("latents", codec)
         self._texts = context.items("texts", text)
+        self.clock = DeviceClock()
         self.hits = {"latents_cached": 0, "texts_cached": 0, "latents_encoded": 0}
 
     def plan(self, clips: Sequence[KeptClip]) -> tuple[list[_Planned], list[QuarantineRow]]:
@@ -133,16 +140,22 @@ class _Work:
     def encode(self, engine: Engine, planned: list[_Planned]) -> tuple[list[_Done], list[QuarantineRow]]:
         """Bring every clip into the item store."""
         done, quarantined = [], []
-        tick = self.tick(len(planned), "clips encoded")
-        results = engine.map(encode_clip, map(self._job, planned), timeout_s=self._config.item_timeout_s)
-        for number, (plan, result) in enumerate(zip(planned, results, strict=True)):
+        tick = self.tick(len(planned), "clips encoded", engine.meter)
+        for number, (plan, result) in enumerate(zip(planned, self._results(engine, planned), strict=True)):
             if isinstance(result, ItemFailure):
                 quarantined.append(_row(plan.clip, result.reason, result.detail))
             else:
-                self._count(result)
                 done.append(self._done(plan, result))
+                self._count(result, done[-1].encoded, engine.meter)
             tick(number + 1)
         return done, quarantined
+
+    def _results(self, engine: Engine, planned: list[_Planned]) -> Iterator[Encoded | ItemFailure]:
+        jobs, timeout_s = [self._job(plan) for plan in planned], self._config.item_timeout_s
+        resources = self._context.resources
+        if isinstance(self._config.codec, CausalVaeConfig) and overlaps(self._device, resources.engine):
+            return encode_overlapped(engine, jobs, 2 * resources.workers, timeout_s, self.clock)
+        return engine.map(encode_clip, jobs, timeout_s=timeout_s, total=len(jobs))
 
     def _job(self, plan: _Planned) -> EncodeJob:
         return EncodeJob(
@@ -161,15 +174,18 @@ class _Work:
             plan.media,
         )
 
-    def _count(self, result: Encoded) -> None:
+    def _count(self, result: Encoded, encoded: EncodedClip, meter: Meter) -> None:
         self.hits["latents_cached" if result.latent_hit else "latents_encoded"] += 1
         self.hits["texts_cached"] += result.text_hit
+        if not result.latent_hit and encoded.fps:
+            meter.video_s += encoded.bucket.frames / encoded.fps
 
-    def tick(self, total: int, unit: str) -> Callable[[int], None]:
+    def tick(self, total: int, unit: str, meter: Meter | None = None) -> Callable[[int], None]:
         """Reports progress, and stops here when asked to: all that is done lies in the item store."""
 
         def report(done: int) -> None:
-            self._context.progress.update(done, total, unit)
+            note, figures = ("", {}) if meter is None else (meter.line(), meter.live())
+            self._context.progress.update(done, total, unit, note, figures)
             self._context.check_drain()
 
         return report
@@ -196,7 +212,7 @@ class _Work:
             for d in chosen
         ]
         rows = []
-        tick = self.tick(len(jobs), "reconstructions")
+        tick = self.tick(len(jobs), "reconstructions", engine.meter)
         results = engine.map(reconstruct, jobs, timeout_s=self._config.item_timeout_s)
         for number, (one, result) in enumerate(zip(chosen, results, strict=True)):
             if isinstance(result, ItemFailure):

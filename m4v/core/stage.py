@@ -55,9 +55,7 @@ class Resources(FrozenModel):
     workers: int = Field(1, ge=1)
     engine: str = "process"  # curation engine: process | ray
     ray_address: str | None = None
-    gpus_per_worker: float = Field(
-        1, gt=0, le=1
-    )  # share of a GPU that a Ray worker takes where its work uses the device
+    gpus_per_worker: float = Field(1, gt=0, le=1)  # of a Ray worker whose work uses the device
     device: str = "cpu"
 
 
@@ -133,12 +131,14 @@ class ExitRecord(FrozenModel):
 
 
 class Progress(FrozenModel):
-    """`progress.json`; `rate` in units per second, times in Unix seconds."""
+    """`progress.json`; `rate` in units per second, times in Unix seconds. `figures`: what else a stage counts, by
+    name: its queue, its workers, video-hours."""
 
     done: float = 0
     total: float | None = None
     unit: str = "items"
     note: str = ""
+    figures: dict[str, float] = {}
     rate: float | None = None
     eta_s: float | None = None
     started_at: float = 0
@@ -163,7 +163,14 @@ class ProgressReporter:
             self._write()
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
-    def update(self, done: float, total: float | None = None, unit: str = "items", note: str = "") -> None:
+    def update(
+        self,
+        done: float,
+        total: float | None = None,
+        unit: str = "items",
+        note: str = "",
+        figures: Mapping[str, float] | None = None,
+    ) -> None:
         """Say how far the stage is. What was done before the first word (a resumed stage, a new phase)
         does not count as speed."""
         now = time.time()
@@ -175,7 +182,7 @@ class ProgressReporter:
             eta = max(total - done, 0.0) / rate if rate and total is not None else None
             self._state = self._state.model_copy(
                 update={
-                    "done": done, "total": total, "unit": unit, "note": note,
+                    "done": done, "total": total, "unit": unit, "note": note, "figures": dict(figures or {}),
                     "rate": rate, "eta_s": eta, "updated_at": now, "heartbeat_at": now,
                 }
             )  # fmt: skip
