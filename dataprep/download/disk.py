@@ -16,7 +16,8 @@ _POLL_S = 0.2
 
 
 def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
+    """Of the disk on which a folder is, or will be."""
+    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
 @dataclass
