@@ -1,4 +1,4 @@
-"""`m4v artifacts list|show|verify` (and pin, unpin, gc): immutable outputs, and whether their bytes are still so."""
+"""`m4v artifacts list|show|verify|relocate|pin|unpin|gc`: immutable outputs, and whether their bytes are still so."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import typer
 from m4v.core.artifacts import MANIFEST, read_manifest
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.core.storage import Storage
+from pipelines.access import Role, command_actor, require
 from pipelines.cli.output import Id, JsonOption, print_facts, print_json, print_rows, size
 from pipelines.cli.runs import LimitOption, open_ledger
 from pipelines.ledger import ArtifactRow, Ledger
+from pipelines.settings import load_settings
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -116,6 +118,43 @@ def verify_(
             value=damaged[0].artifact_id,
             next_step=again if mend else f"m4v artifacts verify {damaged[0].artifact_id[:12]} --repair, or {again}",
         )
+
+
+@artifacts.command("relocate")
+def relocate_(
+    old: Annotated[str, typer.Argument(help="Where the home or store lay: a directory or s3://BUCKET/PREFIX.")],
+    new: Annotated[str, typer.Argument(help="Where it lies now.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Hold files against their sizes only, not digests.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Make the ledger follow a home or store that was moved: every location below OLD becomes the same below NEW, once
+    the bytes there verify. Stopped, the same command goes on; exits 20 when an artifact is not whole there."""
+    from pipelines.relocate import Outcome, relocate
+
+    actor = command_actor(load_settings(Workspace.open()).access)
+    require(actor, Role.OPERATOR, "relocate artifacts")
+    with open_ledger() as ledger:
+        found = list(relocate(ledger, old, new, by=actor.name, deep=not quick))
+    if json_:
+        print_json([one.to_json() for one in found])
+    else:
+        print_rows(
+            ("artifact", "kind", "size", "outcome", "why"),
+            [
+                (Id(r.artifact.artifact_id), r.artifact.kind, size(r.artifact.size_bytes), r.outcome, r.detail)
+                for r in found
+            ],
+            text=("why",),
+        )  # fmt: skip
+        moved = sum(one.outcome is Outcome.MOVED for one in found)
+        print(f"{moved} of {len(found)} locations rewritten" if found else "every artifact lies there already")
+    damaged = [one for one in found if one.outcome is Outcome.DAMAGED]
+    if damaged:
+        raise DataIntegrityError(
+            f"{len(damaged)} of {len(found)} artifacts are not whole at the new place and keep their old location",
+            value=damaged[0].artifact.artifact_id, where=damaged[0].uri,
+            next_step="bring their files there, then the same command goes on",
+        )  # fmt: skip
 
 
 def _verdict(ledger: Ledger, row: ArtifactRow, *, deep: bool, mend: bool) -> tuple[Verdict, Repair]:

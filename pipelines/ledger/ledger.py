@@ -22,6 +22,7 @@ from pipelines.ledger.history import HistoryOps
 from pipelines.ledger.ids import new_id
 from pipelines.ledger.lineage import LineageOps
 from pipelines.ledger.listings import ListingOps
+from pipelines.ledger.locations import LocationOps
 from pipelines.ledger.migrate import migrate
 from pipelines.ledger.neighbours import NeighbourOps
 from pipelines.ledger.pipeline_runs import PipelineOps
@@ -55,6 +56,7 @@ class Ledger(
     TakedownOps,
     PromotionOps,
     RetentionOps,
+    LocationOps,
     VerificationOps,
     ClipIndexOps,
     ClipQueryOps,
