@@ -7,8 +7,8 @@ from sqlalchemy import func, select
 from pipelines.ledger import schema
 from pipelines.ledger.chain import record_event
 from pipelines.ledger.database import Database
-from pipelines.ledger.runs import artifact_row
 from pipelines.ledger.records import ArtifactRow
+from pipelines.ledger.runs import artifact_row
 
 
 class LocationOps:
