@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,9 @@ from m4v.text import open_text_encoder
 from m4v.text.config import TextEncoderConfig
 from m4v.text.interface import TextEncoder
 from m4v.video_io import encode_mp4
+
+if TYPE_CHECKING:
+    import torch
 
 Frames = npt.NDArray[np.uint8]
 Weights = tuple[tuple[str, ArtifactRef], ...]
@@ -162,11 +166,19 @@ def latent_member(codec: LatentCodec, frames: Frames) -> bytes:
     """`KEY.latent.safetensors`: `mean` and, where the codec's config asks for it, `logvar`; bf16 (16, t, h, w),
     un-normalised."""
     import torch
+
+    mean, logvar = codec.encode_moments(frames)
+    return pack_latent(torch.from_numpy(mean), None if logvar is None else torch.from_numpy(logvar))
+
+
+def pack_latent(mean: torch.Tensor, logvar: torch.Tensor | None) -> bytes:
+    """The member's bytes from moments (16, t, h, w) on any device."""
+    import torch
     from safetensors.torch import save
 
-    moments = codec.encode_moments(frames)._asdict()
-    kept = {name: torch.from_numpy(value).to(torch.bfloat16) for name, value in moments.items() if value is not None}
-    return bytes(save(kept))
+    moments = {"mean": mean, "logvar": logvar}
+    kept = {name: value.to("cpu", torch.bfloat16) for name, value in moments.items() if value is not None}
+    return bytes(save({name: value.contiguous() for name, value in kept.items()}))
 
 
 def text_member(encoder: TextEncoder, texts: tuple[str, ...]) -> bytes:

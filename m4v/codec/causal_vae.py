@@ -71,13 +71,29 @@ class CausalVaeCodec:
         posterior = self._posterior(frames)
         return Moments(_to_numpy(posterior.mean), _to_numpy(posterior.logvar) if self._config.logvar else None)
 
+    @property
+    def device(self) -> torch.device:
+        return self._vae.quant_conv.conv.weight.device
+
+    def encode_uploaded(self, frames: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`encode_moments` of a uint8 tensor (T, H, W, 3) that may lie on the device already; the moments stay
+        there, and on CUDA they may still be under way when this returns."""
+        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+            raise ValueError(f"frames must be uint8 (T, H, W, 3), not {frames.dtype} {tuple(frames.shape)}")
+        posterior = self._posterior_of(frames)
+        return posterior.mean[0], posterior.logvar[0] if self._config.logvar else None
+
     def _posterior(self, frames: Frames) -> Posterior:
         check_frames(frames)
-        latent_shape(*frames.shape[:3])
         # Stays bytes, and here, until the network takes a chunk.
-        video = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None]
+        return self._posterior_of(torch.from_numpy(np.ascontiguousarray(frames)))
+
+    def _posterior_of(self, frames: Tensor) -> Posterior:
+        latent_shape(*frames.shape[:3])
         with torch.no_grad():
-            return self._vae.encode(video, window=self._config.encode_window, tile=self._config.tile)
+            return self._vae.encode(
+                frames.permute(3, 0, 1, 2)[None], window=self._config.encode_window, tile=self._config.tile
+            )
 
     def decode(self, latent: Latent) -> Frames:
         with torch.no_grad():

@@ -1,0 +1,262 @@
+"""Encoding with one process at the device: workers decode ahead, threads upload and write, the device waits for none.
+
+The items are those of `encode_clip`: same codec, same frames, same bytes.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dataprep.encode.jobs import (
+    Encoded,
+    EncodeJob,
+    Frames,
+    codec_of,
+    latent_shape_of,
+    pack_latent,
+    read_frames,
+    text_encoder_of,
+    text_member,
+)
+from dataprep.engine import Engine
+from dataprep.quarantine import ItemError, ItemFailure, Reason
+from m4v.core.items import ItemStore
+from m4v.core.storage import Storage
+
+if TYPE_CHECKING:
+    import torch
+
+    from m4v.codec.causal_vae import CausalVaeCodec
+
+_UPLOADED = 2  # clips that lie on the device before their turn
+_UNWRITTEN = 4  # clips encoded and not yet in the item store
+_PUT_S = 0.2
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a worker hands over: uint8 frames (T, H, W, 3), or None and the latent's shape where it is done already."""
+
+    frames: Frames | None
+    shape: tuple[int, int, int] | None
+
+
+@dataclass
+class DeviceClock:
+    """`busy_s` the device encoded, `waited_s` it stood between two clips: for frames, as nothing else is missing."""
+
+    frames: int = 0
+    busy_s: float = 0.0
+    waited_s: float = 0.0
+    _last: _Mark | None = field(default=None, repr=False)
+
+    def figures(self) -> dict[str, float | None]:
+        """For the stage's metrics; None when the device had nothing to do."""
+        whole = self.busy_s + self.waited_s
+        return {
+            "device_busy_s": round(self.busy_s, 3),
+            "device_waited_share": round(self.waited_s / whole, 5) if whole else None,
+            "device_frames_per_s": round(self.frames / whole, 2) if whole else None,
+        }
+
+    def add(self, frames: int, begin: _Mark, end: _Mark) -> None:
+        """Both marks have been passed; clips come in the order in which the device took them."""
+        self.frames += frames
+        self.busy_s += begin.until(end)
+        if self._last is not None:
+            self.waited_s += max(0.0, self._last.until(begin))
+        self._last = end
+
+
+class _Mark:
+    """A point in the device's own time."""
+
+    def __init__(self, device: torch.device) -> None:
+        import torch
+
+        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self._event is not None:
+            self._event.record()
+        self._time = time.perf_counter()
+
+    def wait(self) -> None:
+        if self._event is not None:
+            self._event.synchronize()
+
+    def until(self, later: _Mark) -> float:
+        """Seconds to a later mark, both passed."""
+        if self._event is None or later._event is None:
+            return later._time - self._time
+        return float(self._event.elapsed_time(later._event)) / 1000
+
+
+def decode_clip(job: EncodeJob) -> Decoded:
+    """In a worker: the frames of a clip whose latent is not there; raises ItemError when its media are unusable."""
+    if not job.captions:
+        raise ItemError(Reason.MISSING_CAPTION, "kept, but without a caption")
+    latent = ItemStore(Storage(job.latents_uri)).get(job.latent_key)
+    if latent is not None:
+        return Decoded(None, latent_shape_of(latent))
+    return Decoded(read_frames(job.media)[0], None)
+
+
+def encode_overlapped(
+    engine: Engine, jobs: Sequence[EncodeJob], ahead: int, timeout_s: float | None, clock: DeviceClock
+) -> Iterator[Encoded | ItemFailure]:
+    """`encode_clip` of every job, in order. At most `2 ahead` clips are decoded and not yet encoded.
+
+    Ends its threads when it is closed; what is in the item store then is whole.
+    """
+    if not jobs:
+        return
+    uploads = _Uploads(engine, jobs, ahead, timeout_s)
+    writers = ThreadPoolExecutor(1, "latents")
+    unwritten: deque[Future[Encoded] | ItemFailure] = deque()
+    try:
+        for job, upload in uploads.arrivals():
+            unwritten.append(upload if isinstance(upload, ItemFailure) else _encode(job, upload, writers, clock))
+            while len(unwritten) > _UNWRITTEN:
+                yield _result(unwritten.popleft())
+        while unwritten:
+            yield _result(unwritten.popleft())
+    finally:
+        uploads.close()
+        writers.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(written: Future[Encoded] | ItemFailure) -> Encoded | ItemFailure:
+    return written if isinstance(written, ItemFailure) else written.result()
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """Frames on the device, or what `Decoded` says instead; `ready` is passed when they have arrived."""
+
+    frames: torch.Tensor | None
+    shape: tuple[int, int, int] | None
+    ready: torch.cuda.Event | None = None
+
+
+def _codec(codec_job: EncodeJob) -> CausalVaeCodec:
+    codec = codec_of(codec_job.codec, codec_job.weights, codec_job.device)
+    from m4v.codec.causal_vae import CausalVaeCodec
+
+    if not isinstance(codec, CausalVaeCodec):
+        raise TypeError(f"{type(codec).__name__} does not compute on a device")
+    return codec
+
+
+class _Uploads:
+    """The thread that takes frames from the engine and puts them on the device, ahead of their turn."""
+
+    def __init__(self, engine: Engine, jobs: Sequence[EncodeJob], ahead: int, timeout_s: float | None) -> None:
+        self._engine, self._jobs, self._ahead, self._timeout_s = engine, jobs, ahead, timeout_s
+        self._device = _codec(jobs[0]).device
+        self._arrived: queue.Queue[tuple[EncodeJob, _Upload | ItemFailure] | BaseException | None] = queue.Queue(
+            _UPLOADED
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
+
+    def arrivals(self) -> Iterator[tuple[EncodeJob, _Upload | ItemFailure]]:
+        """In the order of the jobs; raises what the engine raises."""
+        self._thread.start()
+        while (arrived := self._arrived.get()) is not None:
+            if isinstance(arrived, BaseException):
+                raise arrived
+            yield arrived
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for job, decoded in self._decoded():
+                self._put((job, decoded if isinstance(decoded, ItemFailure) else self._upload(decoded)))
+                if self._stop.is_set():
+                    return
+            self._put(None)
+        except BaseException as error:  # raised in the thread that waits for arrivals
+            self._put(error)
+
+    def _decoded(self) -> Iterator[tuple[EncodeJob, Decoded | ItemFailure]]:
+        """Batch after batch, so that decoded clips never pile up: an engine by itself runs eight a worker ahead."""
+        for start in range(0, len(self._jobs), self._ahead):
+            jobs = self._jobs[start : start + self._ahead]
+            yield from zip(jobs, self._engine.map(decode_clip, jobs, timeout_s=self._timeout_s), strict=True)
+
+    def _put(self, arrived: tuple[EncodeJob, _Upload | ItemFailure] | BaseException | None) -> None:
+        while not self._stop.is_set():
+            try:
+                self._arrived.put(arrived, timeout=_PUT_S)
+            except queue.Full:
+                continue
+            return
+
+    def _upload(self, decoded: Decoded) -> _Upload:
+        import torch
+
+        if decoded.frames is None:
+            return _Upload(None, decoded.shape)
+        frames = torch.from_numpy(decoded.frames)
+        if self._device.type != "cuda":
+            return _Upload(frames, None)
+        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.Stream(self._device)):
+            uploaded = frames.pin_memory().to(self._device, non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+            ready.synchronize()  # the pinned bytes may go
+        return _Upload(uploaded, None, ready)
+
+
+def _encode(job: EncodeJob, upload: _Upload, writers: ThreadPoolExecutor, clock: DeviceClock) -> Future[Encoded]:
+    """Start the device on a clip and leave the rest to the writer."""
+    if upload.frames is None:
+        return writers.submit(_write, job, upload, None, None, clock)
+    codec = _codec(job)
+    if upload.ready is not None:
+        import torch
+
+        torch.cuda.current_stream(codec.device).wait_event(upload.ready)
+        upload.frames.record_stream(torch.cuda.current_stream(codec.device))
+    begin = _Mark(codec.device)
+    mean, logvar = codec.encode_uploaded(upload.frames)
+    return writers.submit(_write, job, upload, (mean, logvar), (begin, _Mark(codec.device)), clock)
+
+
+def _write(
+    job: EncodeJob,
+    upload: _Upload,
+    moments: tuple[torch.Tensor, torch.Tensor | None] | None,
+    marks: tuple[_Mark, _Mark] | None,
+    clock: DeviceClock,
+) -> Encoded:
+    """Bring a clip's items into the store; waits for the device."""
+    shape = upload.shape
+    if moments is not None and marks is not None and upload.frames is not None:
+        marks[1].wait()
+        clock.add(len(upload.frames), *marks)
+        latent = pack_latent(*moments)
+        ItemStore(Storage(job.latents_uri)).put(job.latent_key, latent)
+        shape = latent_shape_of(latent)
+    if shape is None:
+        raise ValueError("neither frames nor a latent's shape")
+    texts = ItemStore(Storage(job.texts_uri))
+    text_hit = texts.get(job.text_key) is not None
+    if not text_hit:
+        texts.put(job.text_key, text_member(text_encoder_of(job.text_encoder, job.weights, job.device), job.captions))
+    return Encoded(shape, moments is None, text_hit)
+
+
+def overlaps(device: str, engine: str) -> bool:
+    """Whether the encode stage works like this: on a GPU of this machine. Ray's workers hold shares of GPUs instead."""
+    return device.startswith("cuda") and engine == "process"
