@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -22,11 +23,27 @@ EXIT_CODES = (
 )
 
 
-ALONE = ("plan", "run", "demo")  # verbs of pipelines.cli.run, which no other module adds to
+# The modules of pipelines.cli that register each verb or add to its group, in the order of the help.
+VERBS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("plan", "run", "demo"), ("run",)),
+    "runs": ("runs",),
+    "data": ("data",),
+    "artifacts": ("artifacts",),
+    "channels": ("channels",),
+    "lineage": ("lineage", "exports"),
+    "takedown": ("takedown",),
+    "ledger": ("ledger", "exports"),
+    "weights": ("weights",),
+    "generate": ("generate",),
+    "flops": ("flops",),
+    "deploy": ("deploy",),
+    "serve": ("serve",),
+    "doctor": ("doctor",),
+}
 
 
 def build_app(verb: str | None = None) -> typer.Typer:
-    """All verbs; of `verb`, if its module stands alone, only that module: the imports of all cost more than a plan."""
+    """All verbs; for one that `VERBS` knows only its modules: the imports of all cost more than most verbs' work."""
     app = typer.Typer(
         name="m4v",
         help="From raw video collections to an evaluated, promotable text-to-video checkpoint.",
@@ -36,52 +53,10 @@ def build_app(verb: str | None = None) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_home)
-    if verb in ALONE:
-        from pipelines.cli import run
-
-        run.register(app)
-    else:
-        _register_all(app)
+    every = dict.fromkeys(module for modules in VERBS.values() for module in modules)
+    for module in VERBS.get(verb or "", every):
+        import_module(f"pipelines.cli.{module}").register(app)
     return app
-
-
-def _register_all(app: typer.Typer) -> None:
-    from pipelines.cli import (
-        artifacts,
-        channels,
-        data,
-        deploy,
-        doctor,
-        exports,
-        flops,
-        generate,
-        ledger,
-        lineage,
-        run,
-        runs,
-        serve,
-        takedown,
-        weights,
-    )
-
-    for module in (
-        run,
-        runs,
-        data,
-        artifacts,
-        channels,
-        lineage,
-        takedown,
-        ledger,
-        exports,
-        weights,
-        generate,
-        flops,
-        deploy,
-        serve,
-        doctor,
-    ):
-        module.register(app)
 
 
 def _verb(arguments: Sequence[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from datetime import UTC, datetime
 
@@ -10,7 +11,7 @@ from bench import open_bench
 from stages_for_faults import CountConfig, pipeline
 
 from m4v.core.errors import ExitClass, InputError
-from pipelines.cli.main import ALONE, _verb, build_app, main
+from pipelines.cli.main import VERBS, _verb, main
 from pipelines.cli.run_list import parse_since
 from pipelines.cli.run_show import code_words, exit_name
 from pipelines.ledger import Ledger
@@ -197,10 +198,25 @@ def test_a_verb_that_stands_alone_loads_alone(arguments, verb):
     assert _verb(arguments) == verb
 
 
-def test_the_short_way_knows_the_same_options():
-    from typer.main import get_command
-
-    whole, alone = get_command(build_app()), get_command(build_app("plan"))
-    assert set(alone.commands) == set(ALONE)
-    for name in ALONE:
-        assert [p.opts for p in alone.commands[name].params] == [p.opts for p in whole.commands[name].params]
+def test_a_verb_alone_knows_the_same_groups_and_options_as_among_all():
+    """Each verb in a process of its own: what a module adds to a group must not come from another verb's imports."""
+    program = f"""if True:
+        import os, sys
+        import pipelines.ledger, pipelines.workspace
+        from typer.main import get_command
+        from pipelines.cli.main import build_app
+        def shape(command):
+            below = getattr(command, 'commands', {{}})
+            return [[p.opts for p in command.params], {{n: shape(c) for n, c in sorted(below.items())}}]
+        for verb in {[*VERBS, None]}:
+            if os.fork() == 0:
+                for name, command in get_command(build_app(verb)).commands.items():
+                    print(verb, name, shape(command), sep='|', flush=True)
+                os._exit(0)
+            assert os.wait()[1] == 0, verb
+    """
+    said = subprocess.run([sys.executable, "-c", program], check=True, timeout=300, capture_output=True, text=True)
+    rows = [line.split("|") for line in said.stdout.splitlines()]
+    whole = {name: shape for verb, name, shape in rows if verb == "None"}
+    assert set(whole) == set(VERBS)
+    assert {name: shape for verb, name, shape in rows if verb == name} == whole
