@@ -34,7 +34,7 @@ def pages(home: ReviewedHome) -> list[str]:
         train = ledger.runs(stage="train", limit=1)[0]
         clips, datasets = (ledger.artifacts(kind=k, limit=None) for k in (ArtifactKind.CLIPS, ArtifactKind.DATASET))
     return [
-        "/runs", f"/runs/{home.first}", f"/stage-runs/{train.run_id}", f"/stage-runs/{home.repeated}",
+        "/runs", "/stages", "/stages/train", "/stages/gate", "/gc", f"/runs/{home.first}", f"/stage-runs/{train.run_id}", f"/stage-runs/{home.repeated}",
         f"/attempts/{train.attempt_id}", "/artifacts", f"/artifacts/{home.checkpoint}",
         f"/exposure/{home.checkpoint}", "/clips", "/clips?q=shapes", "/clips?q=red+circle", f"/clips/{home.clip}",
         "/impact?q=shapes", "/takedowns", f"/takedowns/{home.takedown}", f"/takedowns/{home.takedown}/verify",
@@ -108,7 +108,17 @@ def test_every_page_has_an_address_in_this_list(reviewed: ReviewedHome) -> None:
         path = getattr(router, "path", "")
         head = path.strip("/").split("/")[0]
         if "GET" in (getattr(router, "methods", None) or ()) and not parts & set(path.strip("/").split("/")):
-            assert head in visited | {"", "find", "static", "health", "healthz", "metrics", "lineage", "media"}, path
+            assert head in visited | {
+                "",
+                "find",
+                "static",
+                "health",
+                "healthz",
+                "metrics",
+                "lineage",
+                "media",
+                "tasks",
+            }, path
 
 
 @pytest.fixture

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fastapi import Request
+from fastapi.responses import RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from m4v.core.errors import ConfigError, InputError
 from pipelines.access import Actor, Role
 from pipelines.web.app.csrf import FIELD, read_form
 from pipelines.web.app.reading import ReadOnly
 from pipelines.web.app.site import Site, actor_of, site_of
+from pipelines.web.app.tasks import Outcome, Tell
 
 ResultT = TypeVar("ResultT")
+_MOMENT_S = 1.5
 
 
 @dataclass(frozen=True)
@@ -46,3 +50,30 @@ async def begin_action(request: Request) -> Action:
 def may(request: Request, role: Role) -> bool:
     """Are this role's forms shown to the visitor?"""
     return not site_of(request).read_only and actor_of(request).may(role)
+
+
+class Stale(InputError):
+    """What was confirmed is no longer what would be done."""
+
+
+def check_confirmed(action: Action, digest: str, what: str) -> None:
+    """Has the visitor seen what will be done (`digest` of it), and ticked that it shall be?
+
+    Raises Stale when it has changed since, InputError without the tick.
+    """
+    if action.text("expect") != digest:
+        raise Stale(f"{what} has changed since you looked", next_step="look again at what stands here now, and confirm")
+    if action.text("confirm") != "yes":
+        raise ConfigError("it was not confirmed", next_step="tick the box beside the button")
+
+
+async def begin_task(action: Action, name: str, do: Callable[[Tell], Outcome]) -> Response:
+    """To the page that shows what was done, or, when that takes longer than a moment, to the page that follows it.
+
+    Raises what the work raised within that moment.
+    """
+    task = action.site.tasks.begin(name, action.actor, do)
+    await action.do(lambda: task.wait(_MOMENT_S))
+    if task.error is not None:
+        raise task.error
+    return RedirectResponse(f"/tasks/{task.task_id}", 303)

@@ -10,6 +10,7 @@ import yaml
 from m4v.core.artifacts import ManifestFile
 from m4v.core.errors import M4VError
 from pipelines.ledger import ArtifactRow, Ledger, WithdrawalRow
+from pipelines.ledger.channel_records import PinRow
 from pipelines.web.app.stage_view import PortLine, Shown, flat, shown_of
 from pipelines.web.app.streams import manifest_of
 
@@ -28,6 +29,7 @@ class ArtifactView:
     problem: str
     channels: tuple[str, ...]
     withdrawal: WithdrawalRow | None
+    pins: tuple[PinRow, ...]
 
     @property
     def summary(self) -> list[tuple[str, str]]:
@@ -48,6 +50,7 @@ def artifact_view(ledger: Ledger, row: ArtifactRow, cache: Path, first: int = 0)
     return ArtifactView(
         row=row, files=files[first : first + FILES_SHOWN], total=len(files), first=first, shown=shown, problem=problem,
         channels=tuple(sorted(c for c in channels if _is_at(ledger, c, row))), withdrawal=withdrawal,
+        pins=tuple(ledger.pins(row.artifact_id)),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -11,6 +11,7 @@ from pipelines.access import Actor, request_actor
 from pipelines.ledger import Ledger
 from pipelines.settings import Settings
 from pipelines.web.app.csrf import FormGuard
+from pipelines.web.app.tasks import Tasks
 from pipelines.workspace import Workspace
 
 
@@ -24,6 +25,7 @@ class Site:
     reading: Ledger
     guard: FormGuard
     read_only: bool = False
+    tasks: Tasks = field(default_factory=Tasks)
 
     def close(self) -> None:
         self.reading.close()

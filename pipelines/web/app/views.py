@@ -13,12 +13,14 @@ from jinja2 import Environment
 from m4v.core.canonical import digest_bytes
 from pipelines.ledger.types import iso
 from pipelines.web import render
+from pipelines.web.app.attempt_view import exit_words
 from pipelines.web.app.run_list import progress_of
 from pipelines.web.app.site import actor_of, site_of
 
 # Key, title and address of every page of the navigation.
 NAVIGATION = (
     ("runs", "Runs", "/runs"),
+    ("stages", "Stages", "/stages"),
     ("artifacts", "Artifacts", "/artifacts"),
     ("clips", "Clips", "/clips"),
     ("compare", "Compare", "/compare"),
@@ -53,7 +55,7 @@ def environment() -> Environment:
     base = render.environment()
     env = base.overlay()
     env.globals = {**base.globals, "navigation": NAVIGATION, "static": static_address, "query": query}
-    env.filters = {**base.filters, "iso": iso, "progress_of": progress_of}
+    env.filters = {**base.filters, "iso": iso, "progress_of": progress_of, "exit_words": exit_words}
     return env
 
 

@@ -1,5 +1,7 @@
 "use strict";
 document.documentElement.classList.add("js");
+// Where the pages' names do not fit beside each other, the one that is open is in sight.
+document.querySelector(".site nav .here")?.scrollIntoView({ inline: "center", block: "nearest" });
 
 // Filters apply as they are changed; without scripts their button does it.
 document.addEventListener("change", (event) => {

@@ -13,7 +13,7 @@ document.querySelectorAll(".chart").forEach((chart) => {
     cursor.setAttribute("cx", near[0]);
     cursor.setAttribute("cy", near[1]);
     cursor.removeAttribute("visibility");
-    readout.textContent = `step ${near[2]}: ${near[3]}`;
+    readout.textContent = `${chart.closest("[data-each]")?.dataset.each || "step"} ${near[2]}: ${near[3]}`;
   };
   chart.addEventListener("pointermove", show);
   chart.addEventListener("pointerdown", show);

@@ -7,11 +7,14 @@
   const canvas = document.getElementById("canvas");
   const told = document.getElementById("chosen");
   const reuse = document.getElementById("show-reuse");
-  const MOST = 1000; // nodes that can still be laid out while somebody waits
-  const more = new Map(); // "up:ID" -> { left, next }
+  const MOST = 200; // nodes that are laid out in a moment and can be read; beyond, the farthest are folded away
+  const AFTER_FOLD = 150; // nodes that stay then, so that not every step folds
+  const LONGEST = 80; // nodes of the way to the root that stay, the rest of it is one edge
+  const next = new Map(); // "up:ID" -> where the neighbours that were not fetched yet begin
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   let opened = []; // "up:ID", in the order of expanding: what the address keeps
   let chosen = root;
+  let births = 0; // nodes in the order they came
   box.hidden = false;
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -37,6 +40,10 @@
       { selector: "edge[type = 'reuse']", style: {
         "line-style": "dashed", "line-color": good, "target-arrow-color": good, "line-opacity": 0.9 } },
       { selector: "edge[type = 'more']", style: { "line-style": "dotted", "target-arrow-shape": "none" } },
+      { selector: "node.unseen", style: { "border-style": "double", "border-width": 4 } },
+      { selector: "edge[type = 'gap']", style: {
+        "line-style": "dotted", width: 2, "target-arrow-shape": "none", label: "data(label)", "font-size": 10, color: soft,
+        "text-background-color": card, "text-background-opacity": 1, "text-background-padding": 3 } },
       { selector: ".away", style: { display: "none" } },
       { selector: "edge.lit", style: { width: 3, "line-color": accent, "target-arrow-color": accent, "line-opacity": 1 } },
       { selector: "node.lit", style: { "border-color": accent, "border-width": 2.4 } },
@@ -49,31 +56,77 @@
   const say = (text) => { told.textContent = text; };
   const plural = (count, one) => `${count} ${one}${count === 1 ? "" : "s"}`;
 
-  // Graph data from the server, added once each.
-  const add = (graph) => {
-    const fresh = [];
-    for (const node of graph.nodes) {
-      if (cy.getElementById(node.id).empty()) { fresh.push({ group: "nodes", data: { ...node, isRoot: node.id === root } }); }
-    }
-    cy.add(fresh);
-    for (const edge of graph.edges) {
-      if (cy.getElementById(edge.id).empty()) { cy.add({ group: "edges", data: edge }); }
-    }
-    for (const [place, left] of Object.entries(graph.more)) { more.set(place, left); showMore(place, left); }
-    for (const place of graph.opened) { if (!opened.includes(place)) { opened.push(place); } }
-    cy.nodes("[type = 'reuse']").toggleClass("away", !reuse.checked);
-    return fresh.length;
+  const split = (place) => [place.slice(0, place.indexOf(":")), place.slice(place.indexOf(":") + 1)];
+  const real = () => cy.nodes("[type != 'more']");
+
+  // Neighbours of a node that are not in the drawing: ports of a run, runs of an artifact.
+  const left = (node, direction) => {
+    const edges = (direction === "up" ? node.incomers("edge") : node.outgoers("edge")).filter("[type = 'input'], [type = 'output']");
+    const here = node.data("type") === "run" ? edges.length : new Set(edges.map((e) => (direction === "up" ? e.source() : e.target()).id())).size;
+    return Math.max(0, (node.data(direction) || 0) - here);
   };
 
-  // "12 more" beside a node whose neighbours are not all here.
-  const showMore = (place, { left }) => {
-    const id = `more:${place}`;
+  // Graph data from the server, added once each.
+  const add = (graph) => {
+    const fresh = graph.nodes.filter((node) => cy.getElementById(node.id).empty());
+    cy.add(fresh.map((node) => ({ group: "nodes", data: { ...node, isRoot: node.id === root, born: ++births } })));
+    const ids = new Set();
+    const edges = graph.edges.filter((edge) => !ids.has(edge.id) && ids.add(edge.id) && cy.getElementById(edge.id).empty());
+    cy.add(edges.map((edge) => ({ group: "edges", data: edge })));
+    for (const place of graph.opened) { if (!opened.includes(place)) { opened.push(place); } }
+    for (const [place, at] of Object.entries(graph.more)) { next.set(place, at.left ? at.next : 0); }
+    return fresh.map((node) => node.id);
+  };
+
+  // "12 more" beside every node that was expanded and has neighbours elsewhere; a double border where none was asked for.
+  const mark = () => cy.batch(() => {
+    cy.nodes("[type = 'more']").remove();
+    cy.nodes().removeClass("unseen");
+    const places = new Set(opened);
+    real().forEach((node) => {
+      for (const direction of ["up", "down"]) {
+        const [place, count] = [`${direction}:${node.id()}`, left(node, direction)];
+        if (!count) { continue; }
+        if (!places.has(place)) { node.addClass("unseen"); continue; }
+        const [id, label] = [`more:${place}`, `${count} more`];
+        cy.add({ group: "nodes", data: { id, type: "more", label, words: label, place } });
+        const [source, target] = direction === "up" ? [id, node.id()] : [node.id(), id];
+        cy.add({ group: "edges", data: { id: `edge:${id}`, source, target, type: "more" } });
+      }
+    });
+    cy.nodes("[type = 'reuse']").toggleClass("away", !reuse.checked);
+  });
+
+  const wayTo = (id) => cy.elements().not(".away").aStar({ root: `[id = "${root}"]`, goal: cy.getElementById(id), directed: false }).path || cy.collection();
+  const steps = (way) => way.edges().reduce((sum, edge) => sum + (edge.data("steps") || 1), 0);
+
+  // One edge instead of the long first part of a way, as far as a node of it.
+  const bridge = (way, node) => {
+    const upward = way.edges()[0].target().id() === root;
+    const from = wayTo(node.id());
+    const id = `gap:${node.id()}`;
     cy.getElementById(id).remove();
-    if (!left) { return; }
-    const [direction, node] = [place.slice(0, place.indexOf(":")), place.slice(place.indexOf(":") + 1)];
-    cy.add({ group: "nodes", data: { id, type: "more", label: `${left} more`, words: `${left} more`, place } });
-    const [source, target] = direction === "up" ? [id, node] : [node, id];
-    cy.add({ group: "edges", data: { id: `edge:${id}`, source, target, type: "more" } });
+    const [source, target] = upward ? [node.id(), root] : [root, node.id()];
+    cy.add({ group: "edges", data: { id, source, target, type: "gap", steps: steps(from), label: `${steps(from)} steps` } });
+  };
+
+  // Take away what is farthest from a node, so that the drawing stays small wherever somebody walks; gives how many.
+  const fold = (id, fresh) => {
+    if (real().length <= MOST) { return 0; }
+    const distance = new Map();
+    cy.nodes("[type = 'more']").remove();
+    cy.elements().bfs({ roots: cy.getElementById(id), directed: false, visit: (node, _e, _from, _i, depth) => { distance.set(node.id(), depth); } });
+    const way = wayTo(id);
+    const near = way.nodes().toArray().slice(-LONGEST);
+    const keep = new Set([root, id, ...fresh, ...near.map((node) => node.id())]);
+    if (near.length < way.nodes().length) { bridge(way, near[0]); }
+    const far = (node) => distance.get(node.id()) ?? Infinity;
+    const rest = real().filter((node) => !keep.has(node.id())).sort((a, b) => far(a) - far(b) || b.data("born") - a.data("born"));
+    const gone = rest.slice(Math.max(0, AFTER_FOLD - keep.size), rest.length);
+    const went = new Set(gone.map((node) => node.id()));
+    gone.remove();
+    opened = opened.filter((place) => !went.has(split(place)[1]));
+    return went.size;
   };
 
   const arrange = (keep) => {
@@ -92,25 +145,28 @@
     chosen = id;
     cy.elements().removeClass("chosen lit");
     node.addClass("chosen");
-    const way = cy.elements().not(".away").aStar({ root: `[id = "${root}"]`, goal: node, directed: false });
-    if (way.found) { way.path.addClass("lit"); }
+    const way = wayTo(id);
+    way.addClass("lit");
     const data = node.data();
     const open = box.querySelector("[data-do=open]");
     open.href = data.address || open.href;
     open.toggleAttribute("aria-disabled", !data.address);
     for (const direction of ["up", "down"]) { box.querySelector(`[data-do=${direction}]`).disabled = !canExpand(id, direction); }
-    const steps = way.found && id !== root ? `, ${plural(way.path.edges().length, "step")} from this artifact` : "";
+    const far = way.nonempty() && id !== root ? `, ${plural(steps(way), "step")} from this artifact` : "";
     const facts = data.type === "artifact" ? `: made by ${plural(data.up, "run")}, read by ${plural(data.down, "run")}`
       : data.type === "run" ? `: ${plural(data.up, "input")}, ${plural(data.down, "output")}${data.reused ? `, reused ${plural(data.reused, "time")}` : ""}` : "";
-    say(`${data.words}${facts}${steps}`);
+    say(`${data.words}${facts}${far}`);
     if (follow) { cy.animate({ center: { eles: node }, duration: calm ? 0 : 150 }); }
   };
 
+  const isInSight = (node) => {
+    const { x1, y1, x2, y2 } = node.renderedBoundingBox();
+    return x1 >= 0 && y1 >= 0 && x2 <= cy.width() && y2 <= cy.height();
+  };
+
   const canExpand = (id, direction) => {
-    const data = cy.getElementById(id).data();
-    if (data.type === "more") { return true; }
-    const place = more.get(`${direction}:${id}`);
-    return place ? place.left > 0 : (data[direction] || 0) > 0;
+    const node = cy.getElementById(id);
+    return node.data("type") === "more" || left(node, direction) > 0;
   };
 
   const fetchGraph = async (address) => {
@@ -119,21 +175,34 @@
     return answer.json();
   };
 
+  // One step of neighbours that are not here yet. What was folded away lies before what was never asked for: go round once.
+  const fetchStep = async (id, direction) => {
+    const place = `${direction}:${id}`;
+    for (let round = 0, fresh = []; ; ) {
+      const offset = next.get(place) || 0;
+      const graph = await fetchGraph(`/lineage/step?${new URLSearchParams({ node: id, direction, offset })}`);
+      fresh = add(graph);
+      if (!graph.more[place].left) { round += 1; }
+      if (fresh.length || round > 1 || !left(cy.getElementById(id), direction)) { return fresh; }
+    }
+  };
+
   const expand = async (id, direction) => {
     const data = cy.getElementById(id).data();
-    if (data.type === "more") { [direction, id] = [data.place.slice(0, data.place.indexOf(":")), data.place.slice(data.place.indexOf(":") + 1)]; }
+    if (data.type === "more") { [direction, id] = split(data.place); }
     if (!canExpand(id, direction)) { say(direction === "up" ? "nothing more it was made from" : "nothing more was made from it"); return; }
-    if (cy.nodes().length >= MOST) { say(`${MOST} nodes are shown: open a node's page to go on from there`); return; }
-    const place = more.get(`${direction}:${id}`);
+    box.setAttribute("aria-busy", "true");
     try {
-      const query = new URLSearchParams({ node: id, direction, offset: place ? place.next : 0 });
-      const count = add(await fetchGraph(`/lineage/step?${query}`));
+      const fresh = await fetchStep(id, direction);
+      const gone = fold(id, fresh);
+      mark();
       arrange(id);
-      choose(id);
+      choose(id, !isInSight(cy.getElementById(id)));
       keepAddress();
-      const left = more.get(`${direction}:${id}`).left;
-      say(`${plural(count, "node")} more${left ? `, ${left} left to expand` : ""}; ${cy.nodes().length} in all`);
-    } catch (error) { say(`could not expand: ${error.message}`); }
+      const rest = left(cy.getElementById(id), direction);
+      const away = gone ? `; the ${gone} farthest from here were folded away, expanding brings them back` : "";
+      say(`${plural(fresh.length, "node")} more${rest ? `, ${rest} left to expand` : ""}; ${real().length} shown${away}`);
+    } catch (error) { say(`could not expand: ${error.message}`); } finally { box.removeAttribute("aria-busy"); }
   };
 
   // The address keeps what was expanded beyond the first graph, so that it can be shared.
@@ -147,18 +216,17 @@
 
   const begin = async (extra) => {
     cy.elements().remove();
-    more.clear();
+    next.clear();
     opened = [];
     try {
       add(await fetchGraph(`/artifacts/${root}/graph`));
       firstOpened = [...opened];
       for (const place of extra) {
-        const [direction, node] = place.split(":");
-        if (cy.getElementById(node).nonempty() && !opened.includes(place)) {
-          add(await fetchGraph(`/lineage/step?${new URLSearchParams({ node, direction })}`));
-        }
+        const [direction, node] = split(place);
+        if (cy.getElementById(node).nonempty() && !opened.includes(place) && real().length < MOST) { await fetchStep(node, direction); }
       }
     } catch (error) { say(`the graph could not be read: ${error.message}`); return; }
+    mark();
     arrange(null);
     show();
     choose(root);
@@ -230,6 +298,6 @@
   });
   cy.on("dbltap", "node", (event) => { choose(event.target.id()); expandMain(); });
   window.addEventListener("hashchange", () => { if (location.hash.startsWith("#graph=")) { begin(wanted()); } });
-  box.lineage = { cy, expand, choose, chosen: () => chosen }; // for whoever wants to drive the graph from outside
+  box.lineage = { cy, expand, choose, left, chosen: () => chosen }; // for whoever wants to drive the graph from outside
   begin(wanted());
 })();

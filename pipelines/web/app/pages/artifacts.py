@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from m4v.core.artifacts import ArtifactKind, verify
 from m4v.core.errors import ConfigError, M4VError
 from m4v.core.storage import Storage
+from pipelines.access import Role, require
 from pipelines.ledger.neighbours import Direction
+from pipelines.web.app.actions import begin_action, may
 from pipelines.web.app.artifact_media import gallery
 from pipelines.web.app.artifact_view import artifact_view
+from pipelines.web.app.failures import status_of
 from pipelines.web.app.lineage_view import first_graph, one_step, tree
 from pipelines.web.app.run_list import PAGE_ROWS
-from pipelines.web.app.site import LedgerDep, WorkspaceDep
+from pipelines.web.app.site import LedgerDep, WorkspaceDep, site_of
 from pipelines.web.app.views import fragment, page
 
 router = APIRouter()
 Text = Annotated[str, Query(max_length=200)]
 Offset = Annotated[int, Query(ge=0, le=10_000_000)]
 MEDIA_PAGE = 24
+_DONE = {"pinned": "The artifact is pinned now.", "unpinned": "Its pins are released."}
 
 
 @router.get("/artifacts")
@@ -36,7 +41,7 @@ def listing(
     )
     return page(
         request, "artifacts", here="artifacts", title="Artifacts", found=found, kinds=ledger.kinds(),
-        chosen={"kind": kind, "q": q},
+        chosen={"kind": kind, "q": q}, pinned={p.artifact_id for p in ledger.pins()},
     )  # fmt: skip
 
 
@@ -47,15 +52,57 @@ def _place(cursor: str) -> tuple[str, str] | None:
 
 @router.get("/artifacts/{artifact_id}")
 def show(
-    request: Request, ledger: LedgerDep, workspace: WorkspaceDep, artifact_id: str, kind: str | None = None,
-    first: Offset = 0,
-) -> HTMLResponse:  # fmt: skip
+    request: Request, artifact_id: str, kind: str | None = None, first: Offset = 0, done: Text = ""
+) -> HTMLResponse:
     """An artifact: summary, files, who made and read it, its lineage. `first`: where the table of files begins."""
-    view = artifact_view(ledger, ledger.artifact(artifact_id, kind), workspace.cache, first)
+    return _page(request, artifact_id, kind, first, done=_DONE.get(done, ""))
+
+
+@router.post("/artifacts/{artifact_id}/pin")
+async def pin(request: Request, artifact_id: str) -> Response:
+    """Keep an artifact, and all it was made from, whatever retention says."""
+    return await _keep(request, artifact_id, "pinned")
+
+
+@router.post("/artifacts/{artifact_id}/unpin")
+async def unpin(request: Request, artifact_id: str) -> Response:
+    """Release every pin of an artifact."""
+    return await _keep(request, artifact_id, "unpinned")
+
+
+async def _keep(request: Request, artifact_id: str, done: str) -> Response:
+    action = await begin_action(request)
+    ledger, by = action.site.ledger, action.actor.name
+
+    def keep() -> None:
+        require(action.actor, Role.OPERATOR, "pin artifacts and release pins")
+        found = ledger.artifact(artifact_id).artifact_id
+        if done == "pinned":
+            ledger.pin(found, by=by, reason=action.text("reason"))
+        else:
+            ledger.unpin(found, by=by)
+
+    try:
+        await action.do(keep)
+    except M4VError as error:
+        return await action.do(partial(_page, request, artifact_id, problem=error))
+    return RedirectResponse(f"/artifacts/{artifact_id}?done={done}#keep", 303)
+
+
+def _page(
+    request: Request, artifact_id: str, kind: str | None = None, first: int = 0, *, done: str = "",
+    problem: M4VError | None = None,
+) -> HTMLResponse:  # fmt: skip
+    site = site_of(request)
+    ledger = site.reading
+    view = artifact_view(ledger, ledger.artifact(artifact_id, kind), site.workspace.cache, first)
     row = view.row
     up, down = (tree(ledger, row.artifact_id, direction) for direction in (Direction.UP, Direction.DOWN))
-    title = f"{row.kind} {row.artifact_id[:12]}"
-    return page(request, "artifact", here="artifacts", title=title, view=view, row=row, up=up, down=down)
+    return page(
+        request, "artifact", here="artifacts", title=f"{row.kind} {row.artifact_id[:12]}", view=view, row=row, up=up,
+        down=down, done=done, problem=problem, can_pin=may(request, Role.OPERATOR),
+        status=200 if problem is None else status_of(problem),
+    )  # fmt: skip
 
 
 @router.get("/artifacts/{artifact_id}/check")

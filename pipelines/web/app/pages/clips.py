@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse
 
+from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import InputError
-from pipelines.impact import AffectedCheckpoint, Verdict, impact
+from pipelines.impact import impact
 from pipelines.inspection.curated import CuratedClip, clip_tables, curated_clip, media_file, tables_with, with_words
-from pipelines.ledger import Ledger
+from pipelines.ledger import ArtifactRow, Ledger
 from pipelines.membership import ClipFacts, ClipSelector, parse_selector
+from pipelines.web.app.impact_view import impact_view
 from pipelines.web.app.site import LedgerDep, WorkspaceDep
+from pipelines.web.app.takedown_form import terms_of
 from pipelines.web.app.views import page
 from pipelines.workspace import Workspace
 
 router = APIRouter()
 SHOWN = 100
+_TABLES = 5  # newest of each kind on the page without a search
 By = Literal["", "clip", "source", "url", "sha256", "phash", "words"]
 _TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".mkv": "video/x-matroska", ".mov": "video/quicktime",
           ".avi": "video/x-msvideo", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png",
@@ -45,8 +48,15 @@ def search(
         captioned = with_words(clip_tables(ledger, workspace.cache), wanted, shown + 1)
     return page(
         request, "clips", here="clips", q=wanted, by=by, problem=problem, indexed=indexed, captioned=captioned,
-        shown=shown,
+        shown=shown, tables=[] if wanted else _tables(ledger),
     )  # fmt: skip
+
+
+def _tables(ledger: Ledger) -> list[ArtifactRow]:
+    """The newest clip tables and dataset versions, to begin with."""
+    kinds = (ArtifactKind.CLIPS, ArtifactKind.DATASET)
+    rows = [row for kind in kinds for row in ledger.artifacts(kind=kind, limit=_TABLES)]
+    return sorted(rows, key=lambda row: row.recorded_at, reverse=True)
 
 
 @router.get("/clips/{clip_id}")
@@ -82,24 +92,8 @@ def impact_page(
     request: Request, ledger: LedgerDep, q: Annotated[list[str] | None, Query(max_length=100)] = None
 ) -> HTMLResponse:
     """What taking down the clips that the terms `q` name would concern; one term a line."""
-    terms = [term.strip() for text in q or () for term in text.splitlines() if term.strip()]
-    reach = impact(ledger, parse_selector(terms)) if terms else None
-    again = _in_order([c for c in reach.checkpoints if c.verdict is not Verdict.CONTAINS]) if reach else []
-    return page(request, "impact", here="clips", terms=terms, reach=reach, again=again)
-
-
-def _in_order(checkpoints: Sequence[AffectedCheckpoint]) -> list[AffectedCheckpoint]:
-    """As they are trained: each behind the one that it starts from."""
-    by_id = {c.artifact_id: c for c in checkpoints}
-    ordered: dict[str, AffectedCheckpoint] = {}
-    for checkpoint in checkpoints:
-        line: list[AffectedCheckpoint] = []
-        step: AffectedCheckpoint | None = checkpoint
-        while step is not None and step.artifact_id not in ordered and step not in line:
-            line.append(step)
-            step = by_id.get(step.init_from or "")
-        ordered |= {c.artifact_id: c for c in reversed(line)}
-    return list(ordered.values())
+    terms = [term for text in q or () for term in terms_of(text)]
+    return impact_view(request, terms, impact(ledger, parse_selector(terms)) if terms else None)
 
 
 def _one(ledger: Ledger, clip_id: str) -> ClipFacts:

@@ -11,6 +11,7 @@ from m4v.core.errors import InputError
 from m4v.core.storage import Storage
 from pipelines.ledger import Status
 from pipelines.provenance import BlobStore
+from pipelines.web.app.attempt_view import attempt_view
 from pipelines.web.app.logs import log_piece
 from pipelines.web.app.reproduction import of_stage_run
 from pipelines.web.app.site import LedgerDep, WorkspaceDep
@@ -52,12 +53,14 @@ def attempt(
     request: Request, ledger: LedgerDep, workspace: WorkspaceDep, attempt_id: str,
     before: Offset = None, after: Offset = None,
 ) -> HTMLResponse:  # fmt: skip
-    """An attempt and a part of its log: the end, or what lies before or after an offset."""
+    """An attempt: what it was given, what it made, and a part of its log: the end, or what lies before or after an
+    offset."""
     row = ledger.attempt(attempt_id)
     piece = log_piece(workspace, row, before=before, after=after)
     name = row.node_id or row.stage
     return page(
         request, "attempt", here="runs", title=f"Attempt {row.attempt_id} of {name}", row=row, name=name, piece=piece,
+        view=attempt_view(ledger, workspace, row),
         is_live=row.status == Status.RUNNING and not piece.has_newer,
     )  # fmt: skip
 

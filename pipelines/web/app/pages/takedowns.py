@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
 from m4v.core.canonical import canonical_json
-from m4v.core.errors import InfrastructureError
+from m4v.core.errors import InfrastructureError, M4VError
+from pipelines.access import Role, require
+from pipelines.impact import impact
 from pipelines.ledger import Ledger, TakedownRow
-from pipelines.takedown.receipt import DIGEST, make_receipt, to_markdown
+from pipelines.takedown.policy import may_delete
+from pipelines.takedown.receipt import DIGEST, DUE, make_receipt, to_markdown
 from pipelines.takedown.verify import verify_receipt
+from pipelines.web.app.actions import begin_action, begin_task, check_confirmed, may
+from pipelines.web.app.impact_view import impact_view
 from pipelines.web.app.site import LedgerDep, WorkspaceDep
+from pipelines.web.app.takedown_form import NAME, carry_out, policy_of, selector_of, shown_digest, take_up, terms_of
 from pipelines.web.app.views import page
 
 router = APIRouter()
@@ -36,6 +43,35 @@ def listing(request: Request, ledger: LedgerDep) -> HTMLResponse:
     return page(request, "takedowns", here="clips", rows=rows)
 
 
+@router.post("/takedowns")
+async def apply(request: Request) -> Response:
+    """Take the clips down whose impact was shown, if it is still the same."""
+    action = await begin_action(request)
+    site = action.site
+    require(action.actor, Role.APPROVER, "take clips down")
+    selector = selector_of(action)
+    reach = await action.do(lambda: impact(site.reading, selector))
+    try:
+        check_confirmed(action, shown_digest(reach), "what the takedown concerns")
+        policy, reason = policy_of(action), action.text("reason")
+        return await begin_task(
+            action, NAME, lambda tell: carry_out(site, action.actor, selector, reason, policy, tell)
+        )
+    except M4VError as error:
+        terms = terms_of(action.text("q"))
+        return await action.do(partial(impact_view, request, terms, reach, problem=error, form=action.form))
+
+
+@router.post("/takedowns/{identity}/continue")
+async def take_up_again(request: Request, identity: str) -> Response:
+    """Go on with a case that was not finished, or delete what is due now."""
+    action = await begin_action(request)
+    site = action.site
+    require(action.actor, Role.APPROVER, "take clips down")
+    case = await action.do(lambda: site.reading.takedown(identity))
+    return await begin_task(action, NAME, lambda tell: take_up(site, action.actor, case, tell))
+
+
 @router.get("/takedowns/{identity}")
 def case_page(request: Request, identity: str, ledger: LedgerDep) -> HTMLResponse:
     """A case: what was asked, what was done step by step, and the receipt."""
@@ -45,7 +81,8 @@ def case_page(request: Request, identity: str, ledger: LedgerDep) -> HTMLRespons
     return page(
         request, "takedown", here="clips", case=case, receipt=receipt, steps=ledger.takedown_steps(case.takedown_id),
         issued=receipt[DIGEST] in issued, successors={r["artifact_id"]: r for r in receipt["replaced"]},
-        clips=_each_once(receipt["clips"]), shown=_CLIPS_SHOWN,
+        clips=_each_once(receipt["clips"]), shown=_CLIPS_SHOWN, is_due=may_delete(receipt["policy"]),
+        waits=receipt["deletion"].startswith(DUE), can_take_down=may(request, Role.APPROVER),
     )  # fmt: skip
 
 
