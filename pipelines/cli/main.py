@@ -26,7 +26,7 @@ EXIT_CODES = (
 # The modules of pipelines.cli that register each verb or add to its group, in the order of the help.
 VERBS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("plan", "run", "demo"), ("run",)),
-    "runs": ("runs",),
+    "runs": ("runs", "channels"),  # `approve` is of a promotion
     "data": ("data",),
     "artifacts": ("artifacts",),
     "channels": ("channels",),
