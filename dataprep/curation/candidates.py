@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dataprep.curation.filters import RULES, Candidates
-from dataprep.curation.stored import TextColumn, batches, check_same_clips, column, read_fingerprints, sides
+from dataprep.curation.stored import batches, check_same_clips, column, read_fingerprints, sides, texts
 from dataprep.curation.table import SCORES, Clip
 from dataprep.dedup import Fingerprints, Signature
 from dataprep.quarantine import Reason
@@ -99,7 +99,7 @@ def read_candidates(clips_path: Path, hashes_path: Path, embeddings_path: Path |
 
     drawn = column(hashes_path, "drawn").to_numpy()
     return Candidates(
-        TextColumn(clips_path, "clip_id"), StoredValues(clips_path), drawn, _captioned(clips_path), fingerprints
+        texts(clips_path, "clip_id"), StoredValues(clips_path), drawn, _captioned(clips_path), fingerprints
     )
 
 

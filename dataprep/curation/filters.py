@@ -82,9 +82,9 @@ class Decision:
 def breaks(candidates: Candidates, rule: Rule, config: FilterConfig) -> NDArray[np.bool_]:
     """(clips,) whether each clip breaks the rule, whatever other rules say. What was not measured breaks none."""
     threshold = getattr(config, rule.threshold)
-    values = candidates.values[rule.value]
     if threshold is None:
-        return np.zeros(len(values), dtype=np.bool_)
+        return np.zeros(len(candidates.drawn), dtype=np.bool_)
+    values = candidates.values[rule.value]
     found = values < threshold if rule.bound == "min" else values > threshold  # False for NaN
     return np.asarray(found if rule.applies_to_drawn else found & ~candidates.drawn, dtype=np.bool_)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import repeat, zip_longest
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dataprep.dedup.fingerprints import Batch, Fingerprints, FingerprintWriter, Hashes, embedding_rows
+from dataprep.dedup.spill import Texts
 from m4v.core.errors import DataIntegrityError
 
 _BATCH = 65_536
@@ -21,27 +21,12 @@ _CLIP_COLUMNS = ("clip_id", "source_digest", "media", "first_frame", "frames", "
 _HASH_COLUMNS = ("clip_id", "input_order", "drawn", "dense")
 
 
-class TextColumn(Sequence[str]):
-    """A text column as a sequence of fixed cells, a third of what as many strings take."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        parts = [
-            np.array([text.encode() for text in batch[name].to_pylist()], dtype=np.bytes_)
-            for batch in batches(path, (name,))
-        ]
-        self._values = np.concatenate(parts) if parts else np.zeros(0, dtype="S1")
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[str]: ...
-    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
-        if isinstance(place, slice):
-            return [bytes(text).decode() for text in self._values[place]]
-        return bytes(self._values[place]).decode()
+def texts(path: Path, name: str) -> Texts:
+    """A text column for look-ups by place; raises DataIntegrityError when it is missing."""
+    found = Texts()
+    for batch in batches(path, (name,)):
+        found.add(batch[name].to_pylist())
+    return found
 
 
 def column(path: Path, name: str) -> pa.ChunkedArray:

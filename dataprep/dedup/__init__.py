@@ -14,6 +14,7 @@ from dataprep.dedup.semantic import semantic_copies
 from m4v.core.errors import ConfigError
 
 EXACT, NEAR, SEMANTIC = "duplicate_exact", "duplicate_near", "duplicate_semantic"
+_RULES = ("", EXACT, NEAR, SEMANTIC)
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,18 @@ def find_duplicates(prints: Fingerprints, config: DedupConfig) -> Copies:
     order of the rows nor the number of threads changes anything. Raises ConfigError when embeddings are needed and
     were not measured."""
     of = np.full(len(prints), -1, dtype=np.int64)
-    rules = np.full(len(prints), "", dtype="U20")
+    rules = np.zeros(len(prints), dtype=np.int8)  # places in _RULES
     if config.exact:
         exact, stays = _equal(prints)
-        of[exact], rules[exact] = stays, EXACT
+        of[exact], rules[exact] = stays, _RULES.index(EXACT)
     if config.perceptual:
         near, stays = near_copies(prints, of < 0, config)
-        of[near], rules[near] = stays, NEAR
+        of[near], rules[near] = stays, _RULES.index(NEAR)
     if config.semantic:
         alike, stays = _alike(prints, (of < 0) & prints.perceptual, config)
-        of[alike], rules[alike] = stays, SEMANTIC
+        of[alike], rules[alike] = stays, _RULES.index(SEMANTIC)
     rows = np.flatnonzero(of >= 0)
-    return Copies(rows, rules[rows], of[rows])
+    return Copies(rows, np.array(_RULES)[rules[rows]], of[rows])
 
 
 def _equal(prints: Fingerprints) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -63,7 +64,7 @@ def _alike(
             "semantic dedup needs embeddings, and none were measured", where="dedup.semantic",
             next_step="set signals.embedding, then curate again",
         )  # fmt: skip
-    order = np.argsort(prints.ranks, kind="stable")
+    order = prints.by_preference()
     parts = [
         semantic_copies(prints.embeddings, order[(remaining & (prints.video == video))[order]], config.min_cosine)
         for video in (True, False)

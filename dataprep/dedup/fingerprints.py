@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import IO, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dataprep.dedup.spill import Spilled, Texts
+
 Hashes = NDArray[np.uint64]
-
-_SPILL_BYTES = 64 << 20
-
-ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 
 class Signature(NamedTuple):
@@ -44,7 +41,7 @@ class Fingerprints:
 
     `ranks`: places in the order of preference, a permutation. `contents` (n, 2): digest of media and pictures.
     `files`: digest of the file, 0 when it is not known. `embeddings` (n, d): zeros where it was not measured, d = 0
-    when it was nowhere. `dense` and `embeddings` may be mapped from a file: read them in runs.
+    when it was nowhere. `sampled`, `dense` and `embeddings` may be mapped from a file: read them in runs.
     """
 
     ranks: NDArray[np.int64]
@@ -57,7 +54,7 @@ class Fingerprints:
     dense: Hashes
     dense_starts: NDArray[np.int64]
     embeddings: NDArray[np.int8]
-    mapped: tuple[mmap.mmap, ...] = ()  # what `dense` and `embeddings` lie in
+    mapped: tuple[mmap.mmap, ...] = ()  # what these lie in
 
     def release(self) -> None:
         """Give pages of mapped files back; they come again when they are read."""
@@ -66,6 +63,12 @@ class Fingerprints:
 
     def __len__(self) -> int:
         return len(self.ranks)
+
+    def by_preference(self) -> NDArray[np.int64]:
+        """Rows, the preferred first."""
+        order = np.empty(len(self), dtype=np.int64)
+        order[self.ranks] = np.arange(len(self))
+        return order
 
     @classmethod
     def of(cls, signatures: Iterable[Signature]) -> Fingerprints:
@@ -109,44 +112,13 @@ def batch_of(rows: Sequence[Signature]) -> Batch:
     )  # fmt: skip
 
 
-class Spilled:
-    """Values laid end to end, in an unnamed temporary file once they are many."""
-
-    def __init__(self) -> None:
-        self._parts: list[NDArray[np.generic]] = []
-        self._count = self._waiting = 0
-        self._file: IO[bytes] | None = None
-        self.mapping: mmap.mmap | None = None
-
-    def add(self, values: NDArray[np.generic]) -> None:
-        self._parts.append(values)
-        self._count += len(values)
-        self._waiting += values.nbytes
-        if self._waiting > _SPILL_BYTES:
-            self._write()
-
-    def whole(self, kind: type[ScalarT]) -> NDArray[ScalarT]:
-        if self._file is None:
-            return np.concatenate([np.zeros(0, kind), *self._parts], dtype=kind)
-        self._write()
-        self._file.flush()
-        self.mapping = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(self.mapping, dtype=kind, count=self._count)
-
-    def _write(self) -> None:
-        self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its mapping
-        for part in self._parts:
-            part.tofile(self._file)
-        self._parts, self._waiting = [], 0
-
-
 class FingerprintWriter:
     """Collects batches; what is large goes to unnamed temporary files."""
 
     def __init__(self) -> None:
-        self._ids: list[NDArray[np.bytes_]] = []
+        self._ids = Texts()
         self._columns: dict[str, list[NDArray[np.generic]]] = {name: [] for name in _COLUMNS}
-        self._dense, self._embeddings = Spilled(), Spilled()
+        self._sampled, self._dense, self._embeddings = Spilled(), Spilled(), Spilled()
         self._components: list[tuple[int, int]] = []
 
     def add(self, batch: Batch) -> None:
@@ -157,13 +129,13 @@ class FingerprintWriter:
             "files": np.frombuffer(b"".join(_digest(f, 8) if f else bytes(8) for f in batch.files), dtype="<u8"),
             "video": np.array([media == "video" for media in batch.media], dtype=np.bool_),
             "perceptual": batch.perceptual,
-            "sampled": batch.sampled,
             "sampled_counts": batch.sampled_counts,
             "dense_counts": batch.dense_counts,
         }
         for name, column in values.items():
             self._columns[name].append(column)
-        self._ids.append(np.array([i.encode() for i in batch.clip_ids], dtype=np.bytes_))
+        self._ids.add(batch.clip_ids)
+        self._sampled.add(batch.sampled)
         self._dense.add(batch.dense)
         self._components.append(batch.embeddings.shape)
         self._embeddings.add(batch.embeddings.ravel())
@@ -176,12 +148,12 @@ class FingerprintWriter:
             files=self._taken("files").astype(np.uint64, copy=False),
             video=self._taken("video").astype(np.bool_, copy=False),
             perceptual=self._taken("perceptual").astype(np.bool_, copy=False),
-            sampled=self._taken("sampled").astype(np.uint64, copy=False),
+            sampled=self._sampled.whole(np.uint64),
             sampled_starts=_starts(self._taken("sampled_counts")),
             dense=self._dense.whole(np.uint64),
             dense_starts=_starts(self._taken("dense_counts")),
             embeddings=self._all_embeddings(),
-            mapped=tuple(s.mapping for s in (self._dense, self._embeddings) if s.mapping is not None),
+            mapped=tuple(s.mapping for s in (self._sampled, self._dense, self._embeddings) if s.mapping is not None),
         )
 
     def _taken(self, name: str) -> NDArray[np.generic]:
@@ -203,7 +175,7 @@ class FingerprintWriter:
 
 _COLUMNS = {
     "preference": np.float64, "contents": np.uint64, "files": np.uint64, "video": np.bool_, "perceptual": np.bool_,
-    "sampled": np.uint64, "sampled_counts": np.int64, "dense_counts": np.int64,
+    "sampled_counts": np.int64, "dense_counts": np.int64,
 }  # fmt: skip
 _EMPTY = {"preference": (0, 1), "contents": (0, 2)}
 
@@ -216,11 +188,17 @@ def _starts(counts: NDArray[np.generic]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def _ranks(preference: NDArray[np.generic], ids: list[NDArray[np.bytes_]]) -> NDArray[np.int64]:
-    """Place of each row in the order of (preference, clip_id)."""
-    names = np.concatenate(ids) if ids else np.zeros(0, dtype="S1")
-    ids.clear()
-    order = np.lexsort((names, *preference.T[::-1]))
+def _ranks(preference: NDArray[np.generic], ids: Texts) -> NDArray[np.int64]:
+    """Place of each row in the order of (preference, clip_id). Only ids of rows that are preferred alike are read."""
+    order = np.lexsort(preference.T[::-1])
+    tied = np.ones(max(0, len(order) - 1), dtype=np.bool_)  # with the next in order
+    for column in preference.T:
+        tied &= column[order[1:]] == column[order[:-1]]
+    if tied.any():
+        group = np.cumsum(np.concatenate([[True], ~tied]))
+        among = np.flatnonzero(np.append(tied, False) | np.insert(tied, 0, False))
+        names = np.array([ids[row].encode() for row in order[among].tolist()], dtype=np.bytes_)
+        order[among] = order[among[np.lexsort((names, group[among]))]]
     ranks = np.empty(len(order), dtype=np.int64)
     ranks[order] = np.arange(len(order))
     return ranks

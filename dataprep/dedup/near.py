@@ -29,8 +29,8 @@ def near_copies(
     Up to `COMPLETE_HASHES` hashes the search misses nothing; beyond, candidates come from sketches. `complete`
     decides instead of the number.
     """
-    order = np.argsort(prints.ranks, kind="stable")
-    rows = order[(remaining & prints.perceptual)[order]]
+    rows = prints.by_preference()
+    rows = rows[(remaining & prints.perceptual)[rows]]
     places = np.full(len(prints), -1, dtype=np.int64)
     places[rows] = np.arange(len(rows))
     members = Members(rows, places)
@@ -119,6 +119,7 @@ def _contained(prints: Fingerprints, members: Members, pairs: Pairs, config: Ded
             matched[sample[close]] = True
         matches = np.bincount(pair, weights=matched, minlength=len(one))
         wanted = config.min_match * np.bincount(pair, minlength=len(one))
+        prints.release()  # pairs lie all over the mapped files
         result[start : start + _ASKED] = (wanted > 0) & (matches >= wanted) & _comparable(prints, one, other)
     return result
 

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dataprep.curate_config import DedupConfig
-from dataprep.dedup import EXACT, NEAR, Fingerprints, Signature, find_duplicates, fingerprints, sketches
+from dataprep.dedup import EXACT, NEAR, Fingerprints, Signature, find_duplicates, sketches, spill
 from dataprep.dedup.hash_index import HashIndex
 from dataprep.dedup.near import near_copies
 from dataprep.signals.phash import distance
@@ -206,9 +206,24 @@ def test_a_large_search_does_not_depend_on_rows_or_on_where_hashes_lie(monkeypat
 
     expected = found(np.arange(len(clips)))
     assert len(expected) == 200
-    monkeypatch.setattr(fingerprints, "_SPILL_BYTES", 1000)
+    monkeypatch.setattr(spill, "_SPILL_BYTES", 1000)
     monkeypatch.setattr(sketches, "_RUN", 64)
     assert found(order) == expected
+
+
+@pytest.mark.parametrize("spill_bytes", [8, 1 << 20])
+def test_texts_are_read_back_by_place_from_memory_or_a_file(monkeypatch: pytest.MonkeyPatch, spill_bytes: int) -> None:
+    monkeypatch.setattr(spill, "_SPILL_BYTES", spill_bytes)
+    batches = [["one", "", "é"], [], ["a longer one", "x"]]
+    texts = spill.Texts()
+    for batch in batches:
+        texts.add(batch)
+    expected = [text for batch in batches for text in batch]
+    assert len(texts) == len(expected)
+    assert list(texts) == expected
+    assert (texts[-1], texts[1:3]) == ("x", ["", "é"])
+    with pytest.raises(ValueError, match="being read"):
+        texts.add(["late"])
 
 
 def test_a_frame_that_thousands_of_clips_share_costs_little_and_makes_no_copies() -> None:
