@@ -16,6 +16,9 @@ from subject_pages import Visitor, serving
 
 from m4v.core.artifacts import ArtifactKind
 from pipelines.ledger import Ledger
+from pipelines.store import ArtifactStore
+from pipelines.takedown.receipt import make_receipt
+from pipelines.takedown.verify import verify_receipt
 from pipelines.web.app import create_app
 from pipelines.workspace import Workspace
 
@@ -34,7 +37,8 @@ def pages(home: ReviewedHome) -> list[str]:
         train = ledger.runs(stage="train", limit=1)[0]
         clips, datasets = (ledger.artifacts(kind=k, limit=None) for k in (ArtifactKind.CLIPS, ArtifactKind.DATASET))
     return [
-        "/runs", "/stages", "/stages/train", "/stages/gate", "/gc", f"/runs/{home.first}", f"/stage-runs/{train.run_id}", f"/stage-runs/{home.repeated}",
+        "/runs", "/stages", "/stages/train", "/stages/gate", "/gc",
+        f"/runs/{home.first}", f"/stage-runs/{train.run_id}", f"/stage-runs/{home.repeated}",
         f"/attempts/{train.attempt_id}", "/artifacts", f"/artifacts/{home.checkpoint}",
         f"/exposure/{home.checkpoint}", "/clips", "/clips?q=shapes", "/clips?q=red+circle", f"/clips/{home.clip}",
         "/impact?q=shapes", "/takedowns", f"/takedowns/{home.takedown}", f"/takedowns/{home.takedown}/verify",
@@ -103,29 +107,28 @@ def test_every_page_has_an_address_in_this_list(reviewed: ReviewedHome) -> None:
     """A page that is added later is tested here, or its route says why not."""
     app = create_app(Workspace.open(reviewed.home))
     parts = {"live", "changes", "diff", "check", "media", "log", "follow", "tree", "files", "graph"}
+    others = {"", "find", "static", "health", "healthz", "metrics", "lineage", "media", "tasks"}
     visited = {path.split("?")[0].strip("/").split("/")[0] for path in pages(reviewed)}
     for router in app.routes:
         path = getattr(router, "path", "")
         head = path.strip("/").split("/")[0]
         if "GET" in (getattr(router, "methods", None) or ()) and not parts & set(path.strip("/").split("/")):
-            assert head in visited | {
-                "",
-                "find",
-                "static",
-                "health",
-                "healthz",
-                "metrics",
-                "lineage",
-                "media",
-                "tasks",
-            }, path
+            assert head in visited | others, path
 
 
 @pytest.fixture
-def own(reviewed: ReviewedHome, tmp_path: Path) -> Iterator[str]:
-    """A server over a copy, to act on."""
+def own_home(reviewed: ReviewedHome, tmp_path: Path) -> Path:
+    """A copy to act on; its ledger names the copied artifacts."""
     home = shutil.copytree(reviewed.home, tmp_path / "home", symlinks=True)
-    with serving(home) as address:
+    with Ledger.open(f"sqlite:///{home / 'ledger.db'}") as ledger:
+        for record in ArtifactStore(str(home / "store")).list():
+            ledger.import_artifact(record)
+    return home
+
+
+@pytest.fixture
+def own(own_home: Path) -> Iterator[str]:
+    with serving(own_home) as address:
         yield address
 
 
@@ -172,3 +175,35 @@ def test_a_form_on_another_site_moves_nothing(
     ann.open("/channels")
     assert "staging" not in ann.page.locator("main").inner_text()
     ann.close()
+
+
+def test_clips_are_taken_down_by_who_may(browser: Browser, own: str, own_home: Path, reviewed: ReviewedHome) -> None:
+    address = f"/impact?q={reviewed.clip}"
+    ann, bob = (Visitor(browser, own, name) for name in ("ann", "bob"))
+    ann.open(address)
+    ann.says("Taking clips down takes the role approver; your role is operator.")
+    assert ann.page.locator("form[method=post]").count() == 0
+    page = bob.open(address)
+    assert page.locator("select[name=delete] option").all_inner_texts() == ["keep them, out of use"]
+    page.get_by_label("Reason").fill("its owner asked by letter")
+    button = page.get_by_role("button", name="Take down")
+    button.click()  # the browser wants the tick first
+    assert page.url.endswith(address)
+    page.get_by_label("I have looked at what it concerns").check()
+    page.evaluate("document.querySelector('input[name=expect]').value = '0'.repeat(64)")
+    button.click()
+    bob.says("what the takedown concerns has changed since you looked")
+    assert page.get_by_label("Reason").input_value() == "its owner asked by letter"
+    page.get_by_label("I have looked at what it concerns").check()
+    page.get_by_role("button", name="Take down").click()
+    page.wait_for_url("**/tasks/*")
+    page.get_by_role("link", name="Show").click(timeout=120_000)
+    bob.says("Asked for by bob", "its owner asked by letter", "issued")
+    case = page.url.rpartition("/")[2]
+    with Ledger.open(f"sqlite:///{own_home / 'ledger.db'}") as ledger:
+        receipt = make_receipt(ledger, ledger.takedown(case))
+        assert [c["clip_id"] for c in ledger.takedown_clips(case)].count(reviewed.clip) >= 1
+        assert [c for c in verify_receipt(ledger, Workspace.open(own_home), receipt) if not c.ok] == []
+    assert [c for c in bob.complaints if "409" not in c] == []
+    for visitor in (ann, bob):
+        visitor.close()

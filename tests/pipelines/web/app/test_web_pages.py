@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,14 @@ from pipelines.web.app.reading import ReadOnly, reading_ledger
 from pipelines.web.app.views import NAVIGATION
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> ServedHome:
-    return build(tmp_path_factory.mktemp("served") / "home")
+@pytest.fixture
+def served(read_home: ServedHome) -> ServedHome:
+    return read_home
 
 
-@pytest.fixture(scope="module")
-def client(served: ServedHome) -> Iterator[TestClient]:
-    with TestClient(create_app(served.workspace), follow_redirects=False) as client:
-        yield client
+@pytest.fixture
+def client(reader: TestClient) -> TestClient:
+    return reader
 
 
 @pytest.fixture(scope="module")
