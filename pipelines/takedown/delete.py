@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from m4v.core.storage import Storage
 from pipelines.gc.artifacts import erase
 from pipelines.ledger import ArtifactRow, Ledger
 from pipelines.ledger.retention import Deletion
+from pipelines.takedown.versions import delete_versions
 from pipelines.workspace import Workspace
 
 POLICY = "takedown"
@@ -48,6 +50,7 @@ def delete_artifact(ledger: Ledger, row: ArtifactRow, by: str, reason: str) -> N
     somebody would use."""
     ledger.mark([Deletion(row.artifact_id, str(row.kind), reason)], by=by, policy=POLICY)
     erase(row)
+    delete_versions(row.uri)
     ledger.deleted([(row.artifact_id, str(row.kind))])
 
 
@@ -74,10 +77,16 @@ def delete_items(ledger: Ledger, workspace: Workspace, table: Artifact, clips: f
     for step, key in sorted(set(_keys(ledger, table, clips))) if table.storage.exists(MANIFEST) else ():
         for folder in items.directories(step):
             place = items.child(f"{step}/{folder}/{key[:2]}")
-            for item in [f for f in place.list() if f.path == key or f.path.startswith(f"{key}-")]:
-                size, number = size + item.size_bytes, number + 1
+            found = [f for f in place.list() if _is_item(f.path, key)]
+            size, number = size + sum(f.size_bytes for f in found), number + len(found)
+            delete_versions(place.uri, partial(_is_item, key=key))
+            for item in found:
                 place.delete(item.path)
     return Deleted(number, size, size)
+
+
+def _is_item(path: str, key: str) -> bool:
+    return path == key or path.startswith(f"{key}-")
 
 
 def _keys(ledger: Ledger, table: Artifact, clips: frozenset[str]) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from pipelines import stages
 from pipelines.gc.leftovers import Leftover, attempt_leftover, remove_claimed, state_leftover
 from pipelines.ledger import AttemptRow, Ledger, Status
 from pipelines.rerun_folders import rerun_folders
+from pipelines.takedown.versions import delete_versions
 from pipelines.workspace import Workspace
 
 _WHY = "it read what a takedown withdrew"
@@ -46,7 +47,10 @@ def delete_unfinished(ledger: Ledger, workspace: Workspace) -> list[Leftover]:
         if attempt is not None and concerns(attempt):
             left = attempt_leftover(folder, _WHY, attempt.stage_key)
             found += [left] if left is not None else []
-    return [left for left in found if remove_claimed(ledger, left)]
+    gone = [left for left in found if remove_claimed(ledger, left)]
+    for left in gone:
+        delete_versions(left.uri)
+    return gone
 
 
 def delete_verified(ledger: Ledger, workspace: Workspace) -> list[Path]:

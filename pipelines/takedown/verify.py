@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from pipelines.ledger import Ledger
 from pipelines.takedown.affected import artifact_of
 from pipelines.takedown.receipt import DIGEST
 from pipelines.takedown.replace import PROOF, samples_digest
+from pipelines.takedown.versions import versions
 from pipelines.workspace import Workspace
 
 
@@ -113,7 +115,8 @@ def _deleted(ledger: Ledger, receipt: Mapping[str, Any]) -> Iterator[Check]:
         if kind not in set(ArtifactKind):
             continue  # items and unfinished work: nothing says where they lay
         row = ledger.artifact(artifact_id, kind)
-        left = next(lying(row), None)
+        kept = (f"version {v.version_id} of {v.key}" for v in versions(row.uri))
+        left = next(chain(lying(row), kept), None)
         yield Check(f"bytes of {one['item'][:24]} are gone", left is None, left or "")
 
 
