@@ -6,8 +6,9 @@ places = plan.places(group.key, rank_of, seed, stage, cursor)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from training.config import OrderConfig
@@ -51,15 +52,20 @@ class SamplingPlan:
         )
         return cls(plan.timetable, tuple(g.key for g in ordered), streams)
 
-    def streams_with(self, group: GroupKey) -> list[PlannedStream]:
+    def streams_with(self, group: GroupKey) -> Sequence[PlannedStream]:
         """Streams that draw samples of a group: one for each mixture entry and kind of step that takes it."""
-        if group not in self.groups:
-            return []
-        number = self.groups.index(group)
-        return [s for s in self.streams if number in s.groups]
+        return self._streams_with.get(group, ())
 
-    def keys(self, stream: PlannedStream) -> list[GroupKey]:
-        return [self.groups[g] for g in stream.groups]
+    @cached_property
+    def _streams_with(self) -> dict[GroupKey, list[PlannedStream]]:
+        found: dict[GroupKey, list[PlannedStream]] = {}
+        for stream in self.streams:
+            for group in stream.groups:
+                found.setdefault(self.groups[group], []).append(stream)
+        return found
+
+    def keys(self, stream: PlannedStream) -> tuple[GroupKey, ...]:
+        return tuple(map(self.groups.__getitem__, stream.groups))
 
     def places(self, group: GroupKey, rank_of: RankOf, seed: int, stage: str, cursor: int) -> list[Place]:
         """Every use of a sample of `group` in steps before `cursor`, in order of steps."""
@@ -89,13 +95,10 @@ class SamplingPlan:
         }  # fmt: skip
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], groups: Collection[GroupKey] | None = None) -> SamplingPlan:
-        """With `groups` only the streams that hold samples of one of them."""
-        keys = tuple((s, m, t, h, w) for s, m, t, h, w in data["groups"])
-        wanted = {number for number, key in enumerate(keys) if groups is None or key in groups}
+    def from_json(cls, data: Mapping[str, Any]) -> SamplingPlan:
         streams = tuple(
             PlannedStream(name, kind, tuple(members), count, slots, tuple(positions))
             for name, kind, members, count, slots, positions in data["streams"]
-            if not wanted.isdisjoint(members)
         )
-        return cls(Timetable(data["packs"], tuple(data["pattern"]), data["period"]), keys, streams)
+        timetable = Timetable(data["packs"], tuple(data["pattern"]), data["period"])
+        return cls(timetable, tuple(map(tuple, data["groups"])), streams)

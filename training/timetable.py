@@ -26,14 +26,6 @@ class Place(NamedTuple):
     slot: int
 
 
-class Uses(NamedTuple):
-    """How often a sample was drawn from a stream, with the first step and the last."""
-
-    number: int
-    first_step: int
-    last_step: int
-
-
 class Drawn(Protocol):
     """What the arithmetic needs of a stream: `count` samples, `slots` of them a pack, packs at `positions`."""
 
@@ -78,18 +70,12 @@ class Timetable:
             if draw < drawn:
                 yield self.place(stream, draw)
 
-    def uses(self, stream: Drawn, cursor: int, draw_in: Callable[[int], int]) -> Uses | None:
-        """What steps before `cursor` used of a sample, from two or three of its draws; None when it was not drawn.
-
-        `draw_in` tells its draw of an epoch. Every epoch draws it once, so that those before the last are counted
-        unseen.
-        """
+    def uses_before(self, stream: Drawn, cursor: int, draw_in: Callable[[int], int]) -> int:
+        """How often steps before `cursor` used a sample, from one of its draws at most: `draw_in` tells that of an
+        epoch. Every epoch draws it once, so that those before the last are counted unseen."""
         drawn = self.draws_before(stream, cursor)
         epochs, rest = divmod(drawn, stream.count)
-        count = epochs + (rest > 0 and draw_in(epochs) < drawn)
-        if not count:
-            return None
-        return Uses(count, self.place(stream, draw_in(0)).step, self.place(stream, draw_in(count - 1)).step)
+        return epochs + (rest > 0 and draw_in(epochs) < drawn)
 
     def steps_of_kind(self, step: int, kind: Media) -> int:
         """Number of steps of `kind` before `step`."""

@@ -231,6 +231,11 @@ def _print_impact(found: Impact, withdrawn: dict[str, str]) -> None:
         [Id(h.artifact_id), h.kind, f"holds {len(h.clip_ids)}", "-", withdrawn.get(h.artifact_id)]
         for h in found.holders
     ]
+    rows += [
+        [Id(t.artifact_id), "clips", f"dropped {len(t.clip_ids)}", "-", withdrawn.get(t.artifact_id)]
+        for t in found.dropped
+    ]
+    rows += [[Id(r), "report", "shows it", "-", withdrawn.get(r)] for t in found.dropped for r in t.reports]
     for c in found.checkpoints:
         steps = "-" if c.first_step is None else f"{c.uses} uses, steps {c.first_step} to {c.last_step}"
         rows.append([Id(c.artifact_id), f"checkpoint ({c.stage})", str(c.verdict), steps, withdrawn.get(c.artifact_id)])

@@ -5,28 +5,57 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache, partial
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from pipelines.ledger import Ledger
+from pipelines.ledger.courses import Course
 from pipelines.ledger.exposures import StateRow
 from pipelines.ledger.sample_ranks import GroupKey, SamplePlace, SampleRanks
-from pipelines.ledger.trained import Course
 from pipelines.membership import SampleGroup as MemberGroup
 from training.config import OrderConfig
 from training.samples import SampleGroup
-from training.sampling import SamplingPlan
-from training.timetable import Place, Uses, draw_of
+from training.sampling import PlannedStream, SamplingPlan
+from training.timetable import Place, Timetable, draw_of
+
+# A recorded timetable never changes, and an impact needs those of every order on an affected dataset.
+_plans: WeakKeyDictionary[Ledger, dict[str, SamplingPlan]] = WeakKeyDictionary()
+_MOST_PLANS = 4096
 
 Held = Callable[[str], Iterator[SamplePlace]]  # samples in a dataset
 Rank = Callable[[SamplePlace, Sequence[GroupKey]], int]  # smaller ids of these groups in the sample's dataset
 
 
+class Tally:
+    """Uses of some clips before one cursor. The first step and the last are only computed when they are asked for: they
+    take two draws more of every sample."""
+
+    __slots__ = ("_parts", "_timetable", "number")
+
+    def __init__(self, timetable: Timetable) -> None:
+        self.number = 0
+        self._timetable = timetable
+        self._parts: list[tuple[PlannedStream, int, Callable[[int], int]]] = []
+
+    def add(self, stream: PlannedStream, cursor: int, draw_in: Callable[[int], int]) -> None:
+        """A sample in a stream, which takes it at `draw_in` of an epoch."""
+        if number := self._timetable.uses_before(stream, cursor, draw_in):
+            self.number += number
+            self._parts.append((stream, number, draw_in))
+
+    def ends(self) -> tuple[int, int]:
+        """The first step that used any, and the last; there must be one."""
+        place = self._timetable.place
+        first = min(place(stream, draw_in(0)).step for stream, _, draw_in in self._parts)
+        return first, max(place(stream, draw_in(number - 1)).step for stream, number, draw_in in self._parts)
+
+
 class ClipUses:
     """Which steps consumed some clips. One for a question: what it has read of the ledger does not change."""
 
-    def __init__(self, ledger: Ledger, groups: Collection[GroupKey], held: Held, rank: Rank) -> None:
-        self._ledger, self._groups, self._held, self._rank = ledger, groups, held, rank
+    def __init__(self, ledger: Ledger, held: Held, rank: Rank) -> None:
+        self._ledger, self._held, self._rank = ledger, held, rank
         self._plans: dict[str, SamplingPlan] = {}
 
     @classmethod
@@ -39,18 +68,17 @@ class ClipUses:
             for part in parts_of(dataset_id):
                 yield from (SamplePlace(dataset_id, *place) for place in by_part[part])
 
-        return cls(ledger, {place.group for places in by_part.values() for place in places}, held, ranks.rank)
+        return cls(ledger, held, ranks.rank)
 
     @classmethod
     def within(cls, ledger: Ledger, clip_ids: Sequence[str], datasets: Iterable[str]) -> ClipUses:
         """In a few datasets. Raises InputError for one that is not in the clip index."""
         samples = {d: [SamplePlace(d, *found) for found in ledger.samples_of(d, clip_ids)] for d in set(datasets)}
-        groups = {sample.group for held in samples.values() for sample in held}
 
         def rank(sample: SamplePlace, groups: Sequence[GroupKey]) -> int:
             return ledger.rank_in_groups(sample.dataset_id, [MemberGroup(*g) for g in groups], sample.sample_id)
 
-        return cls(ledger, groups, lambda dataset_id: iter(samples.get(dataset_id, ())), rank)
+        return cls(ledger, lambda dataset_id: iter(samples.get(dataset_id, ())), rank)
 
     def samples(self, dataset_id: str | None, clip_id: str | None = None) -> Iterator[SamplePlace]:
         """Samples of the clips (or of one) in a dataset."""
@@ -64,11 +92,11 @@ class ClipUses:
     def load_plans(self, rows: Iterable[StateRow | Course]) -> None:
         """Read the timetables that `places` needs for these states, in one go."""
         wanted = {r.order_id for r in rows if r.order_id is not None and self.holds(r.dataset_id)}
-        self._plans |= plans_of(self._ledger, wanted - self._plans.keys(), self._groups)
+        self._plans |= plans_of(self._ledger, wanted - self._plans.keys())
 
     def plan(self, row: StateRow | Course) -> SamplingPlan:
         if row.order_id is not None and row.order_id not in self._plans:
-            self._plans |= plans_of(self._ledger, [row.order_id], self._groups)
+            self._plans |= plans_of(self._ledger, [row.order_id])
         return self._plans[row.order_id or ""]
 
     def places(self, row: StateRow, sample: SamplePlace, cursor: int | None = None) -> list[Place]:
@@ -82,16 +110,16 @@ class ClipUses:
         samples = self.samples(row.dataset_id, clip_id)
         return sorted(place.step for sample in samples for place in self.places(row, sample, cursor))
 
-    def tally(self, course: Course, cursors: Sequence[int]) -> list[Uses | None]:
-        """Uses of all the clips before each cursor of a course, from the draws that end them alone."""
-        found: list[Uses | None] = [None] * len(cursors)
+    def tally(self, course: Course, cursors: Sequence[int]) -> list[Tally]:
+        """Uses of all the clips before each cursor of a course."""
         plan = self.plan(course)
+        found = [Tally(plan.timetable) for _ in cursors]
         for sample in self.samples(course.dataset_id):
             for stream in plan.streams_with(sample.group):
                 rank = self._rank(sample, plan.keys(stream))
                 draw_in = cache(partial(draw_of, stream, rank, course.seed, course.stage))
-                for number, cursor in enumerate(cursors):
-                    found[number] = _both(found[number], plan.timetable.uses(stream, cursor, draw_in))
+                for tally, cursor in zip(found, cursors, strict=True):
+                    tally.add(stream, cursor, draw_in)
         return found
 
     def first_step(self, course: Course, cursor: int, enough: int) -> float:
@@ -117,23 +145,18 @@ class ClipUses:
         return streams * (1 + 2 * cursors)
 
 
-def _both(one: Uses | None, other: Uses | None) -> Uses | None:
-    if one is None or other is None:
-        return one or other
-    first, last = min(one.first_step, other.first_step), max(one.last_step, other.last_step)
-    return Uses(one.number + other.number, first, last)
-
-
-def plans_of(
-    ledger: Ledger, order_ids: Iterable[str], groups: Collection[GroupKey] | None = None
-) -> dict[str, SamplingPlan]:
-    """Timetables of data orders, less the streams that hold none of `groups`; one that is not recorded is made from
-    the sizes of the dataset's groups.
+def plans_of(ledger: Ledger, order_ids: Iterable[str]) -> dict[str, SamplingPlan]:
+    """Timetables of data orders; one that is not recorded is made from the sizes of the dataset's groups.
 
     Raises InputError for such a one whose dataset is not in the clip index.
     """
+    known = _plans.setdefault(ledger, {})
     wanted = sorted(set(order_ids))
-    plans = {order_id: SamplingPlan.from_json(plan, groups) for order_id, plan in ledger.data_plans(wanted).items()}
+    if missing := [order_id for order_id in wanted if order_id not in known]:
+        if len(known) > _MOST_PLANS:
+            known.clear()
+        known |= {order_id: SamplingPlan.from_json(plan) for order_id, plan in ledger.data_plans(missing).items()}
+    plans = {order_id: known[order_id] for order_id in wanted if order_id in known}
     for order_id, order in ledger.data_orders(i for i in wanted if i not in plans).items():
         config = OrderConfig.model_validate(order.config)
         plans[order_id] = plan_on(ledger, order.dataset_id, config, "training")

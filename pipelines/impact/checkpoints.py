@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.exposure.uses import ClipUses
-from pipelines.exposure.verdict import Verdict
-from pipelines.impact.model import AffectedCheckpoint
+from pipelines.exposure.uses import ClipUses, Tally
+from pipelines.impact.rows import AffectedCheckpoints, strength
 from pipelines.ledger.trained import Numbers, TrainedStates, hops
-from training.timetable import Uses
 
 MOST_DRAWS = 50_000  # computed one by one; beyond that, a question only learns which checkpoints saw any
 
@@ -22,12 +20,11 @@ class _Own:
 
     saw: NDArray[np.bool_]
     uses: Numbers | None
-    first_step: Numbers
-    last_step: Numbers
+    tallies: list[Tally | None]
 
 
-def affected_checkpoints(states: TrainedStates, uses: ClipUses) -> list[AffectedCheckpoint]:
-    """Every state of a line that trained on a dataset with the clips, with its verdict, by checkpoint id."""
+def affected_checkpoints(states: TrainedStates, uses: ClipUses) -> AffectedCheckpoints:
+    """Every state of a line that trained on a dataset with the clips, with its verdict."""
     cursors, number = np.unique(states.cursor, return_inverse=True)
     keys, row_key = np.unique(states.course * max(1, len(cursors)) + number, return_inverse=True)
     by_course: dict[int, list[int]] = {}  # cursors, ascending as the keys are
@@ -35,51 +32,47 @@ def affected_checkpoints(states: TrainedStates, uses: ClipUses) -> list[Affected
         by_course.setdefault(course, []).append(int(cursors[cursor]))
     asked = {n for n in by_course if uses.holds(states.courses[n].dataset_id)}
     uses.load_plans(states.courses[n] for n in asked)
-    told: list[Uses | None] = []
+    counted = _countable(states, uses, asked, by_course)
+    told: list[Tally | None] = []
+    saw: list[bool] = []
+    for course, ends in by_course.items():
+        if course not in asked:
+            told += [None] * len(ends)
+            saw += [False] * len(ends)
+        elif counted:
+            tallies = uses.tally(states.courses[course], ends)
+            told += tallies
+            saw += [tally.number > 0 for tally in tallies]
+        else:
+            first = uses.first_step(states.courses[course], ends[-1], ends[0])
+            told += [None] * len(ends)
+            saw += [first < end for end in ends]
+    numbers = np.array([tally.number if tally else 0 for tally in told], dtype=np.int64)[row_key]
+    own = _Own(np.array(saw, dtype=np.bool_)[row_key], numbers if counted else None, told)
+    return _classed(states, own, row_key)
+
+
+def _countable(states: TrainedStates, uses: ClipUses, asked: set[int], by_course: dict[int, list[int]]) -> bool:
+    """Whether the draws to compute are few enough."""
     draws = 0
     for n in asked:
         draws += uses.most_draws(states.courses[n], len(by_course[n]), MOST_DRAWS)
         if draws > MOST_DRAWS:
-            break
-    counted = draws <= MOST_DRAWS
-    for course, ends in by_course.items():
-        if course not in asked:
-            told += [None] * len(ends)
-        elif counted:
-            told += uses.tally(states.courses[course], ends)
-        else:
-            first = uses.first_step(states.courses[course], ends[-1], ends[0])
-            told += [Uses(1, 0, 0) if first < end else None for end in ends]
-    table = np.array([t or (0, -1, -1) for t in told], dtype=np.int64).reshape(-1, 3)[row_key]
-    own = _Own(table[:, 0] > 0, table[:, 0] if counted else None, table[:, 1], table[:, 2])
-    return _classed(states, own)
+            return False
+    return True
 
 
-def _classed(states: TrainedStates, own: _Own) -> list[AffectedCheckpoint]:
+def _classed(states: TrainedStates, own: _Own, row_key: Numbers) -> AffectedCheckpoints:
     inherited, through = _before(states.parent, own)
-    none = len(states.parent)
-    ids = [*states.checkpoint_ids, None]
-    saw, descends = own.saw.tolist(), (through != none).tolist()
-    columns = (
-        states.checkpoint_ids,
-        [Verdict.SAW if s else Verdict.DESCENDS if d else Verdict.CONTAINS for s, d in zip(saw, descends, strict=True)],
-        [states.courses[c].stage for c in states.course.tolist()],
-        [states.courses[c].dataset_id for c in states.course.tolist()],
-        states.cursor.tolist(),
-        _where(own.saw, None, 0) if own.uses is None else own.uses.tolist(),
-        _where(own.saw & (own.uses is not None), own.first_step, None),
-        _where(own.saw & (own.uses is not None), own.last_step, None),
-        _where(through != none, None, 0) if own.uses is None else inherited.tolist(),
-        [ids[t] for t in through.tolist()],
-        states.init_from,
+    return AffectedCheckpoints(
+        states=states,
+        strength=strength(own.saw, through != len(states.parent)),
+        uses=own.uses,
+        inherited=None if own.uses is None else inherited,
+        through=through,
+        tally=row_key,
+        tallies=own.tallies,
     )
-    return list(map(AffectedCheckpoint._make, zip(*columns, strict=True)))
-
-
-def _where(chosen: NDArray[np.bool_], value: Numbers | None, other: int | None) -> list[int | None]:
-    taken = np.full(len(chosen), other, dtype=object)
-    taken[chosen] = None if value is None else value[chosen]
-    return list(taken)
 
 
 def _before(parent: Numbers, own: _Own) -> tuple[Numbers, Numbers]:

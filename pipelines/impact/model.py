@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from pipelines.exposure.verdict import Verdict
+from pipelines.impact.rows import AffectedCheckpoints, Products
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,39 +25,23 @@ class MatchedClip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """An artifact whose bytes hold matched clips (clips, dataset), or whose listing led to one (source)."""
+    """An artifact whose bytes hold matched clips (clips, dataset), or whose listing led to one (source); `dropped`
+    are others of them that a clip table lists as dropped."""
 
     artifact_id: str
     kind: str
     clip_ids: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
 
 
-class AffectedCheckpoint(NamedTuple):
-    """`uses` of matched clips by the checkpoint's own stage, the first in `first_step`, the last in `last_step`.
-
-    `inherited` counts the uses by the stages it started from; `through` is the nearest checkpoint before it that saw.
-    The numbers are None where the selector matches so many samples that single uses were not counted.
-    """
-
-    artifact_id: str
-    verdict: Verdict
-    stage: str
-    dataset_id: str | None
-    steps: int
-    uses: int | None
-    first_step: int | None
-    last_step: int | None
-    inherited: int | None
-    through: str | None
-    init_from: str | None
-
-
-class Product(NamedTuple):
-    """Samples, scores or a report made from affected artifacts; `verdict` is that of the most affected of them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DroppedTable:
+    """A clip table that keeps none of the matched clips but lists some as dropped, with their facts and previews: no
+    dataset or checkpoint came of that, yet a takedown withdraws the table, and the `reports` that show it."""
 
     artifact_id: str
-    kind: str
-    verdict: Verdict
+    clip_ids: tuple[str, ...]
+    reports: tuple[str, ...]
 
 
 class AffectedChannel(NamedTuple):
@@ -73,27 +57,23 @@ class AffectedChannel(NamedTuple):
 
 @dataclass(frozen=True)
 class Impact:
-    """Everything that a takedown of the matched clips concerns. Lists are sorted, so equal ledgers give equal JSON."""
+    """Everything that a takedown of the matched clips concerns. Lists are sorted, or in the order of recording, so that
+    equal ledgers give equal JSON. Rows of the long ones are made when they are looked at; products read the ledger."""
 
     selector: Mapping[str, Any]
     clips: tuple[MatchedClip, ...]
     holders: tuple[Holder, ...]
-    checkpoints: tuple[AffectedCheckpoint, ...]
-    made: Mapping[tuple[str, Verdict], Collection[str]]  # products by kind and verdict, each once
+    dropped: tuple[DroppedTable, ...]
+    checkpoints: AffectedCheckpoints
+    products: Products
     channels: tuple[AffectedChannel, ...]
     unread: tuple[str, ...] = ()  # recorded artifacts that the answer leaves out: `m4v ledger index` reads them
     unindexed: tuple[str, ...] = ()  # tables, datasets and sources that it leaves out, not being in the clip index
 
-    @cached_property
-    def products(self) -> tuple[Product, ...]:
-        """Samples, scores and reports, by kind and id."""
-        rows = [(kind, i, verdict) for (kind, verdict), ids in self.made.items() for i in ids]
-        return tuple(Product(i, kind, verdict) for kind, i, verdict in sorted(rows))
-
-    @cached_property
+    @property
     def verdicts(self) -> dict[str, Verdict]:
         """Checkpoint id -> verdict."""
-        return {c.artifact_id: c.verdict for c in self.checkpoints}
+        return self.checkpoints.verdicts
 
     def holding(self, kind: str) -> list[str]:
         """Ids of the holders of one kind: `source`, `clips` or `dataset`."""
@@ -102,22 +82,21 @@ class Impact:
     @property
     def artifact_ids(self) -> list[str]:
         """Every affected artifact of any kind, each once."""
-        rows: tuple[Holder | AffectedCheckpoint | Product, ...] = (*self.holders, *self.checkpoints, *self.products)
-        return list(dict.fromkeys(row.artifact_id for row in rows))
+        held = [h.artifact_id for h in self.holders]
+        dropped = [i for table in self.dropped for i in (table.artifact_id, *table.reports)]
+        return list(dict.fromkeys([*held, *dropped, *self.verdicts, *(p.artifact_id for p in self.products)]))
 
     def counts(self) -> dict[str, int]:
         """Numbers for people: clips, artifacts by kind, checkpoints by verdict, channels that point there now."""
-        kinds = Counter(h.kind for h in self.holders)
-        for (kind, _), ids in self.made.items():
-            kinds[kind] += len(ids)
-        verdicts = Counter(c.verdict for c in self.checkpoints)
+        kinds, verdicts = Counter(h.kind for h in self.holders), self.checkpoints.counts()
         return {
             "clips": len(self.clips),
             **{kind: kinds[kind] for kind in ("source", "dataset")},
             "clip_tables": kinds["clips"],
+            "clip_tables_dropped": len(self.dropped),
             "checkpoint": len(self.checkpoints),
             **{f"checkpoint_{verdict}": verdicts[verdict] for verdict in Verdict},
-            **{kind: kinds[kind] for kind in ("samples", "scores", "report")},
+            **self.products.counts(),
             "channels": len({c.name for c in self.channels if c.current}),
         }
 
@@ -128,6 +107,7 @@ class Impact:
             "counts": self.counts(),
             "clips": [asdict(c) for c in self.clips],
             "holders": [asdict(h) for h in self.holders],
+            "dropped": [asdict(t) for t in self.dropped],
             "checkpoints": [c._asdict() for c in self.checkpoints],
             "products": [p._asdict() for p in self.products],
             "channels": [c._asdict() for c in self.channels],

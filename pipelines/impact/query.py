@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
 
 from pipelines.exposure.uses import ClipUses
 from pipelines.exposure.verdict import Verdict
 from pipelines.impact.checkpoints import affected_checkpoints
-from pipelines.impact.model import AffectedChannel, Holder, Impact, MatchedClip
+from pipelines.impact.model import AffectedChannel, DroppedTable, Holder, Impact, MatchedClip
+from pipelines.impact.rows import BY_STRENGTH, AffectedCheckpoints, Products
 from pipelines.ledger import Ledger
 from pipelines.membership import ClipFacts, ClipSelector
 
@@ -19,20 +22,24 @@ def impact(ledger: Ledger, selector: ClipSelector) -> Impact:
     """
     clips = ledger.find_clips(selector)
     clip_ids = [c.clip_id for c in clips]
-    held = {a: sorted(ids) for a, ids in ledger.artifacts_with(clip_ids).items()}
-    kinds = ledger.kinds_of(held)
-    holders = [Holder(artifact_id=a, kind=kinds[a], clip_ids=tuple(ids)) for a, ids in held.items() if a in kinds]
+    held = ledger.holders_of(clip_ids)
+    holders = [
+        Holder(artifact_id=a, kind=kind, clip_ids=tuple(sorted(ids.kept)), dropped=tuple(sorted(ids.dropped)))
+        for (a, kind), ids in held.items()
+        if ids.kept
+    ]
     datasets = [h.artifact_id for h in holders if h.kind == "dataset"]
     states, unread = ledger.trained_on(datasets)
     checkpoints = affected_checkpoints(states, ClipUses.everywhere(ledger, clip_ids, datasets))
-    verdicts = {c.artifact_id: c.verdict for c in checkpoints}
+    verdicts = checkpoints.verdicts
     moves = ledger.moves_to(verdicts)
     return Impact(
         selector=selector.canonical(),
         clips=tuple(sorted(map(_matched, clips), key=lambda c: c.clip_id)),
         holders=tuple(sorted([*holders, *_sources(ledger, holders, clips)], key=lambda h: (h.kind, h.artifact_id))),
-        checkpoints=tuple(checkpoints),
-        made=_made(ledger, verdicts | {h.artifact_id: Verdict.CONTAINS for h in holders}),
+        dropped=_dropped(ledger, {a: ids.dropped for (a, _), ids in held.items() if not ids.kept}),
+        checkpoints=checkpoints,
+        products=_products(ledger, checkpoints, holders),
         channels=tuple(AffectedChannel(n, seq, i, verdicts[i], now, at) for n, seq, i, at, now in moves),
         unread=tuple(unread),
         unindexed=tuple(dict.fromkeys(m.artifact_id for m in ledger.unindexed() if not m.deleted)),
@@ -63,15 +70,16 @@ def _sources(ledger: Ledger, holders: Iterable[Holder], clips: Iterable[ClipFact
     return [Holder(artifact_id=a, kind="source", clip_ids=tuple(sorted(ids))) for a, ids in found.items()]
 
 
-def _made(ledger: Ledger, verdicts: Mapping[str, Verdict]) -> dict[tuple[str, Verdict], set[str]]:
-    """Products by kind and the strongest verdict on what they were made from."""
-    stems: dict[Verdict, list[str]] = {Verdict.SAW: [], Verdict.DESCENDS: [], Verdict.CONTAINS: []}
-    for artifact_id, verdict in verdicts.items():
-        stems[verdict].append(artifact_id)
-    found: dict[tuple[str, Verdict], set[str]] = {}
-    for verdict, ids in stems.items():
-        for kind, made in ledger.made_from(ids).items() if ids else ():
-            stronger = [told for (of, _), told in found.items() if of == kind]
-            if fresh := made.difference(*stronger):
-                found[kind, verdict] = fresh
-    return found
+def _dropped(ledger: Ledger, tables: Mapping[str, Collection[str]]) -> tuple[DroppedTable, ...]:
+    shown = ledger.reports_on(tables) if tables else {}
+    return tuple(
+        DroppedTable(artifact_id=a, clip_ids=tuple(sorted(ids)), reports=tuple(sorted(shown.get(a, ()))))
+        for a, ids in sorted(tables.items())
+    )
+
+
+def _products(ledger: Ledger, checkpoints: AffectedCheckpoints, holders: Sequence[Holder]) -> Products:
+    """What was made from the checkpoints, and from the holders without passing through a checkpoint."""
+    found = ledger.products_of(checkpoints.numbers, [(h.artifact_id, h.kind) for h in holders])
+    contained = np.full(len(holders), BY_STRENGTH.index(Verdict.CONTAINS), dtype=np.int8)
+    return Products(found, np.append(checkpoints.strength, contained), ledger.ids_of)

@@ -31,6 +31,13 @@ class Unindexed(NamedTuple):
     deleted: bool
 
 
+class HeldClips(NamedTuple):
+    """Ids of clips that an artifact keeps, and of those that a clip table merely lists as dropped."""
+
+    kept: set[str]
+    dropped: set[str]
+
+
 class ClipQueryOps:
     """The verbs of a Ledger that ask the clip index. Ids are hex, as everywhere outside its tables."""
 
@@ -69,16 +76,13 @@ class ClipQueryOps:
         with self._db.read() as session:
             return facts_of(session, {bytes.fromhex(c): () for c in clip_ids})
 
-    def artifacts_with(self, clip_ids: Iterable[str], *, dropped: bool = False) -> dict[str, set[str]]:
-        """Clip tables and datasets of the ledger that hold any of the clips, and which.
-
-        A clip table counts for the clips it keeps; with `dropped` also for those it lists as dropped.
-        """
-        found: dict[str, set[str]] = {}
+    def holders_of(self, clip_ids: Iterable[str]) -> dict[tuple[str, str], HeldClips]:
+        """Clip tables and datasets of the ledger that hold or list any of the clips, by id and kind, and which."""
+        found: dict[tuple[str, str], HeldClips] = {}
         own, index = tables.ArtifactPart, tables.ClipIndex
         sample, artifact = tables.PartSample, schema.Artifact
         query = (
-            select(index.artifact_id, sample.clip_id)
+            select(index.artifact_id, index.kind, sample.clip_id, sample.group_no == tables.DROPPED)
             .select_from(sample)
             .join(own, own.part_no == sample.part_no)
             .join(index, index.artifact_no == own.artifact_no)
@@ -86,12 +90,22 @@ class ClipQueryOps:
             .where(index.complete)
             .distinct()
         )
-        if not dropped:
-            query = query.where(sample.group_no != tables.DROPPED)
         with self._db.read() as session:
             for ids in chunks(bytes.fromhex(c) for c in dict.fromkeys(clip_ids)):
-                for artifact_id, clip in session.execute(query.where(among(session, sample.clip_id, ids))):
-                    found.setdefault(artifact_id, set()).add(clip.hex())
+                for *key, clip, dropped in session.execute(query.where(among(session, sample.clip_id, ids))):
+                    held = found.setdefault((key[0], key[1]), HeldClips(set(), set()))
+                    (held.dropped if dropped else held.kept).add(clip.hex())
+        return found
+
+    def artifacts_with(self, clip_ids: Iterable[str], *, dropped: bool = False) -> dict[str, set[str]]:
+        """Clip tables and datasets of the ledger that hold any of the clips, and which.
+
+        A clip table counts for the clips it keeps; with `dropped` also for those it lists as dropped.
+        """
+        found: dict[str, set[str]] = {}
+        for (artifact_id, _), held in self.holders_of(clip_ids).items():
+            if clips := held.kept | held.dropped if dropped else held.kept:
+                found.setdefault(artifact_id, set()).update(clips)
         return found
 
     def samples_of(self, dataset_id: str, clip_ids: Iterable[str]) -> list[SampleRef]:

@@ -11,12 +11,12 @@ from sqlalchemy.orm import Session
 
 from m4v.core.canonical import digest_json
 from pipelines.ledger import schema
+from pipelines.ledger.courses import record_courses
 from pipelines.ledger.database import Database
 from pipelines.ledger.members import ids_in
-from pipelines.ledger.schema_exposure import ArtifactStem, CheckpointExposure, DataOrder
-from pipelines.ledger.trained import TrainedStates, joined, trained_states
+from pipelines.ledger.schema_exposure import CheckpointExposure, DataOrder
+from pipelines.ledger.trained import TrainedStates, trained_states
 
-PRODUCTS = ("samples", "scores", "report")
 LONGEST_LINE = 10_000  # checkpoints before one; a ring of them (which no run can make) ends here
 
 
@@ -89,6 +89,7 @@ class ExposureOps:
                         init_from=state.init_from,
                     )
                 )
+                record_courses(session, [checkpoint_id])
 
     def checkpoints_without_exposure(self) -> list[str]:
         """Recorded checkpoints whose state the ledger does not have, oldest first."""
@@ -136,16 +137,6 @@ class ExposureOps:
         with self._db.read() as session:
             query = select(order.order_id, order.plan).where(order.order_id.in_(ids_in(session, order_ids)))
             return {order_id: plan for order_id, plan in session.execute(query) if plan is not None}
-
-    def made_from(self, stem_ids: Iterable[str]) -> dict[str, set[str]]:
-        """Samples, scores and reports, by kind, that were made from any of these checkpoints, datasets or clip
-        tables."""
-        stem = ArtifactStem
-        with self._db.read() as session:
-            # One value a kind: fetching a hundred thousand ids row by row takes longer than finding them.
-            columns = [joined(session, stem.artifact_id).filter(stem.kind == kind) for kind in PRODUCTS]
-            found = session.execute(select(*columns).where(stem.stem_id.in_(ids_in(session, stem_ids)))).one()
-        return {kind: set(ids.split(",")) for kind, ids in zip(PRODUCTS, found, strict=True) if ids}
 
 
 def _record_order(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from sqlalchemy import String, cast, select
 
 from pipelines.ledger import schema
 from pipelines.ledger.database import Database
 from pipelines.ledger.members import ids_in
+from pipelines.ledger.numbers import Key, Numbers, ids_of, known_numbers, numbered
+from pipelines.ledger.schema_exposure import Stem
+from pipelines.ledger.stems import PRODUCTS
 from pipelines.ledger.trained import joined
 from pipelines.ledger.types import iso_text
 
@@ -32,10 +36,37 @@ class ChannelMove(NamedTuple):
     current: bool
 
 
+class StemProducts(NamedTuple):
+    """Products by stem: `asked` are the numbers that were asked for, `found` those that have any, with the packed
+    numbers of their products of each kind."""
+
+    asked: Numbers
+    found: Numbers
+    packed: Mapping[str, Sequence[bytes]]
+
+
 class ReachOps:
     """The reach verbs of a Ledger."""
 
     _db: Database
+
+    def products_of(self, numbers: Numbers, extra: Iterable[Key]) -> StemProducts:
+        """Samples, scores and reports that were made from numbered artifacts, and from `extra` ones by id and kind;
+        those come behind the numbered ones."""
+        with self._db.read() as session:
+            wanted = list(extra)
+            known = known_numbers(session, dict.fromkeys(wanted))
+            stems = np.append(numbers, [known.get(key, 0) for key in wanted]).astype(np.int64)
+            columns = (Stem.number, *(getattr(Stem, kind) for kind in PRODUCTS))
+            chosen = numbered(session, Stem.number, np.unique(stems).tolist())
+            rows = session.execute(select(*columns).where(chosen)).all() if len(stems) else []
+        found, *packed = zip(*rows, strict=True) if rows else ((), *((),) * len(PRODUCTS))
+        return StemProducts(stems, np.array(found, dtype=np.int64), dict(zip(PRODUCTS, packed, strict=True)))
+
+    def ids_of(self, numbers: Iterable[int]) -> dict[int, str]:
+        """Ids of numbered artifacts."""
+        with self._db.read() as session:
+            return ids_of(session, numbers)
 
     def kinds_of(self, artifact_ids: Iterable[str]) -> dict[str, str]:
         """Kinds of recorded artifacts; unknown ids are left out."""
@@ -45,6 +76,19 @@ class ReachOps:
                 artifact.artifact_id.in_(ids_in(session, artifact_ids))
             )
             return {row.artifact_id: row.kind for row in session.execute(query)}
+
+    def reports_on(self, clips_ids: Iterable[str]) -> dict[str, set[str]]:
+        """Reports that runs made of these clip tables, by table."""
+        taken, made, found = schema.RunInput, schema.RunOutput, dict[str, set[str]]()
+        with self._db.read() as session:
+            query = (
+                select(taken.artifact_id, made.artifact_id)
+                .join(made, made.run_id == taken.run_id)
+                .where(taken.artifact_id.in_(ids_in(session, clips_ids)), taken.kind == "clips", made.kind == "report")
+            )
+            for clips, report in session.execute(query):
+                found.setdefault(clips, set()).add(report)
+        return found
 
     def sources_of(self, clips_ids: Iterable[str]) -> list[SourceLink]:
         """Source listings that these clip tables were curated from, sorted."""

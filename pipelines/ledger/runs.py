@@ -16,6 +16,7 @@ from pipelines.ledger import schema
 from pipelines.ledger.attempts import attempt_of, finish
 from pipelines.ledger.chain import PROJECTIONS, record_event, row_digest
 from pipelines.ledger.claims import checked
+from pipelines.ledger.courses import record_courses
 from pipelines.ledger.database import Database
 from pipelines.ledger.ids import new_id
 from pipelines.ledger.records import ArtifactRow, Claim, Exactness, NewRun, PortRow, RunRow, Status
@@ -101,6 +102,8 @@ def record_artifact(session: Session, artifact: ArtifactRecord) -> None:
     session.add(row)
     recorded = {"kind": artifact.kind, "uri": artifact.uri, "row": row_digest(row, *PROJECTIONS[schema.Artifact])}
     record_event(session, "artifact.recorded", artifact.artifact_id, recorded)
+    if artifact.kind is ArtifactKind.CHECKPOINT:
+        record_courses(session, [artifact.artifact_id])
 
 
 def _newest(session: Session, stage_key: str) -> schema.StageRun | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ GroupKey = tuple[str, str, int, int, int]  # source, media, latent t, h, w
 Numbers = NDArray[np.int64]
 _AT_ONCE = 4096  # ids a statement
 _ID_BYTES = 16
+_NO_RUNS: Numbers = np.zeros((0, 2), dtype=np.int64)
 
 
 class SamplePlace(NamedTuple):
@@ -115,12 +116,15 @@ class SampleRanks:
     def __init__(self, ledger: RankOps, dataset_ids: Iterable[str]) -> None:
         self._ledger = ledger
         self._parts = ledger.dataset_parts(dataset_ids)
-        self._last = max((int(runs.max(initial=0)) for runs in self._parts.values()), default=0)
-        self._ranks: dict[tuple[str, GroupKey], Mapping[str, int]] = {}
+        self._place = {name: place for place, name in enumerate(self._parts)}
+        self._runs = np.concatenate([_NO_RUNS, *self._parts.values()])
+        self._ends = np.append(0, np.cumsum([len(runs) for runs in self._parts.values()])).astype(np.int64)
+        self._of_group: dict[tuple[str, GroupKey], PartRanks] = {}
+        self._ranks: dict[tuple[str, tuple[GroupKey, ...]], list[int]] = {}
 
     def parts(self, dataset_id: str, of: Numbers) -> list[int]:
         """Those of some parts, ascending, that a dataset has."""
-        runs = self._parts.get(dataset_id, np.zeros((0, 2), dtype=np.int64))
+        runs = self._parts.get(dataset_id, _NO_RUNS)
         run = np.searchsorted(runs[:, 0], of, side="right") - 1
         inside = run >= 0
         inside[inside] = of[inside] <= runs[run[inside], 1]
@@ -129,17 +133,26 @@ class SampleRanks:
 
     def rank(self, place: SamplePlace, groups: Sequence[GroupKey]) -> int:
         """How many sample ids of these groups together are smaller, in the dataset of the sample."""
-        missing = [group for group in groups if (place.sample_id, group) not in self._ranks]
-        if missing:
-            for group, ranks in self._ledger.part_ranks(place.sample_id, missing).items():
-                self._ranks[place.sample_id, group] = self._summed(ranks)
-        return sum(self._ranks[place.sample_id, group][place.dataset_id] for group in groups)
+        asked = place.sample_id, tuple(groups)
+        if asked not in self._ranks:
+            self._ranks[asked] = self._summed(*asked)
+        return self._ranks[asked][self._place[place.dataset_id]]
 
-    def _summed(self, ranks: PartRanks) -> dict[str, int]:
-        below = np.zeros(max(self._last, int(ranks.parts.max(initial=0))) + 1, dtype=np.int64)
-        below[ranks.parts] = ranks.below
+    def _summed(self, sample_id: str, groups: Sequence[GroupKey]) -> list[int]:
+        """The rank in every dataset: each adds up its runs of parts."""
+        missing = [group for group in groups if (sample_id, group) not in self._of_group]
+        if missing:
+            found = self._ledger.part_ranks(sample_id, missing)
+            self._of_group |= {(sample_id, group): ranks for group, ranks in found.items()}
+        of_groups = [self._of_group[sample_id, group] for group in groups]
+        last = max(int(numbers.max(initial=0)) for numbers in (self._runs, *(r.parts for r in of_groups)))
+        below = np.zeros(last + 1, dtype=np.int64)
+        for ranks in of_groups:
+            below[ranks.parts] += ranks.below  # a group has one row a part
         until = np.append(0, np.cumsum(below))
-        return {name: int((until[runs[:, 1] + 1] - until[runs[:, 0]]).sum()) for name, runs in self._parts.items()}
+        by_run = np.append(0, np.cumsum(until[self._runs[:, 1] + 1] - until[self._runs[:, 0]]))
+        ranked: list[int] = np.diff(by_run[self._ends]).tolist()
+        return ranked
 
 
 def _batches(ids: Iterable[str]) -> Iterable[list[bytes]]:

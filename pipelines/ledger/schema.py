@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pipelines.ledger.types import CanonicalJson, UtcDateTime
 
-HEAD_REVISION = "0004"
+HEAD_REVISION = "0005"
 GENESIS = "0" * 64
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Index
+from sqlalchemy import Index, Integer, LargeBinary, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipelines.ledger.schema import Base
@@ -35,25 +35,44 @@ class CheckpointExposure(Base):
     global_batch: Mapped[dict[str, Any]]  # {"samples": of each step of the first round}
     cursor: Mapped[int]
     init_from: Mapped[str | None]
-    __table_args__ = (
-        # All that an impact asks of every checkpoint, in the order that it is grouped by.
-        Index(
-            "ix_checkpoint_exposure_course",
-            *("dataset_id", "order_id", "stage", "seed", "cursor", "checkpoint_id", "init_from"),
-        ),
-        Index("ix_checkpoint_exposure_init_from", "init_from", "checkpoint_id"),
-    )
+    __table_args__ = (Index("ix_checkpoint_exposure_init_from", "init_from", "checkpoint_id"),)
 
 
-class ArtifactStem(Base):
-    """Samples, scores and reports with the checkpoints, datasets and clip tables that they were made from, each
-    without passing through another of these: what a takedown lists, without a walk."""
+class CheckpointCourse(Base):
+    """Recorded checkpoints whose draws the same facts decide, in the order they were recorded: what an impact asks of
+    all of them, packed, for thousands of rows take far longer to fetch than to find.
 
-    __tablename__ = "artifact_stem"
-    stem_id: Mapped[str] = mapped_column(primary_key=True)
-    kind: Mapped[str] = mapped_column(primary_key=True)
-    artifact_id: Mapped[str] = mapped_column(primary_key=True)
-    __table_args__ = (
-        Index("ix_artifact_stem_artifact", "artifact_id", "stem_id"),
-        {"sqlite_with_rowid": False},  # rows of a stem lie together
-    )
+    `ids` holds their ids with commas between, `states` for each its `ArtifactNumber`, that of the checkpoint it
+    started from (0: none) and its cursor; `courses.STATE` says how.
+    """
+
+    __tablename__ = "checkpoint_course"
+    course_no: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    stage: Mapped[str]
+    dataset_id: Mapped[str | None]
+    order_id: Mapped[str | None]
+    seed: Mapped[str]
+    ids: Mapped[str]
+    states: Mapped[bytes] = mapped_column(LargeBinary)
+    __table_args__ = (Index("ix_checkpoint_course_dataset", "dataset_id", "stage"),)
+
+
+class ArtifactNumber(Base):
+    """Checkpoints, datasets, clip tables and what was made from them, by number: ids are sixteen times as long."""
+
+    __tablename__ = "artifact_number"
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    artifact_id: Mapped[str]
+    kind: Mapped[str]
+    __table_args__ = (UniqueConstraint("artifact_id", "kind"),)
+
+
+class Stem(Base):
+    """Numbers of the samples, scores and reports that were made from a checkpoint, dataset or clip table without
+    passing through another of these, 4 bytes little-endian each: what a takedown lists, without a walk."""
+
+    __tablename__ = "stem"
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    samples: Mapped[bytes] = mapped_column(LargeBinary)
+    scores: Mapped[bytes] = mapped_column(LargeBinary)
+    report: Mapped[bytes] = mapped_column(LargeBinary)

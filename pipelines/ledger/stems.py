@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from sqlalchemy import Connection, text
+from sqlalchemy import insert, text
 from sqlalchemy.orm import Session
 
-# An input that is a stem counts itself, any other one its own stems. The same statements on both databases.
-_STEM_ROWS = text("""
-INSERT INTO artifact_stem (stem_id, kind, artifact_id)
-SELECT DISTINCT found.stem_id, made.kind, made.artifact_id
-FROM run_output AS made
-JOIN (
-    SELECT artifact_id AS stem_id FROM run_input
-    WHERE run_id = :run_id AND kind IN ('checkpoint', 'dataset', 'clips')
+from pipelines.ledger.numbers import Key, numbers_of, pack, unpack
+from pipelines.ledger.schema_exposure import Stem
+
+PRODUCTS = ("samples", "scores", "report")
+
+# Upwards from the inputs of a run: an input that is a stem ends there, of a product the inputs of who made it.
+_STEMS = text("""
+WITH RECURSIVE taken (artifact_id, kind) AS (
+    SELECT artifact_id, kind FROM run_input WHERE run_id = :run_id
     UNION
-    SELECT stem.stem_id FROM run_input AS taken
-    JOIN artifact_stem AS stem ON stem.artifact_id = taken.artifact_id AND stem.kind = taken.kind
-    WHERE taken.run_id = :run_id AND taken.kind NOT IN ('checkpoint', 'dataset', 'clips')
-) AS found ON 1 = 1
-WHERE made.run_id = :run_id AND made.kind IN ('samples', 'scores', 'report')
-ON CONFLICT DO NOTHING
+    SELECT before.artifact_id, before.kind FROM taken
+    JOIN run_output AS made ON made.artifact_id = taken.artifact_id AND made.kind = taken.kind
+    JOIN run_input AS before ON before.run_id = made.run_id
+    WHERE taken.kind IN ('samples', 'scores', 'report')
+)
+SELECT artifact_id, kind FROM taken WHERE kind IN ('checkpoint', 'dataset', 'clips') ORDER BY kind, artifact_id
+""")
+_MADE = text("""
+SELECT DISTINCT artifact_id, kind FROM run_output
+WHERE run_id = :run_id AND kind IN ('samples', 'scores', 'report') ORDER BY kind, artifact_id
 """)
 _CONSUMERS = text("""
 SELECT DISTINCT taken.run_id FROM run_output AS made
@@ -30,14 +35,45 @@ WHERE made.run_id = :run_id AND made.kind IN ('samples', 'scores', 'report')
 """)
 
 
-def record_stems(session: Session | Connection, run_id: str) -> None:
+def record_stems(session: Session, run_id: str) -> None:
     """Note what the outputs of a run stem from, in the transaction that records the run."""
-    if isinstance(session, Session):
-        session.flush()
+    session.flush()
     waiting: list[str] = [run_id]
     while waiting:
         here = {"run_id": waiting.pop()}
-        if session.execute(_STEM_ROWS, here).rowcount:  # type: ignore[attr-defined]
+        made: list[Key] = [(i, kind) for i, kind in session.execute(_MADE, here)]
+        stems: list[Key] = [(i, kind) for i, kind in session.execute(_STEMS, here)] if made else []
+        if stems and _add(session, stems, made):
             # The same bytes were made before and taken up: those who did have the new stems as well.
-            consumers: Sequence[str] = session.execute(_CONSUMERS, here).scalars().all()
-            waiting.extend(consumers)
+            waiting.extend(session.execute(_CONSUMERS, here).scalars().all())
+
+
+def _add(session: Session, stems: list[Key], made: list[Key]) -> bool:
+    """Whether any of the stems did not have all of these products."""
+    numbers = numbers_of(session, [*stems, *made])
+    new = False
+    for stem in stems:
+        row = session.get(Stem, numbers[stem])
+        if row is None:
+            row = Stem(number=numbers[stem], samples=b"", scores=b"", report=b"")
+            session.add(row)
+        for product in made:
+            held: bytes = getattr(row, product[1])
+            if numbers[product] not in unpack(held):
+                setattr(row, product[1], held + pack([numbers[product]]))
+                new = True
+    session.flush()
+    return new
+
+
+def load_stems(session: Session, pairs: Iterable[tuple[Key, Key]]) -> None:
+    """Note many pairs of stem and product at once, in a ledger that has no stems yet."""
+    told = list(dict.fromkeys(pairs))
+    numbers = numbers_of(session, (key for pair in told for key in pair))
+    rows: dict[int, dict[str, list[int]]] = {}
+    for stem, product in told:
+        rows.setdefault(numbers[stem], {kind: [] for kind in PRODUCTS})[product[1]].append(numbers[product])
+    if rows:
+        session.execute(
+            insert(Stem), [{"number": n, **{k: pack(held) for k, held in row.items()}} for n, row in rows.items()]
+        )

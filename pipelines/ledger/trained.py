@@ -2,57 +2,69 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, String, cast, func, select
+from sqlalchemy import ColumnElement, func
 from sqlalchemy.orm import Session
 
-from pipelines.ledger import schema
-from pipelines.ledger.schema_exposure import CheckpointExposure
+from pipelines.ledger.courses import Course, read_courses, unread_checkpoints
+from pipelines.ledger.numbers import ids_of
 
 Numbers = NDArray[np.int64]
 
 
-class Course(NamedTuple):
-    """What decides the draws of a stage: checkpoints of one course differ in their cursors alone."""
-
-    stage: str
-    dataset_id: str | None
-    order_id: str | None
-    seed: int
-
-
 @dataclass(frozen=True, slots=True)
 class TrainedStates:
-    """Checkpoints by id. `course` holds places in `courses`; `parent` the row of the checkpoint that one started
-    from, or the number of rows when that is not among them."""
+    """Checkpoints by course. `course` holds places in `courses`, `number` those of `ArtifactNumber`; `parent` the row
+    of the checkpoint that one started from, or the number of rows when that is not among them."""
 
     courses: list[Course]
     checkpoint_ids: list[str]
     init_from: list[str | None]
+    number: Numbers
     course: Numbers
     cursor: Numbers
     parent: Numbers
 
 
 def trained_states(session: Session, dataset_ids: Collection[str]) -> tuple[TrainedStates, list[str]]:
-    """Recorded checkpoints whose line trained on one of these datasets; and the ids of recorded checkpoints whose
-    state the ledger does not have."""
-    artifact = schema.Artifact
-    every = _all_states(session)
-    recorded = session.scalar(select(joined(session, artifact.artifact_id)).where(artifact.kind == "checkpoint"))
-    # A checkpoint counts once its run is committed; its state is recorded a moment before.
-    known = set(recorded.split(",")) if recorded else set()
+    """Recorded checkpoints whose line trained on one of these datasets, in the order of their courses; and the ids of
+    recorded checkpoints whose state the ledger does not have."""
+    every = read_courses(session)
+    count, numbers, starts = len(every.checkpoint_ids), every.states["number"], every.states["start"]
+    row_of = np.full(max(int(numbers.max(initial=0)), int(starts.max(initial=0))) + 1, count)
+    row_of[numbers] = np.arange(count)
+    parent = row_of[starts]
     own = np.array([course.dataset_id in dataset_ids for course in every.courses], dtype=np.bool_)
-    reached = any_before(np.append(own[every.course], False), every.parent)
-    kept = [i for i in np.flatnonzero(reached).tolist() if every.checkpoint_ids[i] in known]
-    kept.sort(key=every.checkpoint_ids.__getitem__)
-    return _chosen(every, kept), sorted(known.difference(every.checkpoint_ids))
+    kept = np.flatnonzero(any_before(np.append(own[every.course], False), parent))
+    place = np.full(count + 1, len(kept))
+    place[kept] = np.arange(len(kept))
+    ids = every.checkpoint_ids
+    states = TrainedStates(
+        courses=every.courses,
+        checkpoint_ids=ids if len(kept) == count else [ids[i] for i in kept.tolist()],
+        init_from=_named(session, starts[kept], numbers, ids, parent[kept]),
+        number=numbers[kept].astype(np.int64),
+        course=every.course[kept],
+        cursor=every.states["cursor"][kept],
+        parent=place[parent[kept]],
+    )
+    return states, unread_checkpoints(session, count)
+
+
+def _named(session: Session, starts: Numbers, numbers: Numbers, ids: list[str], rows: Numbers) -> list[str | None]:
+    """Ids of the checkpoints that others started from; few of those have no state themselves."""
+    strange = np.unique(starts[(starts != 0) & (rows == len(ids))]).tolist()
+    names = ids_of(session, strange) if strange else {}
+    here: list[str | None] = [*ids, None]
+    named = [here[row] for row in rows.tolist()]
+    if names:
+        named = [name or names.get(start) for name, start in zip(named, starts.tolist(), strict=True)]
+    return named
 
 
 def any_before(flags: NDArray[np.bool_], parent: Numbers) -> NDArray[np.bool_]:
@@ -72,41 +84,6 @@ def hops(parent: Numbers) -> list[Numbers]:
         found.append(hop)
         hop = hop[hop]
     return found
-
-
-def _all_states(session: Session) -> TrainedStates:
-    # One row a course: thousands of rows take far longer to fetch than to find.
-    state = CheckpointExposure
-    key = (state.dataset_id, state.order_id, state.stage, state.seed)
-    columns = (state.checkpoint_id, cast(state.cursor, String), func.coalesce(state.init_from, ""))
-    rows = session.execute(select(*key, *(joined(session, c) for c in columns)).group_by(*key)).all()
-    found = [(ids.split(","), inits.split(",")) for *_, ids, _, inits in rows]
-    checkpoint_ids = list(itertools.chain.from_iterable(ids for ids, _ in found))
-    starts = list(itertools.chain.from_iterable(inits for _, inits in found))
-    count = len(checkpoint_ids)
-    place = dict(zip(checkpoint_ids, range(count), strict=True))
-    return TrainedStates(
-        courses=[Course(stage, dataset, order, int(seed)) for dataset, order, stage, seed, *_ in rows],
-        checkpoint_ids=checkpoint_ids,
-        init_from=[start or None for start in starts],
-        course=np.repeat(np.arange(len(rows)), [len(ids) for ids, _ in found]),
-        cursor=np.fromstring(",".join(row[5] for row in rows), dtype=np.int64, sep=","),
-        parent=np.fromiter(map(place.get, starts, itertools.repeat(count)), dtype=np.int64, count=count),
-    )
-
-
-def _chosen(every: TrainedStates, rows: list[int]) -> TrainedStates:
-    number = np.full(len(every.parent) + 1, len(rows))
-    number[rows] = np.arange(len(rows))
-    kept = np.array(rows, dtype=np.int64)
-    return TrainedStates(
-        courses=every.courses,
-        checkpoint_ids=[every.checkpoint_ids[i] for i in rows],
-        init_from=[every.init_from[i] for i in rows],
-        course=every.course[kept],
-        cursor=every.cursor[kept],
-        parent=number[every.parent[kept]],
-    )
 
 
 def joined(session: Session, column: ColumnElement[str] | Any) -> Any:

@@ -15,7 +15,7 @@ from training.config import MixtureEntry, OrderConfig
 from training.order import DataOrder
 from training.samples import SampleRow, Samples
 from training.sampling import GroupKey, SamplingPlan
-from training.timetable import Uses, draw_of
+from training.timetable import draw_of
 
 SIZES = ((1, 8, 8), (2, 8, 8), (3, 8, 16), (8, 16, 16), (20, 16, 16), (20, 16, 24))
 
@@ -72,8 +72,12 @@ def test_places_draws_and_distinct_samples_are_those_of_the_order(
         for stream in plan.streams_with(row[1:]):
             at = rank(plan.keys(stream))
             steps = [p.step for p in plan.timetable.places(stream, at, cursor, seed, "stage")]
-            used = plan.timetable.uses(stream, cursor, partial(draw_of, stream, at, seed, "stage"))
-            assert used == (Uses(len(steps), steps[0], steps[-1]) if steps else None)
+            draw_in = partial(draw_of, stream, at, seed, "stage")
+            used = plan.timetable.uses_before(stream, cursor, draw_in)
+            assert used == len(steps)
+            if used:
+                ends = [plan.timetable.place(stream, draw_in(epoch)).step for epoch in (0, used - 1)]
+                assert ends == [steps[0], steps[-1]]
     consumed = [draw for step in range(cursor) for pack in order.packs(step) for draw in pack.draws]
     assert sum(drawn for _, drawn in plan.draws(cursor)) == len(consumed)
     by_stream = {(p.stream.name, d.sample_id) for s in range(cursor) for p in order.packs(s) for d in p.draws}
@@ -83,7 +87,7 @@ def test_places_draws_and_distinct_samples_are_those_of_the_order(
 def test_a_group_that_no_stream_takes_has_no_places() -> None:
     rows = [SampleRow("a", "film", "video", 2, 16, 16), SampleRow("b", "film", "video", 8, 16, 16)]
     plan = plan_of(rows, OrderConfig(frames=57, min_frames=57))
-    assert plan.streams_with(("film", "video", 2, 16, 16)) == []
-    assert plan.streams_with(("nowhere", "video", 8, 16, 16)) == []
+    assert not plan.streams_with(("film", "video", 2, 16, 16))
+    assert not plan.streams_with(("nowhere", "video", 8, 16, 16))
     with pytest.raises(ConfigError, match="no sample for stage"):
         plan_of(rows[:1], OrderConfig(frames=57, min_frames=57))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from pipelines.ledger.stems import record_stems
+from pipelines.ledger.migrations.stem_rows import fill_stem_rows
 from pipelines.ledger.types import CanonicalJson
 
 
@@ -42,12 +42,4 @@ def create_exposure_tables() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("ix_artifact_stem_artifact", "artifact_stem", ["artifact_id", "stem_id"])
-    _fill_stems()
-
-
-def _fill_stems() -> None:
-    """Run by run, as they were committed: inputs were outputs of earlier ones."""
-    connection = op.get_bind()
-    runs = connection.execute(sa.text("SELECT run_id FROM stage_run ORDER BY committed_at, run_id")).scalars().all()
-    for run_id in runs:
-        record_stems(connection, run_id)
+    fill_stem_rows()

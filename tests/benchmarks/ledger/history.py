@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from m4v.core.canonical import digest_json
+from pipelines.ledger.numbers import Key
 from tests.benchmarks.ledger.sizes import LADDER, SEEDS, SOURCES, VERSIONS, Sizes, identity
 from training.config import OrderConfig
 
@@ -24,6 +25,7 @@ class History:
     sizes: Sizes
     rows: dict[str, list[Row]] = field(default_factory=dict)
     checkpoints: list[tuple[str, Row]] = field(default_factory=list)  # with the exposure state
+    stems: list[tuple[Key, Key]] = field(default_factory=list)  # checkpoint and product, as recording a run notes them
     _runs: int = 0
     _last: str = ""
 
@@ -153,6 +155,7 @@ def _evaluate(history: History, number: int, checkpoint: tuple[str, str]) -> Non
     history.run("evaluate", {"prompts": prompts}, {"samples": samples}, {"scores": scores})
     gate = history.artifact("scores", number, "gate", passed=True)
     history.run("gate", {"rules": 4}, {"scores": scores, "baseline": scores}, {"scores": gate})
+    history.stems += [(checkpoint, made) for made in (samples, scores, gate)]
 
 
 def _channels(history: History, trained: list[tuple[str, str]]) -> None:

@@ -7,8 +7,9 @@ from sqlalchemy.orm import Session
 
 from m4v.core.canonical import digest_json
 from pipelines.ledger import Ledger
+from pipelines.ledger.courses import record_courses
 from pipelines.ledger.schema import Base
-from pipelines.ledger.stems import record_stems
+from pipelines.ledger.stems import load_stems
 from tests.benchmarks.ledger.clips import Clips, load_clips
 from tests.benchmarks.ledger.history import History, Row, orders, write_history
 from tests.benchmarks.ledger.sizes import Sizes
@@ -30,10 +31,10 @@ def fill(ledger: Ledger, sizes: Sizes) -> tuple[Clips, History]:
     with ledger._db.write(chain=False) as session:
         for table in _IN_ORDER:
             _insert(session, table, history.rows.get(table, []))
-        for row in history.rows["stage_run"]:
-            if row["stage"] in ("generate", "evaluate", "gate"):
-                record_stems(session, row["run_id"])
     _load_states(ledger, history)
+    with ledger._db.write(chain=False) as session:
+        record_courses(session, [checkpoint for checkpoint, _ in history.checkpoints])
+        load_stems(session, history.stems)
     with ledger._db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ANALYZE"))
     return clips, history

@@ -6,13 +6,18 @@ import random
 from pathlib import Path
 
 import pytest
+from clip_material import TestClip, write_table
 from impact_world import World
-from ledger_scenario import Scenario
+from ledger_scenario import Scenario, artifact
 
+from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import InputError
+from m4v.core.storage import Storage
 from pipelines.exposure import clip_exposure, summarise
 from pipelines.impact import Impact, checkpoints, impact
 from pipelines.membership import ClipSelector, parse_selector
+from pipelines.takedown.affected import affected_by
+from pipelines.workspace import Workspace
 
 
 @pytest.fixture(params=[1, 2])
@@ -81,6 +86,26 @@ def test_exposure_of_a_checkpoint_says_the_same(world: World) -> None:
         every = world.steps(checkpoint, set(world.clips))
         assert own.samples == len(every)
         assert own.distinct == sum(1 for c in world.clips if world.steps(checkpoint, {c}))
+
+
+def test_tables_that_dropped_the_clips_are_told_apart(scenario: Scenario, tmp_path: Path) -> None:
+    """A takedown withdraws them, with the reports on them."""
+    kept, gone = TestClip("web", "a"), TestClip("web", "b", kept=False)
+    ledger, table = scenario.ledger, write_table(tmp_path / "table", [kept, gone])
+    shown = artifact("page", ArtifactKind.REPORT)
+    ledger.index_members(table.artifact_id, table.kind, Storage(table.uri))
+    scenario.run("curate", {"clips": table}, stage="curate")
+    scenario.run("preview", {"report": shown}, {"clips": table}, stage="preview")
+    for clip in (kept, gone):
+        selector = ClipSelector(clips=(clip.clip_id,))
+        found = impact(ledger, selector)
+        withdrawn = affected_by(ledger, Workspace.open(tmp_path / "home"), selector, measure=False).withdrawals()
+        assert set(found.artifact_ids) == {a for a, *_ in withdrawn} == {table.artifact_id, shown.artifact_id}
+    assert found.counts()["clip_tables_dropped"] == 1
+    assert found.holders == ()
+    assert found.to_json()["dropped"] == [
+        {"artifact_id": table.artifact_id, "clip_ids": (gone.clip_id,), "reports": (shown.artifact_id,)}
+    ]
 
 
 def test_impact_is_json_and_unknown_clips_are_refused(world: World) -> None:

@@ -16,6 +16,7 @@ from m4v.core.errors import DataIntegrityError
 from m4v.core.storage import Storage
 from pipelines.exposure.states import read_state, record_missing_states, record_state
 from pipelines.ledger import Ledger
+from pipelines.ledger.numbers import unpack
 from pipelines.ledger.sample_ranks import SamplePlace, SampleRanks
 from pipelines.store import ArtifactRecord
 from training.config import OrderConfig
@@ -126,4 +127,6 @@ def test_stems_pass_through_products_and_reach_what_was_made_before(scenario: Sc
 
 
 def stems(scenario: Scenario, record: ArtifactRecord) -> dict[str, set[str]]:
-    return scenario.ledger.made_from([record.artifact_id])
+    found = scenario.ledger.products_of(np.zeros(0, dtype=np.int64), [(record.artifact_id, str(record.kind))])
+    numbers = {kind: unpack(b"".join(packed)).tolist() for kind, packed in found.packed.items()}
+    return {kind: set(scenario.ledger.ids_of(held).values()) for kind, held in numbers.items() if held}
