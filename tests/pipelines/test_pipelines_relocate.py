@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,9 @@ from pipelines.relocate import Outcome, relocate
 from pipelines.store import ArtifactStore
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def moved(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
+@contextmanager
+def moved_house(url: str, tmp_path: Path) -> Iterator[House]:
     """Three checkpoints, of which one was deleted, in a home that then was moved from `old` to `new`."""
-    url = f"sqlite:///{tmp_path}/ledger.db"
-    if request.param == "postgres":
-        url = str(request.getfixturevalue("postgres_ledger"))
     with Ledger.open(url) as ledger:
         house = House(ledger, ArtifactStore(str(tmp_path / "old" / "store")), tmp_path / "staging", url)
         made = [house.checkpoint(name) for name in ("one", "two", "gone")]
@@ -39,11 +37,26 @@ def moved(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
         yield house
 
 
+@pytest.fixture
+def moved(tmp_path: Path) -> Iterator[House]:
+    with moved_house(f"sqlite:///{tmp_path}/ledger.db", tmp_path) as house:
+        yield house
+
+
 def places(house: House) -> set[str]:
     return {row.uri.partition("/store/")[0].rpartition("/")[2] for row in house.ledger.artifacts(limit=None)}
 
 
 def test_locations_follow_as_events(moved: House, tmp_path: Path) -> None:
+    follow(moved, tmp_path)
+
+
+def test_also_in_postgresql(postgres_ledger: str, tmp_path: Path) -> None:
+    with moved_house(postgres_ledger, tmp_path) as house:
+        follow(house, tmp_path)
+
+
+def follow(moved: House, tmp_path: Path) -> None:
     found = list(relocate(moved.ledger, f"{tmp_path}/old/", f"{tmp_path}/new", by="ada"))
     assert {one.outcome for one in found} == {Outcome.MOVED}
     assert len(found) == 3
