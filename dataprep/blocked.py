@@ -21,6 +21,7 @@ from dataprep.dedup.hash_index import HashIndex
 from dataprep.signals.phash import distance, from_text
 from m4v.core.canonical import canonical_json
 from m4v.core.config import FrozenModel, parse
+from m4v.core.ids import clip_id
 from m4v.core.stage import StageContext
 
 ATTACHMENT = "blocked"
@@ -124,15 +125,20 @@ class Blocked:
         spans = [*self._spans.get((source, source_id), ()), *self._spans.get((digest,), ())]
         return next((Block(name, f"clip {clip.clip_id}") for clip, name in spans if clip.media == "image"), None)
 
+    def span(self, source: str, source_id: str, digest: str, start_us: int, end_us: int) -> Block | None:
+        """Whether a span of a file, by its name or its bytes, is a blocked clip or overlaps one."""
+        spans = (*self._spans.get((source, source_id), ()), *(self._spans.get((digest,), ()) if digest else ()))
+        for blocked, name in spans:
+            if _overlap((start_us, end_us), (blocked.start_us, blocked.end_us)):
+                same = blocked.clip_id == clip_id(source, source_id, start_us, end_us)
+                return Block(name, f"clip {blocked.clip_id}" + ("" if same else ", overlapped"))
+        return None
+
     def clip(self, clip: Clip) -> Block | None:
         """Whether a candidate is a blocked clip, a part of it, or a copy."""
-        digest = clip.file.sha256
-        spans = (*self._spans.get((clip.source, clip.file.source_id), ()), *self._spans.get((digest,), ()))
-        for blocked, name in spans:
-            if _overlap((clip.start_us, clip.end_us), (blocked.start_us, blocked.end_us)):
-                return Block(
-                    name, f"clip {blocked.clip_id}" + ("" if blocked.clip_id == clip.clip_id else ", overlapped")
-                )
+        found_span = self.span(clip.source, clip.file.source_id, clip.file.sha256, clip.start_us, clip.end_us)
+        if found_span is not None:
+            return found_span
         if (found := self._contents.get(clip.content)) is not None:
             return Block(found, "equal pictures")
         for words, bits, block in self._asked:

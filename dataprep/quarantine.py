@@ -95,11 +95,11 @@ def read_quarantine(path: Path) -> list[QuarantineRow]:
     return [QuarantineRow(**row) for row in table.to_pylist()]
 
 
-def check_rate(quarantined: int, total: int, limit: float, where: str) -> None:
-    """Raise DataIntegrityError when more than `limit` (a share) of `total` items were quarantined."""
+def check_rate(quarantined: int, total: int, limit: float, where: str, key: str = "max_quarantine_rate") -> None:
+    """Raise DataIntegrityError when more than `limit` (a share; the config's `key`) of `total` items were held back."""
     if total and quarantined / total > limit:
         raise DataIntegrityError(
             f"{quarantined} of {total} items were quarantined, more than the limit of {limit:.0%}",
             where=where,
-            next_step="look at `m4v data quarantine`, repair the source or raise max_quarantine_rate",
+            next_step=f"look at `m4v data quarantine`, repair the source or raise {key}",
         )

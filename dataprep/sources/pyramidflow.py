@@ -36,14 +36,14 @@ class PyramidFlowAdapter:
         tables = find_tables(location, config.annotations, "annotation file")
         files = MediaFiles(location, context.digests, config.identity)
         with SpanGroups() as groups:
-            rows = (entry for table in tables for entry in _rows(table, location, config.media))
+            rows = (entry for table in tables for entry in annotation_rows(table, location, config.media))
             yield from limited(grouped(rows, groups, config, files), config.limit, context)
 
     def probe(self, config: PyramidFlowConfig, location: Storage | None, digests: DigestCache) -> str:
         return tree_digest(location, config.kind)
 
 
-def _rows(table: str, location: Storage, folder: str) -> Iterator[Annotation | Entry]:
+def annotation_rows(table: str, location: Storage, folder: str) -> Iterator[Annotation | Entry]:
     number = 0
     with location.open(table) as stream:
         for item in read_json_lines(stream, table):

@@ -11,6 +11,7 @@ import typer
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import InputError
 from pipelines.cli.data_export import export_
+from pipelines.cli.data_import import import_
 from pipelines.cli.output import JsonOption, SetOption, print_json, print_rows, short, size
 from pipelines.cli.runs import open_ledger
 from pipelines.workspace import Workspace
@@ -25,6 +26,7 @@ SHOWN = 20
 
 def register(app: typer.Typer) -> None:
     data.command("export")(export_)
+    data.command("import")(import_)
     app.add_typer(data, name="data")
 
 

@@ -47,6 +47,17 @@ ENCODE = StageSpec(
     numeric=True,
     weights="dataprep.encode_config:weights_of",
 )
+IMPORT = StageSpec(
+    name="import",
+    version=1,
+    function="dataprep.stages.import_latents:run",
+    config_model="dataprep.import_config:ImportConfig",
+    inputs=_IMPORTED,
+    outputs={"dataset": Kind.DATASET},
+    numeric=True,
+    weights="dataprep.import_config:weights_of",
+    takedowns=True,
+)
 REDACT = StageSpec(
     name="redact",
     version=1,
@@ -133,4 +144,4 @@ REPORT = StageSpec(
     data_files=("pipelines/web/templates/report/*", "pipelines/web/static/report.*"),  # not the server's pages
 )
 
-ALL = (SOURCE, WEIGHTS, CURATE, REDACT, ENCODE, VERSION, INIT, TRAIN, REWARD, GENERATE, EVALUATE, GATE, REPORT)
+ALL = (SOURCE, WEIGHTS, CURATE, REDACT, ENCODE, IMPORT, VERSION, INIT, TRAIN, REWARD, GENERATE, EVALUATE, GATE, REPORT)

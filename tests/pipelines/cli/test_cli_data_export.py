@@ -159,3 +159,57 @@ def test_a_withdrawn_dataset_is_refused(made: DataHome, call: Call, tmp_path: Pa
     assert code not in (0, 1)
     assert "withdrawn" in error
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.deep  # two pipeline runs
+def test_what_was_exported_can_be_imported_again(
+    made: DataHome, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert call(made.ids["dataset"], "--out", str(out), "--any-encoder")[0] == 0
+    arguments = ["import", str(out), "--layout", "pyramidflow", "--name", "again", "--json"]
+    for setting in ("codec={kind: dct}", "text_encoder={kind: minilm, slots: 8}", "texts=reuse", "scale=[0.01, 9]"):
+        arguments += ["--set", setting]
+
+    def run() -> tuple[int, dict[str, Any]]:
+        monkeypatch.setenv("M4V_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr(sys, "argv", ["m4v", "data", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), json.loads(captured.out or "{}")
+
+    code, told = run()
+    assert (code, told["node"]["status"]) == (0, "ran")
+    with Ledger.open(f"sqlite:///{tmp_path / 'home' / 'ledger.db'}") as ledger:
+        place = Path(ledger.artifact(told["artifact_id"], ArtifactKind.DATASET).uri)
+    before = [r for r in iterate(read_index(dataset_of(made) / INDEX)) if r["media"] == "video"]
+    after = list(iterate(read_index(place / INDEX)))
+    assert len(after) == len(before)
+    for part in ("latent_sha256", "text_sha256"):
+        assert sorted(str(r[part]) for r in after) == sorted(str(r[part]) for r in before)
+    assert run()[1]["node"]["status"] == "hit"  # the same files again cost nothing
+
+
+def test_an_import_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setenv("M4V_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr(sys, "argv", ["m4v", "data", "import", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), capsys.readouterr().err
+
+    given = (str(tmp_path / "in"), "--name", "theirs", "--layout")
+    code, error = run(*given, "pyramidflow")  # the published encoders are the default
+    assert (code, "weights that are not given: 'pyramidflow-text'" in error) == (10, True)
+    code, error = run(*given, "fastvideo", "--set", "texts=reuse")
+    assert (code, "texts must be `encode`" in error) == (10, True)
+    assert run(*given, "tape")[0] == 10
+    code, error = run(*given, "fastvideo", "--weights", "vae")
+    assert (code, "NAME=ARTIFACT" in error) == (10, True)
+    code, error = run(str(tmp_path / "nowhere"), "--name", "theirs", "--layout", "fastvideo")
+    assert (code, "does not exist" in error) == (10, True)
