@@ -64,3 +64,9 @@ class Workspace:
     def stage_work(self, stage_key: str) -> Path:
         """Directory that holds every attempt of a stage key."""
         return self.work_root / stage_key[:32]
+
+    def attempt_file(self, recorded: str, stage_key: str, attempt_id: str) -> Path:
+        """A file of an attempt's directory: where the ledger has it or, in a home that was moved, in its place here."""
+        path = Path(recorded)
+        here = self.stage_work(stage_key) / attempt_id / path.name
+        return here if not path.exists() and here.exists() else path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -188,6 +187,7 @@ def rerun(
 @runs.command("logs")
 def logs(identity: RunArgument, tail: TailOption = 0) -> None:
     """Print the logs of a stage run's attempts, oldest first."""
+    workspace = Workspace.open()
     with open_ledger() as ledger:
         row = ledger.resolve(identity)
         if isinstance(row, PipelineRunRow):
@@ -200,7 +200,7 @@ def logs(identity: RunArgument, tail: TailOption = 0) -> None:
             assert isinstance(row, ArtifactRow)
             raise InputError("this is an artifact", value=identity, next_step=f"m4v lineage up {identity}")
     for attempt in reversed(attempts):
-        log = Path(attempt.log_path)
+        log = workspace.attempt_file(attempt.log_path, attempt.stage_key, attempt.attempt_id)
         sys.stdout.write(f"==> attempt {attempt.attempt_id} of {attempt.node_id or attempt.stage}: {log}\n")
         if not log.is_file():
             sys.stdout.write("    (the log is not on this machine)\n")

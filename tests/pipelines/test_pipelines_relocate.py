@@ -22,6 +22,7 @@ from pipelines.cli.main import main
 from pipelines.ledger import Deletion, Ledger
 from pipelines.relocate import Outcome, relocate
 from pipelines.store import ArtifactStore
+from pipelines.workspace import Workspace
 
 
 @contextmanager
@@ -140,3 +141,15 @@ def test_the_command_tells_and_exits(
         == "artifact\tkind\tsize\toutcome\twhy\nevery artifact lies there already\n"
     )
     assert m4v("verify")[0] == 0
+
+
+def test_the_log_of_an_attempt_is_found_in_the_moved_home(tmp_path: Path) -> None:
+    old, key = Workspace.open(tmp_path / "old"), "k" * 64
+    log = old.stage_work(key) / "attempt1" / "stage.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("it ran")
+    assert old.attempt_file(str(log), key, "attempt1") == log
+    old.home.rename(tmp_path / "new")
+    assert Workspace.open(tmp_path / "new").attempt_file(str(log), key, "attempt1").read_text() == "it ran"
+    nowhere = Workspace.open(tmp_path / "new").attempt_file(str(log), key, "attempt2")
+    assert nowhere == log, "the message names where it was written"

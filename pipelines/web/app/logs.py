@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from m4v.core.storage import storage_faults
 from pipelines.ledger import AttemptRow
@@ -38,7 +37,7 @@ def log_piece(
     limit: int = PIECE_BYTES,
 ) -> LogPiece:  # fmt: skip
     """The piece that ends at offset `before`, or begins at `after`; else the last one."""
-    path = Path(attempt.log_path)
+    path = workspace.attempt_file(attempt.log_path, attempt.stage_key, attempt.attempt_id)
     home = workspace.home.resolve()
     if not path.resolve().is_relative_to(home):  # a row from another workspace, or one that somebody made up
         return LogPiece(missing=f"the log lies on {attempt.host}, outside this workspace: {attempt.log_path}")
