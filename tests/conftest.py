@@ -1,4 +1,5 @@
 import fcntl
+import gc
 import itertools
 import math
 import os
@@ -22,6 +23,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Hundreds of processes start here. Each would compile our modules anew where the environment forbids to keep that.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+gc.set_threshold(20_000)  # of 700: with torch loaded, walking what lives is a tenth of all time
+os.fsync = lambda file: None  # no test cuts the power, and thousands of waits for the disk add up to minutes
 
 # Shared machines stall now and then: a slow example is no failure.
 hypothesis.settings.register_profile("m4v", deadline=None, max_examples=60)
@@ -291,6 +298,23 @@ def postgres_ledger(postgres_server: PostgresServer, migrated_postgres: str) -> 
     url = postgres_server.create(migrated_postgres)
     yield url
     postgres_server.drop(url)
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the ledger's schema, to copy."""
+    from pipelines.ledger import Ledger
+
+    path = tmp_path_factory.mktemp("migrated") / "ledger.sqlite"
+    Ledger.open(str(path)).close()
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "the journal is in the file"
+    return path
+
+
+@pytest.fixture
+def sqlite_ledger(migrated_sqlite: Path, tmp_path: Path) -> str:
+    """Path of a fresh SQLite file with the ledger's schema: a copy is quicker than the migrations."""
+    return str(shutil.copy(migrated_sqlite, tmp_path / "ledger.sqlite"))
 
 
 @pytest.fixture(scope="session")

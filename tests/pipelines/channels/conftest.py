@@ -18,10 +18,6 @@ from pipelines.store import ArtifactStore
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
-    url = (
-        str(tmp_path / "ledger.sqlite")
-        if request.param == "sqlite"
-        else str(request.getfixturevalue("postgres_ledger"))
-    )
+    url = str(request.getfixturevalue(f"{request.param}_ledger"))
     with Ledger.open(url) as ledger:
         yield House(ledger, ArtifactStore(str(tmp_path / "store")), tmp_path / "staging", url)

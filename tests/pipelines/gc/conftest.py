@@ -18,9 +18,8 @@ from pipelines.store import ArtifactStore
 
 @pytest.fixture(params=["sqlite", "postgres", "s3"])
 def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
-    url, store = str(tmp_path / "ledger.sqlite"), str(tmp_path / "home" / "store")
-    if request.param == "postgres":
-        url = str(request.getfixturevalue("postgres_ledger"))
+    url = str(request.getfixturevalue("postgres_ledger" if request.param == "postgres" else "sqlite_ledger"))
+    store = str(tmp_path / "home" / "store")
     if request.param == "s3":
         store = str(request.getfixturevalue("s3_root"))
     with Ledger.open(url) as ledger:

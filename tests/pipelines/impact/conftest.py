@@ -16,9 +16,7 @@ from pipelines.ledger import Ledger
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scenario]:
-    url = str(tmp_path / "ledger.sqlite")
-    if request.param == "postgres":
-        url = str(request.getfixturevalue("postgres_ledger"))
+def scenario(request: pytest.FixtureRequest) -> Iterator[Scenario]:
+    url = str(request.getfixturevalue(f"{request.param}_ledger"))
     with Ledger.open(url) as ledger:
         yield Scenario(ledger, url)

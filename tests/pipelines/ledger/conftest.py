@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from ledger_scenario import Scenario
@@ -10,11 +9,9 @@ from pipelines.ledger import Ledger
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def ledger_url(request: pytest.FixtureRequest) -> str:
     """A fresh ledger database of each kind."""
-    if request.param == "sqlite":
-        return str(tmp_path / "ledger.sqlite")
-    return str(request.getfixturevalue("postgres_ledger"))
+    return str(request.getfixturevalue(f"{request.param}_ledger"))
 
 
 @pytest.fixture
