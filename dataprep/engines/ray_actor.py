@@ -42,6 +42,10 @@ def _code_digest() -> str:
     return digest_json([[name, rest.as_posix(), digest_bytes(path.read_bytes())] for name, rest, path in files])[:16]
 
 
+def _nothing(item: None) -> None:
+    """The item that starts a child."""
+
+
 class Host:
     """Runs items one after another in a child of its own; a Ray actor class."""
 
@@ -54,7 +58,8 @@ class Host:
         self._function: tuple[bytes, Function] | None = None
 
     def ready(self) -> dict[str, str]:
-        """Answers once the actor is up."""
+        """Answers once the actor and its child are up: their start is no part of an item's time."""
+        list(replies(self._pool, _nothing, [None], WorkLimits(), total=1))
         return fingerprint()
 
     def run(self, function: bytes, item: bytes, limits: WorkLimits) -> bytes:

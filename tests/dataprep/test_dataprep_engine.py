@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from dataprep.engine import Engine, open_engine
@@ -108,12 +109,41 @@ def test_a_worker_killed_twice_costs_its_item_only(engine: Engine, tmp_path: Pat
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def end_host_once(item: int, marks: Path) -> int:
+    """Item 1 ends the actor above its process, as a node's out-of-memory killer would."""
+    if item == 1 and not list(marks.iterdir()):
+        (marks / "ended").touch()
+        psutil.Process().parent().parent().kill()  # type: ignore[union-attr]  # above the fork server
+        time.sleep(600)
+    return item
+
+
+@pytest.mark.parametrize("engine", ["ray"], indirect=True, scope="module")
+def test_an_actor_that_goes_is_replaced_and_its_item_goes_to_another(engine: Engine, tmp_path: Path) -> None:
+    before = engine.meter.retried
+    assert list(engine.map(partial(end_host_once, marks=tmp_path), range(4))) == [0, 1, 2, 3]
+    assert engine.meter.retried == before + 1
+
+
+@every_engine
+def test_the_meter_counts_items_and_their_processor_time(engine: Engine) -> None:
+    finished, cpu_s = engine.meter.finished, engine.meter.cpu_s
+    results = engine.map(numbers, range(5))
+    next(results)
+    assert engine.meter.waiting is not None
+    assert 0 <= engine.meter.waiting <= 4
+    list(results)
+    assert engine.meter.finished == finished + 5
+    assert engine.meter.cpu_s > cpu_s
+    assert (engine.meter.waiting, engine.meter.working) == (0, 0)
+
+
 @with_children
 def test_a_hanging_item_is_killed_and_the_rest_goes_on(engine: Engine) -> None:
     started = time.monotonic()
-    results = list(engine.map(hang_on_two, [1, 2, 3, 4], timeout_s=3.0))
+    results = list(engine.map(hang_on_two, [1, 2, 3, 4], timeout_s=6.0))
     assert [r for r in results if not isinstance(r, ItemFailure)] == [1, 3, 4]
-    assert results[1] == ItemFailure(Reason.TIMEOUT, "no answer within 3 s")
+    assert results[1] == ItemFailure(Reason.TIMEOUT, "no answer within 6 s")
     assert time.monotonic() - started < 300
 
 
