@@ -7,32 +7,48 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from dataprep.encode.dataset import DATASET, write_facts
 from dataprep.quarantine import QUARANTINE
 from dataprep.shards import SHARDS
 from dataprep.versions import facts as version_facts
 from dataprep.versions.config import Merge, Remove, Subset, VersionConfig
-from dataprep.versions.parents import Parent, check_encoders, joined, overlaps, repeated_clips, warn
-from dataprep.versions.select import REASON, columns_of, remove, subset
+from dataprep.versions.parents import (
+    COLUMNS,
+    MERGED_COLUMNS,
+    Mask,
+    Parent,
+    check_encoders,
+    overlaps,
+    repeated_clips,
+    samples_of,
+    warn,
+    without_repeats,
+)
+from dataprep.versions.select import remove, subset
 from dataprep.versions.write import Plan, plan, write_shards
 from m4v.core.errors import InputError
 from m4v.core.stage import StageContext
 
 OUTPUT = "dataset"
+Operation = Merge | Subset | Remove
 
 
 def run(context: StageContext) -> None:
     """Raises InputError for datasets or names that do not fit, and when no sample would be left."""
     config = context.config(VersionConfig)
-    asked = columns_of(config.operation)
-    parents = [Parent.read(artifact, asked) for artifact in context.input_list("dataset")]
+    operation = config.operation
+    parents = [Parent.read(artifact) for artifact in context.input_list("dataset")]
     _check_number(config, len(parents))
     check_encoders(parents)
-    table = joined(parents)
-    kept, gone = _select(config, table)
+    reasons = remove(parents[0].batches, operation) if isinstance(operation, Remove) else None
+    masks = _masks(operation, parents, reasons)
+    kept = samples_of(parents, masks, [*COLUMNS, *(MERGED_COLUMNS if isinstance(operation, Merge) else ())])
+    # A sample that a merge finds twice is not left out: it is there once.
+    gone = 0 if isinstance(operation, Merge) else sum(p.rows for p in parents) - len(kept)
     if not len(kept):
         raise InputError("no sample would be left", value=config.operation.kind, next_step="check the operation")
     version_facts.check_mixture(config.mixture, kept)
@@ -43,10 +59,10 @@ def run(context: StageContext) -> None:
     version_facts.share_null_text(context, parents)
     version_facts.bring_reconstructions(context, out, parents, kept)
     quarantined = version_facts.bring_quarantine(out / QUARANTINE, parents, config)
-    if isinstance(config.operation, Remove):
-        version_facts.write_removed(out / version_facts.REMOVED, gone)
+    if reasons is not None:
+        version_facts.write_removed(out / version_facts.REMOVED, parents[0], reasons)
     counted = version_facts.dataset_facts(parents, kept, len(planned.shared) + len(written), quarantined)
-    version = _version(config, parents, kept, len(gone), len(planned.shared), len(written))
+    version = _version(config, parents, kept, gone, len(planned.shared), len(written))
     write_facts(out / DATASET, {**counted, "version": version})
     told = {k: counted[k] for k in ("samples", "videos", "images", "captions", "tokens", "shards")}
     context.summary(OUTPUT, {**told, "operation": config.operation.kind, "parents": version["parents"]})
@@ -59,17 +75,11 @@ def _check_number(config: VersionConfig, parents: int) -> None:
         raise InputError(f"{config.operation.kind} takes {wanted}", value=parents, where="inputs dataset.N")
 
 
-def _select(config: VersionConfig, table: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Rows that stay, and rows that go with their reason."""
-    operation = config.operation
-    if isinstance(operation, Merge):
-        reasons = pa.nulls(len(table), pa.string())
-    elif isinstance(operation, Subset):
-        reasons = pc.if_else(pa.array(subset(table, operation)), pa.scalar(None, pa.string()), "subset")
-    else:
-        reasons = remove(table, operation)
-    goes = pc.is_valid(reasons)
-    return table.filter(pc.invert(goes)), table.append_column(REASON, reasons).filter(goes)
+def _masks(operation: Operation, parents: list[Parent], reasons: NDArray[np.int8] | None) -> list[Mask]:
+    """Which rows of each dataset stay."""
+    if reasons is not None:
+        return [reasons == 0]
+    return [subset(parents[0].batches, operation)] if isinstance(operation, Subset) else without_repeats(parents)
 
 
 def _write(context: StageContext, config: VersionConfig, parents: list[Parent], planned: Plan) -> list[str]:

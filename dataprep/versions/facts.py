@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from dataprep.encode.dataset import NULL_TEXT, RECONSTRUCTIONS, write_facts
 from dataprep.quarantine import QUARANTINE, QuarantineRow, read_quarantine, write_quarantine
 from dataprep.versions.config import MixtureWeight, Remove, Subset, VersionConfig
 from dataprep.versions.parents import Parent
-from dataprep.versions.select import REASON
+from dataprep.versions.select import REASON, REASONS
 from m4v.core.canonical import digest_json
 from m4v.core.errors import ConfigError
 from m4v.core.stage import StageContext
@@ -51,8 +53,8 @@ def _buckets(parents: Sequence[Parent], kept: pa.Table) -> list[dict[str, object
     """Buckets with at least one sample; their sizes in pixels are the parents' to know."""
     known = {(b["media"], *b["latent"]): b for parent in parents for b in parent.facts["buckets"]}
     keys = ["media", "bucket_t", "bucket_h", "bucket_w"]
-    groups = kept.group_by(keys, use_threads=False).aggregate([("sample_id", "count")]).to_pylist()
-    found = [{**known[tuple(g[k] for k in keys)], "samples": g["sample_id_count"]} for g in groups]
+    groups = kept.group_by(keys, use_threads=False).aggregate([([], "count_all")]).to_pylist()
+    found = [{**known[tuple(g[k] for k in keys)], "samples": g["count_all"]} for g in groups]
     return sorted(found, key=lambda b: (b["media"], b["frames"], b["height"], b["width"]))
 
 
@@ -76,9 +78,16 @@ def check_mixture(mixture: Sequence[MixtureWeight], kept: pa.Table) -> None:
             )  # fmt: skip
 
 
-def write_removed(path: Path, gone: pa.Table) -> None:
-    """Rows that `remove` took out, by clip; same rows, same bytes."""
-    ordered = gone.select(_REMOVED_COLUMNS).sort_by([("clip_id", "ascending"), ("sample_id", "ascending")])
+def write_removed(path: Path, parent: Parent, reasons: NDArray[np.int8]) -> None:
+    """Rows that `remove` took out of a dataset, by clip; same rows, same bytes. `reasons`: places in `REASONS`."""
+    parts, start = [], 0
+    for batch in parent.batches(_REMOVED_COLUMNS[:-1]):
+        here = reasons[start : start + len(batch)]
+        start += len(batch)
+        told = pa.array(np.array(REASONS, object)[here[here > 0]], pa.string())
+        parts.append(batch.filter(pa.array(here > 0)).append_column(REASON, told))
+    gone = pa.concat_tables(parts).select(_REMOVED_COLUMNS)
+    ordered = gone.sort_by([("clip_id", "ascending"), ("sample_id", "ascending")])
     pq.write_table(ordered.combine_chunks(), path, compression="zstd")
 
 

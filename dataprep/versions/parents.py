@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,45 +14,55 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from dataprep.encode.dataset import DATASET
 from m4v.core.artifacts import Artifact
 from m4v.core.errors import DataIntegrityError, InputError
-from m4v.core.shard_index import INDEX, MEMBERS, RUN_ROWS, read_index
+from m4v.core.shard_index import INDEX, MEMBERS, RUN_ROWS, SCHEMA, index_rows
 
 PARENT, ROW = "parent", "row"  # columns: number of the dataset that a row is of, and its place in that index
-# What decides which samples stay; the rest of an index is read in batches, ten million rows of it are 7 GB.
-COLUMNS = (
-    "sample_id", "clip_id", "source", "source_id", "start_us", "end_us", "media", "shard", "bucket_t", "bucket_h",
-    "bucket_w", "tokens", "captions",
-)  # fmt: skip
+# What is kept in memory of the samples of a version; the rest of an index is read in batches, ten million rows of it
+# are 7 GB.
+COLUMNS = ("clip_id", "source", "media", "shard", "bucket_t", "bucket_h", "bucket_w", "tokens", "captions")
+MERGED_COLUMNS = ("source_id", "start_us", "end_us")  # beside these: what can overlap
 EXAMPLES = 10
 _log = logging.getLogger(__name__)
+
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Parent:
-    """A dataset artifact, with its facts and the deciding columns of its index in memory."""
+    """A dataset artifact with its facts and its number of samples."""
 
     artifact: Artifact
     facts: dict[str, Any]
-    index: pa.Table
+    rows: int
 
     @classmethod
-    def read(cls, artifact: Artifact, columns: Collection[str] = ()) -> Parent:
-        """`columns` are wanted beside `COLUMNS`. Raises DataIntegrityError when facts or index do not parse."""
+    def read(cls, artifact: Artifact) -> Parent:
+        """Raises DataIntegrityError when facts or index do not parse."""
         try:
             facts = json.loads(artifact.path(DATASET).read_bytes())
         except ValueError as error:
             raise DataIntegrityError(f"{DATASET} does not parse: {error}", value=artifact.id) from None
-        return cls(artifact, facts, read_index(artifact.path(INDEX), dict.fromkeys([*COLUMNS, *columns])))
+        return cls(artifact, facts, index_rows(artifact.path(INDEX)))
 
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    def batches(self, columns: Iterable[str] | None = None) -> Iterator[pa.Table]:
         """The index in its order, in pieces."""
         for batch in pq.ParquetFile(self.artifact.path(INDEX), pre_buffer=False).iter_batches(
-            RUN_ROWS, columns=columns
+            RUN_ROWS, columns=None if columns is None else list(columns)
         ):
             yield pa.Table.from_batches([batch])
+
+    def shards(self) -> dict[str, int]:
+        """Samples by shard."""
+        held: Counter[str] = Counter()
+        for batch in self.batches(["shard"]):
+            for found in pc.value_counts(batch["shard"]).to_pylist():
+                held[found["values"]] += found["counts"]
+        return dict(held)
 
 
 class Overlap(NamedTuple):
@@ -76,28 +88,61 @@ def check_encoders(parents: Sequence[Parent]) -> None:
                 )
 
 
-def joined(parents: Sequence[Parent]) -> pa.Table:
-    """All rows of all parents, in order, with their `parent` and `row`; a sample that several hold stands once, the
-    first.
+def samples_of(parents: Sequence[Parent], kept: Sequence[Mask], columns: Sequence[str]) -> pa.Table:
+    """Columns of the samples that stay, of all parents in order, with their `parent` and `row`. `kept`: which rows of
+    each parent."""
+    places = pa.schema([(PARENT, pa.int32()), (ROW, pa.int64())])
+    parts = [pa.schema([*(SCHEMA.field(name) for name in columns), *places]).empty_table()]
+    for number, (parent, mask) in enumerate(zip(parents, kept, strict=True)):
+        start = 0
+        for batch in parent.batches(columns):
+            here = mask[start : start + len(batch)]
+            rows = np.flatnonzero(here) + start
+            start += len(batch)
+            part = batch.select(columns).filter(pa.array(here))
+            part = part.append_column(places.field(PARENT), pa.array(np.full(len(rows), number, np.int32)))
+            parts.append(part.append_column(places.field(ROW), pa.array(rows)))
+    return pa.concat_tables(parts)
+
+
+def without_repeats(parents: Sequence[Parent]) -> list[Mask]:
+    """Which rows of each parent stand for their sample: of a sample that several hold, the first.
 
     Raises InputError when a sample has different bytes in two datasets.
     """
-    table = pa.concat_tables([_numbered(parent, number) for number, parent in enumerate(parents)])
-    if len(parents) == 1:
-        return table
-    samples = table.select(["sample_id"]).append_column("place", pa.array(np.arange(len(table))))
-    groups = samples.group_by("sample_id", use_threads=False).aggregate([("place", "min"), ("place", "count")])
-    repeated = groups.filter(pc.greater(groups["place_count"], 1))["sample_id"].combine_chunks()
-    if not len(repeated):
-        return table
-    _check_equal(parents, repeated)
-    return table.take(pa.array(np.sort(groups["place_min"].to_numpy())))
+    keys = np.concatenate([np.zeros(0, np.uint64), *(_keys(b["sample_id"]) for p in parents for b in p.batches(_ID))])
+    keep = np.ones(len(keys), dtype=np.bool_)
+    ordered = np.sort(keys)
+    suspects = np.flatnonzero(np.isin(keys, ordered[1:][ordered[1:] == ordered[:-1]]))
+    if len(suspects):
+        groups = _named(parents, suspects).group_by("sample_id", use_threads=False)
+        firsts = groups.aggregate([("place", "min"), ("place", "count")])
+        repeated = firsts.filter(pc.greater(firsts["place_count"], 1))["sample_id"].combine_chunks()
+        if len(repeated):
+            _check_equal(parents, repeated)
+        keep[suspects] = False
+        keep[firsts["place_min"].to_numpy()] = True
+    return np.split(keep, np.cumsum([parent.rows for parent in parents])[:-1])
 
 
-def _numbered(parent: Parent, number: int) -> pa.Table:
-    rows = len(parent.index)
-    table = parent.index.append_column(PARENT, pa.array(np.full(rows, number, np.int32)))
-    return table.append_column(ROW, pa.array(np.arange(rows)))
+_ID = ("sample_id",)
+
+
+def _keys(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """64 bits of each id: rows that share them may be one sample, all others are not."""
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids.to_pylist()]
+    return np.frombuffer(b"".join(digests), dtype=np.uint64)
+
+
+def _named(parents: Sequence[Parent], places: NDArray[np.int64]) -> pa.Table:
+    """`sample_id` and `place` of some rows; places count through all parents."""
+    parts, start = [], 0
+    for batch in (batch for parent in parents for batch in parent.batches(_ID)):
+        first, last = np.searchsorted(places, [start, start + len(batch)])
+        own = places[first:last]
+        parts.append(batch.take(pa.array(own - start)).append_column("place", pa.array(own)))
+        start += len(batch)
+    return pa.concat_tables(parts)
 
 
 def _check_equal(parents: Sequence[Parent], repeated: pa.Array) -> None:
@@ -141,8 +186,8 @@ def overlaps(table: pa.Table) -> list[Overlap]:
 
 def repeated_clips(table: pa.Table) -> list[str]:
     """Clips with more than one sample (encoded at several sizes)."""
-    counts = table.group_by("clip_id", use_threads=False).aggregate([("sample_id", "count")])
-    return sorted(counts.filter(pc.greater(counts["sample_id_count"], 1))["clip_id"].to_pylist())
+    counts = table.group_by("clip_id", use_threads=False).aggregate([([], "count_all")])
+    return sorted(counts.filter(pc.greater(counts["count_all"], 1))["clip_id"].to_pylist())
 
 
 def warn(found: Sequence[object], what: str) -> dict[str, object]:

@@ -1,65 +1,152 @@
-"""Which samples of a table an operation keeps, and why the others go."""
+"""Which samples of an index an operation keeps, and why the others go."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dataprep.curation.stored import hashes_of_texts
 from dataprep.signals.phash import distance, from_text
-from dataprep.versions.config import Condition, Merge, Remove, Subset
+from dataprep.versions.config import Condition, Remove, Subset
 from m4v.core.errors import InputError
 
 Mask = NDArray[np.bool_]
+# Some columns of an index, in its order, in pieces: no operation needs all rows in memory.
+Batches = Callable[[Iterable[str]], Iterator[pa.Table]]
 REASON = "reason"
+REASONS = ("", "clip", "source", "caption", "phash", "overlap")
+_SPAN = ("source", "source_id", "start_us", "end_us")
 _COMPARE: dict[str, Callable[..., pa.ChunkedArray]] = {
     "==": pc.equal, "!=": pc.not_equal, "<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal,
 }  # fmt: skip
 
 
-def columns_of(operation: Merge | Subset | Remove) -> list[str]:
-    """Index columns that an operation looks at."""
-    if isinstance(operation, Subset):
-        return [condition.column for condition in operation.where]
-    if isinstance(operation, Remove):
-        asked = (("caption_digest", operation.caption_digests), ("phash", operation.phashes))
-        return [column for column, names in asked if names]
-    return []
-
-
-def subset(table: pa.Table, operation: Subset) -> Mask:
+def subset(batches: Batches, operation: Subset) -> Mask:
     """Rows that stay; raises InputError that lists clips which are not there."""
-    keep = np.ones(len(table), bool)
-    for condition in operation.where:
-        keep &= _meets(table, condition)
-    if operation.clips is not None:
-        keep &= _named(table, "clip_id", operation.clips, "clip ids")
-    return keep
+    clips = _Named("clip_id", "clip ids", operation.clips or ())
+    keep = [np.zeros(0, bool)]
+    columns = dict.fromkeys([condition.column for condition in operation.where])
+    for batch in batches([*columns, *([] if operation.clips is None else [clips.column])]):
+        here = np.ones(len(batch), bool) if operation.clips is None else clips.of(batch)
+        for condition in operation.where:
+            here &= _meets(batch, condition)
+        keep.append(here)
+    clips.check()
+    return np.concatenate(keep)
 
 
-def remove(table: pa.Table, operation: Remove) -> pa.Array:
-    """For every row the first reason it goes, null for one that stays.
+def remove(batches: Batches, operation: Remove) -> NDArray[np.int8]:
+    """For every row the place in `REASONS` of the first reason it goes, 0 for one that stays.
 
     Raises InputError that lists what was named and is not there: nobody shall think it gone who misspelt it.
     """
-    reasons = np.full(len(table), None, object)
-    clips = _named(table, "clip_id", operation.clips, "clip ids")
-    found = [
-        ("clip", clips),
-        ("source", _named(table, "source", operation.sources, "sources")),
-    ]
-    if operation.caption_digests:
-        found.append(("caption", _named(table, "caption_digest", operation.caption_digests, "caption digests")))
-    if operation.phashes:
-        found.append(("phash", _looks_like(table, operation)))
-    if operation.overlapping and clips.any():
-        found.append(("overlap", _overlapping(table, clips)))
-    for reason, mask in reversed(found):
-        reasons[mask] = reason
-    return pa.array(reasons, pa.string())
+    named = {
+        1: _Named("clip_id", "clip ids", operation.clips),
+        2: _Named("source", "sources", operation.sources),
+        3: _Named("caption_digest", "caption digests", operation.caption_digests),
+    }
+    pictures = _Pictures(operation)
+    columns = [n.column for n in named.values() if n.names] + (["phash"] if operation.phashes else [])
+    spans = _Spans()
+    parts = [np.zeros(0, np.int8)]
+    for batch in batches(dict.fromkeys([*columns, *(_SPAN if operation.overlapping else ())])):
+        reasons = np.zeros(len(batch), np.int8)
+        if operation.phashes:
+            reasons[pictures.of(batch["phash"])] = 4
+        for reason in sorted((r for r, n in named.items() if n.names), reverse=True):
+            mask = named[reason].of(batch)
+            reasons[mask] = reason
+            if reason == 1 and operation.overlapping:
+                spans.add(batch.filter(pa.array(mask)))
+        parts.append(reasons)
+    for one in named.values():
+        one.check()
+    pictures.check()
+    found = np.concatenate(parts)
+    if operation.overlapping and spans.held:
+        found[spans.overlapping(batches) & (found == 0)] = REASONS.index("overlap")
+    return found
+
+
+class _Named:
+    """Rows by names in one column, and which of the names were seen."""
+
+    def __init__(self, column: str, what: str, names: Sequence[str]) -> None:
+        self.column, self.names, self._what = column, names, what
+        self._wanted = pa.array(names, pa.string())
+        self._seen: set[str] = set()
+
+    def of(self, batch: pa.Table) -> Mask:
+        inside = pc.is_in(batch[self.column], value_set=self._wanted)
+        self._seen.update(batch[self.column].filter(inside).unique().to_pylist())
+        return _mask(inside)
+
+    def check(self) -> None:
+        if unknown := sorted(set(self.names) - self._seen):
+            raise InputError(
+                f"{len(unknown)} of {len(self.names)} {self._what} are not in the dataset", value=unknown,
+                next_step="m4v artifacts show ID names its sources; index.parquet has every clip",
+            )  # fmt: skip
+
+
+class _Pictures:
+    """Rows by perceptual hashes, and which of the hashes were met."""
+
+    def __init__(self, operation: Remove) -> None:
+        self._texts, self._bits = operation.phashes, operation.phash_bits
+        words = [from_text(text) for text in operation.phashes]
+        wanted = np.unique(np.concatenate([np.zeros(0, np.uint64), *words]))
+        self._wanted = wanted[wanted != 0]  # 0 stands for a picture without structure, which is like no other
+        self._met = np.zeros(len(self._wanted), bool)
+
+    def of(self, texts: pa.ChunkedArray) -> Mask:
+        hashes, counts = hashes_of_texts(texts.fill_null("").to_pylist())
+        near = np.zeros(len(hashes), bool)
+        if self._bits == 0:
+            near = np.isin(hashes, self._wanted)
+            self._met |= np.isin(self._wanted, hashes)
+        else:
+            for place, word in enumerate(self._wanted):
+                like = (distance(hashes, word) <= self._bits) & (hashes != 0)
+                near |= like
+                self._met[place] |= like.any()
+        mask = np.zeros(len(counts), bool)
+        mask[np.repeat(np.arange(len(counts)), counts)[near]] = True
+        return mask
+
+    def check(self) -> None:
+        if missed := [t for t in self._texts if not self._met[np.isin(self._wanted, from_text(t))].any()]:
+            raise InputError(
+                f"{len(missed)} of {len(self._texts)} perceptual hashes match nothing in the dataset", value=missed,
+                next_step="raise phash_bits, or leave them out",
+            )  # fmt: skip
+
+
+class _Spans:
+    """Spans of clips that go, and what overlaps one of them in the same source file."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[str, str], list[tuple[int, int]]] = {}
+
+    def add(self, clips: pa.Table) -> None:
+        for source, source_id, start, end in _rows(clips):
+            self.held.setdefault((source, source_id), []).append((start, end))
+
+    def overlapping(self, batches: Batches) -> Mask:
+        files = pa.array(sorted({source_id for _, source_id in self.held}), pa.string())
+        parts = [np.zeros(0, bool)]
+        for batch in batches(_SPAN):
+            here = _mask(pc.is_in(batch["source_id"], value_set=files))
+            for place, (source, source_id, start, end) in zip(
+                np.flatnonzero(here).tolist(), _rows(batch.filter(pa.array(here))), strict=True
+            ):
+                here[place] = any(start < e and s < end for s, e in self.held.get((source, source_id), ()))
+            parts.append(here)
+        return np.concatenate(parts)
 
 
 def _mask(column: pa.ChunkedArray) -> Mask:
@@ -84,47 +171,5 @@ def _glob(pattern: str) -> str:
     return "(?s)^" + "".join(special.get(c) or (c if c.isalnum() else f"\\x{{{ord(c):x}}}") for c in pattern) + "$"
 
 
-def _named(table: pa.Table, column: str, names: Sequence[str], what: str) -> Mask:
-    wanted = pa.array(names, pa.string())
-    unknown = sorted(set(pc.filter(wanted, pc.invert(pc.is_in(wanted, value_set=table[column]))).to_pylist()))
-    if unknown:
-        raise InputError(
-            f"{len(unknown)} of {len(names)} {what} are not in the dataset", value=unknown,
-            next_step="m4v artifacts show ID names its sources; index.parquet has every clip",
-        )  # fmt: skip
-    return _mask(pc.is_in(table[column], value_set=wanted))
-
-
-def _looks_like(table: pa.Table, operation: Remove) -> Mask:
-    keep = np.zeros(len(table), bool)
-    wanted = np.concatenate([from_text(text) for text in operation.phashes])
-    wanted = np.unique(wanted[wanted != 0])  # 0 stands for a picture without structure, which is like no other
-    met = np.zeros(len(wanted), bool)
-    for place, text in enumerate(table["phash"].to_pylist()):
-        hashes = from_text(text or "")
-        if len(hashes := hashes[hashes != 0]):
-            near = distance(hashes[:, None], wanted[None, :]) <= operation.phash_bits
-            keep[place] = near.any()
-            met |= near.any(axis=0)
-    if missed := [t for t in operation.phashes if not met[np.isin(wanted, from_text(t))].any()]:
-        raise InputError(
-            f"{len(missed)} of {len(operation.phashes)} perceptual hashes match nothing in the dataset", value=missed,
-            next_step="raise phash_bits, or leave them out",
-        )  # fmt: skip
-    return keep
-
-
-def _overlapping(table: pa.Table, clips: Mask) -> Mask:
-    """Rows whose span overlaps one of the marked rows' in the same source file."""
-    columns = ("source", "source_id", "start_us", "end_us")
-    spans: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for source, source_id, start, end in _rows(table.filter(pa.array(clips)), columns):
-        spans.setdefault((source, source_id), []).append((start, end))
-    keep = np.zeros(len(table), bool)
-    for place, (source, source_id, start, end) in enumerate(_rows(table, columns)):
-        keep[place] = any(start < e and s < end for s, e in spans.get((source, source_id), ()))
-    return keep
-
-
-def _rows(table: pa.Table, columns: Sequence[str]) -> zip[tuple[str, str, int, int]]:
-    return zip(*(table[name].to_pylist() for name in columns), strict=True)
+def _rows(table: pa.Table) -> zip[tuple[str, str, int, int]]:
+    return zip(*(table[name].to_pylist() for name in _SPAN), strict=True)

@@ -30,7 +30,7 @@ class SharedShard:
 
 @dataclass(frozen=True)
 class Plan:
-    """`untouched` rows stay where they are, in `shared` shards; `moved` rows are written."""
+    """`untouched` samples (their `parent` and `row`) stay where they are, in `shared` shards; `moved` are written."""
 
     shared: list[SharedShard]
     untouched: pa.Table
@@ -42,14 +42,14 @@ def plan(parents: Sequence[Parent], kept: pa.Table) -> Plan:
     held = _counts(kept)
     shared: list[SharedShard] = []
     for number, parent in enumerate(parents):
-        before = parent.index.append_column(PARENT, pa.array(np.full(len(parent.index), number, np.int32)))
-        for (_, source), samples in sorted(_counts(before).items()):
+        for source, samples in sorted(parent.shards().items()):
             if held.get((number, source)) == samples:
                 size = parent.artifact.manifest.entry(f"{SHARDS}/{source}").size_bytes
                 shared.append(SharedShard(shard_name(len(shared)), number, source, size))
     places = pa.array([_place(s.parent, s.source) for s in shared], pa.string())
     stays = pc.is_in(_places(kept), value_set=places)
-    return Plan(shared, kept.filter(stays), kept.filter(pc.invert(stays)))
+    rows = kept.select([PARENT, ROW])
+    return Plan(shared, rows.filter(stays), rows.filter(pc.invert(stays)))
 
 
 def _place(parent: int, shard: str) -> str:
@@ -62,8 +62,8 @@ def _places(table: pa.Table) -> pa.ChunkedArray:
 
 def _counts(table: pa.Table) -> dict[tuple[int, str], int]:
     """Samples by (parent, shard)."""
-    groups = table.group_by([PARENT, "shard"], use_threads=False).aggregate([("sample_id", "count")])
-    columns = (groups[name].to_pylist() for name in (PARENT, "shard", "sample_id_count"))
+    groups = table.group_by([PARENT, "shard"], use_threads=False).aggregate([([], "count_all")])
+    columns = (groups[name].to_pylist() for name in (PARENT, "shard", "count_all"))
     return {(number, shard): count for number, shard, count in zip(*columns, strict=True)}
 
 
@@ -83,7 +83,7 @@ def write_shards(
     with IndexWriter(directory / INDEX) as index:
         moved = [SCHEMA.append(pa.field(PARENT, pa.int32())).empty_table()]
         for number, parent in enumerate(parents):
-            stay, move = (_mask(rows, number, len(parent.index)) for rows in (plan.untouched, plan.moved))
+            stay, move = (_mask(rows, number, parent.rows) for rows in (plan.untouched, plan.moved))
             shared = [s for s in plan.shared if s.parent == number]
             start = 0
             for batch in parent.batches():

@@ -177,13 +177,23 @@ def read_index(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
 
     Raises DataIntegrityError when the file is no Parquet or its columns are not the schema's.
     """
+    index_rows(path)
     try:
-        names = pq.read_schema(path).names
-        if names != SCHEMA.names:
-            raise DataIntegrityError("shard index has other columns", value=names, where=str(path))
         return pq.read_table(path, columns=None if columns is None else list(columns))
     except pa.ArrowInvalid as error:
         raise DataIntegrityError(f"shard index does not parse: {error}", where=str(path)) from None
+
+
+def index_rows(path: Path) -> int:
+    """How many rows an index has; raises DataIntegrityError as `read_index` does, and reads no row."""
+    try:
+        facts = pq.read_metadata(path)
+    except pa.ArrowInvalid as error:
+        raise DataIntegrityError(f"shard index does not parse: {error}", where=str(path)) from None
+    names = facts.schema.to_arrow_schema().names
+    if names != SCHEMA.names:
+        raise DataIntegrityError("shard index has other columns", value=names, where=str(path))
+    return int(facts.num_rows)
 
 
 def member(row: dict[str, object], name: str) -> MemberRef:

@@ -11,15 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dataprep.curation import candidates, table
 from m4v.core import shard_index
+from m4v.core.canonical import digest_bytes
 
 CHUNK = 100_000
 SAMPLED, DENSE, FRAMES = 8, 16, 64
 NEAR, EQUAL = 0.05, 0.01  # shares of a chunk that copy the chunk before
+PER_SHARD, TOUCHED = 1000, 3  # samples of a shard; shards of which every member is so many zeros
+MEMBER_BYTES, MEMBER_STRIDE = 40_000, 40_960
 _FLIPPED = 4  # most bits of a frame's hash that differ in a copy
 _HEX = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
 _CAPTION = "A boat passes under an old stone bridge while people watch from the bank"
@@ -77,13 +81,16 @@ def index_tables(clips: Path) -> Iterator[pa.Table]:
         made = {
             **{name: batch[name] for name in columns},
             "sample_id": _hex(_generator(first, "sample"), count, 16),
-            "shard": pa.array(np.char.add(np.char.zfill((numbers // 1000).astype(str), 6), ".tar")),
+            "shard": pa.array(np.char.add(np.char.zfill((numbers // PER_SHARD).astype(str), 6), ".tar")),
             "bucket_t": t, "bucket_h": h, "bucket_w": w, "tokens": t * h * w // 4, "captions": np.ones(count),
             "caption_digest": batch["caption_digest"],
         }  # fmt: skip
         for member in shard_index.MEMBERS:
-            made |= {f"{member}_offset": numbers % 1000 * 40_960 + 512, f"{member}_size": np.full(count, 40_000)}
-            made[f"{member}_sha256"] = _hex(_generator(first, member), count, 32)
+            made[f"{member}_offset"] = numbers % PER_SHARD * MEMBER_STRIDE + 512
+            made[f"{member}_size"] = np.full(count, MEMBER_BYTES)
+            digests = _hex(_generator(first, member), count, 32)
+            zeros = pa.array(numbers < TOUCHED * PER_SHARD)
+            made[f"{member}_sha256"] = pc.if_else(zeros, digest_bytes(bytes(MEMBER_BYTES)), digests)
         yield _table(made, shard_index.SCHEMA, count)
 
 
