@@ -166,7 +166,7 @@ def _parquet(tree: _Tree) -> Iterator[Sniffed]:
         except (pa.ArrowException, OSError, ValueError):
             continue
         if any(c.endswith("latent_bytes") for c in columns):
-            why = f"{path} holds latents of another encoder, which cannot be mixed with ours: bring the videos"
+            why = f"{path} holds latents: m4v data import --layout fastvideo takes those of a codec we have"
             yield Sniffed("preprocessed", 0.9, why, None)
             return
         if "url" in columns and columns & set(laion.COLUMNS["text"]):

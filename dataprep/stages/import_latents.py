@@ -65,9 +65,8 @@ class _Import:
         self._codec = codec_of(config.codec, weights, device)
         self._encoder = text_encoder_of(config.text_encoder, weights, device)
         self._identity = Identity(self._codec.digest, self._encoder.digest, config.fps)
-        self._latents = ItemStore(context.items("imported-latents", self._codec.digest))
-        texts = "texts" if config.texts == "encode" else "imported-texts"
-        self._texts = ItemStore(context.items(texts, self._encoder.digest))
+        # Not among the items: they go with the run, so a takedown finds all there is in the dataset.
+        self._latents, self._texts = (ItemStore(context.state.child(part)) for part in ("latents", "texts"))
         blocked = read_block_list(context)
         self._blocked = None if blocked is None else Blocked(blocked)
         self._quarantine: list[QuarantineRow] = []

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from dataprep.import_config import ImportConfig
-from dataprep.sources.rows import tree_digest
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.assets import resolve
 from m4v.core.config import parse, weights_names
@@ -47,6 +46,8 @@ def import_(
     Where media lie beside the rows, some are encoded again and compared: latents of another VAE than the one that
     `--set codec…` names end with code 20. The encoder's digest keeps the dataset from being merged with others'.
     """
+    from dataprep.sources.rows import tree_digest  # brings pyarrow
+
     place = resolve(location)
     given: dict[str, Any] = {"layout": layout, "name": name, "state": tree_digest(Storage(place), "import")}
     for override in set_ or ():

@@ -132,7 +132,7 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     (guess,) = sniff(Storage(str(tmp_path)))
     assert (guess.kind, guess.adapter) == ("preprocessed", None)
     pq.write_table(pa.table({"vae_latent_bytes": [b"x"]}), tmp_path / "a.parquet")
-    assert "latents of another encoder" in sniff(Storage(str(tmp_path)))[0].why
+    assert "m4v data import --layout fastvideo" in sniff(Storage(str(tmp_path)))[0].why
 
 
 def test_nothing_and_rubbish(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ LATER = {
 ADDED = {
     "takedown list", "takedown show", "takedown receipt", "takedown verify", "takedown plan", "ledger sinks",
     "ledger deliver", "ledger index", "artifacts unpin",
+    "data export", "data import",  # datasets to and from other trainers
 }  # fmt: skip
 READS = (
     "plan", "doctor", "runs list", "runs show", "runs diff", "artifacts list", "artifacts show", "artifacts verify",
