@@ -71,6 +71,7 @@ def read_fingerprints(
         if len(wanted):
             values = [] if embeddings is None else embeddings["embedding"].take(wanted).to_pylist()
             writer.add(_batch(clips.take(wanted), hashes.take(wanted), values))
+    pa.default_memory_pool().release_unused()  # what decoding held stays no longer beside what is compared
     return writer.close()
 
 

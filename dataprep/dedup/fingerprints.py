@@ -117,7 +117,8 @@ class FingerprintWriter:
 
     def __init__(self) -> None:
         self._ids = Texts()
-        self._columns: dict[str, list[NDArray[np.generic]]] = {name: [] for name in _COLUMNS}
+        self._columns = {name: Spilled() for name in _COLUMNS}
+        self._preferences = 0  # values that order a clip
         self._sampled, self._dense, self._embeddings = Spilled(), Spilled(), Spilled()
         self._components: list[tuple[int, int]] = []
 
@@ -133,7 +134,8 @@ class FingerprintWriter:
             "dense_counts": batch.dense_counts,
         }
         for name, column in values.items():
-            self._columns[name].append(column)
+            self._columns[name].add(column.ravel())
+        self._preferences = batch.preference.shape[1]
         self._ids.add(batch.clip_ids)
         self._sampled.add(batch.sampled)
         self._dense.add(batch.dense)
@@ -141,10 +143,12 @@ class FingerprintWriter:
         self._embeddings.add(batch.embeddings.ravel())
 
     def close(self) -> Fingerprints:
-        ranks = _ranks(self._taken("preference"), self._ids)
+        preference = self._taken("preference").reshape(-1, max(1, self._preferences))
+        ranks = _ranks(preference, self._ids)
+        del preference
         return Fingerprints(
             ranks=ranks,
-            contents=self._taken("contents").astype(np.uint64, copy=False),
+            contents=self._taken("contents").astype(np.uint64, copy=False).reshape(-1, 2),
             files=self._taken("files").astype(np.uint64, copy=False),
             video=self._taken("video").astype(np.bool_, copy=False),
             perceptual=self._taken("perceptual").astype(np.bool_, copy=False),
@@ -157,8 +161,8 @@ class FingerprintWriter:
         )
 
     def _taken(self, name: str) -> NDArray[np.generic]:
-        parts = self._columns.pop(name)
-        return np.concatenate(parts) if parts else np.zeros(_EMPTY.get(name, (0,)), dtype=_COLUMNS[name])
+        """A column of one block: parts that had waited here would have left the heap in pieces."""
+        return np.array(self._columns.pop(name).whole(_COLUMNS[name]))
 
     def _all_embeddings(self) -> NDArray[np.int8]:
         rows, most = sum(n for n, _ in self._components), max((d for _, d in self._components), default=0)
@@ -173,11 +177,10 @@ class FingerprintWriter:
         return wide
 
 
-_COLUMNS = {
+_COLUMNS: dict[str, type[np.generic]] = {
     "preference": np.float64, "contents": np.uint64, "files": np.uint64, "video": np.bool_, "perceptual": np.bool_,
     "sampled_counts": np.int64, "dense_counts": np.int64,
 }  # fmt: skip
-_EMPTY = {"preference": (0, 1), "contents": (0, 2)}
 
 
 def _digest(text: str, size: int) -> bytes:

@@ -47,10 +47,10 @@ class Spilled:
 
 
 class Texts(Sequence[str]):
-    """Texts that are added in batches, then read by place: nine bytes of memory each, the rest lies in a file."""
+    """Texts that are added in batches, then read by place: eight bytes of memory each, the rest lies in a file."""
 
     def __init__(self) -> None:
-        self._spilled, self._lengths = Spilled(), [np.zeros(1, np.int64)]
+        self._spilled, self._lengths, self._count = Spilled(), Spilled(), 0
         self._data: NDArray[np.uint8] | None = None
         self._ends = np.zeros(1, np.int64)
 
@@ -59,11 +59,12 @@ class Texts(Sequence[str]):
         if self._data is not None:
             raise ValueError("texts are being read, none can be added")
         encoded = [text.encode() for text in texts]
-        self._lengths.append(np.array([len(text) for text in encoded], dtype=np.int64))
+        self._count += len(encoded)
+        self._lengths.add(np.array([len(text) for text in encoded], dtype=np.int64))
         self._spilled.add(np.frombuffer(b"".join(encoded), dtype=np.uint8))
 
     def __len__(self) -> int:
-        return sum(map(len, self._lengths)) - 1 if self._data is None else len(self._ends) - 1
+        return self._count
 
     @overload
     def __getitem__(self, place: int) -> str: ...
@@ -73,7 +74,8 @@ class Texts(Sequence[str]):
         if isinstance(place, slice):
             return [self[k] for k in range(*place.indices(len(self)))]
         if self._data is None:
-            self._data, self._ends = self._spilled.whole(np.uint8), np.cumsum(np.concatenate(self._lengths))
-            self._lengths = []
+            self._data = self._spilled.whole(np.uint8)
+            self._ends = np.concatenate([self._ends, np.cumsum(self._lengths.whole(np.int64))])
+            self._lengths = Spilled()
         place = range(len(self))[place]
         return self._data[self._ends[place] : self._ends[place + 1]].tobytes().decode()
