@@ -75,8 +75,11 @@ def print_verdict(found: RunVerdict) -> None:
             _print_file(stage.node_id, file.path, file)
     for words in dict.fromkeys(w for s in found.stages for w in s.allowed):
         print(f"allowed to differ: {words}")
-    equal = sum(s.verdict is Verdict.IDENTICAL for s in found.stages)
-    print(f"{found.kind} {found.subject}: {found.verdict} ({equal} of {len(found.stages)} stages identical)")
+    if len(found.stages) > 1:
+        print(
+            f"{sum(s.verdict is Verdict.IDENTICAL for s in found.stages)} of {len(found.stages)} stages are identical"
+        )
+    print(f"{found.kind} {found.subject}: {found.verdict}")
 
 
 def _print_file(node_id: str, path: str, file: object) -> None:

@@ -35,11 +35,12 @@ LATER = {
 ADDED = {
     "takedown list", "takedown show", "takedown receipt", "takedown verify", "takedown plan", "ledger sinks",
     "ledger deliver", "ledger index", "artifacts unpin",
+    "takedown finish", "channels gates", "artifacts relocate",
     "data export", "data import",  # datasets to and from other trainers
 }  # fmt: skip
 READS = (
     "plan", "doctor", "runs list", "runs show", "runs diff", "artifacts list", "artifacts show", "artifacts verify",
-    "lineage up", "lineage down", "lineage exposure", "channels list", "takedown impact", "takedown list",
+    "lineage up", "lineage down", "lineage exposure", "channels list", "channels gates", "takedown impact", "takedown list",
     "takedown show", "takedown verify", "takedown plan", "ledger verify", "ledger sinks", "flops", "data sources",
     "data inspect", "data quarantine", "weights list", "weights check",
 )  # fmt: skip
