@@ -21,7 +21,7 @@ from dataprep.engine import Engine
 from dataprep.engines.limits import WorkLimits
 from dataprep.media.container import Limits
 from dataprep.media.geometry import Box
-from dataprep.media.listed_crop import ListedCrop, joint, scaled, video_crop
+from dataprep.media.listed_crop import ListedCrop, joint, part_of, video_crop
 from dataprep.media.location import MediaFile
 from dataprep.quarantine import ItemError, ItemFailure, QuarantineRow, Reason
 from dataprep.shots.detector import STEP
@@ -254,11 +254,9 @@ def _clip(video: Video, span: Span, columns: Columns, config: CurateConfig) -> C
     rows = slice(span.start - video.first, span.end - video.first)
     own = {name: values[rows] for name, values in columns.items()}
     width, height, fps = int(own["width"][0]), int(own["height"][0]), float(video.facts["fps"])
-    seen = whole = Box(0, 0, width, height)
-    if video.crop is not None:
-        seen = scaled(video.crop, (int(video.facts["width"]), int(video.facts["height"])), (width, height))
+    seen = part_of(video.crop, video.facts, (width, height))
     # Drawings are framed as they were drawn: a plain dark ground is no bar.
-    box = joint(seen, whole if video.entry.drawn else content_box(own, width, height))
+    box = seen if video.entry.drawn else joint(seen, content_box(own, width, height))
     phash = sampled_hashes(own)
     scores = clip_scores(own, fps, box, seen.width, seen.height)
     scores["gap"] = round(float(own["gap"][:-1].max()), 3) if span.frames > 1 else None

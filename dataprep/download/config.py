@@ -16,8 +16,9 @@ class DownloadConfig(FrozenModel):
     - `concurrency`, `per_host`: connections at a time, altogether and to one host.
     - `rate_per_s`, `host_rate_per_s`: requests begun a second, altogether and at one host. `bytes_per_s`: bandwidth
       altogether. None is no limit.
-    - `attempts` a file, waiting `backoff_s` times 2, 4, 8, … with jitter, at most `backoff_max_s`. A server's
-      Retry-After is honoured for the whole host; one past `retry_after_max_s` counts as a failure.
+    - `attempts` a file, waiting `backoff_s` times 1, 2, 4, … with jitter, at most `backoff_max_s`; four times as long
+      after a 429 or 503, and with the whole host, as its Retry-After is honoured where it gives one; one past
+      `retry_after_max_s` counts as a failure.
     - `item_timeout_s`: wall-clock limit of one attempt. `min_bytes_per_s`: a body slower than this over 30 s is a
       timeout.
     - `max_bytes`: larger files are refused, by their announced size before a byte of them is read.

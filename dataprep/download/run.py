@@ -21,6 +21,7 @@ from m4v.core.rng import generator
 
 _POLL_S = 0.2
 _STOP_S = 5.0
+_THROTTLED = 4.0  # times the usual wait after "too many requests" and "not now"
 _FEW = 20  # of a handful of files one that is unreachable is no outage
 Tick = Callable[["Report"], None]
 Outcome = tuple[Task, Fetched | FetchError | BaseException]
@@ -176,9 +177,14 @@ class Downloader:
             return None
         if error.after_s is not None and error.after_s > config.retry_after_max_s:
             return None
-        backoff = min(config.backoff_max_s, config.backoff_s * 2.0 ** (task.attempts - 1))
+        return max(error.after_s or 0.0, self._backoff_s(task, error))
+
+    def _backoff_s(self, task: Task, error: FetchError) -> float:
+        """Longer where the server said that it is asked too much than where a connection broke."""
+        config = self._config
+        base = config.backoff_s * (_THROTTLED if error.host else 1.0)
         jitter = float(generator(self._seed, task.wanted.path, task.attempts, "download-backoff").uniform(0.5, 1.0))
-        return max(error.after_s or 0.0, backoff * jitter)
+        return min(config.backoff_max_s, base * 2.0 ** (task.attempts - 1)) * jitter
 
     def _work(self) -> None:
         while (task := self._schedule.take()) is not None:
@@ -186,8 +192,9 @@ class Downloader:
             try:
                 self._outcomes.put((task, self._fetcher.fetch(task.wanted)))
             except BaseException as error:
-                if isinstance(error, FetchError) and error.host and error.after_s is not None:
-                    self._schedule.pause(task, min(error.after_s, self._config.retry_after_max_s))
+                if isinstance(error, FetchError) and error.host:
+                    after = self._backoff_s(task, error) if error.after_s is None else error.after_s
+                    self._schedule.pause(task, min(after, self._config.retry_after_max_s))
                 self._outcomes.put((task, error))
 
 

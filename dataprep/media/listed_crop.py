@@ -74,6 +74,14 @@ def scaled(box: Box, before: tuple[int, int], after: tuple[int, int]) -> Box:
     return Box(_up(box.x0 * x), _up(box.y0 * y), int(box.x1 * x), int(box.y1 * y))
 
 
+def part_of(crop: Box | None, facts: Mapping[str, Any], size: tuple[int, int]) -> Box:
+    """A crop of a video with these facts in its frames of `size` (width, height), which may change in mid-stream; all
+    of them without one."""
+    if crop is None:
+        return Box(0, 0, *size)
+    return scaled(crop, (int(facts["width"]), int(facts["height"])), size)
+
+
 def joint(listed: Box, content: Box) -> Box:
     """The part of both; `listed` alone where its picture would be nothing but bars."""
     both = Box(*map(max, listed[:2], content[:2]), *map(min, listed[2:], content[2:]))

@@ -62,14 +62,14 @@ class _Curation:
             self.meter = engine.meter
             measurer = Measurer(self.context, self.config, engine, self.quarantine)
             captioned = self._captioned(entries)
-            videos = list(measurer.probe([e for e in captioned if e.file.media == "video"]))
+            videos = self._probed(measurer, [e for e in captioned if e.file.media == "video"])
             images = [e for e in captioned if e.file.media == "image"]
             self.total = sum(v.end - v.first for v in videos) + len(images)
             for batch in batches(videos):
                 self._videos(measurer, batch)
             for start in range(0, len(images), _IMAGE_BATCH):
                 self._images(measurer, images[start : start + _IMAGE_BATCH])
-            moving = list(measurer.probe(measurer.animations))
+            moving = self._probed(measurer, measurer.animations)
             self.total += sum(v.end - v.first for v in moving) - len(moving)
             for batch in batches(moving):
                 self._videos(measurer, batch)
@@ -134,6 +134,17 @@ class _Curation:
         bare = [e for e in entries if not e.file.captions]
         self.quarantine += [e.quarantined(Reason.MISSING_CAPTION, "the file has none", "captions") for e in bare]
         return [e for e in entries if e.file.captions]
+
+    def _probed(self, measurer: Measurer, entries: Sequence[Entry]) -> list[Video]:
+        """Usable videos. How many frames there are to measure is not known before, so this counts files."""
+        videos: list[Video] = []
+        failed = len(self.quarantine)
+        for video in measurer.probe(entries):
+            videos.append(video)
+            done = len(videos) + len(self.quarantine) - failed
+            self.context.progress.update(done, len(entries), "files probed", self.meter.line(), self.meter.live())
+            self.context.check_drain()
+        return videos
 
     def _videos(self, measurer: Measurer, videos: Sequence[Video]) -> None:
         candidates: list[Clip] = []

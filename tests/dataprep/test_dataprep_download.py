@@ -234,6 +234,17 @@ def test_retry_after_holds_the_whole_host(site: Site, collection: Collection) ->
     first, *rest = site.seen
     assert first.name == "0.mp4"
     assert min(s.at for s in rest) - first.at >= 0.95
+
+
+@pytest.mark.parametrize(("code", "held"), [(503, True), (500, False)])
+def test_a_host_that_is_asked_too_much_is_left_alone_longer(
+    site: Site, collection: Collection, code: int, held: bool
+) -> None:
+    urls = {f"{n}.mp4": site.put(f"{n}.mp4", video(tag=n)) for n in range(3)}
+    site.rules["0.mp4"] = [status(code)]
+    assert collection.fetch(urls, concurrency=1, backoff_s=0.2).fetched == 3
+    first, *rest = site.seen
+    assert (min(s.at for s in rest) - first.at >= 0.39) == held  # 4 x 0.2 s, half of it at least
     urls = {"late.mp4": site.put("late.mp4", video(), status(429, Retry_After="3600"))}
     with pytest.raises(InfrastructureError, match="1 http_429"):
         collection.fetch(urls, retry_after_max_s=10)
