@@ -35,6 +35,20 @@ class Watched:
         self.page.select_option(f"select[name={name}]", value)
 
 
+def overflowing(page: Page) -> dict[str, list[str]]:
+    """What is wider than a wide and a narrow window, in light and dark."""
+    found = {}
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 844})
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            wide = page.evaluate("document.documentElement.scrollWidth") > width
+            names = page.evaluate(OVERFLOWING)
+            if wide or names:
+                found[f"{width} {scheme}"] = names
+    return found
+
+
 def until(page: Page, expression: str) -> None:
     """Wait for an expression to hold; Playwright's own waiting evaluates text in the page, which its policy forbids."""
     for _ in range(6000):

@@ -1,23 +1,51 @@
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, PlaywrightContextManager, sync_playwright
 from reviewed_home import ReviewedHome, build
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium") or shutil.which("chromium-browser")
-    if executable is None:
-        pytest.fail("Chromium is not installed; run `make browser`")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"], headless=True)
-        yield found
-        found.close()
+class Chromium:
+    """One browser for all tests here that follow each other. It goes when another folder's tests begin: Playwright
+    leaves a running event loop in the thread, beside which theirs could not start one."""
+
+    def __init__(self) -> None:
+        self._open: tuple[PlaywrightContextManager, Browser] | None = None
+
+    def get(self) -> Browser:
+        if self._open is None:
+            executable = shutil.which("chromium") or shutil.which("chromium-browser")
+            if executable is None:
+                pytest.fail("Chromium is not installed; run `make browser`")
+            manager = sync_playwright()
+            arguments = ["--no-sandbox", "--disable-gpu"]
+            found = manager.__enter__().chromium.launch(executable_path=executable, args=arguments, headless=True)
+            self._open = manager, found
+        return self._open[1]
+
+    def close(self) -> None:
+        if self._open is not None:
+            (manager, found), self._open = self._open, None
+            found.close()
+            manager.__exit__()
+
+
+CHROMIUM = Chromium()
+
+
+@pytest.fixture
+def browser() -> Browser:
+    return CHROMIUM.get()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    if nextitem is None or nextitem.path.parent != Path(__file__).parent:
+        CHROMIUM.close()
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from pipelines.workspace import Workspace
 SETTINGS = """
 access:
   user_header: X-User
-  roles: {ann: operator, bob: approver}
+  roles: {ann: operator, bob: approver, cyd: admin}
 """
 TAKEN = "shapes/clip-000003.mp4"  # source and source id of the clip that is taken down
 ASKED = "shapes/clip-000001.mp4"  # of the clip that the reviewer asks about

@@ -41,8 +41,11 @@ def ledger(reviewed: ReviewedHome) -> Iterator[Ledger]:
         yield found
 
 
-def seen(visitor: Visitor, name: str, tmp_path: Path) -> None:
-    folder = Path(os.environ.get("M4V_SCREENSHOTS") or tmp_path)
+def seen(visitor: Visitor, name: str) -> None:
+    """Keep a picture of the page where somebody wants to look at it: drawing one costs more than the test."""
+    if "M4V_SCREENSHOTS" not in os.environ:
+        return
+    folder = Path(os.environ["M4V_SCREENSHOTS"])
     folder.mkdir(parents=True, exist_ok=True)
     visitor.page.wait_for_timeout(200)
     visitor.page.screenshot(path=folder / f"{name}.png", full_page=True)
@@ -57,23 +60,23 @@ def to_checkpoint(reviewer: Visitor, reviewed: ReviewedHome) -> None:
     reviewer.says("checkpoint", reviewed.checkpoint)
 
 
-def test_what_made_this_checkpoint(reviewer: Visitor, reviewed: ReviewedHome, ledger: Ledger, tmp_path: Path) -> None:
+def test_what_made_this_checkpoint(reviewer: Visitor, reviewed: ReviewedHome, ledger: Ledger) -> None:
     to_checkpoint(reviewer, reviewed)
-    seen(reviewer, "1-checkpoint", tmp_path)
+    seen(reviewer, "1-checkpoint")
     run = ledger.producers(reviewed.checkpoint)[-1]
     reviewer.click(run.run_id)
     reviewer.says("reward", *(port.artifact_id[:SHORT] for port in run.inputs), run.stage_key)
     reviewer.says(run.environment["code"]["commit"], "Config", "optimizer:")
-    seen(reviewer, "1-what-made-it", tmp_path)
+    seen(reviewer, "1-what-made-it")
     dataset = next(port.artifact_id for port in run.inputs if port.kind == "dataset")
     reviewer.click(dataset[:SHORT])
     reviewer.says("dataset", dataset)
 
 
-def test_which_clips_did_it_see(reviewer: Visitor, reviewed: ReviewedHome, ledger: Ledger, tmp_path: Path) -> None:
+def test_which_clips_did_it_see(reviewer: Visitor, reviewed: ReviewedHome, ledger: Ledger) -> None:
     to_checkpoint(reviewer, reviewed)
     reviewer.click("Which clips it saw")
-    seen(reviewer, "2-exposure", tmp_path)
+    seen(reviewer, "2-exposure")
     rows = reviewer.page.locator("section[aria-labelledby=clips] tbody tr")
     verdicts = clip_exposure(ledger, reviewed.checkpoint, parse_selector(["source:shapes", "source:street"]))
     assert rows.count() == len(verdicts) == 17
@@ -91,15 +94,15 @@ def test_which_clips_did_it_see(reviewer: Visitor, reviewed: ReviewedHome, ledge
 
 
 def test_what_must_be_retrained_if_a_clip_is_taken_down(
-    reviewer: Visitor, reviewed: ReviewedHome, ledger: Ledger, tmp_path: Path
+    reviewer: Visitor, reviewed: ReviewedHome, ledger: Ledger
 ) -> None:
     to_checkpoint(reviewer, reviewed)
     reviewer.click("Which clips it saw")
     reviewer.click(reviewed.clip[:SHORT])
     reviewer.says("Exposure: which checkpoints saw it", "a red circle")
-    seen(reviewer, "3-clip", tmp_path)
+    seen(reviewer, "3-clip")
     reviewer.click("Takedown impact")
-    seen(reviewer, "3-impact", tmp_path)
+    seen(reviewer, "3-impact")
     reach = impact(ledger, parse_selector([f"clip:{reviewed.clip}"]))
     again = [c for c in reach.checkpoints if c.verdict != "contains"]
     items = reviewer.page.locator("ol.retrain li").all_inner_texts()
@@ -114,13 +117,13 @@ def test_what_must_be_retrained_if_a_clip_is_taken_down(
     reviewer.says("production")
 
 
-def test_what_differs_between_two_runs(reviewer: Visitor, reviewed: ReviewedHome, tmp_path: Path) -> None:
+def test_what_differs_between_two_runs(reviewer: Visitor, reviewed: ReviewedHome) -> None:
     reviewer.open("/")
     reviewer.click("Compare", within="header")
     reviewer.page.get_by_label("First run").select_option(reviewed.first)
     reviewer.page.get_by_label("Second run").select_option(reviewed.second)
     reviewer.click("Compare runs")
-    seen(reviewer, "4-two-runs", tmp_path)
+    seen(reviewer, "4-two-runs")
     config = reviewer.page.locator("#config tbody tr").all_inner_texts()
     assert [row.split() for row in config] == [["gate.confidence", "0.95", "0.9"]]
     reviewer.says("the same 17 clips", "2 pairs, 2 of them byte for byte the same")
@@ -135,29 +138,29 @@ def test_what_differs_between_two_runs(reviewer: Visitor, reviewed: ReviewedHome
     )
 
 
-def test_can_it_be_reproduced_bit_for_bit(reviewer: Visitor, reviewed: ReviewedHome, tmp_path: Path) -> None:
+def test_can_it_be_reproduced_bit_for_bit(reviewer: Visitor, reviewed: ReviewedHome) -> None:
     reviewer.open("/")
     reviewer.click(reviewed.first)
     reviewer.says("Can it be reproduced?")
     row = reviewer.page.locator("section[aria-labelledby=reproduction] tbody tr").filter(has_text="gate").first
     assert "identical" in row.inner_text()
-    seen(reviewer, "5-run", tmp_path)
+    seen(reviewer, "5-run")
     reviewer.click(reviewed.repeated, within="section[aria-labelledby=reproduction]")
     reviewer.says("identical when it was executed again", "ledger's chain")
-    seen(reviewer, "5-repeated", tmp_path)
+    seen(reviewer, "5-repeated")
 
 
-def test_a_takedown_case_is_read_and_proved(reviewer: Visitor, reviewed: ReviewedHome, tmp_path: Path) -> None:
+def test_a_takedown_case_is_read_and_proved(reviewer: Visitor, reviewed: ReviewedHome) -> None:
     reviewer.open("/")
     reviewer.click("Clips", within="header")
     reviewer.click("takedown impact")
     reviewer.click("here")
     reviewer.click(reviewed.takedown)
     reviewer.says("its owner asked for it", "issued", "m4v run micro")
-    seen(reviewer, "6-takedown", tmp_path)
+    seen(reviewer, "6-takedown")
     reviewer.click("Verify every claim")
     reviewer.says("Receipt verified")
     reviewer.page.go_back()
     reviewer.click("compare")
     reviewer.says("The second adds 0 clips and lacks 1")
-    seen(reviewer, "6-versions", tmp_path)
+    seen(reviewer, "6-versions")

@@ -17,41 +17,8 @@
   let births = 0; // nodes in the order they came
   box.hidden = false;
 
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const font = getComputedStyle(document.body).fontFamily;
-  const look = () => {
-    const [ink, soft, line, card, accent, good, second, sunken] =
-      ["--ink", "--soft", "--line", "--card", "--accent", "--good", "--second", "--sunken"].map(colour);
-    return [
-      { selector: "node", style: {
-        label: "data(label)", "text-wrap": "wrap", "text-valign": "center", "text-halign": "center", color: ink,
-        "font-size": 11, "font-family": font, shape: "round-rectangle", width: 96, height: 38,
-        "background-color": card, "border-width": 1.4, "border-color": accent } },
-      { selector: "node[type = 'run']", style: {
-        shape: "round-tag", "background-color": sunken, "border-color": soft, width: 150, "text-margin-x": -8 } },
-      { selector: "node[type = 'reuse']", style: {
-        shape: "cut-rectangle", "border-style": "dashed", "border-color": good, width: 138, height: 36, "font-size": 10 } },
-      { selector: "node[type = 'more']", style: {
-        shape: "ellipse", width: 84, height: 26, "border-style": "dotted", "border-color": second, "font-size": 10, color: soft } },
-      { selector: "node[?isRoot]", style: { "border-width": 3 } },
-      { selector: "edge", style: {
-        width: 1.3, "line-color": soft, "line-opacity": 0.55, "target-arrow-color": soft, "target-arrow-shape": "triangle",
-        "arrow-scale": 0.8, "curve-style": "bezier" } },
-      { selector: "edge[type = 'reuse']", style: {
-        "line-style": "dashed", "line-color": good, "target-arrow-color": good, "line-opacity": 0.9 } },
-      { selector: "edge[type = 'more']", style: { "line-style": "dotted", "target-arrow-shape": "none" } },
-      { selector: "node.unseen", style: { "border-style": "double", "border-width": 4 } },
-      { selector: "edge[type = 'gap']", style: {
-        "line-style": "dotted", width: 2, "target-arrow-shape": "none", label: "data(label)", "font-size": 10, color: soft,
-        "text-background-color": card, "text-background-opacity": 1, "text-background-padding": 3 } },
-      { selector: ".away", style: { display: "none" } },
-      { selector: "edge.lit", style: { width: 3, "line-color": accent, "target-arrow-color": accent, "line-opacity": 1 } },
-      { selector: "node.lit", style: { "border-color": accent, "border-width": 2.4 } },
-      { selector: "node.chosen", style: { "background-color": colour("--accent-soft"), "border-width": 3, "border-color": accent } },
-    ];
-  };
-  const cy = cytoscape({ container: canvas, style: look(), minZoom: 0.05, maxZoom: 3, boxSelectionEnabled: false });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => cy.style(look()));
+  const cy = cytoscape({ container: canvas, style: lineageLook(), minZoom: 0.05, maxZoom: 3, boxSelectionEnabled: false });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => cy.style(lineageLook()));
 
   const say = (text) => { told.textContent = text; };
   const plural = (count, one) => `${count} ${one}${count === 1 ? "" : "s"}`;
@@ -111,7 +78,7 @@
   };
 
   // Take away what is farthest from a node, so that the drawing stays small wherever somebody walks; gives how many.
-  const fold = (id, fresh) => {
+  const fold = (id, direction, fresh) => {
     if (real().length <= MOST) { return 0; }
     const distance = new Map();
     cy.nodes("[type = 'more']").remove();
@@ -120,7 +87,9 @@
     const near = way.nodes().toArray().slice(-LONGEST);
     const keep = new Set([root, id, ...fresh, ...near.map((node) => node.id())]);
     if (near.length < way.nodes().length) { bridge(way, near[0]); }
-    const far = (node) => distance.get(node.id()) ?? Infinity;
+    // Of a wide fan many go before the line on the other side of its node does.
+    const behind = direction === "down" ? cy.getElementById(id).predecessors() : cy.getElementById(id).successors();
+    const far = (node) => (distance.get(node.id()) ?? Infinity) / (behind.has(node) ? 4 : 1);
     const rest = real().filter((node) => !keep.has(node.id())).sort((a, b) => far(a) - far(b) || b.data("born") - a.data("born"));
     const gone = rest.slice(Math.max(0, AFTER_FOLD - keep.size), rest.length);
     const went = new Set(gone.map((node) => node.id()));
@@ -194,7 +163,7 @@
     box.setAttribute("aria-busy", "true");
     try {
       const fresh = await fetchStep(id, direction);
-      const gone = fold(id, fresh);
+      const gone = fold(id, direction, fresh);
       mark();
       arrange(id);
       choose(id, !isInSight(cy.getElementById(id)));
