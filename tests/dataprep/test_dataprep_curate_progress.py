@@ -15,10 +15,8 @@ def test_progress_counts_files_probed_and_then_frames_with_the_time_left(tmp_pat
         nasty.with_caption(tmp_path / "in" / f"{number}.mp4", encode_mp4(nasty.frames(24, 64, 96, number), 24))
     listed = list_source(tmp_path / "listed", "wild", tmp_path / "in", {"kind": "folder"})
     monkeypatch.setattr("dataprep.curation.videos._BATCH_FRAMES", 24)  # a video a batch
-    made = context(
-        tmp_path / "run", "curate", {**CHEAP, "shots": {"detector": "none"}, "filters": {**CHEAP["filters"], "min_motion": None}}, inputs(listed),
-        {"wild": str(tmp_path / "in")},
-    )  # fmt: skip
+    config = {**CHEAP, "shots": {"detector": "none"}, "filters": {**CHEAP["filters"], "min_motion": None}}
+    made = context(tmp_path / "run", "curate", config, inputs(listed), {"wild": str(tmp_path / "in")})
     said: list[Progress] = []
     update = ProgressReporter.update
 
