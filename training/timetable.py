@@ -70,10 +70,9 @@ class Timetable:
             if draw < drawn:
                 yield self.place(stream, draw)
 
-    def uses_before(self, stream: Drawn, cursor: int, draw_in: Callable[[int], int]) -> int:
-        """How often steps before `cursor` used a sample, from one of its draws at most: `draw_in` tells that of an
-        epoch. Every epoch draws it once, so that those before the last are counted unseen."""
-        drawn = self.draws_before(stream, cursor)
+    def uses_among(self, stream: Drawn, drawn: int, draw_in: Callable[[int], int]) -> int:
+        """How often the first `drawn` draws of a stream took a sample, from one of its draws at most: `draw_in` tells
+        that of an epoch. Every epoch draws it once, so that those before the last are counted unseen."""
         epochs, rest = divmod(drawn, stream.count)
         return epochs + (rest > 0 and draw_in(epochs) < drawn)
 

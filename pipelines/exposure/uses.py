@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,27 +28,39 @@ Rank = Callable[[SamplePlace, Sequence[GroupKey]], int]  # smaller ids of these 
 
 
 class Tally:
-    """Uses of some clips before one cursor. The first step and the last are only computed when they are asked for: they
-    take two draws more of every sample."""
-
-    __slots__ = ("_parts", "_timetable", "number")
+    """Uses of some clips before one cursor. Each is computed once it is asked for: that there was any follows from the
+    epochs alone where one is complete, their number takes a draw of every sample, the steps two more."""
 
     def __init__(self, timetable: Timetable) -> None:
-        self.number = 0
         self._timetable = timetable
         self._parts: list[tuple[PlannedStream, int, Callable[[int], int]]] = []
 
     def add(self, stream: PlannedStream, cursor: int, draw_in: Callable[[int], int]) -> None:
         """A sample in a stream, which takes it at `draw_in` of an epoch."""
-        if number := self._timetable.uses_before(stream, cursor, draw_in):
-            self.number += number
-            self._parts.append((stream, number, draw_in))
+        if drawn := self._timetable.draws_before(stream, cursor):
+            self._parts.append((stream, drawn, draw_in))
 
-    def ends(self) -> tuple[int, int]:
-        """The first step that used any, and the last; there must be one."""
+    @cached_property
+    def any(self) -> bool:
+        return any(drawn >= stream.count for stream, drawn, _ in self._parts) or self.number > 0
+
+    @cached_property
+    def number(self) -> int:
+        return sum(self._numbers)
+
+    @cached_property
+    def _numbers(self) -> list[int]:
+        return [self._timetable.uses_among(*part) for part in self._parts]
+
+    @cached_property
+    def ends(self) -> tuple[int, int] | None:
+        """The first step that used any, and the last."""
+        used = [(stream, n, draw) for (stream, _, draw), n in zip(self._parts, self._numbers, strict=True) if n]
+        if not used:
+            return None
         place = self._timetable.place
-        first = min(place(stream, draw_in(0)).step for stream, _, draw_in in self._parts)
-        return first, max(place(stream, draw_in(number - 1)).step for stream, number, draw_in in self._parts)
+        first = min(place(stream, draw_in(0)).step for stream, _, draw_in in used)
+        return first, max(place(stream, draw_in(n - 1)).step for stream, n, draw_in in used)
 
 
 class ClipUses:
@@ -116,11 +128,14 @@ class ClipUses:
         found = [Tally(plan.timetable) for _ in cursors]
         for sample in self.samples(course.dataset_id):
             for stream in plan.streams_with(sample.group):
-                rank = self._rank(sample, plan.keys(stream))
-                draw_in = cache(partial(draw_of, stream, rank, course.seed, course.stage))
+                draw_in = cache(partial(self._draw_in, course, sample, stream))
                 for tally, cursor in zip(found, cursors, strict=True):
                     tally.add(stream, cursor, draw_in)
         return found
+
+    def _draw_in(self, course: Course, sample: SamplePlace, stream: PlannedStream, epoch: int) -> int:
+        rank = self._rank(sample, self.plan(course).keys(stream))
+        return draw_of(stream, rank, course.seed, course.stage, epoch)
 
     def first_step(self, course: Course, cursor: int, enough: int) -> float:
         """The first step that used any of the clips, or some early one before `enough`; infinite when none before

@@ -1,8 +1,6 @@
-"""How checkpoints relate to clips: uses are computed once a course and cursor, then added up along lines."""
+"""How checkpoints relate to clips: told once a course and cursor, then carried along lines."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +10,6 @@ from pipelines.impact.rows import AffectedCheckpoints, strength
 from pipelines.ledger.trained import Numbers, TrainedStates, hops
 
 MOST_DRAWS = 50_000  # computed one by one; beyond that, a question only learns which checkpoints saw any
-
-
-@dataclass(frozen=True, slots=True)
-class _Own:
-    """Uses by the own stage of each checkpoint; `uses` is None when they were not counted, only noticed."""
-
-    saw: NDArray[np.bool_]
-    uses: Numbers | None
-    tallies: list[Tally | None]
 
 
 def affected_checkpoints(states: TrainedStates, uses: ClipUses) -> AffectedCheckpoints:
@@ -42,14 +31,20 @@ def affected_checkpoints(states: TrainedStates, uses: ClipUses) -> AffectedCheck
         elif counted:
             tallies = uses.tally(states.courses[course], ends)
             told += tallies
-            saw += [tally.number > 0 for tally in tallies]
+            saw += [tally.any for tally in tallies]
         else:
             first = uses.first_step(states.courses[course], ends[-1], ends[0])
             told += [None] * len(ends)
             saw += [first < end for end in ends]
-    numbers = np.array([tally.number if tally else 0 for tally in told], dtype=np.int64)[row_key]
-    own = _Own(np.array(saw, dtype=np.bool_)[row_key], numbers if counted else None, told)
-    return _classed(states, own, row_key)
+    own = np.array(saw, dtype=np.bool_)[row_key]
+    through = _nearest_before(states.parent, own)
+    return AffectedCheckpoints(
+        states=states,
+        strength=strength(own, through != len(states.parent)),
+        through=through,
+        tally=row_key,
+        tallies=told if counted else None,
+    )
 
 
 def _countable(states: TrainedStates, uses: ClipUses, asked: set[int], by_course: dict[int, list[int]]) -> bool:
@@ -62,27 +57,11 @@ def _countable(states: TrainedStates, uses: ClipUses, asked: set[int], by_course
     return True
 
 
-def _classed(states: TrainedStates, own: _Own, row_key: Numbers) -> AffectedCheckpoints:
-    inherited, through = _before(states.parent, own)
-    return AffectedCheckpoints(
-        states=states,
-        strength=strength(own.saw, through != len(states.parent)),
-        uses=own.uses,
-        inherited=None if own.uses is None else inherited,
-        through=through,
-        tally=row_key,
-        tallies=own.tallies,
-    )
-
-
-def _before(parent: Numbers, own: _Own) -> tuple[Numbers, Numbers]:
-    """Of each checkpoint: uses by the stages before its own, and the nearest before it that saw (or no row)."""
+def _nearest_before(parent: Numbers, saw: NDArray[np.bool_]) -> Numbers:
+    """Of each checkpoint the nearest before it that saw (or no row)."""
     none = len(parent)
-    saw = np.append(own.saw, False)
     start = np.append(parent, none)
-    total = np.append(np.zeros(none, dtype=np.int64) if own.uses is None else own.uses, 0)[start]
-    nearest = np.where(saw[start], start, none)
+    nearest = np.where(np.append(saw, False)[start], start, none)
     for hop in hops(parent):
-        total = total + total[hop]
         nearest = np.where(nearest != none, nearest, nearest[hop])
-    return total[:-1], nearest[:-1]
+    return nearest[:-1]

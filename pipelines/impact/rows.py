@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,24 +80,20 @@ class Rows(Sequence[RowT], Generic[RowT]):
 
 
 class AffectedCheckpoints(Rows[AffectedCheckpoint]):
-    """In the order that courses and checkpoints were recorded. `tally` holds places in `tallies`, `through` rows of
-    `states` (their number for none)."""
+    """In the order that courses and checkpoints were recorded. `through` holds rows of `states` (their number for
+    none), `tally` places in `tallies`, which are None when uses were not counted, only noticed."""
 
     def __init__(
         self,
         *,
         states: TrainedStates,
         strength: Strength,
-        uses: Numbers | None,
-        inherited: Numbers | None,
         through: Numbers,
         tally: Numbers,
-        tallies: Sequence[Tally | None],
+        tallies: Sequence[Tally | None] | None,
     ) -> None:
         self._states, self.strength, self._through = states, strength, through
-        self._uses, self._inherited = uses, inherited
         self._tally, self._tallies = tally, tallies
-        self._ends: dict[int, tuple[int | None, int | None]] = {}
 
     def __len__(self) -> int:
         return len(self._states.checkpoint_ids)
@@ -116,26 +112,19 @@ class AffectedCheckpoints(Rows[AffectedCheckpoint]):
         return dict(zip(BY_STRENGTH, np.bincount(self.strength, minlength=3).tolist(), strict=True))
 
     def _rows(self, places: range) -> list[AffectedCheckpoint]:
-        return [self._row(*facts) for facts in self._facts(places)]
-
-    def _facts(self, places: range) -> Iterable[tuple[Any, ...]]:
         at = np.array(places, dtype=np.int64)
-        states, none = self._states, [None] * len(at)
-        columns = (at, self.strength[at], states.course[at], states.cursor[at], self._tally[at], self._through[at])
-        uses = none if self._uses is None else self._uses[at].tolist()
-        inherited = none if self._inherited is None else self._inherited[at].tolist()
-        return zip(*(column.tolist() for column in columns), uses, inherited, strict=True)
-
-    def _row(
-        self, at: int, strong: int, course: int, cursor: int, tally: int, through: int, uses: int | None,
-        inherited: int | None,
-    ) -> AffectedCheckpoint:  # fmt: skip
         states = self._states
-        saw = BY_STRENGTH[strong] is Verdict.SAW
-        descends = through < len(self)
-        if self._uses is None:  # noticed, not counted
+        columns = (at, self.strength[at], states.course[at], states.cursor[at], self._through[at])
+        return [self._row(*facts) for facts in zip(*(column.tolist() for column in columns), strict=True)]
+
+    def _row(self, at: int, strong: int, course: int, cursor: int, through: int) -> AffectedCheckpoint:
+        states, saw, descends = self._states, BY_STRENGTH[strong] is Verdict.SAW, through < len(self)
+        tally = self._tally_of(at)
+        first, last = (tally and tally.ends) or (None, None)
+        if self._tallies is None:
             uses, inherited = None if saw else 0, None if descends else 0
-        first, last = self._steps(tally) if saw else (None, None)
+        else:
+            uses, inherited = tally.number if tally else 0, self._inherited(at)
         return AffectedCheckpoint(
             artifact_id=states.checkpoint_ids[at],
             verdict=BY_STRENGTH[strong],
@@ -150,11 +139,27 @@ class AffectedCheckpoints(Rows[AffectedCheckpoint]):
             init_from=states.init_from[at],
         )
 
-    def _steps(self, number: int) -> tuple[int | None, int | None]:
-        if number not in self._ends:
-            tally = self._tallies[number]
-            self._ends[number] = (None, None) if tally is None else tally.ends()
-        return self._ends[number]
+    def _tally_of(self, at: int) -> Tally | None:
+        return None if self._tallies is None else self._tallies[self._tally[at]]
+
+    def _inherited(self, at: int) -> int:
+        """Uses by the stages that a checkpoint started from, added up along its line."""
+        held, line = self._sums, []
+        start = int(self._states.parent[at])
+        while start < len(self) and start not in held and start not in line:  # a ring, which no run can make, ends
+            line.append(start)
+            start = int(self._states.parent[start])
+        total = held.get(start, 0)
+        for row in reversed(line):
+            tally = self._tally_of(row)
+            total += tally.number if tally else 0
+            held[row] = total
+        return total
+
+    @cached_property
+    def _sums(self) -> dict[int, int]:
+        """Of rows that were asked for: uses by them and all before them."""
+        return {}
 
 
 class Products(Rows[Product]):

@@ -21,11 +21,14 @@ Matches = dict[bytes, tuple[str, ...]]  # clip id -> what matched it
 _File = tuple[int, int, str]  # source number, key and id
 Span = tuple[int, int]
 _SHOWN = 3  # near ids or names in an error
+_ROWS_A_CLIP = 4  # enough for clips whose files were replaced thrice
 _clip = tables.Clip
 
 
-def find(session: Session, selector: ClipSelector, *, missing_ok: bool) -> list[ClipFacts]:
-    """Clips of every term, and what overlaps them."""
+def find(
+    session: Session, selector: ClipSelector, *, missing_ok: bool, of_source: int | None = None
+) -> list[ClipFacts]:
+    """Clips of every term, and what overlaps them; of a whole source `of_source` at most, if that is given."""
     matches: Matches = {}
     missing: list[InputError] = []
 
@@ -40,7 +43,7 @@ def find(session: Session, selector: ClipSelector, *, missing_ok: bool) -> list[
     for prefix in selector.clips:
         note(f"clip:{prefix}", _by_prefix(session, prefix), partial(_near_clips, session, prefix))
     for source in selector.sources:
-        note(f"source:{source}", _by_source(session, source), partial(_near_sources, session, source))
+        note(f"source:{source}", _by_source(session, source, of_source), partial(_near_sources, session, source))
     for url in selector.urls:
         note(f"url:{url}", _by_url(session, url), partial(_near_url, session, url))
     for digest in selector.digests:
@@ -102,13 +105,23 @@ def _near_sources(session: Session, term: str) -> str:
     return f"did you mean {' or '.join(near)}?" if near else "m4v ledger index"
 
 
-def _by_source(session: Session, term: str) -> Iterator[bytes]:
-    """Clips of `SOURCE`, or of one file `SOURCE/SOURCE_ID`; names of sources may hold a slash themselves."""
+def _by_source(session: Session, term: str, limit: int | None) -> Iterator[bytes]:
+    """Clips of `SOURCE` (the first of them, file by file), or of one file `SOURCE/SOURCE_ID`; names of sources may
+    hold a slash themselves."""
     for name, number in _source_numbers(session).items():
         if term == name:
-            yield from session.scalars(select(_clip.clip_id).where(_clip.source_no == number).distinct())
+            yield from _of_source(session, number, limit)
         elif term.startswith(f"{name}/"):
             yield from _of_file(session, number, term[len(name) + 1 :])
+
+
+def _of_source(session: Session, source_no: int, limit: int | None) -> Iterable[bytes]:
+    query = select(_clip.clip_id).where(_clip.source_no == source_no)
+    if limit is None:
+        return session.scalars(query.distinct())
+    # A clip whose file was replaced has more rows than one, side by side.
+    ordered = query.order_by(_clip.source_key, _clip.clip_id).limit(_ROWS_A_CLIP * limit)
+    return list(dict.fromkeys(session.scalars(ordered)))[:limit]
 
 
 def _source_numbers(session: Session) -> dict[str, int]:

@@ -43,15 +43,18 @@ class ClipQueryOps:
 
     _db: Database
 
-    def find_clips(self, selector: ClipSelector, *, missing_ok: bool = False) -> list[ClipFacts]:
-        """Every clip that a term names or that overlaps such a clip, by source, file and time.
+    def find_clips(
+        self, selector: ClipSelector, *, missing_ok: bool = False, of_source: int | None = None
+    ) -> list[ClipFacts]:
+        """Every clip that a term names or that overlaps such a clip, by source, file and time; with `of_source` only so
+        many of each whole source, whose clips may be millions.
 
         Raises InputError (with near ids or names) for a term that matches nothing, unless `missing_ok`, and for a
         clip prefix that is not unique.
         """
         try:
             with self._db.read() as session:
-                return find(session, selector, missing_ok=missing_ok)
+                return find(session, selector, missing_ok=missing_ok, of_source=of_source)
         except InputError as error:
             if not (waiting := [m for m in self.unindexed() if not m.deleted]):
                 raise

@@ -73,7 +73,7 @@ def test_places_draws_and_distinct_samples_are_those_of_the_order(
             at = rank(plan.keys(stream))
             steps = [p.step for p in plan.timetable.places(stream, at, cursor, seed, "stage")]
             draw_in = partial(draw_of, stream, at, seed, "stage")
-            used = plan.timetable.uses_before(stream, cursor, draw_in)
+            used = plan.timetable.uses_among(stream, plan.timetable.draws_before(stream, cursor), draw_in)
             assert used == len(steps)
             if used:
                 ends = [plan.timetable.place(stream, draw_in(epoch)).step for epoch in (0, used - 1)]

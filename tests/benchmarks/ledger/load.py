@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import insert, text
+from sqlalchemy import Table, insert, text
 from sqlalchemy.orm import Session
 
 from m4v.core.canonical import digest_json
@@ -42,8 +42,22 @@ def fill(ledger: Ledger, sizes: Sizes) -> tuple[Clips, History]:
 
 def _insert(session: Session, table: str, rows: list[Row]) -> None:
     target = Base.metadata.tables[table]
+    if rows and session.get_bind().dialect.name != "sqlite":
+        _copy(session, target, rows)
+        return
     for start in range(0, len(rows), _AT_ONCE):
         session.execute(insert(target), rows[start : start + _AT_ONCE])
+
+
+def _copy(session: Session, target: Table, rows: list[Row]) -> None:
+    """PostgreSQL takes them several times as fast so; values pass through their columns' types as in any insert."""
+    dialect, raw = session.get_bind().dialect, session.connection().connection.driver_connection
+    assert raw is not None
+    named = [(name, target.c[name].type.bind_processor(dialect)) for name in rows[0]]
+    columns = ", ".join(f'"{name}"' for name, _ in named)
+    with raw.cursor() as cursor, cursor.copy(f"COPY {target.name} ({columns}) FROM STDIN") as copy:
+        for row in rows:
+            copy.write_row([process(row[name]) if process else row[name] for name, process in named])
 
 
 def _load_states(ledger: Ledger, history: History) -> None:

@@ -71,6 +71,16 @@ def test_a_source_or_one_file_of_it(filled: Ledger) -> None:
     assert ask(filled, "web/page/1") == {FIRST.clip_id, MIDDLE.clip_id, LAST.clip_id}
 
 
+def test_of_a_whole_source_the_first_clips_can_be_had(filled: Ledger) -> None:
+    of_web = {c.clip_id for c in ALL if c.source == "web"}
+    some = ids(filled.find_clips(parse_selector(["source:web"]), of_source=2))
+    assert len(some) == 2
+    assert some < of_web
+    assert ids(filled.find_clips(parse_selector(["source:web"]), of_source=9)) == of_web
+    one_more = ids(filled.find_clips(parse_selector(["source:web", NAMESAKE.clip_id]), of_source=2))
+    assert one_more == some | {NAMESAKE.clip_id}  # other terms are not cut short
+
+
 def test_sources_with_a_slash_in_their_name(ledger: Ledger, tmp_path: Path) -> None:
     clips = [TestClip("a", "b/c"), TestClip("a/b", "c")]
     take_in(ledger, write_table(tmp_path / "clips", clips))
