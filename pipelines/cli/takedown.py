@@ -40,6 +40,8 @@ CaseArgument = Annotated[str, typer.Argument(help="Id of a case or its beginning
 
 
 def register(app: typer.Typer) -> None:
+    import pipelines.cli.takedown_finish  # noqa: F401 - adds finish
+
     app.add_typer(takedown, name="takedown")
 
 
