@@ -98,7 +98,7 @@ def _detector(name: str) -> ShotDetector:
 def segment(task: SegmentTask) -> bytes:
     """Signal columns of a segment, with boundary probabilities and frame times, from one decoding pass.
 
-    Columns beside the signals: `damaged` (not decodable rightly; its signals are zeros), `width` and `height`
+    Columns beside the signals: `damaged` (not decodable rightly, or in doubt beside such a frame), `width` and `height`
     (displayed), `combed` (NaN where not looked at), `joint` (time does not go on from the frame before).
     """
     reader = open_reader(task.media.local(), task.decoder)
@@ -119,7 +119,8 @@ def segment(task: SegmentTask) -> bytes:
         np.stack(small), task.start - before, task.end - task.start
     )
     columns |= _times(reader.index, task.start, task.end)
-    columns["damaged"] = np.array([s.picture is None for s in own], dtype=np.bool_)
+    missing = np.array([s.picture is None for s in own], dtype=np.bool_)
+    columns["damaged"] = reader.index.doubtful(missing, task.start)
     columns["combed"] = np.array([s.combed for s in own], dtype=np.float32)
     columns["joint"] = np.isin(np.arange(task.start, task.end), np.array(reader.index.breaks, dtype=np.int64))
     columns["width"] = np.array([s.display.width for s in own], dtype=np.int32)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import av
 from av.codec.context import CodecContext
 from av.container import InputContainer
+from av.video.format import VideoFormat
 from av.video.stream import VideoStream
 
 from dataprep.media.layout import ISO_BOXES, iso_boxes
@@ -20,12 +21,15 @@ from dataprep.quarantine import ItemError, Reason
 
 _SNIFF_BYTES = 4096
 _TEXT_BYTES = frozenset(range(0x20, 0x7F)) | {0x09, 0x0A, 0x0C, 0x0D} | frozenset(range(0x80, 0x100))
-# The picture hashes that HEVC streams may carry are compared, and fail the picture. Other codecs have nothing to
-# compare, and the H.264 decoder would take a jump to an open group of pictures for damage.
+# A picture with broken data fails instead of being mended in silence, and so does one whose hash is another (HEVC may
+# carry hashes; other codecs have nothing to compare).
 _CHECKED = {"err_detect": "crccheck+explode"}
-_CHECKED_CODECS = frozenset(("hevc",))
-# FFmpeg's own VP8 and VP9 decoders drop the alpha plane.
-_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+_CHECKED_CODECS = frozenset(("hevc", "mpeg4", "mpeg1video", "mpeg2video", "vp9"))
+# The H.264 decoder would take a jump to an open group of pictures for damage.
+_CHECKED_WHEN_CLOSED = frozenset(("h264",))
+# FFmpeg's own VP8 and VP9 decoders drop the alpha plane, and read on past the end of damaged data without a word;
+# those of libvpx refuse such a packet and all that depends on it, at the same speed and with the same pixels.
+_CAREFUL_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 MAX_PIXELS = 8192 * 4352
@@ -75,8 +79,12 @@ def _open_failure(path: Path, error: Exception) -> ItemError:
 
 
 @contextlib.contextmanager
-def open_video(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(
+    path: Path, max_pixels: int = MAX_PIXELS, *, closed: bool = False
+) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its main video stream, single-threaded; a frame of more than `max_pixels` fails to decode.
+
+    `closed`: no picture refers to one before the last key frame, so that whatever does not decode is damage.
 
     Raises ItemError: empty, not_media, no_index, no_video, missing_file.
     """
@@ -92,7 +100,8 @@ def open_video(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Input
         stream = main_stream(container)
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
-        checked = _CHECKED if stream.codec_context.name in _CHECKED_CODECS else {}
+        codecs = _CHECKED_CODECS | _CHECKED_WHEN_CLOSED if closed else _CHECKED_CODECS
+        checked = _CHECKED if stream.codec_context.name in codecs else {}
         stream.codec_context.options = {**checked, "max_pixels": str(max_pixels)}
         yield container, stream
 
@@ -114,19 +123,24 @@ def main_stream(container: InputContainer) -> VideoStream:
 
 def has_alpha_layer(stream: VideoStream) -> bool:
     """Whether transparency comes as a second layer beside the stream's own pictures (WebM)."""
-    return stream.codec_context.name in _ALPHA_DECODERS and stream.metadata.get("alpha_mode") == "1"
+    return stream.codec_context.name in _CAREFUL_DECODERS and stream.metadata.get("alpha_mode") == "1"
 
 
 def decoder_of(stream: VideoStream) -> CodecContext:
-    """The decoder for a stream: its own, or the one that also reads the alpha layer."""
+    """The decoder for a stream: its own, or one that also reads the alpha layer and does not pass over damage."""
     context = stream.codec_context
-    if not has_alpha_layer(stream):
+    name = _CAREFUL_DECODERS.get(context.name)
+    if name is None or not _is_eight_bit(context.pix_fmt):
         return context
-    decoder = CodecContext.create(_ALPHA_DECODERS[context.name], "r")
+    decoder = CodecContext.create(name, "r")
     decoder.extradata = context.extradata
     decoder.thread_count = 1
     decoder.options = dict(context.options)
     return decoder
+
+
+def _is_eight_bit(pixel_format: str | None) -> bool:
+    return pixel_format is None or VideoFormat(pixel_format).components[0].bits == 8
 
 
 @contextlib.contextmanager

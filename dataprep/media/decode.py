@@ -14,9 +14,14 @@ from dataprep.media.geometry import Box, Display, Frame, cover
 from dataprep.media.geometry import crop as cut
 from dataprep.media.reader import FrameReader, PyAvReader, sound
 from dataprep.media.sampling import sample_frames
+from dataprep.media.torchcodec_reader import TorchcodecReader
 
-Backend = Literal["pyav", "decord"]
-_READERS: dict[str, Callable[[Path], FrameReader]] = {"pyav": PyAvReader, "decord": DecordReader}
+Backend = Literal["pyav", "decord", "torchcodec"]
+_READERS: dict[str, Callable[[Path], FrameReader]] = {
+    "pyav": PyAvReader,
+    "decord": DecordReader,
+    "torchcodec": TorchcodecReader,
+}
 
 
 def open_reader(path: Path, backend: Backend = "pyav") -> FrameReader:

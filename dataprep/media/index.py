@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataprep.media.container import Limits, decoding, open_video
+from dataprep.media.h264 import h264_prefix, is_idr
 from dataprep.media.layout import is_cut_short
-from dataprep.media.pictures import pictures
+from dataprep.media.pictures import is_key, pictures
+from dataprep.media.structure import structure_faults
 from dataprep.quarantine import ItemError, Reason
 
 _MICROSECONDS = 1_000_000
@@ -36,6 +38,8 @@ class FrameIndex(NamedTuple):
     seekable: bool
     partial: bool = False  # the file was cut short: these are its whole groups of pictures
     breaks: tuple[int, ...] = ()  # frames whose time does not come after that of the one before: joints of a file
+    closed: bool = False  # H.264: every group of pictures can be decoded by itself
+    faults: tuple[int, ...] = ()  # byte offsets at which the container contradicts itself
 
     @property
     def frames(self) -> int:
@@ -47,6 +51,14 @@ class FrameIndex(NamedTuple):
         if self.frames < 2:
             return 1 / (self.time_base * max(1, self.end_pts - int(self.pts[0])))
         return Fraction(self.frames - 1) / (self.time_base * int(self.pts[-1] - self.pts[0]))
+
+    def doubtful(self, damaged: NDArray[np.bool_], first: int = 0) -> NDArray[np.bool_]:
+        """Frames `first`, first + 1, … that are damaged or share a group of pictures with one that is.
+
+        Few codecs have checksums: most damage shows only some pictures after the one that it hit.
+        """
+        groups = np.searchsorted(self.keys, self.pts[first : first + len(damaged)], side="right")
+        return np.asarray(damaged | np.isin(groups, groups[damaged]), dtype=np.bool_)
 
     def time(self, frame: int) -> Fraction:
         """Presentation time in seconds of a frame; of `frames` itself, the end of the video."""
@@ -85,12 +97,17 @@ def _from_packets(path: Path, limits: Limits) -> FrameIndex:
     keys: list[int | None] = []
     ends: list[int] = []
     discarded = 0
+    closed = True
     with open_video(path, limits.max_pixels) as (container, stream), decoding("reading packets"):
         if stream.width * stream.height > limits.max_pixels:
             raise ItemError(Reason.TOO_LARGE, f"{stream.width}x{stream.height} pixels")
+        h264 = stream.codec_context.name == "h264"
+        prefix = h264_prefix(stream.codec_context.extradata)
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
+            if h264 and packet.is_keyframe:
+                closed = closed and is_idr(bytes(packet), prefix)
             if packet.is_discard:  # before an edit list's start: decoded, never shown
                 discarded += 1
                 continue
@@ -102,6 +119,7 @@ def _from_packets(path: Path, limits: Limits) -> FrameIndex:
             if len(pts) > limits.max_frames:
                 raise ItemError(Reason.TOO_LARGE, f"more than {limits.max_frames} frames")
         claimed, time_base = stream.frames, Fraction(stream.time_base or Fraction(1, 1000))
+        faults = structure_faults(path, stream.id)
     found = len(pts) + discarded
     whole = claimed <= found and not is_cut_short(path)
     if not whole:
@@ -109,13 +127,15 @@ def _from_packets(path: Path, limits: Limits) -> FrameIndex:
     if not pts:
         raise ItemError(Reason.TOO_SHORT, "no frame")
     if None in pts or len(set(pts)) != len(pts):
-        return _from_frames(path, time_base, limits)
+        return _from_frames(path, time_base, limits)._replace(closed=h264 and closed, faults=faults)
     ordered = np.array(sorted(p for p in pts if p is not None), dtype=np.int64)
     ordered_keys = np.array(sorted(k for k in keys if k is not None), dtype=np.int64)
     end = (
         max([*ends, int(ordered[-1]) + _usual_gap(ordered)]) if len(ordered) > 1 else max([*ends, int(ordered[-1]) + 1])
     )
-    return FrameIndex(ordered, ordered_keys, time_base, end, len(ordered_keys) > 0, not whole)
+    return FrameIndex(
+        ordered, ordered_keys, time_base, end, len(ordered_keys) > 0, not whole, (), h264 and closed, faults
+    )
 
 
 def _whole_groups(
@@ -136,9 +156,12 @@ def _whole_groups(
 def _from_frames(path: Path, time_base: Fraction, limits: Limits) -> FrameIndex:
     """For containers without usable packet times (old AVI): decode once and count."""
     pts: list[int | None] = []
+    keys = [0]
     with open_video(path, limits.max_pixels) as (container, stream), decoding("counting frames"):
         rate = Fraction(stream.average_rate or 25)
         for frame in pictures(container, stream):
+            if is_key(frame):
+                keys.append(len(pts))
             pts.append(frame.pts)
             if len(pts) > limits.max_frames:
                 raise ItemError(Reason.TOO_LARGE, f"more than {limits.max_frames} frames")
@@ -153,7 +176,7 @@ def _from_frames(path: Path, time_base: Fraction, limits: Limits) -> FrameIndex:
         pairs = enumerate(itertools.pairwise(pts), start=1)
         breaks = tuple(k for k, (a, b) in pairs if a is not None and b is not None and b <= a)
     end = int(times[-1]) + (_usual_gap(times) if len(times) > 1 else 1)
-    return FrameIndex(times, times[:1], time_base, end, seekable=False, breaks=breaks)
+    return FrameIndex(times, times[np.unique(keys)], time_base, end, seekable=False, breaks=breaks)
 
 
 def _usual_gap(pts: NDArray[np.int64]) -> int:

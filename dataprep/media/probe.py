@@ -153,6 +153,7 @@ def _warnings(
     wrong_size = (claims.width, claims.height) != (frame.width, frame.height)
     found = {
         "partial": index.partial,
+        "damaged": len(index.faults) > 0,
         "meta_mismatch": wrong_time or wrong_size,
         "variable_rate": index.max_gap > _VFR_GAP,
         "rotated": shown.rotation != 0,

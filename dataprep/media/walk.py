@@ -19,7 +19,7 @@ class Walk:
 
     def __init__(self, container: InputContainer, stream: VideoStream, index: FrameIndex) -> None:
         self._index = index
-        self._pictures = Pictures(container, stream)
+        self._pictures = Pictures(container, stream, index.faults, keyed=len(index.keys) > 0)
         self._frames = iter(self._pictures)
         self._position: int | None = None  # pts of the last decoded frame
         self._held: VideoFrame | None = None  # decoded while landing, not yet passed
@@ -81,15 +81,14 @@ class Walk:
 class Count:
     """Frames by counting from the start, for files without usable times."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
-        self._pictures = Pictures(container, stream)
+    def __init__(self, container: InputContainer, stream: VideoStream, index: FrameIndex) -> None:
+        self._pictures = Pictures(container, stream, index.faults, keyed=len(index.keys) > 0)
         self._frames = enumerate(self._pictures)
 
     def to(self, number: int) -> VideoFrame | None:
         """The frame, or None where it is damaged or decoding ends before it; numbers must increase."""
         for position, frame in self._frames:
-            if frame.key_frame and not frame.is_corrupt:
-                self._pictures.failed = False
+            damaged = self._pictures.is_damaged(frame)
             if position == number:
-                return None if self._pictures.failed or frame.is_corrupt else frame
+                return None if damaged else frame
         return None

@@ -158,6 +158,8 @@ def look(path: Path) -> Seen:
     shown = [frame.picture is not None for frame in reader.shown(range(count), 96)]
     found = {number: digest(frame) for number, frame in decoded(path, reader.index, range(count)) if frame is not None}
     assert [number in found for number in range(count)] == shown
+    doubtful = reader.index.doubtful(np.array([number not in found for number in range(count)]))
+    found = {number: picture for number, picture in found.items() if not doubtful[number]}
     spans: list[list[str]] = []
     for number in range(count):
         if number in found:

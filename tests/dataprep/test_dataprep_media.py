@@ -1,6 +1,7 @@
 """Decoding: frame numbers, times, geometry, colours, typed failures; generated files and real footage."""
 
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 
 import av
@@ -12,7 +13,7 @@ from media_files import HEIGHT, WIDTH, number_of
 from PIL import Image
 
 from dataprep.media.container import Limits
-from dataprep.media.decode import decode_span, open_reader
+from dataprep.media.decode import Backend, decode_span, open_reader
 from dataprep.media.geometry import Box, cover, display_of, resize
 from dataprep.media.images import read_image
 from dataprep.media.index import FrameIndex, frame_index
@@ -201,13 +202,16 @@ def test_a_size_change_in_mid_stream_is_found(folder: Path) -> None:
         list(reader.frames(range(reader.index.frames)))
 
 
-def test_decord_agrees_with_pyav(plain: Path) -> None:
+@pytest.mark.parametrize("backend", ["decord", "torchcodec"])
+def test_other_backends_agree_with_pyav(plain: Path, backend: Backend) -> None:
+    if find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
     bikes = asset_path("corpus/street/bikes.mp4")
     for first in (0, 75, 200):
         ours = decode_span(bikes, first, 17, fps=24, size=(64, 96)).astype(int)
-        theirs = decode_span(bikes, first, 17, fps=24, size=(64, 96), backend="decord")
+        theirs = decode_span(bikes, first, 17, fps=24, size=(64, 96), backend=backend)
         assert np.abs(ours - theirs).mean() < 2.0
-    assert numbers(plain, 50, 10, 12, backend="decord") == list(range(50, 70, 2))
+    assert numbers(plain, 50, 10, 12, backend=backend) == list(range(50, 70, 2))
 
 
 @pytest.mark.parametrize("name", [n for n in nasty.EXPECTED if "caption" not in n and n != "blank.mp4"])
