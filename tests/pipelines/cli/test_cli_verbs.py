@@ -40,9 +40,9 @@ ADDED = {
 }  # fmt: skip
 READS = (
     "plan", "doctor", "runs list", "runs show", "runs diff", "artifacts list", "artifacts show", "artifacts verify",
-    "lineage up", "lineage down", "lineage exposure", "channels list", "channels gates", "takedown impact", "takedown list",
-    "takedown show", "takedown verify", "takedown plan", "ledger verify", "ledger sinks", "flops", "data sources",
-    "data inspect", "data quarantine", "weights list", "weights check",
+    "lineage up", "lineage down", "lineage exposure", "channels list", "channels gates", "takedown impact",
+    "takedown list", "takedown show", "takedown verify", "takedown plan", "ledger verify", "ledger sinks", "flops",
+    "data sources", "data inspect", "data quarantine", "weights list", "weights check",
 )  # fmt: skip
 PLAN_CPU_S = 2.0
 
