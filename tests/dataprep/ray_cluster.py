@@ -30,11 +30,13 @@ class Nodes:
         self._cluster = Cluster(initialize_head=True, head_node_args=arguments)
         self.address = str(self._cluster.address)
         self.workers: list[Any] = []
+        self._cpus: dict[int, int] = {}
 
     def add(self, cpus: int, gpus: int = 0) -> Any:
         """A worker node; its GPUs are logical ones."""
         node = self._cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=STORE_BYTES)
         self.workers.append(node)
+        self._cpus[id(node)] = cpus
         return node
 
     def kill(self, node: Any) -> None:
@@ -46,9 +48,13 @@ class Nodes:
 
     def hold(self, cpus: list[int]) -> None:
         """Exactly the worker nodes of `cpus`: others go, missing ones come."""
-        while len(self.workers) > len(cpus):
-            self.kill(self.workers[-1])
-        for count in cpus[len(self.workers) :]:
+        missing = list(cpus)
+        for node in list(self.workers):
+            if self._cpus[id(node)] in missing:
+                missing.remove(self._cpus[id(node)])
+            else:
+                self.kill(node)
+        for count in missing:
             self.add(count)
 
     def close(self) -> None:
