@@ -117,11 +117,20 @@ def write_samples(
 def dataset_facts(
     encoded: list[EncodedClip], config: EncodeConfig, identity: Identity, quarantined: int, shards: int
 ) -> dict[str, object]:
-    """Content of `dataset.json`."""
+    """Content of `dataset.json`. `normalisation`: (latent - shift) / scale is what training sees of the first latent
+    frame and of the others; the shards hold latents as the codec made them."""
+    from m4v.flow import latents
+
     counts = Counter((e.clip.media, e.bucket) for e in encoded)
     return {
         "schema_version": 1,
-        "codec": {"config": config.codec.canonical(), "digest": identity.codec},
+        "codec": {
+            "config": config.codec.canonical(), "digest": identity.codec, "dtype": "bfloat16",
+            "normalisation": {
+                "first": {"shift": latents.FIRST_SHIFT, "scale": latents.FIRST_SCALE},
+                "others": {"shift": latents.OTHER_SHIFT, "scale": latents.OTHER_SCALE},
+            },
+        },
         "text_encoder": {"config": config.text_encoder.canonical(), "digest": identity.text_encoder},
         "encoder_digest": identity.encoder,
         "fps": config.buckets.fps,

@@ -111,6 +111,7 @@ def test_dataset_facts_and_null_text(dataset: Path):
     facts = json.loads((dataset / "dataset.json").read_text())
     assert (facts["samples"], facts["videos"], facts["images"], facts["captions"]) == (5, 3, 2, 8)
     assert facts["codec"]["digest"] == open_codec(DctCodecConfig()).digest
+    assert facts["codec"]["normalisation"]["others"] == {"shift": -0.2343, "scale": 3.0986}
     counts = {(b["media"], b["frames"], b["height"], b["width"]): b["samples"] for b in facts["buckets"]}
     assert counts == {("image", 1, 64, 64): 2, ("video", 17, 64, 128): 2, ("video", 33, 64, 128): 1}
     null = load((dataset / "null_text.safetensors").read_bytes())
