@@ -41,14 +41,15 @@ def search(
     wanted, problem, indexed, captioned = q.strip(), None, [], []
     if wanted and by != "words":
         try:
-            indexed = ledger.find_clips(parse_selector([f"{by}:{wanted}" if by else wanted]))
+            indexed = ledger.find_clips(parse_selector([f"{by}:{wanted}" if by else wanted]), of_source=shown + 1)
         except InputError as error:
             problem = error
     if wanted and (by == "words" or (not by and not indexed)):
         captioned = with_words(clip_tables(ledger, workspace.cache), wanted, shown + 1)
+    more = len(indexed) > shown and any(f"source:{c.source}" in c.matched_by for c in indexed)  # a whole one is cut
     return page(
         request, "clips", here="clips", q=wanted, by=by, problem=problem, indexed=indexed, captioned=captioned,
-        shown=shown, tables=[] if wanted else _tables(ledger),
+        shown=shown, more=more, tables=[] if wanted else _tables(ledger),
     )  # fmt: skip
 
 
