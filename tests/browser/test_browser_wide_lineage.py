@@ -16,7 +16,7 @@ from subject_pages import Visitor, serving
 from wide_lineage import WideLineage, build
 
 MOST = 200  # nodes of a drawing
-STEP_S, BLOCKED_S = 6.0, 3.0  # on a busy machine; measured a tenth of it
+STEP_S, BLOCKED_S = 10.0, 5.0  # on a machine of thirty busy processes; a tenth of it on a free one
 SMALL, CHILDREN = (200, 640), 82
 RUNG = 6  # steps from a checkpoint to the sources of its dataset
 _LINEAGE = "document.getElementById('lineage-graph').lineage"

@@ -70,7 +70,8 @@ def attempt_view(ledger: Ledger, workspace: Workspace, row: AttemptRow) -> Attem
 
 
 def _request(workspace: Workspace, row: AttemptRow) -> dict[str, Any] | None:
-    path = (Path(row.work_dir) / REQUEST).resolve()
+    recorded = str(Path(row.work_dir) / REQUEST)
+    path = workspace.attempt_file(recorded, row.stage_key, row.attempt_id).resolve()
     if not path.is_relative_to(workspace.home.resolve()):  # of another machine, or one that somebody made up
         return None
     try:
