@@ -12,6 +12,7 @@ from m4v.config import ModelConfig
 from m4v.core.rng import torch_seed
 from m4v.model.mamba import CausalConv, MambaMixer
 from m4v.model.transformer import M4VTransformer
+from m4v.shapes_only import give_memory, shapes_only
 
 DT_RANGE = (1e-3, 1e-1)  # step sizes that Mamba starts from, log-uniform
 SILU_ONE = 1.2784645427610738  # silu(x) = 1: the gate starts open
@@ -21,9 +22,9 @@ Rule = Callable[[nn.Module, str, Tensor, torch.Generator], None]  # owner, dotte
 
 def build_model(config: ModelConfig, seed: int = 0) -> M4VTransformer:
     """An initialised float32 model on the CPU. Equal configs and seeds give equal bytes."""
-    with torch.device("meta"):
+    with shapes_only():
         model = M4VTransformer(config)
-    model.to_empty(device="cpu")
+    give_memory(model)
     initialise(model, seed)
     return model
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from m4v.core.config import FrozenModel
 from m4v.core.errors import DataIntegrityError
+from m4v.shapes_only import shapes_only
 
 _UNUSED = ("pooler.", "embeddings.position_ids")
 
@@ -104,12 +105,14 @@ def _published_name(name: str) -> str:
 def load_bert(config_file: Path, weights_file: Path) -> Bert:
     """A frozen fp32 model; raises DataIntegrityError when the files do not hold exactly its tensors."""
     raw = json.loads(config_file.read_text())
-    model = Bert(BertConfig.model_validate({k: raw[k] for k in BertConfig.model_fields}))
+    with shapes_only():
+        model = Bert(BertConfig.model_validate({k: raw[k] for k in BertConfig.model_fields}))
     published = {k: v for k, v in load_file(weights_file).items() if not k.startswith(_UNUSED)}
     own = {_published_name(name): name for name in model.state_dict()}
     if set(own) != set(published):
         raise DataIntegrityError(
             "weights are of another model", value=sorted(set(own) ^ set(published))[0], where=weights_file.name
         )
-    model.load_state_dict({own[name]: tensor.float() for name, tensor in published.items()})
+    state = {own[name]: tensor.to(torch.float32, copy=True) for name, tensor in published.items()}  # not the file's map
+    model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from m4v.core.rng import torch_seed
+from m4v.shapes_only import give_memory, shapes_only
 from m4v.vae.autoencoder import CausalVideoVae
 from m4v.vae.config import VaeConfig
 
@@ -17,9 +18,9 @@ def build_vae(config: VaeConfig, seed: int = 0) -> CausalVideoVae:
 
     Weights of convolutions and linear layers: truncated normal, standard deviation 0.02; biases 0; norms 1 and 0.
     """
-    with torch.device("meta"):
+    with shapes_only():
         vae = CausalVideoVae(config)
-    vae.to_empty(device="cpu")
+    give_memory(vae)
     initialise(vae, seed)
     return vae
 

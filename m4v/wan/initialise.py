@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from m4v.model.initialise import NORMAL_STD, fill, filled, initialise_parameter
+from m4v.shapes_only import give_memory, shapes_only
 from m4v.wan.config import WanConfig
 from m4v.wan.transformer import WanTransformer
 
@@ -14,14 +15,14 @@ _EMBEDDERS = ("condition_embedder.time_embedder.", "condition_embedder.text_embe
 
 def empty_wan(config: WanConfig) -> WanTransformer:
     """The model on the meta device: shapes and names without memory."""
-    with torch.device("meta"):
+    with shapes_only():
         return WanTransformer(config)
 
 
 def build_wan(config: WanConfig, seed: int = 0) -> WanTransformer:
     """An initialised float32 model on the CPU. Equal configs and seeds give equal bytes."""
     model = empty_wan(config)
-    model.to_empty(device="cpu")
+    give_memory(model)
     model.restore_rotary()
     fill(model, seed, _initialise)
     return model

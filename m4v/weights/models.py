@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from m4v.core.errors import DataIntegrityError
+from m4v.shapes_only import shapes_only
 from m4v.weights.expected import Expected, Shapes
 from m4v.weights.pyramidflow import model_config
 
@@ -24,7 +24,7 @@ def _shapes(model: nn.Module) -> Shapes:
 def pyramidflow_dit(config: Config, where: str) -> Expected:
     from m4v.model.transformer import M4VTransformer
 
-    with torch.device("meta"):
+    with shapes_only():
         return Expected(_shapes(M4VTransformer(model_config(config, where))))
 
 
@@ -32,7 +32,7 @@ def pyramidflow_vae(config: Config, where: str) -> Expected:
     from m4v.vae.autoencoder import CausalVideoVae
     from m4v.vae.config import parse_vae_config
 
-    with torch.device("meta"):
+    with shapes_only():
         return Expected(_shapes(CausalVideoVae(parse_vae_config(config, where))))
 
 
@@ -40,7 +40,7 @@ def clip_text(config: Config, where: str) -> Expected:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     _check_type(config, ("clip_text_model",), where)
-    with torch.device("meta"):
+    with shapes_only():
         model = CLIPTextModel(CLIPTextConfig(**config))
     prefix = "text_model."  # published files have it; newer classes drop it
     shapes = {prefix + key.removeprefix(prefix): shape for key, shape in _shapes(model).items()}
@@ -52,7 +52,7 @@ def t5(config: Config, where: str) -> Expected:
     from transformers import T5Config, T5EncoderModel
 
     _check_type(config, ("t5",), where)
-    with torch.device("meta"):
+    with shapes_only():
         model = T5EncoderModel(T5Config(**config))
     return _tied(_shapes(model))
 
@@ -61,7 +61,7 @@ def umt5(config: Config, where: str) -> Expected:
     from transformers import UMT5Config, UMT5EncoderModel
 
     _check_type(config, ("umt5",), where)
-    with torch.device("meta"):
+    with shapes_only():
         model = UMT5EncoderModel(UMT5Config(**config))
     return _tied(_shapes(model))
 
@@ -84,7 +84,7 @@ def wan_transformer(config: Config, where: str) -> Expected:
 def wan_vae(config: Config, where: str) -> Expected:
     from diffusers import AutoencoderKLWan
 
-    with torch.device("meta"):
+    with shapes_only():
         return Expected(_shapes(AutoencoderKLWan.from_config(dict(config))))
 
 
