@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from dataprep.engines.limits import usage_of
 from dataprep.media.decode import open_reader
 from dataprep.media.probe import probe_video
 from dataprep.media.reader import decoded
+from dataprep.quarantine import ItemError
 
 Rng = np.random.Generator
 FRAMES = 48
@@ -175,6 +178,34 @@ def look(path: Path) -> Seen:
     )  # fmt: skip
 
 
+def worst_block(files: tuple[Path, Path]) -> float:
+    """How near the accepted pictures of the first file are to the second file's: dB, of the worst block of the worst.
+
+    Each picture is held against the one of the original that it is nearest to; blocks are of 16x16 pixels of luma.
+    """
+    seen, whole = (_lumas(path) for path in files)
+    worst = float("inf")
+    for picture in seen:
+        alike = [_block_errors(picture, other) for other in whole if other.shape == picture.shape]
+        error = float(min(alike, key=np.mean).max()) if alike else 255.0**2
+        worst = min(worst, 10 * float(np.log10(255**2 / error)) if error else float("inf"))
+    return worst
+
+
+def _lumas(path: Path) -> list[np.ndarray]:
+    reader = open_reader(path)
+    count = reader.index.frames
+    frames = {n: f.to_ndarray(format="gray") for n, f in decoded(path, reader.index, range(count)) if f is not None}
+    doubtful = reader.index.doubtful(np.array([n not in frames for n in range(count)]))
+    return [frame.astype(np.int16) for n, frame in frames.items() if not doubtful[n]]
+
+
+def _block_errors(picture: np.ndarray, other: np.ndarray) -> np.ndarray:
+    height, width = (side // 16 * 16 for side in picture.shape)
+    squares = np.square((picture - other)[:height, :width].astype(np.float64))
+    return squares.reshape(height // 16, 16, width // 16, 16).mean(axis=(1, 3))
+
+
 def digest_at(path: Path, number: int) -> str | None:
     reader = open_reader(path)
     return next((digest(f) for _, f in decoded(path, reader.index, [number]) if f is not None), None)
@@ -183,3 +214,18 @@ def digest_at(path: Path, number: int) -> str | None:
 def digest(frame: object) -> str:
     pixels = frame.to_ndarray()  # type: ignore[attr-defined]
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]
+
+
+def main() -> None:
+    """Looks at the files named on standard input, one line of JSON each."""
+    for line in sys.stdin:
+        try:
+            seen = look(Path(line.strip()))
+            found: object = [seen.warnings, seen.spans, seen.damaged, seen.sought]
+        except ItemError as error:
+            found = str(error)
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

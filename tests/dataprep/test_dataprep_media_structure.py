@@ -1,0 +1,127 @@
+"""Damage that containers and bitstreams tell of without checksums of pictures, and clean files that tell of none."""
+
+from pathlib import Path
+
+import av
+import media_files
+import numpy as np
+import pytest
+
+from dataprep.media.index import FrameIndex, frame_index
+from dataprep.media.probe import probe_video
+from dataprep.media.reader import decoded
+from dataprep.media.structure import structure_faults
+from m4v.core.asset_catalog import asset_path
+
+VP9 = {"g": "12", "deadline": "realtime", "cpu-used": "8", "b": "1M"}
+GROUP = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("structure")
+
+
+def written(folder: Path, name: str) -> Path:
+    codec, options = {
+        ".webm": ("libvpx-vp9", VP9),
+        ".avi": ("mpeg4", {"g": "12", "bf": "2", "q": "4"}),
+    }.get(Path(name).suffix, ("libx264", {}))
+    path = folder / name
+    return path if path.exists() else media_files.write(path, 48, codec=codec, options=options)
+
+
+def changed(path: Path, name: str, data: bytes) -> Path:
+    copy = path.with_name(name)
+    copy.write_bytes(data)
+    return copy
+
+
+def damaged(path: Path) -> list[int]:
+    index = frame_index(path)
+    return [n for n, frame in decoded(path, index, range(index.frames)) if frame is None]
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.ts", "a.avi", "a.mp4"])
+def test_what_is_whole_shows_no_faults(folder: Path, name: str) -> None:
+    path = written(folder, name)
+    assert structure_faults(path) == ()
+    assert "damaged" not in probe_video(path).warnings
+    assert damaged(path) == []
+
+
+@pytest.mark.parametrize("asset", ["street/bikes.mp4", "street/cityCC0.mpg", "footage/tree.avi", "footage/vtest.avi"])
+def test_found_footage_shows_no_faults(asset: str) -> None:
+    path = asset_path(f"corpus/{asset}")
+    index = frame_index(path)
+    assert index.faults == ()
+    assert all(frame is not None for _, frame in decoded(path, index, range(min(index.frames, 60))))
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.ts", "a.avi"])
+def test_a_hole_in_a_file_is_found_and_its_group_of_pictures_is_lost(folder: Path, name: str) -> None:
+    path = written(folder, name)
+    data = bytearray(path.read_bytes())
+    begin = len(data) * 7 // 10
+    data[begin : begin + len(data) // 8] = bytes(len(data) // 8)
+    hole = changed(path, f"hole-{name}", bytes(data))
+    assert structure_faults(hole)
+    assert "damaged" in probe_video(hole).warnings
+    assert damaged(hole) or frame_index(hole).frames < 30
+
+
+def test_one_bit_of_a_matroska_cluster_fails_its_crc(folder: Path) -> None:
+    path = written(folder, "a.mkv")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    assert structure_faults(changed(path, "bit.mkv", bytes(data)))
+
+
+def test_lost_packets_of_a_transport_stream_are_missed_and_a_joint_is_none(folder: Path) -> None:
+    path = written(folder, "a.ts")
+    data = path.read_bytes()
+    packets = [data[k : k + 188] for k in range(0, len(data), 188)]
+    video = [k for k, packet in enumerate(packets) if packet[1] & 0x1F == 1 and not packet[1] & 0x40]
+    lost = video[len(video) // 2]
+    short = changed(path, "short.ts", b"".join(p for k, p in enumerate(packets) if k != lost))
+    assert len(structure_faults(short)) == 1
+    assert damaged(short)
+    assert frame_index(changed(path, "joined.ts", data + data)).faults == ()
+    assert structure_faults(changed(path, "cut.ts", data[:-100])) == (len(data) - 188,)
+
+
+def test_vp9_data_that_decodes_to_rubbish_is_refused(folder: Path) -> None:
+    path = written(folder, "a.webm")
+    data = path.read_bytes()
+    mended = found = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        bad = bytearray(data)
+        bad[int(rng.integers(len(data) // 3, len(data) * 2 // 3))] ^= 0x55
+        rubbish = changed(path, "rubbish.webm", bytes(bad))
+        with av.open(str(rubbish)) as container:
+            try:
+                mended += sum(1 for _ in container.decode(video=0)) == 48
+            except av.error.FFmpegError:
+                continue
+        found += bool(damaged(rubbish))
+    assert mended >= 6  # FFmpeg's own decoder shows them
+    assert found >= mended - 1
+
+
+def test_h264_groups_of_pictures_are_closed_or_not(folder: Path) -> None:
+    assert frame_index(written(folder, "a.mp4")).closed
+    assert frame_index(written(folder, "a.ts")).closed
+    assert not frame_index(written(folder, "a.webm")).closed
+    options = {"g": "12", "x264-params": "open-gop=1:b-adapt=0:bframes=3:keyint=12"}
+    path = media_files.write(folder / "open.mp4", 48, options=options)
+    assert not frame_index(path).closed
+    assert damaged(path) == []
+
+
+def test_a_group_with_damage_is_in_doubt_as_a_whole() -> None:
+    index = FrameIndex(np.arange(48), np.array([0, 12, 24, 36]), media_files.Fraction(1, 24), 48, True)
+    bad = np.zeros(48, bool)
+    bad[17] = True
+    assert np.flatnonzero(index.doubtful(bad)).tolist() == list(range(12, 24))
+    assert np.flatnonzero(index.doubtful(bad[10:20], 10)).tolist() == list(range(2, 10))
