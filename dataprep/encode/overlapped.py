@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dataprep.encode.device_clock import DeviceClock, Mark
+from dataprep.encode.frame_memory import Decoded, DecodeJob, FrameMemory, decode_clip
 from dataprep.encode.jobs import (
     Encoded,
     EncodeJob,
-    Frames,
     codec_of,
     latent_shape_of,
     pack_latent,
-    read_frames,
     text_encoder_of,
     text_member,
 )
 from dataprep.engine import Engine
-from dataprep.quarantine import ItemError, ItemFailure, Reason
+from dataprep.quarantine import ItemFailure
 from m4v.core.items import ItemStore
 from m4v.core.storage import Storage
 
@@ -40,77 +39,10 @@ _UNWRITTEN = 4  # clips encoded and not yet in the item store
 _PUT_S = 0.2
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """What a worker hands over: uint8 frames (T, H, W, 3), or None and the latent's shape where it is done already."""
-
-    frames: Frames | None
-    shape: tuple[int, int, int] | None
-
-
-@dataclass
-class DeviceClock:
-    """`busy_s` the device encoded, `waited_s` it stood between two clips: for frames, as nothing else is missing."""
-
-    frames: int = 0
-    busy_s: float = 0.0
-    waited_s: float = 0.0
-    _last: _Mark | None = field(default=None, repr=False)
-
-    def figures(self) -> dict[str, float | None]:
-        """For the stage's metrics; None when the device had nothing to do."""
-        whole = self.busy_s + self.waited_s
-        return {
-            "device_busy_s": round(self.busy_s, 3),
-            "device_waited_share": round(self.waited_s / whole, 5) if whole else None,
-            "device_frames_per_s": round(self.frames / whole, 2) if whole else None,
-        }
-
-    def add(self, frames: int, begin: _Mark, end: _Mark) -> None:
-        """Both marks have been passed; clips come in the order in which the device took them."""
-        self.frames += frames
-        self.busy_s += begin.until(end)
-        if self._last is not None:
-            self.waited_s += max(0.0, self._last.until(begin))
-        self._last = end
-
-
-class _Mark:
-    """A point in the device's own time."""
-
-    def __init__(self, device: torch.device) -> None:
-        import torch
-
-        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
-        if self._event is not None:
-            self._event.record()
-        self._time = time.perf_counter()
-
-    def wait(self) -> None:
-        if self._event is not None:
-            self._event.synchronize()
-
-    def until(self, later: _Mark) -> float:
-        """Seconds to a later mark, both passed."""
-        if self._event is None or later._event is None:
-            return later._time - self._time
-        return float(self._event.elapsed_time(later._event)) / 1000
-
-
-def decode_clip(job: EncodeJob) -> Decoded:
-    """In a worker: the frames of a clip whose latent is not there; raises ItemError when its media are unusable."""
-    if not job.captions:
-        raise ItemError(Reason.MISSING_CAPTION, "kept, but without a caption")
-    latent = ItemStore(Storage(job.latents_uri)).get(job.latent_key)
-    if latent is not None:
-        return Decoded(None, latent_shape_of(latent))
-    return Decoded(read_frames(job.media)[0], None)
-
-
 def encode_overlapped(
     engine: Engine, jobs: Sequence[EncodeJob], ahead: int, timeout_s: float | None, clock: DeviceClock
 ) -> Iterator[Encoded | ItemFailure]:
-    """`encode_clip` of every job, in order. At most `2 ahead` clips are decoded and not yet encoded.
+    """`encode_clip` of every job, in order. Workers are given `ahead` clips at a time.
 
     Ends its threads when it is closed; what is in the item store then is whole.
     """
@@ -137,7 +69,8 @@ def _result(written: Future[Encoded] | ItemFailure) -> Encoded | ItemFailure:
 
 @dataclass(frozen=True)
 class _Upload:
-    """Frames on the device, or what `Decoded` says instead; `ready` is passed when they have arrived."""
+    """Frames (T, H, W, 3) on the device, or the shape of the latent that is there; `ready` is passed when they have
+    arrived."""
 
     frames: torch.Tensor | None
     shape: tuple[int, int, int] | None
@@ -159,6 +92,7 @@ class _Uploads:
     def __init__(self, engine: Engine, jobs: Sequence[EncodeJob], ahead: int, timeout_s: float | None) -> None:
         self._engine, self._jobs, self._ahead, self._timeout_s = engine, jobs, ahead, timeout_s
         self._device = _codec(jobs[0]).device
+        self._memory = FrameMemory(min(ahead, len(jobs)), max(map(_frame_bytes, jobs)))
         self._arrived: queue.Queue[tuple[EncodeJob, _Upload | ItemFailure] | BaseException | None] = queue.Queue(
             _UPLOADED
         )
@@ -177,22 +111,26 @@ class _Uploads:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._memory.close()
 
     def _run(self) -> None:
         try:
-            for job, decoded in self._decoded():
-                self._put((job, decoded if isinstance(decoded, ItemFailure) else self._upload(decoded)))
+            for place, job, decoded in self._decoded():
+                self._put((job, decoded if isinstance(decoded, ItemFailure) else self._upload(place, decoded)))
                 if self._stop.is_set():
                     return
             self._put(None)
         except BaseException as error:  # raised in the thread that waits for arrivals
             self._put(error)
 
-    def _decoded(self) -> Iterator[tuple[EncodeJob, Decoded | ItemFailure]]:
-        """Batch after batch, so that decoded clips never pile up: an engine by itself runs eight a worker ahead."""
+    def _decoded(self) -> Iterator[tuple[int, EncodeJob, Decoded | ItemFailure]]:
+        """With its place in memory. Batch after batch: the next one is decoded when the last clip of this one has been
+        taken, while the device still has clips before it."""
         for start in range(0, len(self._jobs), self._ahead):
             jobs = self._jobs[start : start + self._ahead]
-            yield from zip(jobs, self._engine.map(decode_clip, jobs, timeout_s=self._timeout_s), strict=True)
+            work = [DecodeJob(job, self._memory.path(place)) for place, job in enumerate(jobs)]
+            results = self._engine.map(decode_clip, work, timeout_s=self._timeout_s)
+            yield from zip(range(len(jobs)), jobs, results, strict=True)
 
     def _put(self, arrived: tuple[EncodeJob, _Upload | ItemFailure] | BaseException | None) -> None:
         while not self._stop.is_set():
@@ -202,20 +140,25 @@ class _Uploads:
                 continue
             return
 
-    def _upload(self, decoded: Decoded) -> _Upload:
+    def _upload(self, place: int, decoded: Decoded) -> _Upload:
         import torch
 
         if decoded.frames is None:
-            return _Upload(None, decoded.shape)
-        frames = torch.from_numpy(decoded.frames)
+            return _Upload(None, decoded.latent)
+        frames = torch.from_numpy(self._memory.frames(place, decoded.frames))
         if self._device.type != "cuda":
-            return _Upload(frames, None)
+            return _Upload(frames.clone(), None)
         with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.Stream(self._device)):
             uploaded = frames.pin_memory().to(self._device, non_blocking=True)
             ready = torch.cuda.Event()
             ready.record()
             ready.synchronize()  # the pinned bytes may go
         return _Upload(uploaded, None, ready)
+
+
+def _frame_bytes(job: EncodeJob) -> int:
+    """Of the largest bucket that the clip may fill."""
+    return max(bucket.frames * bucket.height * bucket.width * 3 for bucket in job.media.buckets)
 
 
 def _encode(job: EncodeJob, upload: _Upload, writers: ThreadPoolExecutor, clock: DeviceClock) -> Future[Encoded]:
@@ -228,16 +171,16 @@ def _encode(job: EncodeJob, upload: _Upload, writers: ThreadPoolExecutor, clock:
 
         torch.cuda.current_stream(codec.device).wait_event(upload.ready)
         upload.frames.record_stream(torch.cuda.current_stream(codec.device))
-    begin = _Mark(codec.device)
+    begin = Mark(codec.device)
     mean, logvar = codec.encode_uploaded(upload.frames)
-    return writers.submit(_write, job, upload, (mean, logvar), (begin, _Mark(codec.device)), clock)
+    return writers.submit(_write, job, upload, (mean, logvar), (begin, Mark(codec.device)), clock)
 
 
 def _write(
     job: EncodeJob,
     upload: _Upload,
     moments: tuple[torch.Tensor, torch.Tensor | None] | None,
-    marks: tuple[_Mark, _Mark] | None,
+    marks: tuple[Mark, Mark] | None,
     clock: DeviceClock,
 ) -> Encoded:
     """Bring a clip's items into the store; waits for the device."""

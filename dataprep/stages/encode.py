@@ -22,6 +22,7 @@ from dataprep.encode.dataset import (
     write_facts,
     write_samples,
 )
+from dataprep.encode.device_clock import DeviceClock
 from dataprep.encode.jobs import (
     ClipMedia,
     Encoded,
@@ -33,9 +34,9 @@ from dataprep.encode.jobs import (
     text_encoder_of,
     text_member,
 )
-from dataprep.encode.overlapped import DeviceClock, encode_overlapped, overlaps
+from dataprep.encode.overlapped import encode_overlapped, overlaps
 from dataprep.encode_config import EncodeConfig
-from dataprep.engine import Engine, open_engine, single_threaded
+from dataprep.engine import Engine, InlineEngine, open_engine, single_threaded
 from dataprep.engines.meter import Meter
 from dataprep.media.location import MediaLocator
 from dataprep.quarantine import (
@@ -112,6 +113,8 @@ class _Work:
         self.identity = Identity(codec, text, config.buckets.fps)
         self._latents = context.items("latents", codec)
         self._texts = context.items("texts", text)
+        on_gpu = overlaps(self._device, context.resources.engine)
+        self._overlaps = isinstance(config.codec, CausalVaeConfig) and on_gpu
         self.clock = DeviceClock()
         self.hits = {"latents_cached": 0, "texts_cached": 0, "latents_encoded": 0}
 
@@ -152,9 +155,8 @@ class _Work:
 
     def _results(self, engine: Engine, planned: list[_Planned]) -> Iterator[Encoded | ItemFailure]:
         jobs, timeout_s = [self._job(plan) for plan in planned], self._config.item_timeout_s
-        resources = self._context.resources
-        if isinstance(self._config.codec, CausalVaeConfig) and overlaps(self._device, resources.engine):
-            return encode_overlapped(engine, jobs, 2 * resources.workers, timeout_s, self.clock)
+        if self._overlaps:
+            return encode_overlapped(engine, jobs, 2 * self._context.resources.workers, timeout_s, self.clock)
         return engine.map(encode_clip, jobs, timeout_s=timeout_s, total=len(jobs))
 
     def _job(self, plan: _Planned) -> EncodeJob:
@@ -213,7 +215,9 @@ class _Work:
         ]
         rows = []
         tick = self.tick(len(jobs), "reconstructions", engine.meter)
-        results = engine.map(reconstruct, jobs, timeout_s=self._config.item_timeout_s)
+        # Where this process has the weights on the GPU, workers shall not load them there again.
+        at_hand: Engine = InlineEngine() if self._overlaps else engine
+        results = at_hand.map(reconstruct, jobs, timeout_s=self._config.item_timeout_s)
         for number, (one, result) in enumerate(zip(chosen, results, strict=True)):
             if isinstance(result, ItemFailure):
                 raise InfrastructureError(

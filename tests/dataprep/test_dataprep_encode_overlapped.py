@@ -7,8 +7,9 @@ import encode_support as support
 import pytest
 
 from dataprep.encode.clips import kept_clips
+from dataprep.encode.device_clock import DeviceClock
 from dataprep.encode.jobs import ClipMedia, Encoded, EncodeJob, encode_clip
-from dataprep.encode.overlapped import DeviceClock, encode_overlapped, overlaps
+from dataprep.encode.overlapped import encode_overlapped, overlaps
 from dataprep.encode_config import BucketConfig
 from dataprep.engine import InlineEngine, open_engine
 from dataprep.media.location import MediaFile
@@ -80,7 +81,8 @@ def test_same_items_in_the_same_order(jobs: list[EncodeJob], tmp_path: Path) -> 
     assert items(together) == items(alone)
     assert clock.frames == 17 + 17 + 1
     figures = clock.figures()
-    assert figures["device_busy_s"] and 0 <= (figures["device_waited_share"] or 0) < 1
+    assert figures["device_busy_s"]
+    assert 0 <= (figures["device_waited_share"] or 0) < 1
     again = list(encode_overlapped(InlineEngine(), [together[0], together[2]], 1, None, DeviceClock()))
     assert again == [Encoded((3, 8, 16), latent_hit=True, text_hit=True)] * 2
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from m4v.kernels import use_kernels
+from m4v.vae.blocks import FrameNorm
 from m4v.vae.config import VaeConfig
 from m4v.vae.initialise import build_vae
 from m4v.vae.weights import load_vae, save_vae
@@ -51,3 +53,44 @@ def test_gradients_are_near_float64(folder: Path) -> None:
         frames = vae.decode_after(latents, 2, window=1, recompute=dtype == torch.bfloat16)
         gradients.append(torch.autograd.grad((frames.double() * weight).sum(), latents)[0][:, :, 2:])
     assert distance(gradients[1], gradients[0].double()) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "size"), [(128, 32, (3, 37, 61)), (512, 32, (1, 9, 13)), (32, 8, (5, 96, 160))]
+)
+@pytest.mark.parametrize("shifted", [False, True])
+def test_norm_kernel_is_that_of_float64(channels: int, groups: int, size: tuple[int, int, int], shifted: bool) -> None:
+    from m4v.kernels.frame_norm import norm_silu, residual_sum
+
+    generator = torch.Generator("cuda").manual_seed(2)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device="cuda", dtype=torch.float64)
+
+    x = (drawn(2, channels, *size) * 3 + 20).bfloat16().contiguous(memory_format=torch.channels_last_3d)
+    weight, bias, offset = drawn(channels).bfloat16(), drawn(channels).bfloat16(), drawn(channels).bfloat16()
+    norm = FrameNorm(groups, channels).to("cuda", torch.float64)
+    norm.weight.data, norm.bias.data = weight.double(), bias.double()
+    before = x.double() + (offset.double()[:, None, None, None] if shifted else 0)
+    expected = torch.nn.functional.silu(norm(before)).detach()
+    found = norm_silu(x, weight, bias, groups, norm.eps, lead=2, offset=offset if shifted else None)
+    assert found.shape[2] == size[0] + 2
+    assert distance(found[:, :, 2:], expected) < 4e-3
+    again = norm_silu(x, weight, bias, groups, norm.eps, lead=2, offset=offset if shifted else None)
+    assert torch.equal(found[:, :, 2:], again[:, :, 2:])
+    summed = residual_sum(x, found[:, :, 2:].contiguous(memory_format=torch.channels_last_3d), bias)
+    exact = x.double() + found[:, :, 2:].double() + bias.double()[:, None, None, None]
+    assert float((summed.double() - exact).norm() / exact.norm()) < 4e-3
+
+
+@torch.no_grad()
+def test_kernels_are_as_near_to_float64_as_plain_torch(folder: Path) -> None:
+    exact, half = load_vae(folder, "cuda", torch.float64), load_vae(folder, "cuda", torch.bfloat16)
+    video = torch.rand(1, 3, 25, 160, 224, generator=torch.Generator("cuda").manual_seed(3), device="cuda") * 2 - 1
+    latents = exact.encode(video).mean
+    with use_kernels(scan="torch"):
+        plain = distance(half.encode(video).mean, latents)
+        plain_frames = distance(half.decode(latents), exact.decode(latents))
+    assert distance(half.encode(video).mean, latents) < 1.1 * plain
+    assert distance(half.decode(latents), exact.decode(latents)) < 1.1 * plain_frames
+    assert torch.equal(half.encode(video, window=8).mean, half.encode(video, window=8).mean)
