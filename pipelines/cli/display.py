@@ -117,5 +117,6 @@ def _note(event: NodeEvent) -> str:
     if state is None:
         return event.text
     total = f" of {state.total:g}" if state.total is not None else ""
+    rate = f", {state.rate:.3g}/s" if state.rate else ""
     left = f", {duration(state.eta_s)} left" if state.eta_s else ""
-    return f"{state.done:g}{total} {state.unit}{left}" + (f" ({state.note})" if state.note else "")
+    return f"{state.done:g}{total} {state.unit}{rate}{left}" + (f" ({state.note})" if state.note else "")
