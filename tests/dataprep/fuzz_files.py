@@ -203,7 +203,8 @@ def _lumas(path: Path) -> list[np.ndarray]:
 def _block_errors(picture: np.ndarray, other: np.ndarray) -> np.ndarray:
     height, width = (side // 16 * 16 for side in picture.shape)
     squares = np.square((picture - other)[:height, :width].astype(np.float64))
-    return squares.reshape(height // 16, 16, width // 16, 16).mean(axis=(1, 3))
+    errors: np.ndarray = squares.reshape(height // 16, 16, width // 16, 16).mean(axis=(1, 3))
+    return errors
 
 
 def digest_at(path: Path, number: int) -> str | None:

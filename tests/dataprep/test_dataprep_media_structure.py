@@ -1,5 +1,6 @@
 """Damage that containers and bitstreams tell of without checksums of pictures, and clean files that tell of none."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -120,7 +121,7 @@ def test_h264_groups_of_pictures_are_closed_or_not(folder: Path) -> None:
 
 
 def test_a_group_with_damage_is_in_doubt_as_a_whole() -> None:
-    index = FrameIndex(np.arange(48), np.array([0, 12, 24, 36]), media_files.Fraction(1, 24), 48, True)
+    index = FrameIndex(np.arange(48), np.array([0, 12, 24, 36]), Fraction(1, 24), 48, True)
     bad = np.zeros(48, bool)
     bad[17] = True
     assert np.flatnonzero(index.doubtful(bad)).tolist() == list(range(12, 24))
