@@ -54,26 +54,12 @@ class AttemptOps:
             checked(session, claim, lock=True)
             given = tuple(inputs)
             refuse_withdrawn(session, [(i.artifact_id, i.kind) for i in given if i.artifact_id not in admits], stage)
-            for open_id in session.scalars(_open_attempts().where(schema.Attempt.stage_key == claim.stage_key)).all():
-                finish(session, open_id, Status.LOST, ExitClass.INFRASTRUCTURE, _LOST_MESSAGE, {}, None)
-            last = select(func.max(schema.Attempt.number)).where(schema.Attempt.stage_key == claim.stage_key)
             row = schema.Attempt(
-                attempt_id=attempt_id or new_id(),
-                stage_key=claim.stage_key,
-                stage=stage,
-                number=(session.scalar(last) or 0) + 1,
-                fence=claim.fence,
-                launcher=launcher,
-                host=host or host_name(),
-                work_dir=work_dir,
-                log_path=log_path,
-                pipeline_run_id=pipeline_run_id,
-                node_id=node_id,
-                started_at=utc_now(),
-                status=Status.RUNNING,
-                message="",
-                metrics={},
-            )
+                attempt_id=attempt_id or new_id(), stage_key=claim.stage_key, stage=stage,
+                number=_close_earlier(session, claim.stage_key) + 1, fence=claim.fence, launcher=launcher,
+                host=host or host_name(), work_dir=work_dir, log_path=log_path, pipeline_run_id=pipeline_run_id,
+                node_id=node_id, started_at=utc_now(), status=Status.RUNNING, message="", metrics={},
+            )  # fmt: skip
             session.add(row)
             begun: dict[str, Any] = {"row": attempt_digest(row), "stage_key": claim.stage_key, "number": row.number}
             if given:
@@ -175,6 +161,13 @@ class AttemptOps:
 
 def attempt_digest(row: schema.Attempt) -> str:
     return row_digest(row, *PROJECTIONS[schema.Attempt])
+
+
+def _close_earlier(session: Session, stage_key: str) -> int:
+    """Close attempts of a key that never reported an end; the number of its last attempt, 0 without any."""
+    for open_id in session.scalars(_open_attempts().where(schema.Attempt.stage_key == stage_key)).all():
+        finish(session, open_id, Status.LOST, ExitClass.INFRASTRUCTURE, _LOST_MESSAGE, {}, None)
+    return session.scalar(select(func.max(schema.Attempt.number)).where(schema.Attempt.stage_key == stage_key)) or 0
 
 
 def _open_attempts() -> Any:
