@@ -206,6 +206,79 @@ class PipelineRun:
                 return step.hit(lease)
             work = self._assignment(step, inputs, progress)
             self._ledger.record_node(
+                self.id, node.id, stage=node.spec.name, how=LedgerOutcome.RUNNING, reason=step.why, stage_key=key
+            )
+            try:
+                with lease:
+                    made = self._runner.run(work, lease)
+            except ClaimLost as error:
+                lost, found = error, self._find(key)
+                self._emit("note", node.id, f"{error.what}; looking again")
+                continue
+            reason = f"{step.why}; {made.note}" if made.note else step.why
+            return step.outcome(NodeStatus.RAN, reason, made.run_id, made.attempt_id, made.outputs)
+        raise lost
+
+    def _find(self, stage_key: str) -> Hit | Miss:
+        """A hit is held for this run from here on: garbage collection leaves it alone."""
+        found = self._lookup.find(stage_key)
+        if isinstance(found, Hit):
+            try:
+                self._ledger.hold(self.id, [(o.artifact_id, o.kind) for o in found.outputs.values()])
+            except ArtifactDeleted as gone:
+                return Miss(f"output of run {found.run.run_id} is gone: {gone.what}", found.run)
+        return found
+
+    def _claim(self, step: Step, found: Hit | Miss) -> Lease | Hit:
+        """Take the claim, waiting while another process runs this very key; its outputs are then a hit."""
+        key, told = step.key, ""
+        while True:
+            if isinstance(found, Hit):
+                return found
+            request = self._drains.wanted()
+            if self._drain.is_set():
+                raise Drained(f"drained before it started{as_asked(request)}", where=step.node.id)
+            try:
+                lease = Lease(self._ledger, self._ledger.claim(key, f"pipeline run {self.id}", LEASE_S))
+            except ClaimHeld as held:
+                if held.owner != told:
+                    told = held.owner
+                    self._emit("note", step.node.id, f"waiting: {held.what}")
+                self._drain.wait(CLAIM_POLL_S)
+                found = self._find(key)
+                continue
+            # Between the look and the claim the other one may have committed.
+            found = self._find(key)
+            if isinstance(found, Miss):
+                return lease
+            self._ledger.release(lease.claim)
+
+    def _assignment(self, step: Step, inputs: tuple[InputRef, ...], progress: Callable[[Progress], None]) -> Assignment:
+        facts = None
+        if ArtifactKind.REPORT in step.node.spec.outputs.values():
+            facts = collect_facts(self._ledger, self.recipe, self.resolved, self.id, self.nodes, self.outcomes)
+        return Assignment(
+            node=step.node,
+            record=step.known_record,
+            inputs=inputs,
+            pipeline_run_id=self.id,
+            facts=facts,
+            blocked=self._lookup.block_list(step.node, step.known_record),
+            on_progress=progress,
+            on_note=lambda text: self._emit("note", step.node.id, text),
+        )
+
+    def _inputs(self, node: StageNode) -> tuple[InputRef, ...]:
+        refs = []
+        for name, (source, output) in node.inputs.items():
+            made = self.outcomes[source].outputs[output]
+            refs.append(InputRef(name=name, kind=made.kind, artifact_id=made.artifact_id, uri=made.uri))
+        return tuple(refs)
+
+    def _record(self, node: StageNode, outcome: NodeOutcome) -> None:
+        self.outcomes[node.id] = outcome
+        how = LedgerOutcome.SKIPPED if outcome.status is NodeStatus.BLOCKED else LedgerOutcome(outcome.status)
+        self._ledger.record_node(
             self.id, node.id, stage=node.spec.name, how=how, reason=outcome.error or outcome.reason,
             stage_key=outcome.stage_key, run_id=outcome.run_id, attempt_id=outcome.attempt_id,
         )  # fmt: skip
