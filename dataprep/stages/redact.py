@@ -52,8 +52,10 @@ def run(context: StageContext) -> None:
 
 
 def _gone(before: Artifact, clips: tuple[str, ...]) -> list[dict[str, Any]]:
-    table = pq.read_table(before.path(CLIPS), columns=list(_GONE))
-    found: list[dict[str, Any]] = table.filter(pc.is_in(table["clip_id"], value_set=pa.array(clips))).to_pylist()
+    wanted = pa.array(clips)
+    found: list[dict[str, Any]] = []
+    for batch in pq.ParquetFile(before.path(CLIPS), pre_buffer=False).iter_batches(columns=list(_GONE)):
+        found += batch.filter(pc.is_in(batch["clip_id"], value_set=wanted)).to_pylist()
     if missing := sorted(set(clips) - {row["clip_id"] for row in found}):
         raise InputError(f"{len(missing)} clips are not in the table", value=missing[0], where=before.id)
     return found

@@ -23,7 +23,7 @@ CHUNK = 100_000
 SAMPLED, DENSE, FRAMES = 8, 16, 64
 NEAR, EQUAL = 0.05, 0.01  # shares of a chunk that copy the chunk before
 PER_SHARD, TOUCHED = 1000, 3  # samples of a shard; shards of which every member is so many zeros
-MEMBER_BYTES, MEMBER_STRIDE = 40_000, 40_960
+MEMBER_BYTES, MEMBER_STRIDE = 4_000, 40_960
 _FLIPPED = 4  # most bits of a frame's hash that differ in a copy
 _HEX = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
 _CAPTION = "A boat passes under an old stone bridge while people watch from the bank"
