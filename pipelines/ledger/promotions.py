@@ -57,31 +57,12 @@ class PromotionOps:
                 if pending.artifact_id == artifact_id and pending.expected_seq == seq:
                     return _rows(session, [pending])[0]
             row = PromotionRequest(
-                request_id=new_id(),
-                channel=channel,
-                artifact_id=artifact_id,
-                kind=artifact.kind,
-                expected_seq=seq,
-                approvals_needed=approvals_needed,
-                requested_by=requested_by,
-                reason=reason,
-                facts=plain_json(facts or {}),
-                pipeline_run_id=pipeline_run_id,
-                requested_at=utc_now(),
-                status=RequestStatus.PENDING,
-                note="",
-                closed_at=None,
-            )
-            session.add(row)
-            asked = {
-                "channel": channel,
-                "artifact_id": artifact_id,
-                "approvals_needed": approvals_needed,
-                "by": requested_by,
-                "row": row_digest(row, *PROJECTIONS[PromotionRequest]),
-            }
-            record_event(session, "promotion.requested", row.request_id, asked)
-            return _rows(session, [row])[0]
+                request_id=new_id(), channel=channel, artifact_id=artifact_id, kind=artifact.kind, expected_seq=seq,
+                approvals_needed=approvals_needed, requested_by=requested_by, reason=reason,
+                facts=plain_json(facts or {}), pipeline_run_id=pipeline_run_id, requested_at=utc_now(),
+                status=RequestStatus.PENDING, note="", closed_at=None,
+            )  # fmt: skip
+            return _record(session, row)
 
     def decide_promotion(
         self, request_id: str, *, actor: str, role: str, approve: bool, comment: str = "", approvals_needed: int = 0
@@ -132,6 +113,16 @@ class PromotionOps:
             query = query.where(PromotionRequest.pipeline_run_id == pipeline_run_id)
         with self._db.read() as session:
             return _rows(session, session.scalars(query.limit(limit)).all())
+
+
+def _record(session: Session, row: PromotionRequest) -> RequestRow:
+    session.add(row)
+    asked = {
+        "channel": row.channel, "artifact_id": row.artifact_id, "approvals_needed": row.approvals_needed,
+        "by": row.requested_by, "row": row_digest(row, *PROJECTIONS[PromotionRequest]),
+    }  # fmt: skip
+    record_event(session, "promotion.requested", row.request_id, asked)
+    return _rows(session, [row])[0]
 
 
 def _pending(session: Session, channel: str) -> Sequence[PromotionRequest]:
