@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from m4v.core.errors import InputError
 from pipelines.cli.output import JsonOption, print_facts, print_json, short, size
 from pipelines.cli.runs import open_ledger
 from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from dataprep.encode.export import Exported
 
 
 def export_(
@@ -59,9 +62,13 @@ def export_(
     if json_:
         print_json({"artifact_id": target.id, "format": FORMAT, "folder": str(folder), **done.figures()})
         return
+    _print_done(target.id, folder, done)
+
+
+def _print_done(dataset: str, folder: Path, done: Exported) -> None:
     print_facts(
         {
-            "dataset": target.id, "folder": str(folder), "lines": ", ".join(f"{n} {m}" for m, n in done.lines.items()),
+            "dataset": dataset, "folder": str(folder), "lines": ", ".join(f"{n} {m}" for m, n in done.lines.items()),
             "latents and texts": size(done.size_bytes), "left out": _words(done.left_out),
         }
     )  # fmt: skip
