@@ -64,14 +64,11 @@ def promote(
     verdict = _passed_gate(ledger, policy, actor, row, channel, override)
     if now is not None and now.artifact_id == row.artifact_id:
         return Promotion(Outcome.UNCHANGED, now, None, verdict)
+    starter = ledger.begun_by(pipeline_run_id) if pipeline_run_id is not None else None
     facts = {
-        "action": "promote",
-        "role": actor.role,
-        "override": override,
-        "gate": verdict.to_json() if verdict else None,
-        "pipeline_run_id": pipeline_run_id,
-        "started_by": ledger.begun_by(pipeline_run_id) if pipeline_run_id is not None else None,
-    }
+        "action": "promote", "role": actor.role, "override": override, "gate": verdict.to_json() if verdict else None,
+        "pipeline_run_id": pipeline_run_id, "started_by": starter,
+    }  # fmt: skip
     why, before = reason or override or "", now.artifact_id if now else None
     if policy.approvals:
         request = ledger.request_promotion(

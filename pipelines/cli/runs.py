@@ -18,6 +18,16 @@ from pipelines.workspace import Workspace
 RunArgument = Annotated[
     str, typer.Argument(help="Id of a pipeline run, stage run or attempt, or a unique prefix of one.")
 ]
+OneRun = Annotated[
+    str | None,
+    typer.Argument(metavar="RUN", help="Id of a pipeline run, stage run or attempt, or a unique prefix of one."),
+]
+EveryOption = Annotated[
+    bool, typer.Option("--all", help="With --verify: every stage run of the ledger whose bytes stand.")
+]
+AnewOption = Annotated[
+    bool, typer.Option("--anew", help="Begin again: do not go on with a verification that was stopped.")
+]
 TailOption = Annotated[int, typer.Option(help="Last lines of each log; 0: all.", min=0)]
 ReasonOption = Annotated[str, typer.Option(help="Why, for the history.")]
 LimitOption = Annotated[int, typer.Option(help="How many, newest first.", min=1)]
@@ -144,17 +154,8 @@ def diff(before: RunArgument, after: RunArgument, json_: JsonOption = False) -> 
 
 @runs.command("rerun")
 def rerun(
-    identity: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RUN",
-            help="Id of a pipeline run, stage run or attempt, or a unique prefix of one.",
-            show_default=False,
-        ),
-    ] = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="With --verify: every stage run of the ledger whose bytes stand.")
-    ] = False,
+    identity: OneRun = None,
+    every: EveryOption = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Execute every stage again beside the record and compare the bytes.")
     ] = False,
@@ -163,9 +164,7 @@ def rerun(
     rtol: Annotated[float | None, typer.Option(help="Relative tolerance instead of the dtype's.", min=0.0)] = None,
     atol: Annotated[float | None, typer.Option(help="Absolute tolerance instead of the dtype's.", min=0.0)] = None,
     keep: Annotated[bool, typer.Option(help="Keep the work directories of stages that differ.")] = False,
-    anew: Annotated[
-        bool, typer.Option("--anew", help="Begin again: do not go on with a verification that was stopped.")
-    ] = False,
+    anew: AnewOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Execute a pipeline run or a stage run again, from its recorded request.
