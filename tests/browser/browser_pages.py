@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page
 OVERFLOWING = """
 Array.from(document.querySelectorAll('body *')).filter(e => {
   const box = e.getBoundingClientRect();
-  return box.width && box.right > innerWidth + 1 && !e.closest('.scroll, nav, pre, svg, .skip');
+  return box.width && box.right > innerWidth + 1 && !e.closest('.scroll, nav, pre, svg, .skip, .canvas > *');
 }).map(e => e.tagName + '.' + e.className)
 """
 
