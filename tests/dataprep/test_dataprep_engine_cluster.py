@@ -159,7 +159,7 @@ def test_the_pool_grows_with_the_cluster_and_shrinks_with_the_work(
 
         def until_grown() -> Iterator[int]:
             number = 0
-            while engine.meter.workers < 3 and number < 2000:
+            while engine.meter.workers < 3 and number < 1000:
                 yield number
                 number += 1
             yield -1
@@ -170,7 +170,7 @@ def test_the_pool_grows_with_the_cluster_and_shrinks_with_the_work(
             if item == 4:
                 nodes.add(2)
         assert seen[:5] == [1] * 5, "the cluster had room for one"
-        assert max(seen) == 3
+        assert engine.meter.workers_started == 3
         assert item == -1
         assert engine.meter.workers == 1, "while the last item was at work, the idle ones went"
 
