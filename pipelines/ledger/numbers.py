@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ARRAY, ColumnElement, Integer, cast, func, insert, literal, select
+from sqlalchemy import ARRAY, ColumnElement, Integer, String, cast, func, insert, literal, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from pipelines.ledger.clip_load import next_number
@@ -52,7 +52,7 @@ def numbered(session: Session, column: InstrumentedAttribute[Any], numbers: Sequ
     if session.get_bind().dialect.name == "sqlite":
         members = func.json_each(f"[{','.join(map(str, numbers))}]").table_valued("value")
         return column.in_(select(cast(members.c.value, Integer)))
-    return column == func.any(literal(list(numbers), ARRAY(Integer)))
+    return column == func.any(cast(literal(f"{{{','.join(map(str, numbers))}}}", String), ARRAY(Integer)))
 
 
 def pack(numbers: Iterable[int]) -> bytes:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sqlalchemy import String, cast, select
+from sqlalchemy import String, cast, select, type_coerce
+from sqlalchemy.types import NullType
 
 from pipelines.ledger import schema
 from pipelines.ledger.database import Database
@@ -57,7 +58,8 @@ class ReachOps:
             wanted = list(extra)
             known = known_numbers(session, dict.fromkeys(wanted))
             stems = np.append(numbers, [known.get(key, 0) for key in wanted]).astype(np.int64)
-            columns = (Stem.number, *(getattr(Stem, kind) for kind in PRODUCTS))
+            # Without the column type, which copies every value.
+            columns = (Stem.number, *(type_coerce(getattr(Stem, kind), NullType()) for kind in PRODUCTS))
             chosen = numbered(session, Stem.number, np.unique(stems).tolist())
             rows = session.execute(select(*columns).where(chosen)).all() if len(stems) else []
         found, *packed = zip(*rows, strict=True) if rows else ((), *((),) * len(PRODUCTS))
