@@ -20,7 +20,7 @@ from dataprep.quarantine import ItemFailure
 from m4v.core.errors import ConfigError
 from m4v.core.stage import Resources
 
-__all__ = ["Engine", "open_engine", "prepare_worker", "single_threaded"]
+__all__ = ["Engine", "InlineEngine", "open_engine", "prepare_worker", "single_threaded"]
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
