@@ -3,7 +3,6 @@ every run of the ledger. Nothing here asks the clip index or the closed form."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
