@@ -119,7 +119,7 @@ class CurateConfig(FrozenModel):
     `captions`: clean-up, provenance and re-captioning; null takes captions as the sources give them.
     """
 
-    decoder: Literal["pyav", "decord"] = "pyav"
+    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
     limits: LimitsConfig = LimitsConfig()
     shots: ShotConfig = ShotConfig()
     signals: SignalConfig = SignalConfig()
