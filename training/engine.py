@@ -23,6 +23,7 @@ from training.startup import deepspeed_module, initialise
 _C10D: Any = distributed  # its stores are exported at run time only
 BUCKET_ALIGNMENT = 1024
 MOMENTS = ("exp_avg", "exp_avg_sq")
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Fragment:
 class Engine(Protocol):
     rank: int
     world_size: int
+    device: torch.device  # where the model computes, and wants its batches
     shapes: dict[str, tuple[int, ...]]  # of every parameter, whole
 
     def __call__(
@@ -86,11 +88,20 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def init_process_group(rank: int, world_size: int, timeout_s: int, device: str = "cpu") -> None:
+def device_of_rank(device: str) -> torch.device:
+    """This process's device; on `cuda` the GPU of its local rank, which becomes torch's current one."""
+    if device != "cuda":
+        return torch.device(device)
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(own)
+    return own
+
+
+def init_process_group(rank: int, world_size: int, timeout_s: int, device: torch.device = CPU) -> None:
     """Join the ranks that torchrun started; a lone rank needs no rendezvous."""
     if distributed.is_initialized():
         return
-    backend = "nccl" if device == "cuda" else "gloo"
+    backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
     if world_size == 1:
         for key, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
@@ -149,8 +160,16 @@ def gather_by_block(model: nn.Module) -> None:
 class DeepSpeedEngine:
     """ZeRO stage 0-3 around a model whose weights are already loaded (equal on every rank)."""
 
-    def __init__(self, model: nn.Module, optimizer: OptimizerConfig, engine: EngineConfig, packs_per_rank: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerConfig,
+        engine: EngineConfig,
+        packs_per_rank: int,
+        device: torch.device = CPU,
+    ) -> None:
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        self.device = device
         self._stage, self._packs, self._pack = engine.zero_stage, packs_per_rank, 0
         self._named = list(model.named_parameters())
         self.shapes = {name: tuple(p.shape) for name, p in self._named}

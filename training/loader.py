@@ -58,6 +58,19 @@ class Batch:
     captions: list[str]  # the drawn captions, before any drop; empty unless asked for
     dropped: list[bool]
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on a device; on a GPU the copies need not be over when this returns."""
+        if device.type == "cpu":
+            return self
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        return replace(
+            self, columns=[column.map(moved) for column in self.columns], latents=[moved(x) for x in self.latents],
+            text=moved(self.text), text_mask=moved(self.text_mask), pooled=moved(self.pooled),
+        )  # fmt: skip
+
 
 class _Places(NamedTuple):
     """Where one kind of member lies in its shard, by row: columns, since rows of a table are slow to take apart."""

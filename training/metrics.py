@@ -26,8 +26,8 @@ class StepMeans:
 class StepSums:
     """Sums of one rank over the packs of a step, reduced in float64 by one collective."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = tuple(names)
+    def __init__(self, names: Sequence[str], device: torch.device | None = None) -> None:
+        self._names, self._device = tuple(names), device
         self._sums = torch.zeros(2 + 2 * len(self._names), dtype=torch.float64)
 
     def add(self, terms: Terms) -> None:
@@ -40,8 +40,9 @@ class StepSums:
     def reduce(self, samples: int, drain: bool) -> StepMeans:
         """Means over all ranks; `samples` is the step's constant, `drain` this rank's wish to stop."""
         self._sums[1] = float(drain)
-        distributed.all_reduce(self._sums)
-        values = self._sums.tolist()
+        sums = self._sums.to(self._device)  # where the collectives work
+        distributed.all_reduce(sums)
+        values = sums.tolist()
         named = {
             name: values[2 + 2 * i] / values[3 + 2 * i] if values[3 + 2 * i] > 0 else None
             for i, name in enumerate(self._names)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
+import torch
 from safetensors import safe_open
 from torch import distributed
 
@@ -25,7 +26,7 @@ from m4v.core.storage import write_atomic
 from m4v.flow.schedule import PyramidSchedule
 from training.config import TrainConfig
 from training.ema import Ema
-from training.engine import DeepSpeedEngine, init_process_group
+from training.engine import DeepSpeedEngine, device_of_rank, init_process_group
 from training.exposure import TRAINING_STATE, ExposureState, rows_of
 from training.loader import INDEX_COLUMNS, Collator, SampleStore, Text
 from training.objective import Objective
@@ -55,12 +56,12 @@ class Session:
 def run_training(context: StageContext, config: TrainConfig, objective: ObjectiveMaker) -> None:
     """Train the stage and write its checkpoint on rank 0. Safe to kill and run again at any moment."""
     began = time.perf_counter()
-    session = open_session(context, config)
-    init_process_group(context.rank, context.world_size, config.engine.timeout_s, context.resources.device)
+    session, device = open_session(context, config), device_of_rank(context.resources.device)
+    init_process_group(context.rank, context.world_size, config.engine.timeout_s, device)
     try:
         manifest = _agree_on_save(session)
         if manifest is None or manifest.step < config.steps:
-            trainer = _start(session, manifest, objective)
+            trainer = _start(session, manifest, objective, device)
             context.metrics({"start_seconds": time.perf_counter() - began})
             manifest = trainer.run()
             context.metrics(trainer.speed.summary())
@@ -91,16 +92,14 @@ def _agree_on_save(session: Session) -> SaveManifest | None:
     return None if chosen[0] is None else SaveManifest.model_validate_json(chosen[0])
 
 
-def _start(session: Session, manifest: SaveManifest | None, objective: ObjectiveMaker) -> Trainer:
+def _start(session: Session, manifest: SaveManifest | None, objective: ObjectiveMaker, device: torch.device) -> Trainer:
     context, config = session.context, session.config
     model, checkpoint = load_checkpoint(session.start.path, ema=config.start_from == "ema")
     check_encoders(session.dataset, checkpoint)
     made = objective(checkpoint)
     if manifest is not None:
         model.load_state_dict(session.states.whole(manifest, "master"))
-    engine = DeepSpeedEngine(
-        model, config.optimizer, config.engine, packs_per_rank=config.order.packs // context.world_size
-    )
+    engine = DeepSpeedEngine(model, config.optimizer, config.engine, config.order.packs // context.world_size, device)
     ema = Ema(engine.fragments(), config.ema_decay) if config.ema_decay > 0 else None
     step = 0 if manifest is None else manifest.step
     here = ((step, context.world_size),)

@@ -110,11 +110,11 @@ class Trainer:
 
     def _batches(self, step: int) -> list[Batch]:
         packs = self.order.rank_packs(step, self.context.rank, self.context.world_size)
-        return [self.collate(pack) for pack in packs]
+        return [self.collate(pack).to(self.engine.device) for pack in packs]
 
     def _one_step(self, step: int, batches: list[Batch], timing: Timing) -> bool:
         """Forward, backward, update and the metrics row; true when any rank was asked to stop."""
-        size, sums = self.order.step_size(step), StepSums(self.objective.names)
+        size, sums = self.order.step_size(step), StepSums(self.objective.names, self.engine.device)
         for batch in batches:
             with timing.part("forward"):
                 terms = self.objective(self.engine, batch, size)

@@ -6,7 +6,7 @@ noisy frame (paper A.3). Every random number comes in through `ColumnDraws`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,6 +83,11 @@ class PackedColumn:
     target: Tensor
     sigma: Tensor
     noise: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> PackedColumn:
+        """The column with every tensor changed alike: moved, or of another type."""
+        tensors = (self.timestep, self.target, self.sigma, self.noise)
+        return PackedColumn(self.stage, [change(clip) for clip in self.clips], *map(change, tensors))
 
 
 def history_shape(stage: int, unit: int) -> tuple[tuple[int, int], ...]:

@@ -8,25 +8,23 @@ import random
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_helpers import TEXT, Clip, clips, publish, request, write_dataset
+from training_bench import Bench, checkpoint, digest, make_bench, torchrun
+from training_helpers import TEXT, Clip, write_dataset
 
 from m4v.config import ModelConfig
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import ExitClass
 from m4v.core.shard_index import INDEX, read_index
-from m4v.core.stage import StageContext, read_exits
+from m4v.core.stage import read_exits
 from training.config import EngineConfig, InitConfig, OptimizerConfig, OrderConfig, TrainConfig
-from training.exposure import ExposureState, order_of, surviving_line
-from training.stages import init
+from training.exposure import ExposureState, order_of
 
-SCRIPT = Path(__file__).parent / "training_faults.py"
 STEPS = 7
 TINY = ModelConfig(
     width=32, heads=2, double_blocks=1, single_blocks=1, text_dim=384, pooled_dim=384, text_slots=8, mlp_ratio=2
@@ -42,69 +40,9 @@ CONFIG = TrainConfig(
 )
 
 
-def torchrun(ranks: int) -> list[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--monitor-interval=0.1"]
-    return [*command, f"--nproc-per-node={ranks}"]
-
-
-@dataclass
-class Bench:
-    """Inputs of a training stage, and runs of it in named folders."""
-
-    root: Path
-    inputs: list[tuple[str, ArtifactKind, str, Path]]
-    finished: dict[str, Path] = field(default_factory=dict)
-
-    def write(self, name: str, config: TrainConfig, ranks: int, attempt: int) -> Path:
-        work = self.root / name / f"attempt-{attempt}"
-        state = self.root / name / "state"
-        made = request("train", config, work, self.inputs, ranks=ranks, attempt=f"{attempt:08d}", state=state)
-        (work / "request.json").write_text(made.model_dump_json())
-        return work
-
-    def command(self, ranks: int, works: list[Path]) -> list[str]:
-        return [*torchrun(ranks), str(SCRIPT), *(str(w / "request.json") for w in works)]
-
-    def start(self, name: str, ranks: int, works: list[Path], fault: str = "") -> subprocess.Popen[bytes]:
-        environment = {
-            **os.environ, "OMP_NUM_THREADS": "1", "M4V_EXPOSURE_LOG": str(self.root / name / "log"),
-            "PYTHONPATH": str(Path(__file__).parents[2]), "M4V_TEST_FAULT": fault, "TORCHELASTIC_ERROR_FILE": "",
-        }  # fmt: skip
-        log = (works[0] / "output.log").open("wb")
-        return subprocess.Popen(self.command(ranks, works), env=environment, stdout=log, stderr=log)
-
-    def run(self, name: str, config: TrainConfig = CONFIG, ranks: int = 2, attempt: int = 0, fault: str = "") -> Path:
-        work = self.write(name, config, ranks, attempt)
-        self.start(name, ranks, [work], fault).wait(timeout=400)
-        return work
-
-    def line(self, name: str, config: TrainConfig = CONFIG) -> list[list[tuple[int, str, int]]]:
-        return surviving_line(self.root / name / "log", config.name, config.steps)
-
-
-def digest(work: Path) -> str:
-    """Id of the checkpoint artifact that a finished run left."""
-    assert (work / "result.json").exists(), (work / "output.log").read_text()[-3000:]
-    return str(json.loads((work / "result.json").read_text())["outputs"][0]["artifact_id"])
-
-
-def checkpoint(work: Path) -> Path:
-    return work / "staging" / "checkpoint"
-
-
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    root = tmp_path_factory.mktemp("training")
-    dataset = write_dataset(root / "dataset", clips(videos=9, images=4))
-    context = StageContext(request("init", InitConfig(model=TINY, text_encoder=TEXT), root / "init"))
-    init.run(context)
-    context.progress.close()
-    start, folder = publish(context)
-    return Bench(
-        root,
-        [("dataset", ArtifactKind.DATASET, dataset, root / "dataset"),
-         ("checkpoint", ArtifactKind.CHECKPOINT, start, folder)],
-    )  # fmt: skip
+    return make_bench(tmp_path_factory.mktemp("training"), InitConfig(model=TINY, text_encoder=TEXT), CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +152,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage_with_the_samples(bench: Bench
     """The step is not taken and nothing is skipped: a person must decide (exit class 50)."""
     dataset = write_dataset(tmp_path / "dataset", [Clip(0, 3), Clip(1, 3, broken=True)])
     inputs = [("dataset", ArtifactKind.DATASET, dataset, tmp_path / "dataset"), bench.inputs[1]]
-    work = Bench(tmp_path, inputs).write("broken", CONFIG, 1, 0)
+    work = Bench(tmp_path, inputs, CONFIG).write("broken", CONFIG, 1, 0)
     run_alone(work)
     (record,) = read_exits(work)
     bad = {r["source_id"]: r["sample_id"] for r in read_index(tmp_path / "dataset" / INDEX).to_pylist()}["1"]

@@ -123,6 +123,8 @@ def request(
     ranks: int = 1,
     attempt: str = "attempt-1",
     state: Path | None = None,
+    device: str = "cpu",
+    deterministic: bool = True,
 ) -> StageRequest:
     """A stage request on local folders; `inputs` are (name, kind, artifact id, folder)."""
     work.mkdir(parents=True, exist_ok=True)
@@ -141,7 +143,9 @@ def request(
         work_dir=str(work),
         state_uri=str(state or work / "state"),
         items_uri=str(work / "items"),
-        resources=Resources(ranks=ranks, threads=1, workers=1),
+        resources=Resources(ranks=ranks, threads=1, workers=1, device=device),
+        # What a plan would promise: the stage process switches to deterministic operations for it.
+        numerics={"device": device, "deterministic": deterministic},
     )
 
 
