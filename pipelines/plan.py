@@ -168,6 +168,7 @@ class _Planner:
         self._recipe, self._lookup = recipe, lookup
         self._steps: dict[str, PlanStep] = {}
         self._seen: SeenCode = {}
+        self._anywhere: dict[str, float | None] = {}  # mean seconds of a stage in any recipe
         # What a node's outputs will be if it makes what its latest run made.
         self._predicted: dict[tuple[str, str], str] = {}
 
@@ -241,7 +242,9 @@ class _Planner:
         """Mean of the last runs of this node, else of its stage anywhere."""
         ledger, stage = self._lookup.ledger, node.spec.name
         here = ledger.mean_duration(stage, recipe=self._recipe, node_id=node.id)
-        return here if here is not None else ledger.mean_duration(stage)
+        if here is None and stage not in self._anywhere:
+            self._anywhere[stage] = ledger.mean_duration(stage)
+        return here if here is not None else self._anywhere[stage]
 
     def _last_size(self, latest: RunRow | None) -> int | None:
         if latest is None:

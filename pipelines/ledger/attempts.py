@@ -150,13 +150,15 @@ class AttemptOps:
             runs = runs.join(schema.PipelineRun).where(schema.PipelineRun.recipe == recipe)
         with self._db.read() as session:
             recent = session.scalars(runs.order_by(schema.StageRun.committed_at.desc()).limit(last)).all()
+            if not recent:
+                return None
             spans = session.execute(
                 select(schema.Attempt.started_at, schema.Attempt.finished_at).where(
                     schema.Attempt.stage_key.in_(set(recent)), schema.Attempt.status != Status.LOST
                 )
             ).all()
         worked = sum((s.finished_at - s.started_at).total_seconds() for s in spans if s.finished_at)
-        return worked / len(recent) if recent else None
+        return worked / len(recent)
 
 
 def attempt_digest(row: schema.Attempt) -> str:

@@ -17,7 +17,8 @@ keep_pandas_out()
 """
 
 
-def test_a_hidden_package_is_missing_inside_and_there_again_after() -> None:
+def test_a_hidden_package_is_missing_inside_and_there_again_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wave", raising=False)  # another test may have imported it
     with hidden("wave"), pytest.raises(ModuleNotFoundError, match="wave"):
         import wave
     import wave
