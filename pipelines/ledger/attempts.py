@@ -157,7 +157,7 @@ class AttemptOps:
                     schema.Attempt.stage_key.in_(set(recent)), schema.Attempt.status != Status.LOST
                 )
             ).all()
-        worked = sum((s.finished_at - s.started_at).total_seconds() for s in spans if s.finished_at)
+        worked: float = sum((s.finished_at - s.started_at).total_seconds() for s in spans if s.finished_at)
         return worked / len(recent)
 
 
