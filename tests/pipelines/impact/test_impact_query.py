@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from clip_material import TestClip, write_table
+from fastapi.testclient import TestClient
 from impact_world import World
 from ledger_scenario import Scenario, artifact
 
@@ -17,6 +18,7 @@ from pipelines.exposure import clip_exposure, summarise
 from pipelines.impact import Impact, checkpoints, impact
 from pipelines.membership import ClipSelector, parse_selector
 from pipelines.takedown.affected import affected_by
+from pipelines.web.app import create_app
 from pipelines.workspace import Workspace
 
 
@@ -88,8 +90,10 @@ def test_exposure_of_a_checkpoint_says_the_same(world: World) -> None:
         assert own.distinct == sum(1 for c in world.clips if world.steps(checkpoint, {c}))
 
 
-def test_tables_that_dropped_the_clips_are_told_apart(scenario: Scenario, tmp_path: Path) -> None:
-    """A takedown withdraws them, with the reports on them."""
+def test_tables_that_dropped_the_clips_are_told_apart(
+    scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A takedown withdraws them, with the reports on them, and the page names them."""
     kept, gone = TestClip("web", "a"), TestClip("web", "b", kept=False)
     ledger, table = scenario.ledger, write_table(tmp_path / "table", [kept, gone])
     shown = artifact("page", ArtifactKind.REPORT)
@@ -106,6 +110,12 @@ def test_tables_that_dropped_the_clips_are_told_apart(scenario: Scenario, tmp_pa
     assert found.to_json()["dropped"] == [
         {"artifact_id": table.artifact_id, "clip_ids": (gone.clip_id,), "reports": (shown.artifact_id,)}
     ]
+    monkeypatch.setenv("M4V_LEDGER", scenario.url)
+    with TestClient(create_app(Workspace.open(tmp_path / "home"))) as client:
+        page = client.get("/impact", params={"q": gone.clip_id}).text
+    assert "list some as dropped" in page
+    assert f"/artifacts/{table.artifact_id}" in page
+    assert "shown in 1 report" in page
 
 
 def test_impact_is_json_and_unknown_clips_are_refused(world: World) -> None:
