@@ -2,8 +2,8 @@
 
 The actors run the same call on the same items as every other engine; Ray only decides where. The pool grows to the
 work that waits as far as the cluster has room, and asks the cluster's autoscaler for more by actors that are pending;
-it shrinks when there is less work than workers. At any time the object store holds at most one item and one reply a
-worker.
+it shrinks when there is less work than workers. One item at a time is with a worker, and its reply is fetched before
+the next: what the object store holds does not grow with the work.
 """
 
 from __future__ import annotations
