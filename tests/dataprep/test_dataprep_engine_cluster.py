@@ -75,7 +75,7 @@ def big(item: int) -> bytes:
 
 def test_what_goes_through_the_stores_neither_fills_nor_spills_them(nodes: Nodes) -> None:
     """Five times the stores' size goes through them while the consumer is slow: replies are fetched only as fast as
-    they are consumed, and nothing has to be spilled. (Ray frees what was fetched some time later: the peak shows it.)"""
+    they are consumed, and nothing is spilled. (Ray frees what was fetched some time later: the peak shows it.)"""
     nodes.hold(TWO_NODES)
     peak, spilled, stop = 0, 0, threading.Event()
 
