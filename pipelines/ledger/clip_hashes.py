@@ -13,6 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from pipelines.ledger.clip_load import among, chunks, driver_faults
+from pipelines.ledger.database import AS_BYTES
 from pipelines.ledger.schema_clips import HashBlock
 
 _MIN_MATCH = 0.5  # share of a hash's words that must be close
@@ -79,7 +80,7 @@ def hashes_of(session: Session, block_of: Mapping[bytes, int]) -> dict[bytes, st
     query = select(HashBlock.block_no, HashBlock.clips, HashBlock.counts, HashBlock.words)
     found: dict[bytes, str] = {}
     for numbers in chunks(wanted, _BLOCKS):
-        rows = session.execute(query.where(among(session, HashBlock.block_no, numbers)))
+        rows = session.execute(query.where(among(session, HashBlock.block_no, numbers)), execution_options=AS_BYTES)
         for number, ids, counts, data in rows:
             ends = np.cumsum(np.frombuffer(counts, dtype=np.uint8), dtype=np.int64).tolist()
             place_of = _places(ids, wanted[number])

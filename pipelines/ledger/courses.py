@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from pipelines.ledger import schema
 from pipelines.ledger.clip_load import next_number
+from pipelines.ledger.database import AS_BYTES
 from pipelines.ledger.members import ids_in
 from pipelines.ledger.numbers import Key, numbers_of
 from pipelines.ledger.schema_exposure import CheckpointCourse, CheckpointExposure
@@ -44,7 +45,7 @@ class PackedStates(NamedTuple):
 def read_courses(session: Session) -> PackedStates:
     row = CheckpointCourse
     columns = (row.stage, row.dataset_id, row.order_id, row.seed, row.ids, row.states)
-    rows = session.execute(select(*columns).order_by(row.course_no)).all()
+    rows = session.execute(select(*columns).order_by(row.course_no), execution_options=AS_BYTES).all()
     packed = [r.states for r in rows]
     counts = [len(states) // STATE.itemsize for states in packed]
     return PackedStates(

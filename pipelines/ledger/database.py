@@ -28,6 +28,9 @@ from pipelines.ledger.schema import ChainHead
 from pipelines.ledger.types import UtcDateTime, utc_now
 
 BUSY_TIMEOUT_S = 30
+# Execution options of a query whose rows hold large bytes: PostgreSQL sends them as they are, not as hexadecimal.
+AS_BYTES = {"m4v_as_bytes": True}
+_BINARY = 1  # psycopg's format of results
 _WRITE = "ledger_write"
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -77,11 +80,13 @@ class Database:
 
     def _postgres_engine(self) -> Engine:
         try:
-            return create_engine(self.url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+            engine = create_engine(self.url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
         except ModuleNotFoundError as error:
             raise ConfigError(
                 "PostgreSQL driver is not installed", value=error.name, next_step="pip install 'm4v-pipeline[postgres]'"
             ) from None
+        event.listen(engine, "before_cursor_execute", _ask_for_bytes)
+        return engine
 
     @contextmanager
     def faults(self) -> Iterator[None]:
@@ -127,6 +132,11 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _ask_for_bytes(_: Connection, cursor: Any, statement: str, values: Any, context: Any, many: bool) -> None:
+    if context is not None and context.execution_options.get("m4v_as_bytes"):
+        cursor.format = _BINARY
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy import String, cast, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from pipelines.ledger.clip_load import among, unpack_ranges
-from pipelines.ledger.database import Database
+from pipelines.ledger.database import AS_BYTES, Database
 from pipelines.ledger.members import ids_in
 from pipelines.ledger.schema_clips import (
     ClipIndex,
@@ -103,7 +103,7 @@ class RankOps:
                 .join(held, (held.part_no == group.part_no) & (held.group_no == group.group_no))
                 .where(ours, group.first < at, group.last >= at)
             )
-            for number, part, ids in session.execute(cut):
+            for number, part, ids in session.execute(cut, execution_options=AS_BYTES):
                 found[names[number]][0].append(np.array([part]))
                 found[names[number]][1].append(np.array([_rank(ids, at)]))
         none = np.zeros(0, dtype=np.int64)
