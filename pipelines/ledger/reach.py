@@ -10,7 +10,7 @@ from sqlalchemy import String, cast, select, type_coerce
 from sqlalchemy.types import NullType
 
 from pipelines.ledger import schema
-from pipelines.ledger.database import Database
+from pipelines.ledger.database import AS_BYTES, Database
 from pipelines.ledger.members import ids_in
 from pipelines.ledger.numbers import Key, Numbers, ids_of, known_numbers, numbered
 from pipelines.ledger.schema_exposure import Stem
@@ -61,7 +61,8 @@ class ReachOps:
             # Without the column type, which copies every value.
             columns = (Stem.number, *(type_coerce(getattr(Stem, kind), NullType()) for kind in PRODUCTS))
             chosen = numbered(session, Stem.number, np.unique(stems).tolist())
-            rows = session.execute(select(*columns).where(chosen)).all() if len(stems) else []
+            query = select(*columns).where(chosen)
+            rows = session.execute(query, execution_options=AS_BYTES).all() if len(stems) else []
         found, *packed = zip(*rows, strict=True) if rows else ((), *((),) * len(PRODUCTS))
         return StemProducts(stems, np.array(found, dtype=np.int64), dict(zip(PRODUCTS, packed, strict=True)))
 
