@@ -17,6 +17,7 @@ from m4v.codec.shape import CHANNELS, TEMPORAL, latent_shape
 from m4v.core.canonical import digest_file, digest_json
 from m4v.core.errors import ConfigError
 from m4v.devices import DTYPES
+from m4v.kernels import kernel_set
 from m4v.vae.autoencoder import CausalVideoVae
 from m4v.vae.posterior import Posterior
 from m4v.vae.weights import WEIGHTS, load_vae
@@ -51,16 +52,18 @@ class CausalVaeCodec:
 
     @cached_property
     def digest(self) -> str:
-        """Over config, architecture and weights, not over names and places. The kind of device counts: its
-        kernels round in their own way."""
+        """Over config, architecture and weights, not over names and places. The kind of device and, where it is not
+        torch's, the kernel of the norms count: they round in their own way."""
         config = {key: value for key, value in self._config.canonical().items() if key != "weights"}
+        norm = kernel_set(self.device.type)["norm"]
         return digest_json(
             {
                 "config": config,
                 "algorithm": ALGORITHM,
                 "architecture": self._vae.config.canonical(),
                 "weights": self._weights_digest,
-                "device": self._vae.quant_conv.conv.weight.device.type,
+                "device": self.device.type,
+                **({"norm": norm} if norm != "torch" else {}),
             }
         )
 

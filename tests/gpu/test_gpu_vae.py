@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from m4v.codec.causal_vae import open_causal_vae
+from m4v.codec.config import CausalVaeConfig
 from m4v.kernels import use_kernels
 from m4v.vae.blocks import FrameNorm
 from m4v.vae.config import VaeConfig
@@ -94,3 +96,10 @@ def test_kernels_are_as_near_to_float64_as_plain_torch(folder: Path) -> None:
     assert distance(half.encode(video).mean, latents) < 1.1 * plain
     assert distance(half.decode(latents), exact.decode(latents)) < 1.1 * plain_frames
     assert torch.equal(half.encode(video, window=8).mean, half.encode(video, window=8).mean)
+
+
+def test_the_codecs_digest_names_the_norm_kernel(folder: Path) -> None:
+    config = CausalVaeConfig(weights="vae", dtype="bfloat16")
+    fused = open_causal_vae(config, {"vae": folder}, "cuda").digest
+    with use_kernels(scan="torch"):
+        assert open_causal_vae(config, {"vae": folder}, "cuda").digest != fused
