@@ -69,12 +69,10 @@ def _result(written: Future[Encoded] | ItemFailure) -> Encoded | ItemFailure:
 
 @dataclass(frozen=True)
 class _Upload:
-    """Frames (T, H, W, 3) on the device, or the shape of the latent that is there; `ready` is passed when they have
-    arrived."""
+    """Frames (T, H, W, 3) that have arrived on the device, or the shape of the latent that is there."""
 
     frames: torch.Tensor | None
     shape: tuple[int, int, int] | None
-    ready: torch.cuda.Event | None = None
 
 
 def _codec(codec_job: EncodeJob) -> CausalVaeCodec:
@@ -148,12 +146,11 @@ class _Uploads:
         frames = torch.from_numpy(self._memory.frames(place, decoded.frames))
         if self._device.type != "cuda":
             return _Upload(frames.clone(), None)
-        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.Stream(self._device)):
+        beside = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(beside):
             uploaded = frames.pin_memory().to(self._device, non_blocking=True)
-            ready = torch.cuda.Event()
-            ready.record()
-            ready.synchronize()  # the pinned bytes may go
-        return _Upload(uploaded, None, ready)
+        beside.synchronize()  # it has arrived, and the pinned bytes may go
+        return _Upload(uploaded, None)
 
 
 def _frame_bytes(job: EncodeJob) -> int:
@@ -166,11 +163,10 @@ def _encode(job: EncodeJob, upload: _Upload, writers: ThreadPoolExecutor, clock:
     if upload.frames is None:
         return writers.submit(_write, job, upload, None, None, clock)
     codec = _codec(job)
-    if upload.ready is not None:
+    if codec.device.type == "cuda":
         import torch
 
-        torch.cuda.current_stream(codec.device).wait_event(upload.ready)
-        upload.frames.record_stream(torch.cuda.current_stream(codec.device))
+        upload.frames.record_stream(torch.cuda.current_stream(codec.device))  # it came over another one
     begin = Mark(codec.device)
     mean, logvar = codec.encode_uploaded(upload.frames)
     return writers.submit(_write, job, upload, (mean, logvar), (begin, Mark(codec.device)), clock)
