@@ -150,6 +150,7 @@ class ProgressReporter:
     """Writes `progress.json` at most every half second, and a heartbeat from a thread every two."""
 
     INTERVAL_S, HEARTBEAT_S = 0.5, 2.0
+    SETTLED_S = 1.0  # of work, before a rate means anything
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -172,13 +173,13 @@ class ProgressReporter:
         figures: Mapping[str, float] | None = None,
     ) -> None:
         """Say how far the stage is. What was done before the first word (a resumed stage, a new phase)
-        does not count as speed."""
+        does not count as speed, and nothing is said of it in the first second."""
         now = time.time()
         with self._lock:
             if self._from is None or self._from[2] != unit or done < self._state.done:
                 self._from = (now, done, unit)
             elapsed, worked = now - self._from[0], done - self._from[1]
-            rate = worked / elapsed if elapsed > 0 and worked > 0 else None
+            rate = worked / elapsed if elapsed >= self.SETTLED_S and worked > 0 else None
             eta = max(total - done, 0.0) / rate if rate and total is not None else None
             self._state = self._state.model_copy(
                 update={

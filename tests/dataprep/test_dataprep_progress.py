@@ -41,6 +41,7 @@ def test_progress_tells_queue_video_hours_and_cost(films: tuple[Path, InputRef],
     folder, listing = films
     told: list[Progress] = []
     monkeypatch.setattr(ProgressReporter, "_write", lambda self: told.append(self._state))
+    monkeypatch.setattr(ProgressReporter, "SETTLED_S", 1e-6)  # all is done within the first second
     items = tmp_path / "items"
     made = context(tmp_path / "one", "curate", config(), inputs(listing), {"films": str(folder)}, items=items)
     curated(made)

@@ -160,6 +160,7 @@ def test_what_was_done_before_is_not_speed(tmp_path: Path, monkeypatch: pytest.M
         return reporter._state
 
     assert at(5, 900).rate is None, "900 steps were done by an earlier attempt"
+    assert at(5.5, 910).rate is None, "too early to say"
     assert at(15, 920).rate == pytest.approx(2.0)
     assert at(15, 920).eta_s == pytest.approx(40.0)
     assert at(20, 10, "clips").rate is None, "another phase"
