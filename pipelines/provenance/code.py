@@ -88,7 +88,7 @@ def _uncommitted(root: Path) -> tuple[bytes, tuple[str, ...]]:
         index = Path(folder) / "index"
         own = Path(_git(root, "rev-parse", "--path-format=absolute", "--git-path", "index").strip())
         if own.is_file():
-            shutil.copyfile(own, index)
+            shutil.copy2(own, index)  # with its time: git reads files again that changed within the index's second
         environment = {"GIT_INDEX_FILE": str(index)}
         _git(root, "add", "--intent-to-add", *paths, environment=environment)
         diff = _run(root, "diff", "--no-ext-diff", "--no-color", "--binary", "HEAD", *paths, environment=environment)

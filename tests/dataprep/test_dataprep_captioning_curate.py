@@ -25,7 +25,7 @@ from dataprep.sources.listing import SourceReader
 from dataprep.stages import encode
 from m4v.core.artifacts import Artifact, ArtifactKind
 from m4v.core.errors import ConfigError, Drained, ExitClass, InfrastructureError, NeedsHuman
-from m4v.core.stage import InputRef, OutputRef, Resources, StageContext, StageRequest
+from m4v.core.stage import InputRef, OutputRef, ProgressReporter, Resources, StageContext, StageRequest
 from m4v.video_io import encode_mp4
 
 FOLDER: dict[str, Any] = {"kind": "folder", "require_captions": False, "licence": "CC0-1.0"}
@@ -401,7 +401,10 @@ def test_dropped_clips_are_not_asked_for_and_decisions_can_be_made_again(
     assert sum(rule == "duplicate_exact" for rule in again.drop_rules) == 1
 
 
-def test_progress_says_what_was_spent(pictures: tuple[Path, InputRef], tmp_path: Path) -> None:
+def test_progress_says_what_was_spent(
+    pictures: tuple[Path, InputRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProgressReporter, "SETTLED_S", 1e-6)  # all is done within the first second
     prices = {"price_prompt_per_1k": 1.0, "price_completion_per_1k": 2.0}
     with serving() as server:
         made = stage(tmp_path, config(server, **prices), pictures)

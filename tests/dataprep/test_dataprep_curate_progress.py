@@ -25,6 +25,7 @@ def test_progress_counts_files_probed_and_then_frames_with_the_time_left(tmp_pat
         said.append(reporter._state)
 
     monkeypatch.setattr(ProgressReporter, "update", heard)
+    monkeypatch.setattr(ProgressReporter, "SETTLED_S", 1e-6)  # all is done within the first second
     curated(made)
     probed = [(p.done, p.total) for p in said if p.unit == "files probed"]
     assert probed == [(1, 3), (2, 3), (3, 3)]

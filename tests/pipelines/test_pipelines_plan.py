@@ -4,13 +4,13 @@ import json
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from bench import open_bench
+from sqlalchemy import event
 from stages_for_faults import COUNT, TOTAL, CountConfig, TotalConfig, pipeline
 
 from m4v.core.artifacts import ArtifactKind, build_manifest, write_manifest
@@ -24,7 +24,7 @@ from pipelines.spec import InputSpec, StageNode, StageSpec, topological_order
 from pipelines.store import ArtifactStore
 from pipelines.workspace import Workspace
 
-PLAN_CPU_S = 2.0  # of a hundred stages, the command line and its imports included
+STATEMENTS_A_STAGE = 20  # asked of the ledger by a plan; its seconds are in tests/benchmarks/bench_plan.py
 
 
 @pytest.fixture(scope="module")
@@ -213,18 +213,19 @@ def test_a_plan_of_a_hundred_stages(tmp_path):
         for i, node in enumerate(nodes):
             inputs = {"before": made.model_copy(update={"name": "before"})} if made else {}
             made = commit(bench, store, pipeline_run, node, inputs, i)
-        started = time.process_time()
+        asked: list[str] = []
+        event.listen(bench.ledger._db.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
         assert plan(bench, nodes).all_hits
-        assert time.process_time() - started < PLAN_CPU_S, "planning on a full history"
+        assert len(asked) <= STATEMENTS_A_STAGE * len(nodes), "planning on a full history"
         changed = [replace(nodes[0], seed=1), *nodes[1:]]
-        started = time.process_time()
+        asked.clear()
         counts = plan(bench, changed).counts()
-        assert time.process_time() - started < PLAN_CPU_S
+        assert len(asked) <= STATEMENTS_A_STAGE * len(nodes)
     assert counts == {"hit": 0, "run": 1, "hit-if-unchanged": 99}
 
 
 HUNDRED = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 sys.argv = ["m4v", "plan", {recipe!r}, "--json", *{options!r}]
 from pipelines.cli.main import main
@@ -232,9 +233,8 @@ try:
     main()
 except SystemExit as ended:
     assert not ended.code, ended.code
-used = resource.getrusage(resource.RUSAGE_SELF)
 heavy = {{"torch", "prefect", "ray", "deepspeed", "transformers", "fastapi", "duckdb"}} & set(sys.modules)
-Path({out!r}).write_text(json.dumps({{"cpu_s": used.ru_utime + used.ru_stime, "heavy": sorted(heavy)}}))
+Path({out!r}).write_text(json.dumps(sorted(heavy)))
 """
 
 
@@ -249,19 +249,17 @@ def hundred_stages(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("options", [(), ("--diff",)])
-def test_the_command_plans_a_hundred_stages_in_two_seconds_of_cpu(tmp_path, monkeypatch, options):
+def test_the_command_plans_a_hundred_stages_without_heavy_imports(tmp_path, monkeypatch, options):
     monkeypatch.setenv("M4V_HOME", str(tmp_path / "home"))
     recipe = hundred_stages(tmp_path / "hundred.yaml")
     if options:
         with Ledger.open(Workspace.open().ledger_url) as ledger:
             options = (*options, ledger.begin_pipeline_run("hundred", {}))
-    script = HUNDRED.format(recipe=str(recipe), options=options, out=str(tmp_path / "used.json"))
+    script = HUNDRED.format(recipe=str(recipe), options=options, out=str(tmp_path / "heavy.json"))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["plan" if options else "steps"]) >= (1 if options else 100)
-    used = json.loads((tmp_path / "used.json").read_text())
-    assert used["heavy"] == []
-    assert used["cpu_s"] < PLAN_CPU_S
+    assert json.loads((tmp_path / "heavy.json").read_text()) == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,18 @@ def test_uncommitted_and_new_files_are_in_the_patch_and_it_applies(checkout, blo
     git(clone, "apply", str(tmp_path / "patch"))
     for name in state.changed:
         assert (clone / name).read_bytes() == (checkout / name).read_bytes()
+
+
+def test_a_change_of_equal_size_within_the_second_of_the_commit_is_seen(checkout, blobs):
+    plan, index = checkout / "pipelines" / "plan.py", checkout / ".git" / "index"
+    git(checkout, "config", "core.trustctime", "false")
+    hour_ago = time.time() - 3600
+    os.utime(plan, (hour_ago, hour_ago))
+    git(checkout, "update-index", "--refresh")
+    plan.write_text("steps = 2\n")
+    os.utime(plan, (hour_ago, hour_ago))
+    os.utime(index, (hour_ago, hour_ago))
+    assert code_state(blobs, checkout).changed == ("pipelines/plan.py",)
 
 
 def test_what_is_not_ours_is_neither_dirty_nor_copied(checkout, blobs):
