@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from m4v.codec.config import CodecConfig, DctCodecConfig
-from m4v.config import Dtype, ModelConfig, ScheduleConfig
+from m4v.config import Dtype, ModelConfig, SamplerConfig, ScheduleConfig
 from m4v.core.config import FrozenModel, weights_names
 from m4v.scores.config import ConseConfig
 from m4v.text.config import MiniLmConfig, TextEncoderConfig
@@ -92,6 +92,7 @@ class OrderConfig(FrozenModel):
     packs: int = Field(2, ge=1)  # per optimiser step, over all ranks; world size divides it
     image_every: int = Field(8, ge=0)  # one image step after so many video steps; 0: no image steps
     high_units: int = Field(0, ge=0)  # high-stage columns train only the last so many latents; 0: all of them
+    held_out: int = Field(0, ge=0, le=500_000)  # clips per million, by hash of their id, that never train
 
     @property
     def latents(self) -> int:
@@ -104,6 +105,14 @@ class OrderConfig(FrozenModel):
     @property
     def is_image_stage(self) -> bool:
         return self.frames == 1
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        # What came later stands in the canonical form only when it is used, so that recorded orders keep their ids.
+        data: dict[str, object] = handler(self)
+        if not self.held_out:
+            del data["held_out"]
+        return data
 
     @model_validator(mode="after")
     def _check(self) -> OrderConfig:
@@ -119,7 +128,7 @@ class OrderConfig(FrozenModel):
 
 
 class OptimizerConfig(FrozenModel):
-    """AdamW; biases and one-dimensional tensors are not decayed (PyramidFlow's recipe)."""
+    """AdamW; biases, one-dimensional tensors (norms) and what steers the state-space recurrence are not decayed."""
 
     lr: float = Field(5e-5, gt=0)
     warmup_steps: int = Field(1000, ge=0)
@@ -146,14 +155,56 @@ class EngineConfig(FrozenModel):
 
     - dtype: `bfloat16` is autocast: matrix products in bfloat16, master weights and moments in float32.
     - deterministic: on a GPU, equal runs give equal bytes (torch's deterministic mode, which costs some time).
+    - checkpointing: what a forward pass keeps of each block for the backward pass: everything (`none`), results of
+      matrix products and attention (`selective`), or the block's input alone (`block`). Not a bit of the result
+      depends on it.
+    - overlap_comm: on a GPU, gradients travel while the next ones are computed.
+    - live_elements: whole parameters that ZeRO-3 keeps on a rank between uses instead of gathering them again.
     """
 
     zero_stage: int = Field(3, ge=0, le=3)
     dtype: Dtype = "float32"
+    checkpointing: Recompute = "none"
     deterministic: bool = True
     param_persistence_elements: int = Field(10_000, ge=0)  # ZeRO-3 keeps smaller tensors whole on every rank
     bucket_elements: int = Field(20_000_000, ge=1)
+    live_elements: int = Field(1_000_000_000, ge=0)
+    overlap_comm: bool = True
     timeout_s: int = Field(600, ge=10)  # collective timeout
+
+
+class GuardConfig(FrozenModel):
+    """What a step whose numbers went wrong leads to; each intervention is recorded in its row of the metrics.
+
+    - stop: the stage ends with exit class 50, the step is not taken.
+    - skip: the step's update is not taken, training goes on with the next step's data.
+    - roll_back: training starts again at the last save and takes no update from the last `rewind` steps' data up to
+      the step's own; they are never loaded again.
+
+    A spike is a loss above `spike_factor` times the median of the last `window` updates of the same media, or a
+    gradient norm above `norm_factor` times theirs (0: not looked at), once there are `settled` of them.
+    """
+
+    not_finite: Literal["stop", "skip", "roll_back"] = "stop"
+    spike: Literal["ignore", "stop", "skip", "roll_back"] = "ignore"
+    spike_factor: float = Field(3.0, gt=1)
+    norm_factor: float = Field(0.0, ge=0)
+    window: int = Field(64, ge=1)
+    settled: int = Field(16, ge=1)
+    rewind: int = Field(1, ge=1)  # steps that a roll-back leaves out, the offending one included
+    most: int = Field(20, ge=1)  # updates not taken in one stage before a person must look
+
+
+class ValidationConfig(FrozenModel):
+    """Loss on the clips that `order.held_out` keeps from training, and videos made of their captions.
+
+    Samples, timesteps and noise are the same at every validation, of every stage and at any world size.
+    """
+
+    every: int = Field(0, ge=0)  # steps from one validation to the next, and after the last step; 0: none
+    samples: int = Field(16, ge=1)  # at most so many held-out samples of each latent size
+    videos: int = Field(0, ge=0)  # videos made at each validation
+    sampler: SamplerConfig = SamplerConfig()
 
 
 class TrainConfig(FrozenModel):
@@ -169,6 +220,14 @@ class TrainConfig(FrozenModel):
     text_drop: float = Field(0.1, ge=0, le=1)
     save_every: int = Field(500, ge=1)  # resume state, not artifacts
     keep_saves: int = Field(2, ge=2)  # the newest may be half-written when a machine dies
+    guard: GuardConfig = GuardConfig()
+    validation: ValidationConfig = ValidationConfig()
+
+    @model_validator(mode="after")
+    def _check_validation(self) -> TrainConfig:
+        if self.validation.every and not self.order.held_out:
+            raise ValueError("validation.every needs clips that never train: set order.held_out")
+        return self
 
 
 class WeightedScorer(FrozenModel):
