@@ -21,6 +21,7 @@ from m4v.core.config import FrozenModel
 
 Mixer = Literal["attention", "mm_dim"]
 Dtype = Literal["float32", "bfloat16"]
+Recompute = Literal["none", "selective", "block"]  # see `m4v.model.checkpointing`
 PIXEL_MULTIPLE = 64  # three pyramid levels x 2x2 patches x 8x8 pixels a latent
 Architecture = Literal["attention", "mm_dim", "pre_half", "post_half", "interleaved", "parallel"]
 

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from m4v.codec.config import CodecConfig, DctCodecConfig
-from m4v.config import Dtype, ModelConfig, SamplerConfig, ScheduleConfig
+from m4v.config import Dtype, ModelConfig, Recompute, SamplerConfig, ScheduleConfig
 from m4v.core.config import FrozenModel, weights_names
 from m4v.scores.config import ConseConfig
 from m4v.text.config import MiniLmConfig, TextEncoderConfig

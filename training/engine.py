@@ -17,6 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, distributed, nn
 
+from m4v.config import Recompute
+from m4v.core.errors import ConfigError
+from m4v.model.mamba import FLOAT32_PARAMETERS
 from training.config import EngineConfig, OptimizerConfig
 from training.startup import deepspeed_module, initialise
 
@@ -77,10 +80,12 @@ class Engine(Protocol):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two AdamW groups: decayed matrices; biases and one-dimensional tensors without decay."""
+    """Two AdamW groups: decayed matrices; and without decay biases, one-dimensional tensors (norms) and what steers
+    the state-space recurrence, where a pull to zero would change how long the model remembers."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        groups[parameter.ndim > 1 and not name.endswith("bias")].append(parameter)
+        steers = name.rpartition(".")[2] in FLOAT32_PARAMETERS
+        groups[parameter.ndim > 1 and not name.endswith("bias") and not steers].append(parameter)
     return [
         {"params": params, "weight_decay": weight_decay if decayed else 0.0}
         for decayed, params in groups.items()
@@ -111,15 +116,29 @@ def init_process_group(rank: int, world_size: int, timeout_s: int, device: torch
     distributed.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
 
 
+def checkpoint_activations(model: nn.Module, recompute: Recompute) -> None:
+    """Let every block of the model keep less; raises ConfigError for a model whose blocks cannot."""
+    if recompute == "none":
+        return
+    if not hasattr(model, "recompute"):
+        raise ConfigError(
+            f"blocks of {type(model).__name__} keep all activations", value=recompute, where="engine.checkpointing",
+            next_step="set engine.checkpointing to none",
+        )  # fmt: skip
+    lengths = (len(child) for child in model.children() if isinstance(child, nn.ModuleList))
+    settings: Any = model
+    settings.recompute, settings.recompute_blocks = recompute, max(lengths, default=0)
+
+
 def deepspeed_config(
-    optimizer: OptimizerConfig, engine: EngineConfig, packs_per_rank: int, elements: int
+    optimizer: OptimizerConfig, engine: EngineConfig, packs_per_rank: int, elements: int, device: str = "cpu"
 ) -> dict[str, Any]:
     """Every setting whose default changed under 0.19, or that costs memory or time here, is explicit."""
     # A bucket is allocated whole, so it never exceeds the model; ZeRO-1/2 want it aligned.
     bucket = -(-min(engine.bucket_elements, elements) // BUCKET_ALIGNMENT) * BUCKET_ALIGNMENT
     zero: dict[str, Any] = {
         "stage": engine.zero_stage,
-        "overlap_comm": False,  # no streams to overlap on CPU ranks; and one fixed order of reductions
+        "overlap_comm": engine.overlap_comm and device == "cuda",  # CPU ranks have no streams to overlap
         "contiguous_gradients": True,
         "reduce_scatter": True,
         "reduce_bucket_size": bucket,
@@ -130,8 +149,8 @@ def deepspeed_config(
         zero |= {
             "stage3_param_persistence_threshold": engine.param_persistence_elements,
             "stage3_prefetch_bucket_size": bucket,
-            "stage3_max_live_parameters": max(bucket, elements),
-            "stage3_max_reuse_distance": max(bucket, elements),
+            "stage3_max_live_parameters": max(bucket, min(engine.live_elements, elements)),
+            "stage3_max_reuse_distance": max(bucket, min(engine.live_elements, elements)),
         }
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -139,7 +158,16 @@ def deepspeed_config(
         "gradient_clipping": optimizer.clip_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "torch_autocast": {"enabled": engine.dtype == "bfloat16", "dtype": "bfloat16"},
+        # Not `bf16`, which would round every parameter: autocast leaves them in float32, and only those of these
+        # modules travel as bfloat16. What steers the recurrence belongs to none of them and stays exact.
+        "bf16": {"enabled": False, "check_grad_overflow": True},
+        "fp16": {"enabled": False},
+        "torch_autocast": {
+            "enabled": engine.dtype == "bfloat16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": ["torch.nn.Linear"],
+        },
+        "data_types": {"grad_accum_dtype": "fp32"},
         "checkpoint": {"load_universal": False, "tag_validation": "Fail"},
         "steps_per_print": 1 << 62,
         "wall_clock_breakdown": False,
@@ -174,12 +202,13 @@ class DeepSpeedEngine:
         self._named = list(model.named_parameters())
         self.shapes = {name: tuple(p.shape) for name, p in self._named}
         elements = sum(p.numel() for _, p in self._named)
+        checkpoint_activations(model, engine.checkpointing)
         if self._stage == 3:
             gather_by_block(model)
         self._engine, self._zero, self._adam = initialise(
             model,
             parameter_groups(model, optimizer.weight_decay),
-            deepspeed_config(optimizer, engine, packs_per_rank, elements),
+            deepspeed_config(optimizer, engine, packs_per_rank, elements, device.type),
             lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps,
         )  # fmt: skip
         self._prime_moments()

@@ -7,11 +7,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from m4v.config import ModelConfig
+from m4v.config import ModelConfig, Recompute
 from m4v.model.attention import AttentionContext, attention_context, valid_text
 from m4v.model.blocks import DoubleBlock, MixContext, SingleBlock
+from m4v.model.checkpointing import run_block
 from m4v.model.layers import Modulation, TimeTextEmbedding, modulate, patchify, unpatchify
 from m4v.model.layout import BatchLayout, Clip, Column, rotary
 from m4v.model.mamba import FLOAT32_PARAMETERS
@@ -36,8 +36,9 @@ class M4VTransformer(nn.Module):
         self.single_transformer_blocks = nn.ModuleList([SingleBlock(config, i) for i in range(config.single_blocks)])
         self.norm_out = Modulation(width, 2)
         self.proj_out = nn.Linear(width, token)
-        # Blocks of each kind whose activations are recomputed in backward instead of kept.
+        # Blocks of each kind whose activations are computed again in backward instead of kept, and how many of them.
         self.recompute_blocks = 0
+        self.recompute: Recompute = "block"
 
     def forward(
         self,
@@ -138,7 +139,4 @@ class M4VTransformer(nn.Module):
         ]
 
     def _run(self, block: Callable[..., T], number: int, *arguments: object) -> T:
-        if number < self.recompute_blocks and torch.is_grad_enabled():
-            result: T = checkpoint(block, *arguments, use_reentrant=False)
-            return result
-        return block(*arguments)
+        return run_block(block, self.recompute if number < self.recompute_blocks else "none", *arguments)

@@ -11,8 +11,9 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from m4v.config import Recompute
+from m4v.model.checkpointing import run_block
 from m4v.model.layers import unpatchify
 from m4v.model.layout import Clip
 from m4v.model.mamba import FLOAT32_PARAMETERS
@@ -88,6 +89,7 @@ class WanTransformer(WanTransformer3DModel):  # type: ignore[misc]
         self.wan = config
         # Blocks whose activations are recomputed in backward instead of kept; diffusers' switch means all.
         self.recompute_blocks = 0
+        self.recompute: Recompute = "block"
         if own_blocks:
             self.blocks = nn.ModuleList([WanMMDiMBlock(config, number) for number in range(config.blocks)])
             self.register_to_config(num_layers=config.blocks)
@@ -131,10 +133,8 @@ class WanTransformer(WanTransformer3DModel):  # type: ignore[misc]
         modulation = modulation.unflatten(1, (6, -1))
         recomputed = len(self.blocks) if self.gradient_checkpointing else self.recompute_blocks
         for number, block in enumerate(self.blocks):
-            if number < recomputed and torch.is_grad_enabled():
-                x = checkpoint(block, x, text, modulation, shared, use_reentrant=False)
-            else:
-                x = block(x, text, modulation, shared)
+            how = self.recompute if number < recomputed else "none"
+            x = run_block(block, how, x, text, modulation, shared)
         velocity = self._velocity(x[:, slots:], temb, clip)
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
