@@ -179,8 +179,8 @@ class CheckpointSampler:
         made = stream(
             self.model, self.schedule, sampler, self._features(prompt + sampler.prompt_suffix),
             self._negative_features(sampler.negative_prompt if negative is None else negative),
-            latent_shape(config.frames, config.height, config.width), [seed],
-            channels=self.checkpoint.model.latent_channels, first_frame=first,
+            latent_shape(config.frames, config.height, config.width, self.codec.time_stride), [seed],
+            channels=self.checkpoint.model.latent_channels, first_frame=first, constants=self.codec.constants,
         )  # fmt: skip
         for index, frame in enumerate(made):
             forget_layouts()

@@ -18,12 +18,16 @@ def open_codec(config: CodecConfig, folders: Mapping[str, Path] | None = None, d
     codec's entry is not among them or is of another model, InputError when its files are missing,
     DataIntegrityError when they do not fit.
     """
-    from m4v.codec.config import DctCodecConfig
+    from m4v.codec.config import DctCodecConfig, WanVaeConfig
 
     if isinstance(config, DctCodecConfig):
         from m4v.codec.dct import DctCodec
 
         return DctCodec(config)
+    if isinstance(config, WanVaeConfig):
+        from m4v.codec.wan_vae import open_wan_codec
+
+        return open_wan_codec(config, folders or {}, device)
     from m4v.codec.causal_vae import open_causal_vae
 
     return open_causal_vae(config, folders or {}, device)

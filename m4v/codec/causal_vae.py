@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from m4v.codec.config import CausalVaeConfig
+from m4v.codec.constants import PYRAMID_CONSTANTS
 from m4v.codec.interface import Frames, Latent, Moments
 from m4v.codec.pixels import as_tensor, check_frames, check_latents, to_frames, to_unit
 from m4v.codec.shape import CHANNELS, TEMPORAL, latent_shape
@@ -46,6 +47,9 @@ class CausalVaeCodec:
 
     Keeps no state between calls. Input may lie on any device; `weights_digest` is the sha256 of the weights.
     """
+
+    time_stride = TEMPORAL
+    constants = PYRAMID_CONSTANTS
 
     def __init__(self, config: CausalVaeConfig, vae: CausalVideoVae, weights_digest: str) -> None:
         self._config, self._vae, self._weights_digest = config, vae, weights_digest

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from m4v.codec.shape import TEMPORAL, TILE_MULTIPLE
+from m4v.codec.shape import PATCH, PYRAMID, SPATIAL, TEMPORAL, TILE_MULTIPLE, WAN_TEMPORAL
 from m4v.config import Dtype
 from m4v.core.config import FrozenModel
+
+PIXEL_MULTIPLE = SPATIAL * PATCH * PYRAMID  # of a side, where latents go into a pyramid
+WAN_PIXEL_MULTIPLE = SPATIAL * PATCH
 
 
 class DctCodecConfig(FrozenModel):
@@ -17,6 +20,9 @@ class DctCodecConfig(FrozenModel):
     `smoothing`: decode each block from itself and its eight neighbours (conditional mean under a
     Gauss-Markov picture), which removes block edges; without it, decode by the transposed transform.
     """
+
+    time_stride: ClassVar[int] = TEMPORAL
+    pixel_multiple: ClassVar[int] = PIXEL_MULTIPLE
 
     kind: Literal["dct"] = "dct"
     smoothing: bool = True
@@ -38,12 +44,34 @@ class CausalVaeConfig(FrozenModel):
     (streaming in tiles holds the cached frames of all of them: 16 GB); a reward's forward and backward pass 47 GB.
     """
 
+    time_stride: ClassVar[int] = TEMPORAL
+    pixel_multiple: ClassVar[int] = PIXEL_MULTIPLE
+
     kind: Literal["causal_vae"] = "causal_vae"
     weights: str = Field(min_length=1)
     dtype: Dtype = "float32"
     encode_window: int = Field(TEMPORAL, ge=TEMPORAL, multiple_of=TEMPORAL)
     decode_window: int = Field(1, ge=1)
     tile: int | None = Field(None, ge=TILE_MULTIPLE, multiple_of=TILE_MULTIPLE)
+    logvar: bool = False
+
+
+class WanVaeConfig(FrozenModel):
+    """Wan2.1's causal video VAE (`m4v/wan/vae.py`, diffusers' `AutoencoderKLWan`) with imported weights.
+
+    Four frames make a latent after the first, so lengths are 4k+1; a side is a multiple of 16 pixels for Wan's own
+    transformer, and of 64 where a pyramid model trains on the latents.
+    - weights: name of an entry of the recipe's `weights` section: a folder in diffusers' layout.
+    - dtype: what the network computes in; `bfloat16` is for GPUs and halves memory.
+    - logvar: shards also keep the posterior's log-variance, and training draws from the posterior.
+    """
+
+    time_stride: ClassVar[int] = WAN_TEMPORAL
+    pixel_multiple: ClassVar[int] = WAN_PIXEL_MULTIPLE
+
+    kind: Literal["wan_vae"] = "wan_vae"
+    weights: str = Field(min_length=1)
+    dtype: Dtype = "float32"
     logvar: bool = False
 
 
@@ -54,10 +82,12 @@ def _kind(value: object) -> str:
 
 # Tagged by `kind`; without one it is the transform codec, which recipes wrote before there was another.
 CodecConfig = Annotated[
-    Annotated[DctCodecConfig, Tag("dct")] | Annotated[CausalVaeConfig, Tag("causal_vae")],
+    Annotated[DctCodecConfig, Tag("dct")]
+    | Annotated[CausalVaeConfig, Tag("causal_vae")]
+    | Annotated[WanVaeConfig, Tag("wan_vae")],
     Discriminator(
         _kind,
         custom_error_type="codec_kind",
-        custom_error_message="a codec is a section whose kind is dct or causal_vae",
+        custom_error_message="a codec is a section whose kind is dct, causal_vae or wan_vae",
     ),
 ]

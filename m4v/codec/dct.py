@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from m4v.codec.basis import BasisFunction, Matrix, analysis, group_blocks
 from m4v.codec.config import DctCodecConfig
+from m4v.codec.constants import PYRAMID_CONSTANTS
 from m4v.codec.dct_tables import FIRST, GROUP
 from m4v.codec.interface import Frames, Latent, Moments
 from m4v.codec.pixels import as_tensor, check_frames, check_latents, to_frames, to_unit
@@ -74,6 +75,9 @@ class _Unit:
 
 class DctCodec:
     """`LatentCodec` of `DctCodecConfig`; see the interface for shapes and errors."""
+
+    time_stride = TEMPORAL
+    constants = PYRAMID_CONSTANTS
 
     def __init__(self, config: DctCodecConfig) -> None:
         self._config = config

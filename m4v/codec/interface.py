@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+from m4v.codec.constants import LatentConstants
 
 if TYPE_CHECKING:
     import torch
@@ -23,11 +25,21 @@ class Moments(NamedTuple):
 
 
 class LatentCodec(Protocol):
-    """A causal codec: latents of the first 8k+1 frames are the first k+1 latents of the whole clip (but for
-    rounding, where a network computes them).
+    """A causal codec of `time_stride` s: latents of the first sk+1 frames are the first k+1 latents of the whole clip
+    (but for rounding, where a network computes them). Every codec behind this interface has that property.
 
-    Latents are un-normalised: `m4v.flow` applies the fixed constants of the model family.
+    Latents are un-normalised: `m4v.flow` applies `constants`.
     """
+
+    @property
+    def time_stride(self) -> int:
+        """Frames that share a latent frame after the first: 8, of Wan's VAE 4."""
+        ...
+
+    @property
+    def constants(self) -> LatentConstants:
+        """Shift and scale that models of these latents are trained with."""
+        ...
 
     @property
     def digest(self) -> str:
@@ -35,7 +47,7 @@ class LatentCodec(Protocol):
         ...
 
     def encode(self, frames: Frames) -> Latent:
-        """Mean latent, float32 (16, t, h, w), of uint8 RGB frames (T, H, W, 3) with T = 8(t-1)+1.
+        """Mean latent, float32 (16, t, h, w), of uint8 RGB frames (T, H, W, 3) with T = time_stride * (t-1) + 1.
 
         Raises ValueError for sizes it cannot take.
         """
@@ -63,4 +75,17 @@ class LatentCodec(Protocol):
         the whole but with gradients to these latents alone: the whole's gradients, for a part of the memory.
         The gradient goes straight through the final clamp, so saturated pixels keep theirs.
         """
+        ...
+
+
+@runtime_checkable
+class DeviceCodec(Protocol):
+    """What a codec with a network also offers: encoding of frames that lie on its device already."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode_uploaded(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`encode_moments` of a uint8 tensor (T, H, W, 3); the moments stay on the device, and on CUDA they may
+        still be under way when this returns."""
         ...

@@ -1,7 +1,4 @@
-"""Normalisation of codec latents and their resolution pyramid (PyramidFlow).
-
-The first latent frame holds one pixel frame and the others eight, so their statistics differ.
-"""
+"""Normalisation of codec latents, by PyramidFlow's constants or the codec's own, and their resolution pyramid."""
 
 from __future__ import annotations
 
@@ -9,28 +6,42 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FIRST_SHIFT, FIRST_SCALE = -0.04, 1.8726
-OTHER_SHIFT, OTHER_SCALE = -0.2343, 3.0986
+from m4v.codec.constants import PYRAMID_CONSTANTS, Affine, LatentConstants, Numbers
+
+FIRST_SHIFT, FIRST_SCALE = PYRAMID_CONSTANTS.first
+OTHER_SHIFT, OTHER_SCALE = PYRAMID_CONSTANTS.others
 
 
-def normalise(latents: Tensor) -> Tensor:
+def normalise(latents: Tensor, constants: LatentConstants = PYRAMID_CONSTANTS) -> Tensor:
     """Codec latents (b, c, t, h, w) to about unit variance; frame 0 has constants of its own."""
-    first = (latents[:, :, :1] - FIRST_SHIFT) / FIRST_SCALE
-    others = (latents[:, :, 1:] - OTHER_SHIFT) / OTHER_SCALE
-    return torch.cat([first, others], dim=2)
+    return torch.cat(
+        [_without(latents[:, :, :1], constants.first), _without(latents[:, :, 1:], constants.others)], dim=2
+    )
 
 
-def denormalise(latents: Tensor) -> Tensor:
+def denormalise(latents: Tensor, constants: LatentConstants = PYRAMID_CONSTANTS) -> Tensor:
     """Inverse of `normalise`."""
-    first = latents[:, :, :1] * FIRST_SCALE + FIRST_SHIFT
-    others = latents[:, :, 1:] * OTHER_SCALE + OTHER_SHIFT
-    return torch.cat([first, others], dim=2)
+    return torch.cat([_with(latents[:, :, :1], constants.first), _with(latents[:, :, 1:], constants.others)], dim=2)
 
 
-def denormalise_frame(frame: Tensor, index: int) -> Tensor:
+def denormalise_frame(frame: Tensor, index: int, constants: LatentConstants = PYRAMID_CONSTANTS) -> Tensor:
     """`denormalise` of one frame (b, c, 1, h, w), the `index`-th of its video."""
-    scale, shift = (FIRST_SCALE, FIRST_SHIFT) if index == 0 else (OTHER_SCALE, OTHER_SHIFT)
-    return frame * scale + shift
+    return _with(frame, constants.first if index == 0 else constants.others)
+
+
+def _without(latents: Tensor, affine: Affine) -> Tensor:
+    return (latents - _along(affine.shift, latents)) / _along(affine.scale, latents)
+
+
+def _with(latents: Tensor, affine: Affine) -> Tensor:
+    return latents * _along(affine.scale, latents) + _along(affine.shift, latents)
+
+
+def _along(numbers: Numbers, latents: Tensor) -> Tensor | float:
+    """A number stays one, which rounds as it always did; one for each channel lies along the channels."""
+    if not isinstance(numbers, tuple):
+        return numbers
+    return torch.tensor(numbers, dtype=latents.dtype, device=latents.device).reshape(-1, 1, 1, 1)
 
 
 def halve(latents: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from m4v.codec.constants import PYRAMID_CONSTANTS, LatentConstants
 from m4v.config import SamplerConfig
 from m4v.core.errors import ConfigError
 from m4v.core.rng import generator
@@ -90,14 +91,15 @@ def stream(
     channels: int = 16,
     first_frame: Tensor | None = None,
     noise: NoiseSource | None = None,
+    constants: LatentConstants = PYRAMID_CONSTANTS,
 ) -> Iterator[Tensor]:
     """De-normalised latent frames (b, channels, 1, h, w), one sample per seed, each as it is done.
 
     `latent_shape` is (t, h, w). `positive` has one row per sample; `negative` one row, or one per sample.
-    `first_frame` (b, c, 1, h, w), a codec latent, is kept as frame 0 (image to video). The model's device and
-    type are those of `positive.embedding`; the frames are float32 at least, so that the steps' sums do not
-    round. Memory grows by the lowest size of a frame only. Raises ConfigError when the sampler and the schedule
-    differ in their number of stages.
+    `first_frame` (b, c, 1, h, w), a codec latent, is kept as frame 0 (image to video). `constants` are the codec's.
+    The model's device and type are those of `positive.embedding`; the frames are float32 at least, so that the
+    steps' sums do not round. Memory grows by the lowest size of a frame only. Raises ConfigError when the sampler
+    and the schedule differ in their number of stages.
     """
     if len(config.steps_first) != schedule.stages:
         raise ConfigError(
@@ -109,7 +111,7 @@ def stream(
     place = torch.empty(
         0, device=positive.embedding.device, dtype=torch.promote_types(positive.embedding.dtype, torch.float32)
     )
-    return _stream(guided, schedule, config, source, (channels, *latent_shape), first_frame, place)
+    return _stream(guided, schedule, config, source, (channels, *latent_shape), first_frame, place, constants)
 
 
 @torch.no_grad()
@@ -121,18 +123,19 @@ def _stream(
     shape: tuple[int, int, int, int],
     first_frame: Tensor | None,
     place: Tensor,
+    constants: LatentConstants,
 ) -> Iterator[Tensor]:
     """`place` has the device and type of the frames."""
     channels, frames, height, width = shape
     history = FrameHistory(schedule.stages)
     for index in range(frames):
         if index == 0 and first_frame is not None:
-            frame = normalise(first_frame[:, :, :1]).to(place)
+            frame = normalise(first_frame[:, :, :1], constants).to(place)
         else:
             start = source.initial(index, (channels, height, width)).to(place)
             frame = _frame(guided, schedule, config, source, history, start)
         history.add(frame)
-        yield denormalise_frame(frame, index)
+        yield denormalise_frame(frame, index, constants)
 
 
 def _frame(

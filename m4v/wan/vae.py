@@ -72,16 +72,20 @@ class WanVae:
         """
         return self.encode_moments(frames).mean
 
-    @torch.no_grad()
     def encode_moments(self, frames: Frames) -> Moments:
         """Mean and log-variance of the posterior. Raises ValueError for sizes it cannot take."""
         count, height, width, _ = frames.shape
         if (count - 1) % self.time_stride or height % self.space_stride or width % self.space_stride:
             raise ValueError(f"{count} frames of {height} x {width} have no whole latents")
-        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(self.vae.device, self.vae.dtype)
-        posterior = self.vae.encode(pixels / 127.5 - 1).latent_dist
-        mean, logvar = (u[0].float().cpu().numpy() for u in (posterior.mean, posterior.logvar))
-        return Moments(mean, logvar)
+        mean, logvar = self.posterior(torch.from_numpy(frames))
+        return Moments(mean.float().cpu().numpy(), logvar.float().cpu().numpy())
+
+    @torch.no_grad()
+    def posterior(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (c, t, h, w), on the VAE's device, of uint8 frames (T, H, W, 3) on any."""
+        pixels = frames.permute(3, 0, 1, 2)[None].to(self.vae.device, self.vae.dtype)
+        found = self.vae.encode(pixels / 127.5 - 1).latent_dist
+        return found.mean[0], found.logvar[0]
 
     def decode(self, latent: Latent | Tensor) -> Frames:
         """uint8 RGB frames (T, H, W, 3) of one latent (c, t, h, w)."""

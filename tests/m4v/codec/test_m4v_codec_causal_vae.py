@@ -183,5 +183,5 @@ def test_configs_are_told_apart_by_kind():
         with pytest.raises(ValidationError):
             adapter.validate_python(wrong)
     for unknown in ({"kind": "vae"}, "dct"):
-        with pytest.raises(ValidationError, match="kind is dct or causal_vae"):
+        with pytest.raises(ValidationError, match="kind is dct, causal_vae or wan_vae"):
             adapter.validate_python(unknown)
