@@ -219,7 +219,11 @@ class TrainConfig(FrozenModel):
     ema_decay: float = Field(0.9999, ge=0, lt=1)  # 0: no EMA; ramped as min(decay, (1+n)/(10+n))
     text_drop: float = Field(0.1, ge=0, le=1)
     save_every: int = Field(500, ge=1)  # resume state, not artifacts
-    keep_saves: int = Field(2, ge=2)  # the newest may be half-written when a machine dies
+    keep_saves: int = Field(2, ge=2)  # ephemeral ones; the newest may be damaged when a machine dies
+    keep_every: int = Field(0, ge=0)  # steps between permanent saves, which retention never deletes; 0: none
+    async_saves: bool = True  # training goes on while a save is written; off: it waits
+    save_timeout_s: float = Field(1800, gt=0)  # for all ranks' files of one save
+    drain_deadline_s: float = Field(120, gt=0)  # from the request to stop to the exit, the emergency save included
     guard: GuardConfig = GuardConfig()
     validation: ValidationConfig = ValidationConfig()
 

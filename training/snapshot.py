@@ -1,0 +1,68 @@
+"""A copy of the state of one step in host memory, made while the next step's forward and backward run.
+
+Weights, moments and averages change in the optimiser step only, so a copy that begins after one step need not be
+over before the next update: `settle` is what the training loop waits for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from training.saved import Shard
+
+
+class Snapshot:
+    """Host copies of shards in buffers that are made once: pinned where the shards lie on a GPU."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, str], Tensor] = {}
+        self._stream: torch.cuda.Stream | None = None
+        self._ready: torch.cuda.Event | None = None
+        self._settled = threading.Event()
+        self._settled.set()
+
+    def begin(self, shards: Sequence[Shard]) -> None:
+        """Mark the moment whose values are meant; called by the training loop, before `copy`."""
+        device = shards[0].master.device if shards else torch.device("cpu")
+        if device.type == "cuda":
+            self._stream = self._stream or torch.cuda.Stream(device)
+            self._ready = torch.cuda.Event()
+            self._ready.record(torch.cuda.current_stream(device))
+        self._settled.clear()
+
+    def copy(self, shards: Sequence[Shard]) -> list[Shard]:
+        """The copies; called by another thread, once after each `begin`."""
+        try:
+            if self._stream is None:
+                return [self._copied(shard) for shard in shards]
+            with torch.cuda.stream(self._stream):
+                assert self._ready is not None
+                self._stream.wait_event(self._ready)
+                copies = [self._copied(shard) for shard in shards]
+                self._stream.synchronize()
+            return copies
+        finally:
+            self._settled.set()
+
+    def settle(self) -> None:
+        """Wait until no copy reads the shards any more: before they change."""
+        self._settled.wait()
+
+    def _copied(self, shard: Shard) -> Shard:
+        host = {part: self._buffer(shard.name, part, tensor) for part, tensor in shard.parts()}
+        for part, tensor in shard.parts():
+            host[part].copy_(tensor.detach(), non_blocking=True)
+        moments = (host["exp_avg"], host["exp_avg_sq"])
+        return replace(shard, master=host["master"], moments=moments, ema=host.get("ema"))
+
+    def _buffer(self, name: str, part: str, tensor: Tensor) -> Tensor:
+        key = name, part
+        if key not in self._buffers:
+            pinned = tensor.device.type == "cuda"
+            self._buffers[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+        return self._buffers[key]

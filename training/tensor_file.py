@@ -1,0 +1,70 @@
+"""safetensors files written straight from tensors' memory: no second copy, digested as they are written.
+
+The library's own `save` makes the whole file in memory first, which a rank's share of a large state has no room for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor
+
+from m4v.core.storage import Storage, replacing, storage_faults
+
+_NAMES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
+_CHUNK_BYTES = 16 << 20
+_ALIGNMENT = 8
+
+
+class Written(NamedTuple):
+    size_bytes: int
+    sha256: str
+
+
+def header_of(tensors: Mapping[str, Tensor]) -> bytes:
+    """What stands before the data, its own length included; the data follows in the mapping's order."""
+    entries, end = {}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_stream(stream: BinaryIO, tensors: Mapping[str, Tensor]) -> Written:
+    """Write tensors of host memory to an open file. The interpreter is free for other threads all but a moment:
+    digests and writes of large pieces do not hold it."""
+    sha, size = hashlib.sha256(), 0
+    for piece in (memoryview(header_of(tensors)), *map(_bytes_of, tensors.values())):
+        for first in range(0, len(piece), _CHUNK_BYTES):
+            chunk = piece[first : first + _CHUNK_BYTES]
+            sha.update(chunk)
+            stream.write(chunk)
+        size += len(piece)
+    return Written(size, sha.hexdigest())
+
+
+def write_tensors(storage: Storage, path: str, tensors: Mapping[str, Tensor]) -> Written:
+    """Write a file of a storage, atomic for its readers, synced to disk."""
+    if storage.is_local:
+        target = storage.local_root / path
+        with storage_faults(storage.uri), replacing(target) as temporary, temporary.open("wb") as stream:
+            return write_stream(stream, tensors)
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch) / "file"
+        with storage_faults(scratch), local.open("wb") as stream:
+            written = write_stream(stream, tensors)
+        storage.put_file(local, path)
+        return written
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    data: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(data)
