@@ -76,7 +76,8 @@ def test_learning_rate_warms_up_linearly_then_stays() -> None:
 
 
 def test_config_of_training_is_torch_free() -> None:
-    code = "import sys, training.config, training.order, training.exposure; print('torch' in sys.modules)"
+    modules = "training.config, training.order, training.exposure, training.preflight"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -1,0 +1,149 @@
+"""The estimate of one training stage on a number of GPUs, with every assumption it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from m4v.config import ModelConfig
+from training.config import TrainConfig
+from training.preflight.gpus import Gpu
+from training.preflight.memory import Memory, checkpoint_bytes, memory_of, saved_bytes
+from training.preflight.parameters import parameters_by_part
+from training.preflight.work import StageWork, stage_work
+from training.samples import SampleGroup
+
+TRAINING_FORWARDS = 3  # forward, and a backward of twice its operations
+# Share of a GPU's peak that training reaches, recomputed operations counted: 0.36 to 0.40 were measured on one H200 in
+# bfloat16 on packs of 15,000 to 32,000 tokens (forward and backward of the 2.2 B model), less what collectives,
+# optimiser and loading take.
+ASSUMED_UTILISATION = 0.33
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A stage and what it would run on. `gpu` None: CPU ranks, whose time and memory are not promised.
+
+    `groups`: sizes that its dataset may hold. `correction`: measured step time of an earlier run over what this
+    arithmetic says of that run; None without one.
+    """
+
+    stage: str
+    model: ModelConfig
+    train: TrainConfig
+    groups: tuple[SampleGroup, ...]
+    ranks: int
+    gpu: Gpu | None = None
+    correction: float | None = None
+    memory_correction: float | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes, seconds and operations; `step_seconds` and `gpu_hours` are None on a CPU that nothing was measured on.
+    `memory_bytes` is the sum of `memory` times the measured correction."""
+
+    stage: str
+    parameters: int
+    parts: dict[str, int]
+    memory: Memory
+    memory_bytes: int
+    gpu: str | None
+    gpu_memory_bytes: int | None
+    ranks: int
+    zero_stage: int
+    checkpointing: str
+    packs_per_rank: int
+    tokens_per_step: float
+    largest_pack_tokens: int
+    samples_per_step: float
+    step_flops: float
+    utilisation: float | None
+    step_seconds: float | None
+    hours: float | None
+    gpu_hours: float | None
+    correction: float | None
+    memory_correction: float | None
+    checkpoint_bytes: int
+    state_bytes: int
+    assumptions: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.gpu_memory_bytes is None or self.memory_bytes <= self.gpu_memory_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "memory": self.memory._asdict(), "assumptions": list(self.assumptions),
+                "fits": self.fits}  # fmt: skip
+
+
+def work_of(setup: Setup) -> StageWork | None:
+    return stage_work(setup.model, setup.train.order, setup.groups)
+
+
+def estimate(setup: Setup) -> Estimate | None:
+    """None when no size of the dataset is one that the stage takes."""
+    work = work_of(setup)
+    if work is None:
+        return None
+    train, gpu = setup.train, setup.gpu
+    parts = parameters_by_part(setup.model)
+    ema = train.ema_decay > 0
+    memory = memory_of(setup.model, train.engine, ema, setup.ranks, work.largest, "cpu" if gpu is None else "cuda")
+    flops = TRAINING_FORWARDS * work.forward_flops_per_pack * train.order.packs
+    seconds = step_seconds(setup, work)
+    hours = None if seconds is None else seconds * train.steps / 3600
+    return Estimate(
+        stage=setup.stage,
+        parameters=sum(parts.values()),
+        parts=parts,
+        memory=memory,
+        memory_bytes=round(memory.total * (setup.memory_correction or 1.0)),
+        gpu=None if gpu is None else gpu.name,
+        gpu_memory_bytes=None if gpu is None else gpu.memory_bytes,
+        ranks=setup.ranks,
+        zero_stage=train.engine.zero_stage,
+        checkpointing=train.engine.checkpointing,
+        packs_per_rank=train.order.packs // setup.ranks,
+        tokens_per_step=work.tokens_per_pack * train.order.packs,
+        largest_pack_tokens=work.largest.visual + work.largest.text,
+        samples_per_step=work.samples_per_pack * train.order.packs,
+        step_flops=flops,
+        utilisation=None if gpu is None else ASSUMED_UTILISATION,
+        step_seconds=seconds,
+        hours=hours,
+        gpu_hours=None if hours is None or gpu is None else hours * setup.ranks,
+        correction=setup.correction,
+        memory_correction=setup.memory_correction,
+        checkpoint_bytes=checkpoint_bytes(setup.model, ema),
+        state_bytes=saved_bytes(setup.model, ema) * train.keep_saves,
+        assumptions=tuple(_assumptions(setup)),
+    )
+
+
+def step_seconds(setup: Setup, work: StageWork) -> float | None:
+    """Seconds of a step: its operations, recomputed ones too, at the assumed share of the peak, times the correction
+    by an earlier run. On a CPU there is no peak to go by, so only what was measured speaks (operations a second)."""
+    passes = TRAINING_FORWARDS + (1 if setup.train.engine.checkpointing == "block" else 0)
+    operations = passes * work.forward_flops_per_pack * setup.train.order.packs / setup.ranks
+    if setup.gpu is None:
+        return None if setup.correction is None else operations / CPU_FLOPS * setup.correction
+    peak = setup.gpu.bfloat16 if setup.train.engine.dtype == "bfloat16" else setup.gpu.float32
+    return operations / (peak * 1e12 * ASSUMED_UTILISATION) * (setup.correction or 1.0)
+
+
+CPU_FLOPS = 1e10  # a unit that corrections on a CPU rank refer to, no promise
+
+
+def _assumptions(setup: Setup) -> Sequence[str]:
+    found = ["every size of the dataset is as frequent as the others"]
+    if setup.gpu is not None:
+        found.append(f"{ASSUMED_UTILISATION:.0%} of the peak of {setup.gpu.name}, recomputed operations counted")
+    if setup.correction is not None:
+        found.append(f"time corrected by {setup.correction:.2f}, measured in an earlier run of this recipe")
+    elif setup.gpu is None:
+        found.append("no time is told for CPU ranks before a run was measured")
+    if setup.memory_correction is not None:
+        found.append(f"memory corrected by {setup.memory_correction:.2f}, measured in an earlier run of this recipe")
+    return found

@@ -1,0 +1,130 @@
+"""Memory of one GPU by part: what ZeRO divides among ranks and what every rank holds whole."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from m4v.config import ModelConfig, Recompute
+from training.config import EngineConfig
+from training.preflight.parameters import total_parameters
+from training.preflight.work import PackWork
+
+FLOAT32, BFLOAT16 = 4, 2
+FRAMEWORK_BYTES = 2 << 30  # CUDA context, NCCL, libraries' workspaces
+FRAGMENTATION = 0.04  # of what the allocator holds
+
+
+class Kept(NamedTuple):
+    """Bytes that a forward pass keeps of a block for each token and channel: fixed, and per unit of `mlp_ratio`."""
+
+    double: tuple[float, float]
+    attention: tuple[float, float]
+    mamba: tuple[float, float]
+    temporal: float  # for each token of the temporal branch
+    edges: float  # embeddings and output
+
+
+# Counted by autograd's own hooks on the built model; the scan keeps what the kernel library's keeps. With bfloat16
+# the norms still work in float32. Tests count them again.
+_KEPT = {
+    "bfloat16": Kept((61.0, 4.6), (43.2, 4.3), (56.2, 4.3), 30.4, 19.5),
+    "float32": Kept((100.3, 8.0), (68.2, 8.0), (93.7, 8.0), 43.2, 36.0),
+}
+# Results of products with weights and of attention, in channels: what `selective` keeps beside a block's input.
+_PRODUCTS = Kept((10.0, 1.0), (5.0, 1.0), (5.0, 1.0), 3.0, 0.0)
+
+
+def elements_of_rank(elements: int, ranks: int) -> int:
+    """Elements of one rank's equal part, padding included."""
+    return -(-elements // ranks)
+
+
+class Memory(NamedTuple):
+    """Bytes on one GPU."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    ema: int
+    activations: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def memory_of(
+    model: ModelConfig, engine: EngineConfig, ema: bool, ranks: int, largest: PackWork, device: str = "cuda"
+) -> Memory:
+    """Peak of a rank on a pack as large as `largest`."""
+    elements = total_parameters(model)
+    stage, part = engine.zero_stage, elements_of_rank(elements, ranks)
+    whole, own = FLOAT32 * elements, FLOAT32 * part
+    held = whole if stage == 0 else own
+    activations = activation_bytes(model, engine, largest)
+    # The module's own tensors and, from ZeRO-1 on, the masters that the optimiser updates.
+    parameters = {0: whole, 1: whole + own, 2: whole + own, 3: 2 * own}[stage]
+    gradients = whole if stage < 2 else own
+    known = parameters + gradients + 3 * held + activations
+    buffers = _buffers(elements, engine, device) + round(FRAGMENTATION * known if device == "cuda" else 0)
+    return Memory(parameters, gradients, 2 * held, held if ema else 0, activations, buffers)
+
+
+def _buffers(elements: int, engine: EngineConfig, device: str) -> int:
+    """Buckets of the collectives, copies of the weights in the type of the products, whole parameters that ZeRO-3 has
+    gathered, and the framework's own."""
+    width = BFLOAT16 if engine.dtype == "bfloat16" else FLOAT32
+    overlapped = 2 if engine.overlap_comm and device == "cuda" else 1
+    buckets = FLOAT32 * min(engine.bucket_elements, elements) * (overlapped + 1)
+    copies = BFLOAT16 * elements if engine.dtype == "bfloat16" and engine.zero_stage < 3 else 0
+    gathered = width * min(engine.live_elements, elements) if engine.zero_stage == 3 else 0
+    return buckets + copies + gathered + (FRAMEWORK_BYTES if device == "cuda" else 0)
+
+
+def activation_bytes(model: ModelConfig, engine: EngineConfig, pack: PackWork) -> int:
+    """What a forward pass keeps for its backward pass, with the block that is computed again at the same time."""
+    kept = _KEPT[engine.dtype]
+    width = BFLOAT16 if engine.dtype == "bfloat16" else FLOAT32
+    blocks = [_block_bytes(model, kept, number, pack) for number in range(-1, model.single_blocks)]
+    tokens = (pack.visual + pack.text) * model.width
+    edges = kept.edges * tokens
+    if engine.checkpointing == "none":
+        return round(edges + model.double_blocks * blocks[0] + sum(blocks[1:]))
+    inputs = width * tokens * (model.double_blocks + model.single_blocks)
+    products = _products(model, pack, width) if engine.checkpointing == "selective" else 0.0
+    return round(edges + inputs + products + max(blocks))
+
+
+def _block_bytes(model: ModelConfig, kept: Kept, number: int, pack: PackWork) -> float:
+    """Of single-stream block `number`, or of a dual-stream block for -1."""
+    tokens = (pack.visual + pack.text) * model.width
+
+    def of(rates: tuple[float, float]) -> float:
+        return tokens * (rates[0] + rates[1] * model.mlp_ratio)
+
+    if number < 0:
+        return of(kept.double)
+    mixers = model.mixers(number)
+    found = sum(of(kept.attention if mixer == "attention" else kept.mamba) for mixer in mixers)
+    if "mm_dim" in mixers and model.temporal_branch:
+        found += kept.temporal * pack.temporal * model.width
+    return found
+
+
+def _products(model: ModelConfig, pack: PackWork, width: int) -> float:
+    singles = [_block_bytes(model, _PRODUCTS, number, pack) for number in range(model.single_blocks)]
+    return width * (model.double_blocks * _block_bytes(model, _PRODUCTS, -1, pack) + sum(singles))
+
+
+def saved_bytes(model: ModelConfig, ema: bool) -> int:
+    """One resume state: masters, two moments and the average of every parameter."""
+    return FLOAT32 * total_parameters(model) * (4 if ema else 3)
+
+
+def checkpoint_bytes(model: ModelConfig, ema: bool) -> int:
+    """The checkpoint artifact: weights and their average."""
+    return FLOAT32 * total_parameters(model) * (2 if ema else 1)
+
+
+MODES: tuple[Recompute, ...] = ("none", "selective", "block")
