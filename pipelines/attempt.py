@@ -6,55 +6,42 @@ A crash at any point leaves something that the next call goes on from: resume st
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-from pydantic import ValidationError
 
 from m4v.core.errors import DataIntegrityError, Drained, ExitClass, InfrastructureError, InputError, M4VError
-from m4v.core.stage import (
-    RESULT,
-    StageResult,
-    read_exits,
-    write_json,
-)
 from m4v.core.storage import Storage
-from pipelines.assignment import Assignment, stage_request
+from pipelines.assignment import Assignment
 from pipelines.drains import DrainRequests
 from pipelines.exposure.states import record_outputs
 from pipelines.holds import hold_outputs
-from pipelines.launchers import LOG, REQUEST, Ending, Launcher
+from pipelines.launchers import LOG, Launcher
+from pipelines.launching import AttemptError, AttemptLauncher, Finished, attempt_dirs, prune, read_result
 from pipelines.lease import Lease
-from pipelines.ledger import ClaimLost, Exactness, Ledger, NewRun, Status, new_id
+from pipelines.ledger import ClaimLost, Exactness, Ledger, NewRun, Status
 from pipelines.lookup import Output
-from pipelines.provenance import BlobStore, code_state, read_record, recorded_request, write_record
+from pipelines.provenance import read_record
 from pipelines.store import ArtifactStore
 from pipelines.takedown.blocklist import BlockLists
-from pipelines.watch import Watch
 from pipelines.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Only infrastructure failures are retried: attempt n waits base_s * factor**(n-1), at most max_s."""
+    """Only infrastructure failures are retried: attempt n waits base_s * factor**(n-1), at most max_s.
+
+    - attempts: failures in a row; one that got further than all before it starts the row anew.
+    - in_all: attempts of one pipeline run, preempted ones too, which count nowhere else.
+    """
 
     attempts: int = 3
+    in_all: int = 100
     base_s: float = 2.0
     factor: float = 4.0
     max_s: float = 60.0
 
     def pause_s(self, number: int) -> float:
-        return min(self.base_s * self.factor ** (number - 1), self.max_s)
-
-
-class AttemptError(M4VError):
-    """An attempt ended without a result; `exit_class` is the attempt's."""
-
-    def __init__(self, ending: Ending, attempt_id: str, log: Path) -> None:
-        self.exit_class, self.crash, self.attempt_id, self.log = ending.exit_class, ending.crash, attempt_id, log
-        super().__init__(ending.message or f"stage ended with class {ending.exit_class.name}")
+        return min(self.base_s * self.factor ** (max(number, 1) - 1), self.max_s)
 
 
 @dataclass(frozen=True)
@@ -67,12 +54,25 @@ class Committed:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class _Finished:
-    """A result on disk, its outputs in staging (or in the store, after a crash between publish and commit)."""
+class _Failures:
+    """Counts the failures of a node in one pipeline run, and decides whether there is another attempt."""
 
-    result: StageResult
-    work_dir: Path
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy, self._crashes, self._all, self._furthest = policy, 0, 0, 0.0
+        self.number = 0
+
+    def allows_another(self, error: M4VError, done: float | None) -> bool:
+        """Marks a second crash as the bug that it is."""
+        self._all += 1
+        preempted = isinstance(error, AttemptError) and error.preempted
+        if done is not None and done > self._furthest:
+            self._furthest, self.number = done, 0  # it works, if not for long enough: its failures are not one
+        self.number += not preempted
+        self._crashes += isinstance(error, AttemptError) and error.crash
+        if isinstance(error, AttemptError) and self._crashes > 1:
+            error.exit_class = ExitClass.BUG
+        again = preempted or error.exit_class is ExitClass.INFRASTRUCTURE
+        return again and self.number < self._policy.attempts and self._all < self._policy.in_all
 
 
 class AttemptRunner:
@@ -90,7 +90,7 @@ class AttemptRunner:
     ) -> None:
         self._ledger, self._store, self._launcher, self._workspace = ledger, store, launcher, workspace
         self._drains, self._retry, self._admits = drains, retry, admits
-        self._blobs = BlobStore(store.uri)
+        self._jobs = AttemptLauncher(ledger, launcher, workspace, drains, admits)
 
     def run(self, work: Assignment, lease: Lease) -> Committed:
         """Bring the node to a committed run, retrying infrastructure failures.
@@ -106,22 +106,28 @@ class AttemptRunner:
             raise
 
     def _run(self, work: Assignment, lease: Lease) -> Committed:
-        crashes = 0
-        for number in range(1, self._retry.attempts + 1):
+        count = _Failures(self._retry)
+        while True:
             lease.check()
             try:
-                # After a failed publish the result is still there: adopting it repeats no work.
-                return self._adopted(work, lease) or self._publish(work, self._launch(work, lease), lease)
+                # A job that still runs is waited for; after a failed publish the result is still there.
+                running = self._jobs.attached(work, lease)
+                if running is not None:
+                    return self._publish(work, running, lease)
+                return self._adopted(work, lease) or self._publish(work, self._jobs.launch(work, lease), lease)
             except ClaimLost:
                 raise
             except (InfrastructureError, AttemptError) as error:
-                crashes += isinstance(error, AttemptError) and error.crash
-                if isinstance(error, AttemptError) and crashes > 1:
-                    error.exit_class = ExitClass.BUG
-                if error.exit_class is not ExitClass.INFRASTRUCTURE or number == self._retry.attempts:
+                if not count.allows_another(error, self._done(error)):
                     raise
-                self._pause(work, lease, number, error)
-        raise AssertionError("the last attempt returns or raises")
+                self._pause(work, lease, count.number, error)
+
+    def _done(self, error: M4VError) -> float | None:
+        """How far the failed attempt was, in its stage's units."""
+        if not isinstance(error, AttemptError):
+            return None
+        progress = self._ledger.attempt(error.attempt_id).progress
+        return None if progress is None else float(progress.get("done") or 0)
 
     def _close_open(self, work: Assignment, error: M4VError) -> None:
         """Give attempts that finished but could not be published their verdict."""
@@ -141,66 +147,25 @@ class AttemptRunner:
     def _adopted(self, work: Assignment, lease: Lease) -> Committed | None:
         """Record the result of an attempt that finished but died before it was committed, if its bytes are
         still what it says, in staging or already in the store."""
-        for work_dir in self._attempt_dirs(work.record.stage_key):
-            result = _read_result(work_dir, work.record.stage_key)
+        for work_dir in attempt_dirs(self._workspace, work.record.stage_key):
+            result = read_result(work_dir, work.record.stage_key)
             if result is None:
                 continue
             # The home may have been moved since: staging lies below its attempt, wherever that is now.
             staged = [o.model_copy(update={"staging": str(work_dir / "staging" / o.name)}) for o in result.outputs]
             result = result.model_copy(update={"outputs": tuple(staged)})
             try:
-                committed = self._publish(work, _Finished(result, work_dir), lease)
+                committed = self._publish(work, Finished(result, work_dir), lease)
             except DataIntegrityError as error:
                 work.on_note(f"result of attempt {result.attempt_id} cannot be used: {error.what}")
-                _prune(work_dir)
+                prune(work_dir)
                 continue
             return replace(committed, note=f"adopted the finished result of attempt {result.attempt_id}")
         return None
 
-    def _attempt_dirs(self, stage_key: str) -> Iterator[Path]:
-        """Newest first: attempt ids sort by time."""
-        base = self._workspace.stage_work(stage_key)
-        yield from sorted((p for p in base.glob("*") if p.is_dir()), reverse=True)
-
-    # Launching
-
-    def _launch(self, work: Assignment, lease: Lease) -> _Finished:
-        if self._drains.wanted(lease.claim) is not None or self._drains.flag.is_set():
-            raise Drained("drained before it started", where=work.node.id)
-        for stale in self._attempt_dirs(work.record.stage_key):
-            _prune(stale)
-        request = stage_request(work, new_id(), self._workspace, self._launcher)
-        work_dir = Path(request.work_dir)
-        work_dir.mkdir(parents=True, exist_ok=True)  # the facts may lie in it already
-        write_json(work_dir / REQUEST, request)
-        write_record(work_dir, code_state(self._blobs), recorded_request(request, self._blobs))
-        attempt_id = self._ledger.begin_attempt(
-            lease.claim,
-            stage=work.node.spec.name,
-            work_dir=request.work_dir,
-            log_path=str(work_dir / LOG),
-            launcher=self._launcher.name,
-            pipeline_run_id=work.pipeline_run_id,
-            node_id=work.node.id,
-            attempt_id=request.attempt_id,
-            inputs=work.inputs,
-            admits=self._admits,
-        )
-        job = self._launcher.submit(request)
-        pid = int(job.reference) if job.reference.isdigit() else None
-        self._ledger.launched(attempt_id, pid=pid, job=job.name)
-        ending = Watch(self._ledger, self._launcher, lease, self._drains).wait(job, attempt_id, work.on_progress)
-        result = _read_result(work_dir, work.record.stage_key) if ending.exit_class is ExitClass.OK else None
-        if ending.exit_class is ExitClass.OK and result is None:
-            ending = Ending(ExitClass.BUG, "the stage ended well but left no result")
-        if result is None:
-            self._ledger.finish_attempt(attempt_id, ending.exit_class, ending.message)
-            raise AttemptError(ending, attempt_id, work_dir / LOG)
-        return _Finished(result, work_dir)
-
     # Publishing
 
-    def _publish(self, work: Assignment, finished: _Finished, lease: Lease) -> Committed:
+    def _publish(self, work: Assignment, finished: Finished, lease: Lease) -> Committed:
         """Publish every output, commit the run in one transaction, then forget the resume state."""
         result, key = finished.result, work.record.stage_key
         lease.check()
@@ -233,8 +198,13 @@ class AttemptRunner:
         outputs = {n: Output(r.artifact_id, r.uri, r.kind, r.size_bytes) for n, r in records.items()}
         return Committed(run_id, attempt_id, outputs)
 
-    def _known_attempt(self, work: Assignment, finished: _Finished, lease: Lease) -> str:
+    def _known_attempt(self, work: Assignment, finished: Finished, lease: Lease) -> str:
         """The attempt's id; one the ledger has never seen (its row was lost with a ledger) is recorded anew."""
+        # Several attempts may have waited for the same job, one after the other: the last of them ends with it.
+        rows = self._ledger.attempts(stage_key=finished.result.stage_key, limit=None)
+        same = [row.attempt_id for row in rows if row.work_dir == str(finished.work_dir)]
+        if same:
+            return same[0]
         attempt_id = finished.result.attempt_id
         try:
             return self._ledger.attempt(attempt_id).attempt_id
@@ -253,22 +223,5 @@ class AttemptRunner:
     def forget(self, stage_key: str) -> None:
         """Drop resume state and staging of a key whose run is committed; logs and requests stay."""
         Storage(self._workspace.store_uri).delete(f"state/{stage_key}")
-        for work_dir in self._attempt_dirs(stage_key):
-            _prune(work_dir)
-
-
-def _read_result(work_dir: Path, stage_key: str) -> StageResult | None:
-    """The attempt's result; None when there is none, it is of another key, or a rank says it failed."""
-    try:
-        result = StageResult.model_validate_json((work_dir / RESULT).read_bytes())
-    except (OSError, ValidationError):
-        return None
-    good = result.stage_key == stage_key and all(e.exit_class == ExitClass.OK for e in read_exits(work_dir))
-    return result if good else None
-
-
-def _prune(work_dir: Path) -> None:
-    """What a later attempt cannot use: its resume state lies elsewhere."""
-    for name in ("staging", "scratch", "cache"):
-        shutil.rmtree(work_dir / name, ignore_errors=True)
-    (work_dir / RESULT).unlink(missing_ok=True)
+        for work_dir in attempt_dirs(self._workspace, stage_key):
+            prune(work_dir)

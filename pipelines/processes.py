@@ -82,6 +82,16 @@ def send(process: Process, number: int) -> None:
             return
 
 
+def catches(process: Process, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    try:
+        status = (_PROC / str(process.pid) / "status").read_text()
+    except OSError:
+        return False
+    caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+    return is_alive(process) and bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def record_processes(directory: Path, processes: Iterable[Process]) -> None:
     """Write `pids.json`, from which a later attempt kills what this one leaves."""
     content = {"boot_id": boot_id(), "processes": sorted(processes)}

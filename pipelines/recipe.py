@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,12 +20,15 @@ from eval.config import EvaluateConfig, GateConfig, GenerateConfig
 from m4v.codec.shape import CHANNELS
 from m4v.config import ModelConfig, ScheduleConfig
 from m4v.core.config import FrozenModel, parse, weights_names
+from m4v.core.errors import ConfigError
 from m4v.core.stage import Resources
 from m4v.weights import catalogue
 from m4v.weights.config import WeightsConfig
+from pipelines.launchers.slurm_config import SlurmConfig
 from pipelines.recipe_files import apply_override, read_recipe, shipped_recipes
 from pipelines.web.config import ReportConfig
 from training.config import RewardConfig, StartConfig, TrainConfig, check_start
+from training.heartbeat import HangLimits
 
 __all__ = ["Profile", "Recipe", "SourceEntry", "WeightsEntry", "load_recipe", "shipped_recipes"]
 
@@ -59,12 +62,32 @@ class WeightsEntry(WeightsConfig):
 
 
 class Profile(FrozenModel):
-    """How stages are launched on one kind of machine. `lock_file` names the target's environment."""
+    """How stages are launched on one kind of machine.
 
-    launcher: str = Field("local", pattern=r"^local$")
+    `lock_file` names the target's environment, `slurm` what jobs ask for, `hang` when silent ranks are started anew.
+    """
+
+    launcher: Literal["local", "slurm"] = "local"
     lock_file: str | None = "constraints.txt"
+    slurm: SlurmConfig | None = None
+    hang: HangLimits = HangLimits()
     default: Resources = Resources(ranks=1, threads=1, workers=1)
     stages: dict[str, Resources] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.launcher != "slurm" and self.slurm is not None:
+            raise ValueError("slurm is set, and the launcher is local: set launcher: slurm")
+        for config in (self.default, *self.stages.values()) if self.launcher == "slurm" else ():
+            try:
+                self.slurm_config.nodes(config.ranks)
+            except ConfigError as error:
+                raise ValueError(error.message) from None
+        return self
+
+    @property
+    def slurm_config(self) -> SlurmConfig:
+        return self.slurm or SlurmConfig()
 
     def resources(self, stage: str) -> Resources:
         return self.stages.get(stage, self.default)

@@ -13,6 +13,7 @@ from pipelines.exports.courier import Courier
 from pipelines.graph import build_graph, node_by_id
 from pipelines.keys import CODE_ROOT
 from pipelines.launchers import Launcher, LocalLauncher
+from pipelines.launchers.slurm import SlurmLauncher
 from pipelines.ledger import Ledger, PipelineRunRow
 from pipelines.lookup import Lookup
 from pipelines.plan import Plan, make_plan
@@ -106,5 +107,7 @@ def recorded_session(row: PipelineRunRow, home: str | None = None) -> Session:
 
 def launcher_of(profile: Profile) -> Launcher:
     """A profile's launcher. A relative lock file stands beside the packages, as in a checkout."""
-    lock_file = profile.lock_file
-    return LocalLauncher(None if lock_file is None else str(CODE_ROOT / lock_file))
+    lock_file = None if profile.lock_file is None else str(CODE_ROOT / profile.lock_file)
+    if profile.launcher == "slurm":
+        return SlurmLauncher(profile.slurm_config, lock_file, profile.hang)
+    return LocalLauncher(lock_file, hang=profile.hang)

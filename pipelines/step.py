@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from m4v.core.errors import M4VError
-from pipelines.attempt import AttemptError
 from pipelines.keys import KeyRecord
+from pipelines.launching import AttemptError
 from pipelines.lookup import Hit, Output
 from pipelines.outcomes import NodeOutcome, NodeStatus
 from pipelines.spec import StageNode

@@ -8,18 +8,20 @@ it. When the parent dies or SIGTERM comes, the command is drained, waited for an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from m4v.core.local_files import write_atomic
 from pipelines.processes import (
     Process,
     become_subreaper,
+    catches,
     descendants,
     die_with_parent,
     identify,
@@ -32,18 +34,31 @@ CLEANUP_S = 2.0  # for what a finished command leaves running
 KILL_S = 30.0  # a process that survives SIGKILL hangs in the kernel: nobody can wait for it
 TICK_S = 0.2
 RECORD_S = 1.0
+FENCE_S = 2.0
 _WAKE = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
 class Supervisor:
-    """One command and everything below it. `work_dir`, when given, takes `drain` and `pids.json`."""
+    """One command and everything below it. `work_dir`, when given, takes `drain` and the request for `stacks`; `pids`
+    (by default the same) takes `pids.json`. As soon as a file of `fences` says something else than its word, another
+    start has the right to write and the command is killed."""
 
-    def __init__(self, command: Sequence[str], grace_s: float, work_dir: Path | None, parent: int) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        grace_s: float,
+        work_dir: Path | None,
+        parent: int,
+        pids: Path | None = None,
+        fences: Mapping[Path, str] | None = None,
+    ) -> None:
         self._command, self._grace_s, self._work_dir, self._parent = command, grace_s, work_dir, parent
+        self._pids, self._fences = pids or work_dir, dict(fences or {})
+        self._asked_stacks = False
         self._child = 0
         self._status: int | None = None
         self._recorded: set[Process] = set()
-        self._record_at = 0.0
+        self._record_at = self._fence_at = 0.0
 
     def run(self) -> int:
         """Returns the command's exit code, 128 + n when signal n ended it."""
@@ -66,6 +81,9 @@ class Supervisor:
             if stop_at is not None and time.monotonic() >= stop_at:
                 break
             self._record()
+            self._pass_on_stacks()
+            if self._is_fenced_off():
+                break
         if self._status is not None:
             self._end_all(signal.SIGTERM, CLEANUP_S)
         self._end_all(signal.SIGKILL, KILL_S)
@@ -117,14 +135,37 @@ class Supervisor:
 
     def _record(self) -> None:
         now = time.monotonic()
-        if self._work_dir is None or now < self._record_at:
+        if self._pids is None or now < self._record_at:
             return
         self._record_at = now + RECORD_S
         own = identify(os.getpid())
         seen = {*descendants(os.getpid()), *([own] if own else [])}
         if seen != self._recorded:
-            record_processes(self._work_dir, seen)
+            record_processes(self._pids, seen)
             self._recorded = seen
+
+    def _pass_on_stacks(self) -> None:
+        """SIGUSR1 to every process below that has a handler for it: the others would die of it."""
+        if self._work_dir is None or (self._work_dir / "stacks").exists() == self._asked_stacks:
+            return
+        self._asked_stacks = not self._asked_stacks
+        if self._asked_stacks:
+            for process in descendants(os.getpid()):
+                if catches(process, signal.SIGUSR1):
+                    send(process, signal.SIGUSR1)
+
+    def _is_fenced_off(self) -> bool:
+        """A file that cannot be read says nothing: a file system may be away for a moment."""
+        now = time.monotonic()
+        if not self._fences or now < self._fence_at:
+            return False
+        self._fence_at = now + FENCE_S
+        for path, word in self._fences.items():
+            with contextlib.suppress(OSError):
+                if path.read_text().strip() != word:
+                    sys.stderr.write(f"supervise: {path.name} names another start: killing this one\n")
+                    return True
+        return False
 
     def _exit_code(self) -> int:
         status = self._status
@@ -139,10 +180,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--grace", type=float, default=GRACE_S, help="seconds between drain and kill")
     parser.add_argument("--work-dir", type=Path, help="attempt directory for the drain request and pids.json")
     parser.add_argument("--parent", type=int, default=os.getppid(), help="pid whose death ends the command")
+    parser.add_argument("--pids", type=Path, help="directory for pids.json, if not the attempt's: one of each node")
+    parser.add_argument("--fence", action="append", default=[], metavar="FILE=WORD", help="end once FILE differs")
     parsed = parser.parse_args(options)
     if not separator or not command:
         parser.error("give the command after --")
-    return Supervisor(command, parsed.grace, parsed.work_dir, parsed.parent).run()
+    fences = {Path(path): word for path, _, word in (fence.rpartition("=") for fence in parsed.fence)}
+    return Supervisor(command, parsed.grace, parsed.work_dir, parsed.parent, parsed.pids, fences).run()
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], bool, list[str]]:

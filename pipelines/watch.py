@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from pydantic import ValidationError
 from m4v.core.errors import ExitClass, InfrastructureError
 from m4v.core.stage import Progress
 from pipelines.drains import DrainRequests, as_asked
+from pipelines.hangs import HangWatch
 from pipelines.launchers import Ending, Job, Launcher
 from pipelines.lease import Lease
-from pipelines.ledger import DrainRow, Ledger
+from pipelines.ledger import ClaimLost, DrainRow, Ledger
+from pipelines.ledger.supervision import STARTED
 
 HEARTBEAT_S = 2.0
 POLL_S = 0.5
@@ -34,11 +36,13 @@ class Watch:
         """How the job ended. The first Ctrl-C drains it; a second one, a lost claim or any fault of ours
         cancels it and goes on as an exception: no job runs without somebody who waits for it."""
         pulse = _Pulse(self._ledger, attempt_id, job.work_dir, on_progress)
+        hangs, starts = HangWatch(self._ledger, self._launcher, job, attempt_id), _Starts(self._ledger, attempt_id)
         wait_s, asked = FIRST_POLL_S, False
         request: DrainRow | None = None
         try:
             while True:
                 ending = self._poll(job, wait_s)
+                starts.copy(self._launcher.starts(job))
                 if ending is not None:
                     return _with_reason(ending, request)
                 self._lease.check()
@@ -47,9 +51,15 @@ class Watch:
                     self._launcher.drain(job)
                     asked = True
                 pulse.beat()
+                hang = hangs.found()
+                if hang is not None:
+                    return hang
                 wait_s = min(wait_s * 1.5, POLL_S)
         except BaseException as stop:
-            self._launcher.cancel(job)
+            if isinstance(stop, ClaimLost):
+                self._launcher.leave(job)
+            else:
+                self._launcher.cancel(job)
             self._ledger.finish_attempt(
                 attempt_id, ExitClass.INFRASTRUCTURE, f"cancelled: {stop or type(stop).__name__}"
             )
@@ -70,6 +80,23 @@ def _with_reason(ending: Ending, request: DrainRow | None) -> Ending:
     if ending.exit_class is not ExitClass.DRAINED or request is None:
         return ending
     return replace(ending, message=f"{ending.message or 'drained'}{as_asked(request)}")
+
+
+class _Starts:
+    """Copies what is known of a cluster job's starts into the ledger, each line once."""
+
+    def __init__(self, ledger: Ledger, attempt_id: str) -> None:
+        self._ledger, self._attempt_id = ledger, attempt_id
+        self._copied = 0
+
+    def copy(self, starts: Sequence[Mapping[str, object]]) -> None:
+        for start in starts[self._copied :]:
+            try:
+                self._ledger.record_supervision(self._attempt_id, STARTED, start)
+            except InfrastructureError as error:
+                _log.warning("a start of attempt %s was not recorded: %s", self._attempt_id, error)
+                return
+            self._copied += 1
 
 
 class _Pulse:

@@ -11,18 +11,19 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from m4v.core.errors import ExitClass
 from m4v.core.stage import Resources, StageRequest, read_exits
 from m4v.core.storage import write_atomic
 from pipelines.environment import Target, local_target
-from pipelines.keys.code import CODE_ROOT
-from pipelines.launchers.base import DRAIN, LOG, REQUEST, Ending, Job
+from pipelines.launchers.base import DRAIN, DRAIN_ASKED, LOG, REQUEST, STACKS, Ending, Job, NodePolicy, job_name
 from pipelines.launchers.endings import ending_of
-from pipelines.processes import WORK_DIR_VARIABLE, kill_leftovers
+from pipelines.launchers.environment import stage_environment
+from pipelines.processes import kill_leftovers
 from pipelines.supervise import GRACE_S
+from training.heartbeat import HangLimits
 
 CANCEL_S = 15.0
 
@@ -30,14 +31,17 @@ CANCEL_S = 15.0
 class LocalLauncher:
     """`lock_file` names this machine's lock file; `environment` is added to every stage's."""
 
-    name = "local"
+    name, outlives = "local", False
+    nodes: NodePolicy | None = None
 
     def __init__(
         self,
         lock_file: str | None = None,
         environment: Mapping[str, str] | None = None,
         grace_s: float = GRACE_S,
+        hang: HangLimits = HangLimits(),  # noqa: B008 - frozen
     ) -> None:
+        self.hang = hang
         self._lock_file, self._environment, self._grace_s = lock_file, dict(environment or {}), grace_s
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._ranks: dict[str, int] = {}
@@ -46,9 +50,10 @@ class LocalLauncher:
     def target(self, resources: Resources) -> Target:
         return local_target(resources.device, self._lock_file)
 
-    def submit(self, request: StageRequest) -> Job:
+    def submit(self, request: StageRequest, exclude: Sequence[str] = ()) -> Job:
+        """`exclude` has no meaning: there is this machine only."""
         work_dir = Path(request.work_dir)
-        name = f"{request.stage_key[:12]}-{request.attempt_id}"
+        name = job_name(request.stage_key, request.attempt_id)
         with self._guard:
             if name in self._children:
                 return Job(name, work_dir, str(self._children[name].pid))
@@ -59,6 +64,13 @@ class LocalLauncher:
             self._children[name] = child
             self._ranks[name] = request.resources.ranks
         return Job(name, work_dir, str(child.pid))
+
+    def attach(self, name: str, work_dir: Path) -> Job | None:
+        """Nothing that an earlier process started may go on."""
+        return None
+
+    def starts(self, job: Job) -> list[dict[str, object]]:
+        return []
 
     def poll(self, job: Job, wait_s: float) -> Ending | None:
         try:
@@ -73,7 +85,17 @@ class LocalLauncher:
         return ending_of(exits, returncode, self._ranks[job.name], draining=draining, log=job.work_dir / LOG)
 
     def drain(self, job: Job) -> None:
+        write_atomic(job.work_dir / DRAIN_ASKED, b"")
         write_atomic(job.work_dir / DRAIN, b"")
+
+    def is_running(self, job: Job) -> bool:
+        return True
+
+    def dump_stacks(self, job: Job) -> None:
+        write_atomic(job.work_dir / STACKS, b"")
+
+    def leave(self, job: Job) -> None:
+        self.cancel(job)
 
     def cancel(self, job: Job) -> None:
         child = self._children[job.name]
@@ -96,26 +118,9 @@ class LocalLauncher:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._stage_environment(request, work_dir),
+                env={**os.environ, **stage_environment(request, work_dir), **self._environment},
                 start_new_session=True,  # Ctrl-C belongs to the one who waits, who then asks for a drain
             )
-
-    def _stage_environment(self, request: StageRequest, work_dir: Path) -> dict[str, str]:
-        threads = str(request.resources.threads)
-        path = [str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        return {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path),  # the very files that were hashed into the key
-            "PYTHONHASHSEED": "0",
-            "PYTHONUNBUFFERED": "1",
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "OPENBLAS_NUM_THREADS": threads,
-            "TOKENIZERS_PARALLELISM": "false",
-            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-            WORK_DIR_VARIABLE: f"{work_dir}/",
-            **self._environment,
-        }
 
 
 def _torchrun(ranks: int) -> list[str]:

@@ -18,13 +18,14 @@ from pipelines.ledger.database import Database
 from pipelines.ledger.ids import new_id
 from pipelines.ledger.process import host_name, is_dead
 from pipelines.ledger.records import Claim, Status
+from pipelines.ledger.supervision import SupervisionOps
 from pipelines.ledger.types import utc_now
 from pipelines.ledger.withdrawn import refuse_withdrawn
 
 _LOST_MESSAGE = "its process ended without a word"
 
 
-class AttemptOps:
+class AttemptOps(SupervisionOps):
     """The attempt verbs of a Ledger."""
 
     _db: Database
