@@ -5,18 +5,23 @@ A bad item never kills a stage. Work on one item raises `ItemError`; an engine t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import groupby, islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataprep.spool import RUN, SortedSpool
 from m4v.core.errors import DataIntegrityError
 
 QUARANTINE = "quarantine.parquet"
 _DETAIL_CHARACTERS = 500
+_GROUP_ROWS = 1 << 20  # of a Parquet row group
+_PART_ROWS = 8192
 
 
 class Reason(StrEnum):
@@ -79,12 +84,67 @@ class QuarantineRow:
 
 
 SCHEMA = pa.schema([(name, pa.string()) for name in QuarantineRow.__dataclass_fields__])
+_DETAIL = SCHEMA.names.index("detail")
 
 
-def write_quarantine(path: Path, rows: Iterable[QuarantineRow]) -> None:
-    """Write rows sorted; same rows, same bytes."""
-    ordered = [{**vars(row), "detail": row.detail[:_DETAIL_CHARACTERS]} for row in sorted(set(rows))]
-    pq.write_table(pa.Table.from_pylist(ordered, schema=SCHEMA), path, compression="zstd")
+class QuarantineLog:
+    """Quarantine rows as they come; many lie in a temporary file. `counts`: by (step, reason), repeats included."""
+
+    def __init__(self, rows: Iterable[QuarantineRow] = ()) -> None:
+        self._rows: SortedSpool[tuple[str, ...]] = SortedSpool(_itself, run=RUN)
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.extend(rows)
+
+    def append(self, row: QuarantineRow) -> None:
+        self._rows.append((row.source, row.source_id, row.path, str(row.reason), row.detail, row.step))
+        self.counts[row.step, str(row.reason)] += 1
+
+    def extend(self, rows: Iterable[QuarantineRow]) -> None:
+        for row in rows:
+            self.append(row)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def reasons(self, steps: Collection[str] | None = None) -> dict[str, int]:
+        """How many rows of these steps (None: of all) have each reason."""
+        found: Counter[str] = Counter()
+        for (step, reason), count in self.counts.items():
+            if steps is None or step in steps:
+                found[reason] += count
+        return dict(found)
+
+    def write(self, path: Path) -> int:
+        """Write rows sorted, each once; same rows, same bytes. Returns their number."""
+        distinct = (row for row, _ in groupby(self._rows))
+        written = 0
+        with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+            group = _table(islice(distinct, _GROUP_ROWS))
+            while group.num_rows or not written:
+                writer.write_table(group)
+                written += group.num_rows
+                group = _table(islice(distinct, _GROUP_ROWS))
+                if not group.num_rows:
+                    break
+        return written
+
+
+def _itself(row: tuple[str, ...]) -> tuple[str, ...]:
+    return row
+
+
+def _table(rows: Iterator[tuple[str, ...]]) -> pa.Table:
+    parts = [SCHEMA.empty_table()]
+    while some := [
+        (*row[:_DETAIL], row[_DETAIL][:_DETAIL_CHARACTERS], *row[_DETAIL + 1 :]) for row in islice(rows, _PART_ROWS)
+    ]:
+        parts.append(pa.Table.from_arrays([pa.array(c, pa.string()) for c in zip(*some, strict=True)], schema=SCHEMA))
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def write_quarantine(path: Path, rows: Iterable[QuarantineRow]) -> int:
+    """Write rows sorted, each once; same rows, same bytes. Returns their number."""
+    return QuarantineLog(rows).write(path)
 
 
 def read_quarantine(path: Path) -> list[QuarantineRow]:

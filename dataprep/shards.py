@@ -6,13 +6,16 @@ Same samples, same limits, same bytes: order as given, no times, no owners, plai
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
+from dataprep.digest_table import DIGEST_BYTES, DigestTable
 from m4v.core.canonical import digest_bytes
 from m4v.core.errors import DataIntegrityError
 from m4v.core.shard_index import MEMBER_SUFFIX, MEMBERS, MemberRef, member, read_member
@@ -59,7 +62,8 @@ class ShardWriter:
     def __init__(self, directory: Path, *, samples: int, size_bytes: int, first: int = 0) -> None:
         self._directory, self._samples, self._size_bytes, self._first = directory, samples, size_bytes, first
         self._open_shard: _OpenShard | None = None
-        self._group, self._held, self._used, self._keys = "", 0, 0, set[str]()
+        self._group, self._held, self._used = "", 0, 0
+        self._keys, self._written = DigestTable(), 0
         self.shards: list[str] = []
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -78,11 +82,12 @@ class ShardWriter:
         Raises ValueError for a key seen before or for members other than the three of the index,
         InfrastructureError when the disk refuses.
         """
-        if sample.key in self._keys:
-            raise ValueError(f"sample {sample.key} stands twice in one dataset")
         if set(sample.members) != set(MEMBERS):
             raise ValueError(f"sample {sample.key} has members {sorted(sample.members)}, not {sorted(MEMBERS)}")
-        self._keys.add(sample.key)
+        digest = hashlib.blake2b(sample.key.encode(), digest_size=DIGEST_BYTES).digest()
+        if self._keys.add(digest, self._written) is not None:
+            raise ValueError(f"sample {sample.key} stands twice in one dataset")
+        self._written += 1
         with storage_faults(str(self._directory)):
             if self._is_full(sample):
                 self._close()
@@ -145,25 +150,29 @@ class _OpenShard:
 
 
 def verify_shards(directory: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Read every member of every index row by seeking, and every tar from its start; both must agree.
+    """Read every member of every index row by seeking, and every tar from its start; both must agree. `rows` come shard
+    by shard, as they were written, so that one shard's are in memory.
 
     Raises DataIntegrityError naming the first difference.
     """
-    indexed: dict[str, dict[str, MemberRef]] = {}
+    indexed = set()
+    for shard, own in groupby(rows, key=lambda row: str(row["shard"])):
+        _verify_shard(directory, shard, own)
+        indexed.add(shard)
+    present = {p.name for p in directory.glob("*.tar")}
+    if present != indexed:
+        raise DataIntegrityError("shards and index differ", value=sorted(present ^ indexed)[0], where=str(directory))
+
+
+def _verify_shard(directory: Path, shard: str, rows: Iterable[Mapping[str, object]]) -> None:
+    members: dict[str, tuple[int, int]] = {}
     for row in rows:
         for name in MEMBERS:
             reference = member(dict(row), name)
-            indexed.setdefault(reference.shard, {})[member_name(str(row["sample_id"]), name)] = reference
             read_member(directory, reference)
-    present = {p.name for p in directory.glob("*.tar")}
-    if present != set(indexed):
-        raise DataIntegrityError(
-            "shards and index differ", value=sorted(present ^ set(indexed))[0], where=str(directory)
-        )
-    for shard, members in sorted(indexed.items()):
-        found = {i.name: (i.offset_data, i.size) for i in _headers(directory / shard)}
-        if found != {name: (r.offset, r.size_bytes) for name, r in members.items()}:
-            raise DataIntegrityError("tar headers and index differ", value=shard, where=str(directory))
+            members[member_name(str(row["sample_id"]), name)] = reference.offset, reference.size_bytes
+    if members != {i.name: (i.offset_data, i.size) for i in _headers(directory / shard)}:
+        raise DataIntegrityError("tar headers and index differ", value=shard, where=str(directory))
 
 
 def _headers(path: Path) -> Iterator[tarfile.TarInfo]:

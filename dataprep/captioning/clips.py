@@ -54,6 +54,11 @@ class ClipCaptions:
             clip.captions, clip.provenance = tuple(texts), tuple(notes)
             clip.awaits_caption = not texts and self._captions.writes_missing
 
+    def wants(self, clip: Clip) -> bool:
+        """Whether the config asks a model about a clip, once it is kept."""
+        config = self._captions.recaption
+        return config is not None and _wanted(clip, config)
+
     def write(
         self, kept: Sequence[Clip], locator: MediaLocator, open_engine: Callable[[], Engine]
     ) -> list[tuple[Clip, QuarantineRow]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat, zip_longest
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +13,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dataprep.curation.filters import RULES
+from dataprep.curation.table import SCORES
 from dataprep.dedup.fingerprints import Batch, Fingerprints, FingerprintWriter, Hashes, embedding_rows
 from dataprep.dedup.spill import Texts
 from m4v.core.errors import DataIntegrityError
 
 _BATCH = 65_536
-_CLIP_COLUMNS = ("clip_id", "source_digest", "media", "first_frame", "frames", "crop", "phash", "content_digest")
-_HASH_COLUMNS = ("clip_id", "input_order", "drawn", "dense")
+CLIP_COLUMNS = ("clip_id", "source_digest", "media", "first_frame", "frames", "crop", "phash", "content_digest")
+HASH_COLUMNS = ("clip_id", "input_order", "drawn", "dense")
+_MEASURES = frozenset(rule.value for rule in RULES)
 
 
 def texts(path: Path, name: str) -> Texts:
@@ -47,6 +51,51 @@ def sides(crops: pa.Array) -> NDArray[np.int64]:
     return np.asarray(np.minimum(x1 - x0, y1 - y0), dtype=np.int64)
 
 
+class Columns(Protocol):
+    """A clip table, read by columns."""
+
+    def column(self, name: str) -> pa.ChunkedArray: ...
+
+    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]: ...
+
+
+class StoredTable:
+    """A published one; raises DataIntegrityError when a column is missing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return column(self._path, name)
+
+    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        return batches(self._path, names)
+
+
+class StoredValues(Mapping[str, NDArray[np.float64]]):
+    """`Candidates.values` of a clip table, each read when it is asked for: together they are large."""
+
+    def __init__(self, table: Columns) -> None:
+        self._table = table
+        self._names = ("frames", "side", *(name for name in SCORES if name in _MEASURES))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        if name not in self._names:
+            raise KeyError(name)
+        if name == "frames":
+            video = pc.equal(self._table.column("media"), "video").to_numpy()
+            return np.where(video, self._table.column("frames").to_numpy(), np.nan)
+        if name == "side":
+            return np.concatenate([np.zeros(0), *(sides(b["crop"]) for b in self._table.batches(("crop",)))])
+        return np.asarray(self._table.column(f"score_{name}").to_numpy(), dtype=np.float64)
+
+
 def check_same_clips(clips_path: Path, hashes_path: Path) -> None:
     """Raises DataIntegrityError unless both tables are of the same clips in the same order."""
     both = zip_longest(*(batches(path, ("clip_id",)) for path in (clips_path, hashes_path)))
@@ -56,20 +105,38 @@ def check_same_clips(clips_path: Path, hashes_path: Path) -> None:
         )
 
 
+class Part(NamedTuple):
+    """Some rows of a clip table with what belongs to them: `clips` have the columns of the table, `hashes` those that
+    it leaves out; `embeddings` None where none were measured."""
+
+    clips: pa.RecordBatch
+    hashes: pa.RecordBatch
+    embeddings: pa.Array | None = None
+
+
 def read_fingerprints(
     clips_path: Path, hashes_path: Path, places: NDArray[np.int64], embeddings_path: Path | None = None
 ) -> Fingerprints:
     """What dedup knows of the clips at rising `places` of the tables."""
+    embedded = repeat(None) if embeddings_path is None else batches(embeddings_path, ("embedding",))
+    both = zip(batches(clips_path, CLIP_COLUMNS), batches(hashes_path, HASH_COLUMNS), strict=True)
+    parts = (
+        Part(clips, hashes, None if embeddings is None else embeddings["embedding"])
+        for (clips, hashes), embeddings in zip(both, embedded, strict=False)
+    )
+    return fingerprints_of(parts, places)
+
+
+def fingerprints_of(parts: Iterable[Part], places: NDArray[np.int64]) -> Fingerprints:
+    """What dedup knows of the clips at rising `places` of all parts together."""
     writer = FingerprintWriter()
     start = 0
-    embedded = repeat(None) if embeddings_path is None else batches(embeddings_path, ("embedding",))
-    both = zip(batches(clips_path, _CLIP_COLUMNS), batches(hashes_path, _HASH_COLUMNS), strict=True)
-    for (clips, hashes), embeddings in zip(both, embedded, strict=False):
+    for clips, hashes, embeddings in parts:
         first, last = np.searchsorted(places, [start, start + len(clips)])
         wanted = pa.array(places[first:last] - start)
         start += len(clips)
         if len(wanted):
-            values = [] if embeddings is None else embeddings["embedding"].take(wanted).to_pylist()
+            values = [] if embeddings is None else embeddings.take(wanted).to_pylist()
             writer.add(_batch(clips.take(wanted), hashes.take(wanted), values))
     pa.default_memory_pool().release_unused()  # what decoding held stays no longer beside what is compared
     return writer.close()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dataprep.captioning.provenance import COLUMN, FIELD, Provenance
+from dataprep.captioning.provenance import COLUMN, Provenance
 from dataprep.captioning.provenance import rows as provenance_rows
 from dataprep.curation.record import MediaRecord
 from dataprep.media.geometry import Box
@@ -26,7 +24,6 @@ SCORES = (
     "black", "overexposed", "brightness", "letterbox", "frozen", "motion", "sharpness", "flash", "interlaced", "gap",
     "text", "nsfw", "brisque",
 )  # fmt: skip
-_ROWS_PER_GROUP = 8192
 
 SCHEMA = pa.schema(
     [
@@ -113,21 +110,6 @@ class Clip:
             "transforms": list(self.record.transforms), "warnings": list(self.record.warnings),
             "media_facts": self.record.facts_json(),
         }  # fmt: skip
-
-
-def by_place(clips: Iterable[Clip]) -> list[Clip]:
-    """The order of the table: by source, path and time."""
-    return sorted(clips, key=lambda c: (c.source, c.file.path, c.start_us, c.clip_id))
-
-
-def write_clips(path: Path, clips: Iterable[Clip]) -> None:
-    """Rows by source, path and time; same clips, same bytes. Captions with provenance bring a column of it."""
-    ordered = by_place(clips)
-    schema = SCHEMA.append(FIELD) if any(clip.provenance is not None for clip in ordered) else SCHEMA
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for start in range(0, max(1, len(ordered)), _ROWS_PER_GROUP):
-            rows = [clip.row() for clip in ordered[start : start + _ROWS_PER_GROUP]]
-            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from typing import Any
@@ -23,13 +23,14 @@ from dataprep.media.container import Limits
 from dataprep.media.geometry import Box
 from dataprep.media.listed_crop import ListedCrop, joint, part_of, video_crop
 from dataprep.media.location import MediaFile
-from dataprep.quarantine import ItemError, ItemFailure, QuarantineRow, Reason
+from dataprep.quarantine import ItemError, ItemFailure, QuarantineLog, QuarantineRow, Reason
 from dataprep.shots.detector import STEP
 from dataprep.shots.scenes import Span
 from dataprep.signals.clip import clip_scores, content_box, content_digest, sampled_hashes
 from dataprep.signals.frames import unpack as unpack_columns
 from dataprep.signals.phash import from_text
 from dataprep.sources.listing import ListedFile
+from dataprep.spool import Spool
 from m4v.core.stage import StageContext
 
 Measurement = Callable[[Any], bytes]
@@ -79,16 +80,14 @@ class Video:
 class Measurer:
     """Runs the measuring steps on an engine; failures become quarantine rows."""
 
-    def __init__(
-        self, context: StageContext, config: CurateConfig, engine: Engine, quarantine: list[QuarantineRow]
-    ) -> None:
+    def __init__(self, context: StageContext, config: CurateConfig, engine: Engine, quarantine: QuarantineLog) -> None:
         self._config, self._engine, self._quarantine = config, engine, quarantine
         bounds = config.limits
         self._limits = Limits(bounds.max_pixels, bounds.max_frames)
         memory = None if bounds.item_memory_mib is None else bounds.item_memory_mib << 20
         self._work = WorkLimits(bounds.item_timeout_s, bounds.item_cpu_s, memory)
         self._poison = PoisonList(context.items("curate-poison", step_digest({})).uri, self._work, bounds.poison_after)
-        self.animations: list[Entry] = []  # image files of several pictures, to be tried as videos
+        self.animations = Spool[Entry]()  # image files of several pictures, to be tried as videos
         identities: dict[str, dict[str, object]] = {
             "probe": {"limits": list(self._limits)},
             "segment": config.segment_identity(),
@@ -284,7 +283,7 @@ def _record(
     return record_of(video.entry.file, video.facts, own, field)
 
 
-def batches(videos: Sequence[Video]) -> Iterator[list[Video]]:
+def batches(videos: Iterable[Video]) -> Iterator[list[Video]]:
     """Consecutive videos of at most `_BATCH_FRAMES` together."""
     batch: list[Video] = []
     frames = 0

@@ -9,27 +9,33 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+
+import numpy as np
 
 from dataprep.blocked import FILE_STEP, Blocked, read_block_list
 from dataprep.blocked import STEP as BLOCKED_STEP
 from dataprep.captioning.clips import ClipCaptions
 from dataprep.captioning.recaption import STEP as RECAPTION
 from dataprep.curate_config import CurateConfig
-from dataprep.curation.candidates import EMBEDDINGS, HASHES, candidates_of, write_embeddings, write_hashes
+from dataprep.curation.clip_ids import ClipIds
+from dataprep.curation.clip_log import ClipLog
 from dataprep.curation.filters import decide
-from dataprep.curation.table import CLIPS, FUNNEL, PREVIEWS, Clip, Funnel, by_place, write_clips
+from dataprep.curation.publish import Verdicts, kept_facts, write_tables
+from dataprep.curation.table import FUNNEL, PREVIEWS, Clip, Funnel
 from dataprep.curation.videos import Entry, Measurer, Video, batches, cut
 from dataprep.engine import open_engine
 from dataprep.engines.meter import Meter
 from dataprep.media.location import MediaLocator
-from dataprep.quarantine import QUARANTINE, QuarantineRow, Reason, check_rate, write_quarantine
+from dataprep.quarantine import QUARANTINE, QuarantineLog, QuarantineRow, Reason, check_rate
 from dataprep.sources.listing import SourceReader
+from dataprep.spool import Spool, chunks
 from m4v.core.errors import ConfigError, DataIntegrityError
 from m4v.core.stage import StageContext
 
 MIN_FILES_FOR_RATE = 20  # in a handful of files one bad file is no rate
 _IMAGE_BATCH = 512
+_PROBED_TOGETHER = 8192
 _PRELOAD = ("dataprep.curation.measure", "dataprep.captioning.frames")
 
 
@@ -43,73 +49,76 @@ class _Curation:
         self.context = context
         self.config = context.config(CurateConfig)
         self.out = context.output("clips")
-        self.clips: dict[str, Clip] = {}
-        self.quarantine: list[QuarantineRow] = []
+        captions = self.config.captions
+        self.captions = None if captions is None else ClipCaptions(self.context, self.config, captions)
+        self.rewrites = captions is not None and captions.writes_missing
+        self.clips = ClipLog(provenance=captions is not None, objects=self.rewrites)
+        self.seen: ClipIds | None = ClipIds()
+        self.quarantine = QuarantineLog()
         self.funnel = Funnel()
+        self.videos, self.images = Spool[Entry](), Spool[Entry]()
+        self.listed = self.rejected = self.admitted = 0
         self.measured, self.total = 0, 0
         self.meter = Meter()
-        captions = self.config.captions
         blocked = read_block_list(context)
         self.blocked = None if blocked is None else Blocked(blocked)
-        self.captions = None if captions is None else ClipCaptions(self.context, self.config, captions)
 
     def run(self) -> None:
         shutil.rmtree(self.out / PREVIEWS, ignore_errors=True)  # of an attempt that was killed here
         (self.out / PREVIEWS).mkdir(parents=True)
-        listed, rejected = self._listed()
-        entries = self._admitted(listed)
+        self._list()
         with open_engine(self.context.resources, isolate=True, preload=_PRELOAD) as engine:
             self.meter = engine.meter
             measurer = Measurer(self.context, self.config, engine, self.quarantine)
-            captioned = self._captioned(entries)
-            videos = self._probed(measurer, [e for e in captioned if e.file.media == "video"])
-            images = [e for e in captioned if e.file.media == "image"]
-            self.total = sum(v.end - v.first for v in videos) + len(images)
+            videos = self._probed(measurer, self.videos)
+            self.total += len(self.images)
             for batch in batches(videos):
                 self._videos(measurer, batch)
-            for start in range(0, len(images), _IMAGE_BATCH):
-                self._images(measurer, images[start : start + _IMAGE_BATCH])
+            for images in chunks(self.images, _IMAGE_BATCH):
+                self._images(measurer, images)
             moving = self._probed(measurer, measurer.animations)
-            self.total += sum(v.end - v.first for v in moving) - len(moving)
+            self.total -= len(moving)
             for batch in batches(moving):
                 self._videos(measurer, batch)
+        self.seen = None  # its memory is wanted for the decision
         self.context.metrics(self.meter.final())
-        self._count_files(entries, len(listed), rejected)
-        self._decide()
-        self._write(len(listed) + rejected)
+        self._count_files()
+        self._write(self._decide())
 
-    def _listed(self) -> tuple[list[Entry], int]:
-        """All listed files in input order; rows that the sources rejected go straight to the quarantine."""
+    def _list(self) -> None:
+        """Files worth measuring, in input order; rows that the sources rejected go straight to the quarantine."""
         readers = [SourceReader(artifact) for artifact in self.context.input_list("source")]
         names = [reader.name for reader in readers]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ConfigError("two sources have one name", value=twice[0], where="inputs of curate")
         self.locator = locator = MediaLocator(self.context, readers)
-        entries: list[Entry] = []
-        rejected = 0
         for reader in readers:
             drawn = reader.facts.kind in self.config.drawn_kinds
             for file in reader.files():
                 media = locator.file(reader.name, file.path, file.size_bytes, file.sha256)
-                entries.append(Entry(reader.name, file, media, drawn, len(entries)))
+                entry = Entry(reader.name, file, media, drawn, self.listed)
+                self.listed += 1
+                if self._admits_file(entry):
+                    (self.videos if file.media == "video" else self.images).append(entry)
             for row in reader.rejected():
-                rejected += 1
+                self.rejected += 1
                 detail = f"row {row.row}: {row.detail}" if row.row is not None else row.detail
                 self.quarantine.append(QuarantineRow(reader.name, "", row.path, row.reason, detail, "source"))
-        return entries, rejected
+            self.context.check_drain()
 
-    def _admitted(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Files that no takedown keeps out as a whole."""
-        if self.blocked is None:
-            return list(entries)
-        admitted = []
-        for entry in entries:
+    def _admits_file(self, entry: Entry) -> bool:
+        """Whether a file is worth decoding: no takedown keeps it out as a whole, and it has a caption unless its clips
+        are to be scored all the same."""
+        if self.blocked is not None:
             found = self.blocked.file(entry.source, entry.file.source_id, entry.file.sha256, entry.file.media)
-            if found is None:
-                admitted.append(entry)
-            else:
+            if found is not None:
                 self.quarantine.append(entry.quarantined(Reason.TAKEDOWN, found.detail, FILE_STEP))
-        return admitted
+                return False
+        self.admitted += 1
+        if entry.file.captions or self._keeps_bare:
+            return True
+        self.quarantine.append(entry.quarantined(Reason.MISSING_CAPTION, "the file has none", "captions"))
+        return False
 
     def _admits(self, clip: Clip) -> bool:
         """Whether no takedown keeps a clip out; one that stays out leaves a quarantine row."""
@@ -124,26 +133,20 @@ class _Curation:
     @property
     def _keeps_bare(self) -> bool:
         """Clips without a caption are measured: they get a row all the same, or a caption in the end."""
-        written = self.config.captions is not None and self.config.captions.writes_missing
-        return written or self.config.missing_caption == "drop"
+        return self.rewrites or self.config.missing_caption == "drop"
 
-    def _captioned(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Files worth decoding: without any caption a file is quarantined, unless its clips are to be scored."""
-        if self._keeps_bare:
-            return list(entries)
-        bare = [e for e in entries if not e.file.captions]
-        self.quarantine += [e.quarantined(Reason.MISSING_CAPTION, "the file has none", "captions") for e in bare]
-        return [e for e in entries if e.file.captions]
-
-    def _probed(self, measurer: Measurer, entries: Sequence[Entry]) -> list[Video]:
+    def _probed(self, measurer: Measurer, entries: Spool[Entry]) -> Spool[Video]:
         """Usable videos. How many frames there are to measure is not known before, so this counts files."""
-        videos: list[Video] = []
+        videos = Spool[Video]()
         failed = len(self.quarantine)
-        for video in measurer.probe(entries):
-            videos.append(video)
-            done = len(videos) + len(self.quarantine) - failed
-            self.context.progress.update(done, len(entries), "files probed", self.meter.line(), self.meter.live())
-            self.context.check_drain()
+        for some in chunks(entries, _PROBED_TOGETHER):
+            for video in measurer.probe(some):
+                videos.append(video)
+                self.total += video.end - video.first
+                done = len(videos) + len(self.quarantine) - failed
+                self.context.progress.update(done, len(entries), "files probed", self.meter.line(), self.meter.live())
+                self.context.check_drain()
+        entries.close()
         return videos
 
     def _videos(self, measurer: Measurer, videos: Sequence[Video]) -> None:
@@ -168,14 +171,18 @@ class _Curation:
             self._tick(1)
 
     def _accept(self, clip: Clip, preview: bytes) -> None:
-        if clip.clip_id in self.clips:
-            first = self.clips[clip.clip_id]
-            detail = f"{clip.file.source_id!r} and this span already stand for {first.file.path}"
-            row = QuarantineRow(clip.source, clip.file.source_id, clip.file.path, "duplicate_id", detail, "clips")
-            self.quarantine.append(row)
+        assert self.seen is not None  # until all is measured
+        name, file = clip.clip_id, clip.file
+        if (first := self.seen.add(name, file.path)) is not None:
+            detail = f"{file.source_id!r} and this span already stand for {first}"
+            self.quarantine.append(
+                QuarantineRow(clip.source, file.source_id, file.path, "duplicate_id", detail, "clips")
+            )
             return
-        self.clips[clip.clip_id] = clip
-        (self.out / PREVIEWS / f"{clip.clip_id}.jpg").write_bytes(preview)
+        if self.captions is not None:
+            self.captions.clean([clip])
+        self.clips.add(clip)
+        (self.out / PREVIEWS / f"{name}.jpg").write_bytes(preview)
 
     def _tick(self, units: int) -> None:
         self.measured += units
@@ -183,52 +190,55 @@ class _Curation:
         self.context.progress.update(self.measured, self.total, "frames", note, self.meter.live())
         self.context.check_drain()
 
-    def _count_files(self, entries: Sequence[Entry], listed: int, rejected: int) -> None:
+    def _count_files(self) -> None:
         """Funnel steps that count files, and the quarantine rate."""
-        failed = [row for row in self.quarantine if row.step in ("probe", "captions", "signals", "image")]
-        self.funnel.add("listed", "files", listed + rejected, _reasons(self.quarantine, ("source",)))
-        if len(entries) < listed:
-            self.funnel.add("takedowns", "files", listed, _reasons(self.quarantine, (FILE_STEP,)))
-        self.funnel.add("readable", "files", len(entries), _reasons(failed, ("probe", "captions", "signals", "image")))
-        bare = _reasons(self.quarantine, ("clip_captions", "key_frames", "clips", BLOCKED_STEP))
+        reasons, measured = self.quarantine.reasons, ("probe", "captions", "signals", "image")
+        self.funnel.add("listed", "files", self.listed + self.rejected, reasons(("source",)))
+        if self.admitted < self.listed:
+            self.funnel.add("takedowns", "files", self.listed, reasons((FILE_STEP,)))
+        self.funnel.add("readable", "files", self.admitted, reasons(measured))
+        bare = reasons(("clip_captions", "key_frames", "clips", BLOCKED_STEP))
         self.funnel.add("clips", "clips", len(self.clips) + sum(bare.values()), bare)
-        total = len(entries) + rejected
+        total = self.admitted + self.rejected
         if total >= MIN_FILES_FOR_RATE:
-            check_rate(len(failed) + rejected, total, self.config.max_quarantine_rate, "curate")
+            failed = sum(reasons(measured).values()) + self.rejected
+            check_rate(failed, total, self.config.max_quarantine_rate, "curate")
 
-    def _decide(self) -> None:
-        clips = sorted(self.clips.values(), key=lambda c: (c.order, c.first_frame))
-        if self.captions is not None:
-            self.captions.clean(clips)
-        decision = decide(candidates_of(clips), self.config.filters, self.config.dedup)
+    def _decide(self) -> Verdicts:
+        decision = decide(self.clips.candidates(), self.config.filters, self.config.dedup)
         for step in decision.steps:
             self.funnel.add(step.name, "clips", step.entered, step.dropped)
-        for clip, rule, of in zip(clips, decision.drop_rules, decision.duplicate_of, strict=True):
-            clip.drop_rule, clip.duplicate_of = rule, of
-        if self.captions is not None and self.config.captions is not None and self.config.captions.writes_missing:
-            self._recaption(self.captions, [clip for clip in clips if clip.drop_rule is None])
+        verdicts = Verdicts.of(decision)
+        if self.captions is not None and self.rewrites:
+            self._recaption(self.captions, verdicts)
+        return verdicts
 
-    def _recaption(self, captions: ClipCaptions, kept: Sequence[Clip]) -> None:
+    def _recaption(self, captions: ClipCaptions, verdicts: Verdicts) -> None:
         """New captions for kept clips; those that must go for want of one leave the table."""
+        kept = verdicts.kept
+        asked = [(row, clip) for row, clip in self.clips.chosen(kept) if captions.wants(clip)]
+        asked.sort(key=lambda one: (one[1].order, one[1].first_frame))
         with contextlib.ExitStack() as stack:
             gone = captions.write(
-                kept, self.locator,
+                [clip for _, clip in asked], self.locator,
                 lambda: stack.enter_context(open_engine(self.context.resources, isolate=True, preload=_PRELOAD)),
             )  # fmt: skip
-        dropped = Counter(str(clip.drop_rule) for clip in kept if clip.drop_rule is not None)
-        for clip, row in gone:
-            del self.clips[clip.clip_id]
+        for row, clip in asked:
+            verdicts.take(row, clip)
+        dropped = Counter(str(clip.drop_rule) for _, clip in asked if clip.drop_rule is not None)
+        rows = {id(clip): row for row, clip in asked}
+        for clip, quarantined in gone:
+            verdicts.gone.add(rows[id(clip)])
             (self.out / PREVIEWS / f"{clip.clip_id}.jpg").unlink()
-            self.quarantine.append(row)
-            dropped[row.reason] += 1
-        self.funnel.add(RECAPTION, "clips", len(kept), dict(dropped))
+            self.quarantine.append(quarantined)
+            dropped[quarantined.reason] += 1
+        self.funnel.add(RECAPTION, "clips", int(np.count_nonzero(kept)), dict(dropped))
 
-    def _write(self, files: int) -> None:
-        clips = list(self.clips.values())
-        kept = [clip for clip in clips if clip.drop_rule is None]
-        reasons = Counter(
-            [str(c.drop_rule) for c in clips if c.drop_rule] + [str(row.reason) for row in self.quarantine]
-        )
+    def _write(self, verdicts: Verdicts) -> None:
+        files, clips = self.listed + self.rejected, len(self.clips) - len(verdicts.gone)
+        rows = verdicts.kept
+        kept = int(np.count_nonzero(rows))
+        reasons = verdicts.dropped() + Counter(self.quarantine.reasons())
         if not kept:
             raise DataIntegrityError(
                 f"no clip is kept of {files} files",
@@ -236,21 +246,18 @@ class _Curation:
                 where="curate",
                 next_step="loosen the thresholds that these reasons name, or look at the files",
             )
-        self._check_yield(len(kept), len(clips), reasons)
-        write_clips(self.out / CLIPS, clips)
-        write_hashes(self.out / HASHES, by_place(clips))
-        write_embeddings(self.out / EMBEDDINGS, by_place(clips))
-        write_quarantine(self.out / QUARANTINE, self.quarantine)
+        self._check_yield(kept, clips, reasons)
+        write_tables(self.out, self.clips, verdicts)
+        quarantined = self.quarantine.write(self.out / QUARANTINE)
         self.funnel.write(self.out / FUNNEL)
         self.context.summary(
             "clips",
             {
                 "files": files,
-                "clips": len(clips),
-                "kept": len(kept),
-                "kept_videos": sum(c.is_video for c in kept),
-                "kept_seconds": round(sum(c.end_us - c.start_us for c in kept) / 1e6, 3),
-                "quarantined": len(set(self.quarantine)),
+                "clips": clips,
+                "kept": kept,
+                **kept_facts(self.clips, rows),
+                "quarantined": quarantined,
                 "dropped_by_reason": dict(sorted(reasons.items())),
                 **({} if self.captions is None else {"captions": self.captions.summary()}),
             },
@@ -266,7 +273,3 @@ class _Curation:
             value=dict(sorted(reasons.items())), where="curate",
             next_step="look at what these reasons name, or change curate.expected_yield",
         )  # fmt: skip
-
-
-def _reasons(rows: Iterable[QuarantineRow], steps: Sequence[str]) -> dict[str, int]:
-    return dict(Counter(str(row.reason) for row in rows if row.step in steps))
