@@ -58,6 +58,14 @@ class InitConfig(FrozenModel):
         return weights_names(self.start, self.codec, self.text_encoder)
 
 
+class ConvertConfig(FrozenModel):
+    """A trained attention model becomes one with the mixers of `model` (paper D.2): its attention weights start them,
+    what has no counterpart is drawn from the stage's seed. `start_from`: weights that are converted."""
+
+    model: ModelConfig = ModelConfig()
+    start_from: Literal["weights", "ema"] = "weights"
+
+
 def check_start(start: StartConfig, model: ModelConfig) -> None:
     """Raise ValueError when the way of starting does not lead to the model's mixers."""
     if start.convert == "none" and model.mixer != "attention":
@@ -159,6 +167,7 @@ class EngineConfig(FrozenModel):
       matrix products and attention (`selective`), or the block's input alone (`block`). Not a bit of the result
       depends on it.
     - overlap_comm: on a GPU, gradients travel while the next ones are computed.
+    - fixed_order: not a bit depends on the number of ranks; every rank then computes every pack.
     - live_elements: whole parameters that ZeRO-3 keeps on a rank between uses instead of gathering them again.
     """
 
@@ -170,6 +179,7 @@ class EngineConfig(FrozenModel):
     bucket_elements: int = Field(20_000_000, ge=1)
     live_elements: int = Field(1_000_000_000, ge=0)
     overlap_comm: bool = True
+    fixed_order: bool = False
     timeout_s: int = Field(600, ge=10)  # collective timeout
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -21,12 +21,14 @@ from m4v.config import Recompute
 from m4v.core.errors import ConfigError
 from m4v.model.mamba import FLOAT32_PARAMETERS
 from training.config import EngineConfig, OptimizerConfig
+from training.fixed_order import check_fixed_order, fix_norm
 from training.startup import deepspeed_module, initialise
 
 _C10D: Any = distributed  # its stores are exported at run time only
 BUCKET_ALIGNMENT = 1024
 MOMENTS = ("exp_avg", "exp_avg_sq")
 CPU = torch.device("cpu")
+Accept = Callable[[float], bool]  # gradient norm -> whether the update is taken
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,22 @@ class Engine(Protocol):
         """Accumulate gradients of `loss`, summed (not averaged) over ranks and packs of a step."""
         ...
 
-    def step(self, lr: float) -> float:
-        """Clip, update, clear gradients; returns the global gradient norm before clipping (NaN or infinite
-        when the step could not be taken)."""
+    def evaluate(
+        self,
+        columns: Sequence[Sequence[Tensor]],
+        timesteps: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        pooled: Tensor,
+        stages: Sequence[int],
+    ) -> list[Tensor]:
+        """Forward pass between steps that nothing learns from; every rank makes as many of them."""
+        ...
+
+    def step(self, lr: float, accept: Accept = math.isfinite) -> float:
+        """Clip, update, clear gradients; returns the global gradient norm before clipping, NaN or infinite when
+        the gradient is. Weights and moments stay as they are when `accept`, given the norm, says no; it must say
+        the same on every rank."""
         ...
 
     def fragments(self) -> list[Fragment]:
@@ -211,6 +226,11 @@ class DeepSpeedEngine:
             deepspeed_config(optimizer, engine, packs_per_rank, elements, device.type),
             lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps,
         )  # fmt: skip
+        self._counts = 1.0
+        if engine.fixed_order:
+            check_fixed_order(self.world_size)
+            self._counts = float(self.rank == 0)
+            fix_norm(self._zero, self._stage, [p for _, p in self._named])
         self._prime_moments()
 
     def __call__(
@@ -229,12 +249,31 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor) -> None:
         # DeepSpeed averages over ranks and packs; the caller's loss is already weighted for a plain sum.
-        self._engine.backward(loss * (self.world_size * self._packs))
+        self._engine.backward(loss * (self.world_size * self._packs * self._counts))
 
-    def step(self, lr: float) -> float:
+    def evaluate(
+        self,
+        columns: Sequence[Sequence[Tensor]],
+        timesteps: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        pooled: Tensor,
+        stages: Sequence[int],
+    ) -> list[Tensor]:
+        self._engine.eval()
+        try:
+            with torch.no_grad():
+                predictions: list[Tensor] = self._engine(columns, timesteps, text, text_mask, pooled, stages)
+                return predictions
+        finally:
+            self._engine.train()
+
+    def step(self, lr: float, accept: Accept = math.isfinite) -> float:
         for group in self._adam.param_groups:
             group["lr"] = lr
         norm = self._full_gradient_norm() if self._stage == 0 else math.nan
+        # DeepSpeed knows the norm right before it lets Adam update, and has no other place to say no.
+        self._adam.may_update = lambda: accept(norm if self._stage == 0 else float(self._zero._global_grad_norm))
         self._engine.step()
         self._pack = 0
         if self._stage == 0:

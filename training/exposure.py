@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from m4v.core.config import FrozenModel
 from m4v.core.errors import InputError
 from training.config import OrderConfig
 from training.order import DataOrder
 from training.samples import Samples
+from training.split import held_out_samples
 from training.timetable import Place
 
 TRAINING_STATE = "training.json"
@@ -28,7 +30,8 @@ DEBUG_LOG = "M4V_EXPOSURE_LOG"
 
 class ExposureState(FrozenModel):
     """`training.json`. `cursor` is the number of finished steps; `init_from` the checkpoint it started from.
-    An untrained checkpoint has neither dataset nor order."""
+    An untrained checkpoint has neither dataset nor order. Steps in `skipped` took no update, so that the checkpoint
+    has not seen what they drew, nor has it seen clips that its order holds out."""
 
     schema_version: int = 1
     stage: str
@@ -38,6 +41,14 @@ class ExposureState(FrozenModel):
     global_batch: tuple[int, ...]  # samples of each step of the first image:video round
     cursor: int
     init_from: str | None
+    skipped: tuple[int, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        data: dict[str, object] = handler(self)
+        if not self.skipped:
+            del data["skipped"]
+        return data
 
 
 def rows_of(index: pa.Table) -> Samples:
@@ -54,7 +65,10 @@ def order_of(state: ExposureState, index: pa.Table) -> DataOrder:
 
 def seen(state: ExposureState, index: pa.Table) -> Mapping[str, int]:
     """How often each sample was consumed by the checkpoint's own stage; unused samples are left out."""
-    return {} if state.order is None else order_of(state, index).counts(state.cursor)
+    if state.order is None:
+        return {}
+    held_out = held_out_samples(index, state.order.held_out)
+    return order_of(state, index).counts(state.cursor, state.skipped, held_out)
 
 
 def steps_that_saw(state: ExposureState, index: pa.Table, sample_id: str) -> list[Place]:
@@ -62,7 +76,11 @@ def steps_that_saw(state: ExposureState, index: pa.Table, sample_id: str) -> lis
     that the dataset version does not hold."""
     if not pc.any(pc.equal(index["sample_id"], sample_id)).as_py():
         raise InputError("dataset version holds no such sample", value=sample_id, where=state.dataset_id)
-    return [] if state.order is None else order_of(state, index).places_of(sample_id, state.cursor)
+    if state.order is None or sample_id in held_out_samples(index, state.order.held_out):
+        return []
+    skipped = set(state.skipped)
+    places = order_of(state, index).places_of(sample_id, state.cursor)
+    return [place for place in places if place.step not in skipped]
 
 
 class DebugLog:
@@ -79,11 +97,16 @@ class DebugLog:
         directory = os.environ.get(DEBUG_LOG)
         return cls(Path(directory) if directory else None, stage, rank)
 
-    def write(self, step: int, world_size: int, draws: Iterable[tuple[int, str, int]]) -> None:
-        """Record (pack, sample id, draw index) triples of a finished step."""
+    def write(
+        self, step: int, world_size: int, draws: Iterable[tuple[int, str, int]], packs: Iterable[int] = ()
+    ) -> None:
+        """Record (pack, sample id, draw index) triples of a finished step that learned from them; `packs` are all
+        that the rank had, those too that nothing was learned from."""
         if self._path is not None:
-            rows = [list(draw) for draw in draws]
-            line = json.dumps({"step": step, "world_size": world_size, "at_ns": time.time_ns(), "draws": rows})
+            line = json.dumps(
+                {"step": step, "world_size": world_size, "at_ns": time.time_ns(), "packs": list(packs),
+                 "draws": [list(draw) for draw in draws]}
+            )  # fmt: skip
             with self._path.open("a") as stream:
                 stream.write(line + "\n")
 
@@ -100,7 +123,7 @@ def surviving_line(directory: Path, stage: str, cursor: int) -> list[list[tuple[
                 line = json.loads(text)
             except json.JSONDecodeError:
                 continue
-            packs: dict[int, list[tuple[int, str, int]]] = {}
+            packs: dict[int, list[tuple[int, str, int]]] = {pack: [] for pack in line.get("packs", ())}
             for pack, sample, draw in line["draws"]:
                 packs.setdefault(pack, []).append((pack, sample, draw))
             for pack, rows in packs.items():

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
+from m4v.codec.shape import CHANNELS
 from m4v.core.rng import generator, torch_seed
 from m4v.core.shard_index import MEMBER_FIELDS, MEMBERS, MemberRef
 from m4v.core.shard_reader import ShardReader
@@ -57,6 +58,12 @@ class Batch:
     pooled: Tensor
     captions: list[str]  # the drawn captions, before any drop; empty unless asked for
     dropped: list[bool]
+    held_out: tuple[bool, ...] = ()  # draws of clips that never train: nothing of them was read; () for none
+
+    def trained(self, column: int) -> list[int]:
+        """Which samples of a column train."""
+        held = self.held_out[column :: len(self.columns)]
+        return [i for i in range(len(self.latents[column])) if not (held and held[i])]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on a device; on a GPU the copies need not be over when this returns."""
@@ -144,7 +151,8 @@ class Collator:
     """Turns a pack of the plan into a batch.
 
     `null_text` replaces the features of a dropped caption. `high_window` narrows the noise ratio of high-stage
-    columns to a range. `with_captions` also reads the captions' words.
+    columns to a range. `with_captions` also reads the captions' words. Samples in `held_out` keep their place in
+    the order, so that its arithmetic holds, and are blank: zeros with a dropped caption, their bytes never read.
     """
 
     store: SampleStore
@@ -155,6 +163,7 @@ class Collator:
     text_drop: float
     high_window: tuple[float, float] | None = None
     with_captions: bool = False
+    held_out: frozenset[str] = frozenset()
 
     def seed_of(self, stream: Stream) -> int:
         """Root of all randomness of a stream's draws."""
@@ -165,7 +174,7 @@ class Collator:
         latents, columns = [], []
         for c, column in enumerate(pack.columns):
             draws = pack.draws[c::count]
-            clean = torch.stack([self.store.latent(*draw, seed, pack.stream.t) for draw in draws])
+            clean = torch.stack([self._latent(draw, pack.stream, seed) for draw in draws])
             latents.append(normalise(clean))
             columns.append(self._column(column, latents[-1], draws, seed))
         texts, captions, dropped = zip(*(self._text(draw, seed) for draw in pack.draws), strict=True)
@@ -178,7 +187,17 @@ class Collator:
             pooled=torch.stack([t.pooled.float() for t in texts]),
             captions=list(captions) if self.with_captions else [],
             dropped=list(dropped),
+            held_out=self._held_out(pack),
         )
+
+    def _held_out(self, pack: Pack) -> tuple[bool, ...]:
+        held = tuple(sample in self.held_out for sample in pack.samples)
+        return held if any(held) else ()
+
+    def _latent(self, draw: Draw, stream: Stream, seed: int) -> Tensor:
+        if draw.sample_id in self.held_out:
+            return torch.zeros(CHANNELS, stream.t, stream.h, stream.w)
+        return self.store.latent(*draw, seed, stream.t)
 
     def _column(self, column: Column, latents: Tensor, draws: tuple[Draw, ...], seed: int) -> PackedColumn:
         _, channels, frames, height, width = latents.shape
@@ -189,6 +208,8 @@ class Collator:
         return pack_column(self.schedule, latents, column.stage, column.unit, keyed)
 
     def _text(self, draw: Draw, seed: int) -> tuple[Text, str, bool]:
+        if draw.sample_id in self.held_out:
+            return self.null_text, "", True
         choice = int(generator(seed, *draw, "caption").integers(self.store.captions(draw.sample_id)))
         dropped = bool(generator(seed, *draw, "text_drop").random() < self.text_drop)
         text = self.null_text if dropped else self.store.text(draw.sample_id, choice)

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from m4v.flow.loss import predict, sample_losses
+from m4v.flow.loss import VelocityModel, predict, sample_losses
 from training.engine import Engine
 from training.loader import Batch
 from training.order import StepSize
@@ -16,15 +16,24 @@ from training.order import StepSize
 STAGE_NAMES = ("low", "mid", "high")
 
 
+TIMESTEP_BINS = 5
+FLOW_NAMES = (
+    *(f"loss_{name}" for name in STAGE_NAMES),
+    *(f"loss_t{100 * i // TIMESTEP_BINS:02d}" for i in range(TIMESTEP_BINS)),  # from so many % of the timesteps on
+)
+Logged = dict[str, tuple[float, int]]
+
+
 @dataclass(frozen=True)
 class Terms:
     """`loss` is differentiated: a sum over the pack's samples, to be divided by the step's sample count; `flow`
-    is the flow-matching part of that sum. `logged`: for each of the objective's names the sum and count that a
-    mean over ranks is made of."""
+    is the flow-matching part of that sum, over `samples` that train. `logged`: for each of the objective's names
+    the sum and count that a mean over ranks is made of."""
 
     loss: Tensor
     flow: float
-    logged: dict[str, tuple[float, int]]
+    samples: int
+    logged: Logged
 
 
 class Objective(Protocol):
@@ -43,39 +52,57 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class FlowTerms:
-    """Flow matching of one pack: predicted velocities and squared errors (b,) per column."""
+    """Flow matching of one pack: predicted velocities (b, …) and the squared errors of the samples that train, per
+    column; `trained` holds their rows."""
 
     predictions: list[Tensor]
     losses: list[Tensor]
+    trained: list[list[int]]
 
-    def logged(self, batch: Batch) -> dict[str, tuple[float, int]]:
-        """Sums of the loss by pyramid stage."""
-        found: dict[str, tuple[float, int]] = {}
-        for (stage, _), losses in zip(batch.pack.columns, self.losses, strict=True):
-            name = f"loss_{STAGE_NAMES[stage]}"
-            total, count = found.get(name, (0.0, 0))
-            found[name] = (total + float(losses.detach().double().sum()), count + len(losses))
+    @property
+    def samples(self) -> int:
+        return sum(map(len, self.trained))
+
+    def logged(self, batch: Batch, train_steps: int) -> Logged:
+        """Sums of the loss by pyramid stage and by timestep, out of `train_steps`."""
+        found: Logged = {}
+        counts = [len(rows) for rows in self.trained]
+        # Two copies to the host for the pack: a sum at a time would wait for a GPU as often.
+        losses = torch.cat([x.detach() for x in self.losses]).cpu().split(counts)
+        fed = torch.cat([c.timestep[rows] for c, rows in zip(batch.columns, self.trained, strict=True)]).cpu()
+        bins = (fed.double() * TIMESTEP_BINS / train_steps).long().clamp_(0, TIMESTEP_BINS - 1).split(counts)
+        for (stage, _), of_column, of_bin in zip(batch.pack.columns, losses, bins, strict=True):
+            add_to(found, FLOW_NAMES[stage], of_column)
+            for number in range(TIMESTEP_BINS):
+                add_to(found, FLOW_NAMES[len(STAGE_NAMES) + number], of_column[of_bin == number])
         return found
 
 
-def flow_terms(engine: Engine, batch: Batch) -> FlowTerms:
+def add_to(logged: Logged, name: str, values: Tensor) -> None:
+    """Count `values` (n,) into the mean of a name."""
+    total, count = logged.get(name, (0.0, 0))
+    logged[name] = (total + float(values.double().sum()), count + len(values))
+
+
+def flow_terms(engine: VelocityModel, batch: Batch) -> FlowTerms:
     """Run the model on a pack (PyramidFlow section 3.7: unweighted squared error of the noisy clips)."""
     predictions = predict(engine, batch.columns, batch.text, batch.text_mask, batch.pooled)
-    losses = [sample_losses(p, c.target) for p, c in zip(predictions, batch.columns, strict=True)]
-    return FlowTerms(predictions, losses)
-
-
-FLOW_NAMES = tuple(f"loss_{name}" for name in STAGE_NAMES)
+    trained = [batch.trained(c) for c in range(len(batch.columns))]
+    losses = [sample_losses(p, c.target)[rows] for p, c, rows in zip(predictions, batch.columns, trained, strict=True)]
+    return FlowTerms(predictions, losses, trained)
 
 
 class FlowObjective:
-    """Flow matching alone."""
+    """Flow matching alone; timesteps run to `train_steps`."""
 
     names = FLOW_NAMES
     high_window: tuple[float, float] | None = None
     needs_captions = False
 
+    def __init__(self, train_steps: int) -> None:
+        self._train_steps = train_steps
+
     def __call__(self, engine: Engine, batch: Batch, size: StepSize) -> Terms:
         terms = flow_terms(engine, batch)
         loss = torch.cat(terms.losses).sum()
-        return Terms(loss, float(loss.detach()), terms.logged(batch))
+        return Terms(loss, float(loss.detach()), terms.samples, terms.logged(batch, self._train_steps))

@@ -8,12 +8,13 @@ neither rank count nor workers enter (DESIGN, Data order and randomness).
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m4v.core.errors import ConfigError
 from m4v.core.rng import Permutation
@@ -109,6 +110,11 @@ class DataOrder:
             high=sum(s.batch * high for s, _ in located),
         )
 
+    def shapes(self, step: int) -> list[tuple[Stream, tuple[Column, ...]]]:
+        """Stream and columns of every pack of a step, without its samples."""
+        located = (self._locate(step, p) for p in range(self.config.packs))
+        return [(stream, stream.cycle[number % len(stream.cycle)]) for stream, number in located]
+
     def sample_at(self, stream: SampleStream, draw: int) -> str:
         epoch, place = divmod(draw, stream.count)
         return stream.samples[self._permutation(stream, epoch)(place)]
@@ -122,8 +128,9 @@ class DataOrder:
                 places += self.timetable.places(stream, rank, cursor, self.seed, self.stage)
         return sorted(places)
 
-    def counts(self, cursor: int) -> SampleCounts:
-        """How often each sample was used in steps before `cursor`; unused samples are left out."""
+    def counts(self, cursor: int, skipped: Collection[int] = (), held_out: Collection[str] = ()) -> SampleCounts:
+        """How often each sample was used in steps before `cursor`, those in `skipped` and samples `held_out` not
+        counted; unused samples are left out."""
         counts = np.zeros(len(self._ids), dtype=np.int64)
         for stream in self.streams:
             n = stream.count
@@ -135,7 +142,14 @@ class DataOrder:
             used = np.full(n, not drawn)
             used[np.fromiter(map(permutation, listed), dtype=np.int64, count=len(listed))] = drawn
             counts[stream.samples.places] += epochs + used
+        for step in sorted({step for step in skipped if step < cursor}):
+            for pack in self.packs(step):
+                np.subtract.at(counts, self._rows_of(pack.samples), 1)
+        counts[self._rows_of(held_out)] = 0
         return SampleCounts(self._ids, counts)
+
+    def _rows_of(self, sample_ids: Collection[str]) -> NDArray[np.int64]:
+        return np.array([np.searchsorted(self._ids, i.encode()) for i in sample_ids], dtype=np.int64)
 
     def summary(self) -> dict[str, object]:
         """Streams with their exact shares, for people."""

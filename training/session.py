@@ -5,38 +5,54 @@ Shared by `train` and `reward`, which differ in their objective only.
 
 from __future__ import annotations
 
+import functools
+import gc
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
+from pydantic import TypeAdapter
 from safetensors import safe_open
 from torch import distributed
 
-from m4v.checkpoint import load_checkpoint, read_config, save_checkpoint
+from m4v.checkpoint import load_checkpoint
+from m4v.codec import open_codec
+from m4v.codec.config import CodecConfig
+from m4v.codec.interface import LatentCodec
 from m4v.config import CheckpointConfig
 from m4v.core.artifacts import Artifact
-from m4v.core.canonical import canonical_json
 from m4v.core.errors import ConfigError
 from m4v.core.shard_index import INDEX, read_index
 from m4v.core.stage import StageContext
-from m4v.core.storage import write_atomic
 from m4v.flow.schedule import PyramidSchedule
+from training.clock import time_collectives
 from training.config import TrainConfig
 from training.ema import Ema
-from training.engine import DeepSpeedEngine, device_of_rank, init_process_group
-from training.exposure import TRAINING_STATE, ExposureState, rows_of
+from training.engine import DeepSpeedEngine, Engine, device_of_rank, init_process_group
+from training.export import export_checkpoint, parse_rows
+from training.exposure import rows_of
+from training.guard import Guard, RollBack, RollBacks, RolledBack
+from training.hardware import StepCosts, device_peak
+from training.heartbeat import Pulse
 from training.loader import INDEX_COLUMNS, Collator, SampleStore, Text
+from training.monitor import Monitor
 from training.objective import Objective
 from training.order import DataOrder, check_world_size
 from training.samples import COLUMNS
-from training.state import SaveManifest, StateStore
+from training.saved import Row, SaveManifest
+from training.saving import SaveFacts, Saver, record_save
+from training.split import CLIP, held_out_samples
+from training.state import Candidate, StateStore
+from training.stepping import Stepper
 from training.trainer import Trainer, shards_of
+from training.validation import Validator
 
-METRICS = "metrics.jsonl"
 DATASET, NULL_TEXT = "dataset.json", "null_text.safetensors"  # beside the index of a dataset version
+_log = logging.getLogger(__name__)
 ObjectiveMaker = Callable[[CheckpointConfig], Objective]
 
 
@@ -58,69 +74,163 @@ def run_training(context: StageContext, config: TrainConfig, objective: Objectiv
     began = time.perf_counter()
     session, device = open_session(context, config), device_of_rank(context.resources.device)
     init_process_group(context.rank, context.world_size, config.engine.timeout_s, device)
+    time_collectives()
     try:
         manifest = _agree_on_save(session)
-        if manifest is None or manifest.step < config.steps:
-            trainer = _start(session, manifest, objective, device)
-            context.metrics({"start_seconds": time.perf_counter() - began})
-            manifest = trainer.run()
-            context.metrics(trainer.speed.summary())
+        while manifest is None or manifest.step < config.steps:
+            try:
+                manifest = _train(session, manifest, objective, device, began)
+                break
+            except RolledBack as news:
+                _record_roll_back(session, news)
+            gc.collect()  # the engine left behind, before another takes its room
+            began, manifest = time.perf_counter(), _agree_on_save(session)
         if context.rank == 0 and manifest is not None:
-            _export(session, manifest)
+            export_checkpoint(context, config, session.start, session.dataset, session.order, session.states, manifest)
     finally:
         distributed.destroy_process_group()
+
+
+def _train(
+    session: Session, manifest: SaveManifest | None, objective: ObjectiveMaker, device: torch.device, began: float
+) -> SaveManifest | None:
+    """Train from a save to the last step; raises RolledBack when the stage shall go on from an earlier save."""
+    context = session.context
+    pulse = Pulse(context.work_dir, context.rank, 0 if manifest is None else manifest.step)
+    monitor: Monitor | None = None
+    try:
+        rows = [] if manifest is None else parse_rows(session.states.metric_rows(manifest))
+        if context.rank == 0:
+            monitor = Monitor(context.work_dir, session.config.name, rows)
+        trainer = _start(session, manifest, objective, device, rows, pulse)
+        trainer.monitor = monitor
+        context.metrics({"start_seconds": time.perf_counter() - began})
+        finished = trainer.run()
+        context.metrics(trainer.speed.summary())
+        return finished
+    finally:
+        pulse.close()
+        if monitor is not None:
+            monitor.close()
+
+
+def _record_roll_back(session: Session, news: RolledBack) -> None:
+    """Keep the decision, so that it holds from now on. An emergency save may be of a step that is left out: such saves
+    go first, or a kill in between would have the stage go on from one."""
+    context, states = session.context, session.states
+    _log.warning("%s; steps %s are left out", news.what, list(news.left_out))
+    if context.rank != 0:
+        return
+    for candidate in states.candidates():
+        if candidate.manifest is None or candidate.manifest.step > news.left_out[0]:
+            states.drop(candidate.folder)
+    attempt = context.request.attempt_id
+    RollBacks(context.state).record(
+        RollBack(step=news.step, left_out=news.left_out, reason=news.reason, attempt_id=attempt)
+    )
 
 
 def open_session(context: StageContext, config: TrainConfig) -> Session:
     """Read the index and plan the data order; raises ConfigError when dataset, ranks and config disagree."""
     check_world_size(config.order, context.world_size)
     dataset, start = context.input("dataset"), context.input("checkpoint")
-    index = read_index(dataset.path(INDEX), dict.fromkeys((*COLUMNS, *INDEX_COLUMNS)))
+    index = read_index(dataset.path(INDEX), dict.fromkeys((*COLUMNS, CLIP, *INDEX_COLUMNS)))
     order = DataOrder(rows_of(index), config.order, context.seed, config.name)
     states = StateStore(context.state, config.keep_saves, context.request.attempt_id)
     return Session(context, config, dataset, start, index, order, states)
 
 
 def _agree_on_save(session: Session) -> SaveManifest | None:
-    """The newest verified save, chosen by rank 0 for all."""
-    chosen: list[str | None] = [None]
-    if session.context.rank == 0:
-        session.states.drop_unfinished()
-        manifest = session.states.newest_verified()
-        chosen = [manifest.model_dump_json() if manifest is not None else None]
-    distributed.broadcast_object_list(chosen)
-    return None if chosen[0] is None else SaveManifest.model_validate_json(chosen[0])
+    """The newest verified save, the same for all ranks, which share the reading of its files. What was passed over
+    is said, recorded and deleted: it would count among the saves that retention keeps."""
+    context, states = session.context, session.states
+    listed: list[list[Candidate]] = [[]]
+    if context.rank == 0:
+        states.drop_unfinished()
+        listed = [states.candidates()]
+    distributed.broadcast_object_list(listed)
+
+    def faults_of(manifest: SaveManifest) -> list[str]:
+        found: list[list[str]] = [[]] * context.world_size
+        distributed.all_gather_object(found, states.faults(manifest, context.rank, context.world_size))
+        return [fault for faults in found for fault in faults]
+
+    chosen = states.newest_verified(listed[0], faults_of)
+    for folder, reason in states.passed_over if context.rank == 0 else ():
+        _log.warning("save %s is damaged and was passed over: %s", folder, reason)
+        record_save(context, {"event": "passed_over", "folder": folder, "reason": reason})
+        states.drop(folder)
+    return chosen
 
 
-def _start(session: Session, manifest: SaveManifest | None, objective: ObjectiveMaker, device: torch.device) -> Trainer:
+def _start(
+    session: Session,
+    manifest: SaveManifest | None,
+    objective: ObjectiveMaker,
+    device: torch.device,
+    rows: Sequence[Row],
+    pulse: Pulse,
+) -> Trainer:
+    """The trainer of this rank at a save whose steps' metric rows are `rows`."""
     context, config = session.context, session.config
     model, checkpoint = load_checkpoint(session.start.path, ema=config.start_from == "ema")
     check_encoders(session.dataset, checkpoint)
     made = objective(checkpoint)
     if manifest is not None:
         model.load_state_dict(session.states.whole(manifest, "master"))
-    engine = DeepSpeedEngine(model, config.optimizer, config.engine, config.order.packs // context.world_size, device)
+    packs = config.order.packs // (1 if config.engine.fixed_order else context.world_size)
+    engine = DeepSpeedEngine(model, config.optimizer, config.engine, packs, device)
     ema = Ema(engine.fragments(), config.ema_decay) if config.ema_decay > 0 else None
     step = 0 if manifest is None else manifest.step
     here = ((step, context.world_size),)
     before = () if manifest is None else tuple(e for e in manifest.lineage if e[0] < step)
-    trainer = Trainer(
+    saver = _saver(session, manifest, SaveFacts(engine.shapes, ema is not None, before + here))
+    guard, left_out = Guard(config.guard, rows), RollBacks(context.state).left_out()
+    collate = _collator(session, checkpoint, made)
+    peak = device_peak(device, config.engine.dtype) if context.rank == 0 else None
+    if manifest is not None:
+        session.states.load_into(manifest, shards_of(engine, ema))
+        engine.set_adam_step(step - guard.skipped)
+    return Trainer(
         context=context,
         config=config,
         order=session.order,
-        collate=_collator(session, checkpoint, made),
-        objective=made,
+        collate=collate,
+        stepper=Stepper(config, session.order, made, engine, ema, guard, left_out, saver.before_update),
         engine=engine,
         ema=ema,
-        states=session.states,
+        saver=saver,
+        pulse=pulse,
         step=step,
-        lineage=before + here,
-        metric_files=() if manifest is None else manifest.metrics,
+        validator=_validator(session, checkpoint, collate, engine) if config.validation.every else None,
+        costs=None if peak is None else StepCosts(checkpoint.model, session.order).start(),
+        peak=peak,
     )
-    if manifest is not None:
-        session.states.load_into(manifest, shards_of(engine, ema))
-        engine.set_adam_step(step)
-    return trainer
+
+
+def _validator(session: Session, checkpoint: CheckpointConfig, collate: Collator, engine: Engine) -> Validator:
+    context = session.context
+
+    @functools.cache
+    def codec() -> LatentCodec:
+        config: CodecConfig = TypeAdapter(CodecConfig).validate_python(checkpoint.codec)
+        return open_codec(config, context.weights_folders(), context.resources.device)
+
+    return Validator.of(session.config, session.index, collate, engine, context.state, codec)
+
+
+def _saver(session: Session, manifest: SaveManifest | None, facts: SaveFacts) -> Saver:
+    context = session.context
+    return Saver(
+        session.states,
+        context.rank,
+        context.world_size,
+        facts,
+        metric_files=() if manifest is None else manifest.metrics,
+        committed=None if manifest is None else manifest.step,
+        timeout_s=session.config.save_timeout_s,
+        record=lambda row: record_save(context, row),
+    )
 
 
 def _collator(session: Session, checkpoint: CheckpointConfig, objective: Objective) -> Collator:
@@ -135,6 +245,7 @@ def _collator(session: Session, checkpoint: CheckpointConfig, objective: Objecti
         text_drop=session.config.text_drop,
         high_window=objective.high_window,
         with_captions=objective.needs_captions,
+        held_out=held_out_samples(session.index, session.config.order.held_out),
     )
 
 
@@ -149,36 +260,3 @@ def check_encoders(dataset: Artifact, checkpoint: CheckpointConfig) -> None:
                 where=f"checkpoint has {expected}",
                 next_step=f"give `encode` and `init` the same {name} section",
             )
-
-
-def _export(session: Session, manifest: SaveManifest) -> None:
-    """Write the checkpoint artifact from the final save: needs no engine, so a kill here costs nothing."""
-    context, states = session.context, session.states
-    directory = context.output("checkpoint")
-    ema = states.whole(manifest, "ema") if manifest.has_ema else None
-    save_checkpoint(directory, read_config(session.start.path("config.json")), states.whole(manifest, "master"), ema)
-    state = exposure_state(session)
-    write_atomic(directory / TRAINING_STATE, canonical_json(state.canonical()))
-    write_atomic(directory / METRICS, states.metric_rows(manifest))
-    context.summary("checkpoint", {"stage": state.stage, "step": state.cursor, "order": session.order.summary()})
-    sizes = {world_size for _, world_size in manifest.lineage}
-    context.metrics(
-        {
-            "steps": manifest.step,
-            "attempts": [list(entry) for entry in manifest.lineage],
-            "reproducibility": "bit-exact" if len(sizes) == 1 else "sample-exact",
-        }
-    )
-
-
-def exposure_state(session: Session) -> ExposureState:
-    config = session.config
-    return ExposureState(
-        stage=config.name,
-        dataset_id=session.dataset.id,
-        order=config.order,
-        seed=session.context.seed,
-        global_batch=tuple(session.order.step_size(step).samples for step in session.order.round),
-        cursor=config.steps,
-        init_from=session.start.id,
-    )

@@ -22,7 +22,7 @@ def is_held_out(clip_id: str, per_million: int) -> bool:
 
 
 def held_out_samples(index: pa.Table, per_million: int) -> frozenset[str]:
-    """Ids of the samples made of held-out clips; `index` needs `sample_id` and, unless nothing is held out, `clip_id`."""
+    """Ids of the samples made of held-out clips; `index` needs the columns of the order and `clip_id`."""
     return frozenset(held_out_rows(index, per_million)["sample_id"].to_pylist()) if per_million else frozenset()
 
 

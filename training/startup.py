@@ -24,10 +24,16 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 class PlainAdamW(torch.optim.AdamW):
-    """torch's AdamW, same arithmetic, without importing `torch._dynamo` to tell it to keep away."""
+    """torch's AdamW, same arithmetic, without importing `torch._dynamo` to tell it to keep away.
+
+    A `step` leaves weights and moments alone when `may_update` says no."""
+
+    may_update: Callable[[], bool] | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        if self.may_update is not None and not self.may_update():
+            return
         inner = getattr(torch.optim.Adam.step, "__wrapped__", None)
         if inner is None:
             super().step(closure)

@@ -5,27 +5,33 @@ The engine computes, the order decides what is seen; `Trainer` holds what a rank
 
 from __future__ import annotations
 
-import json
-import math
+import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import NoReturn
 
-from torch import distributed
-
-from m4v.core.errors import NeedsHuman
+from m4v.core.errors import Drained, NeedsHuman
 from m4v.core.stage import StageContext
+from training.clock import StepClock
 from training.config import TrainConfig
 from training.ema import Ema
 from training.engine import Engine
 from training.exposure import DebugLog
+from training.guard import SKIPPED, RolledBack, steps_to_leave_out
+from training.hardware import StepCosts, memory_in_use
+from training.heartbeat import Pulse
 from training.loader import Batch, Collator, Prefetcher
-from training.metrics import Speed, StepSums, Timing
-from training.objective import Objective
+from training.metrics import Speed
+from training.monitor import Monitor
 from training.order import DataOrder
-from training.state import Row, SaveManifest, Shard, StateFile, StateStore
+from training.saved import Kind, Row, SaveManifest, Shard
+from training.saving import DrainClock, Saver, is_due, is_permanent, record_save
+from training.stepping import Outcome, Stepper, suspects
+from training.validation import Validator
 
 PREFETCH_STEPS = 2
+_log = logging.getLogger(__name__)
 
 
 def shards_of(engine: Engine, ema: Ema | None) -> list[Shard]:
@@ -40,114 +46,162 @@ def shards_of(engine: Engine, ema: Ema | None) -> list[Shard]:
 
 @dataclass
 class Trainer:
-    """One rank of a stage run. `step` steps are finished; `lineage` lists (first step, world size) of the
-    attempts behind them, this one included; `metric_files` hold the rows of all saved steps."""
+    """One rank of a stage run. `step` steps are finished."""
 
     context: StageContext
     config: TrainConfig
     order: DataOrder
     collate: Collator
-    objective: Objective
+    stepper: Stepper
     engine: Engine
     ema: Ema | None
-    states: StateStore
+    saver: Saver
+    pulse: Pulse
     step: int
-    lineage: tuple[tuple[int, int], ...]
-    metric_files: tuple[StateFile, ...] = ()
+    validator: Validator | None = None
+    monitor: Monitor | None = None  # of rank 0
+    costs: StepCosts | None = None  # of rank 0, on a GPU whose `peak` operations a second are known
+    peak: float | None = None
     rows: list[Row] = field(default_factory=list)  # since the last save
     speed: Speed = field(default_factory=Speed)
 
     def run(self) -> SaveManifest | None:
         """Train to the last step; rank 0 gets the manifest of the final save.
 
-        Raises Drained after a saved step when a stop was asked for, NeedsHuman on a loss or gradient that is
-        not finite.
+        Raises Drained after a saved step when a stop was asked for; NeedsHuman or RolledBack as the guard says.
         """
         log = DebugLog.from_environment(self.config.name, self.context.rank)
         prefetch = Prefetcher(self._batches, self.step, self.config.steps, PREFETCH_STEPS)
+        drains = DrainClock(lambda: self.context.drain_requested, self.config.drain_deadline_s)
         manifest: SaveManifest | None = None
         began = time.perf_counter()
         try:
             for step, batches in prefetch:
-                timing = Timing(data=time.perf_counter() - began)
-                drain = self._one_step(step, batches, timing)
-                log.write(step, self.engine.world_size, [(b.pack.place, *d) for b in batches for d in b.pack.draws])
-                self.step = step + 1
-                finished = self.step == self.config.steps
-                if drain or finished or self.step % self.config.save_every == 0:
-                    with timing.part("save"):
-                        manifest = self.save()
-                timing.total = time.perf_counter() - began
-                self._record(step, timing)
-                if drain and not finished:
-                    self.context.request_drain()  # another rank may have been the one that was asked
-                    self.context.check_drain()
+                waited = time.perf_counter() - began
+                self.pulse.enter("step")
+                with StepClock(self.engine.device) as clock:
+                    outcome = self.stepper.take(step, batches, clock, self.context.drain_requested)
+                    self._settle(step, outcome)
+                    log.write(step, self.engine.world_size, *consumed(batches, outcome))
+                    self._validate(outcome.row, clock)
+                    manifest = self._save_when_due(outcome.drain, clock)
+                self._record(outcome, clock, began, waited)
+                if outcome.drain and manifest is None:
+                    self._leave(drains.deadline)
                 began = time.perf_counter()
         finally:
             prefetch.close()
+            drains.close()
         return manifest
 
-    def save(self) -> SaveManifest | None:
-        """Write and commit the state after `step` steps; every rank takes part, rank 0 gets the manifest."""
-        own = self.states.write_shards(self.step, self.context.rank, shards_of(self.engine, self.ema))
-        files: list[dict[str, object]] = [{}] * self.context.world_size
-        distributed.gather_object(own.canonical(), files if self.context.rank == 0 else None)
-        manifest = None
-        if self.context.rank == 0:
-            self.metric_files = (*self.metric_files, self.states.write_metrics(self.rows))
-            manifest = SaveManifest(
-                step=self.step,
-                shapes=self.engine.shapes,
-                has_ema=self.ema is not None,
-                files=tuple(StateFile.model_validate(f) for f in files),
-                metrics=self.metric_files,
-                lineage=self.lineage,
+    def _settle(self, step: int, outcome: Outcome) -> None:
+        """Count the step, or leave the loop when the guard wants that. Every rank does the same."""
+        if outcome.verdict.action == "roll_back":
+            self.saver.finish()  # it is one that may be gone back to
+            base = max(s for s in range(step + 1) if s == 0 or is_due(s, self.config))
+            left_out = steps_to_leave_out(step, base, self.config.guard.rewind)
+            raise RolledBack(step, left_out, outcome.verdict.reason)
+        if outcome.verdict.action == "stop":
+            samples = suspects(outcome, self.order, step, self.context.world_size)
+            raise NeedsHuman(
+                f"{outcome.verdict.reason} at step {step} of stage {self.config.name!r}; the step was not taken",
+                value=samples,
+                where="samples of the step",
+                next_step="look at the samples with `m4v data inspect`, lower optimizer.lr, or set guard",
             )
-            self.states.commit(manifest)
-        self.rows = []
-        distributed.barrier()  # no rank goes on before the save exists
-        return manifest
+        if not outcome.updated and self.context.rank == 0:
+            _log.warning("step %d of stage %r took no update: %s", step, self.config.name, outcome.row[SKIPPED])
+        self.rows.append(outcome.row)
+        self.step = step + 1
+
+    def _validate(self, row: Row, clock: StepClock) -> None:
+        """Add the held-out losses to the step's row."""
+        if self.validator is not None and self.validator.is_due(self.step):
+            self.pulse.enter("validation")
+            with clock.part("validation"):
+                row.update(self.validator(self.step))
+
+    def _save_when_due(self, drain: bool, clock: StepClock) -> SaveManifest | None:
+        """Begin a save that is due; the manifest of the last one."""
+        self.pulse.enter("save")
+        with clock.part("save"):
+            self.saver.check()
+            if self.step == self.config.steps:
+                return self.save(wait=True)
+            if is_due(self.step, self.config) and not drain:
+                self.save(wait=not self.config.async_saves)
+        return None
+
+    def save(self, *, wait: bool, deadline: float | None = None) -> SaveManifest | None:
+        """Begin the save of the state after `step` steps, unless it was begun; every rank takes part. With `wait`
+        it exists on return, and rank 0 gets its manifest; None when `deadline` (of `time.monotonic`) came first."""
+        if self.saver.begun != self.step:
+            kind: Kind = "permanent" if is_permanent(self.step, self.config) else "ephemeral"
+            shards = shards_of(self.engine, self.ema)
+            if not self.saver.begin(self.step, shards, self.rows, kind, synchronous=wait, deadline=deadline):
+                return None
+            self.rows = []
+        return self.saver.finish(deadline) if wait else None
+
+    def _leave(self, deadline: float) -> NoReturn:
+        """The emergency save, and out with exit class 40, whether it was in time or not."""
+        self.context.request_drain()  # another rank may have been the one that was asked
+        self.save(wait=True, deadline=deadline)
+        if self.saver.committed == self.step:
+            self.context.check_drain()
+        last, limit = self.saver.committed, self.config.drain_deadline_s
+        record_save(self.context, {"event": "emergency_save_abandoned", "step": self.step, "stands": last})
+        stands = "there is no earlier save" if last is None else f"the save of step {last} stands"
+        raise Drained(
+            f"stage was drained at step {self.step} and its emergency save was not over after {limit:g} s: {stands}",
+            value=self.context.request.stage,
+            next_step="m4v run RECIPE resumes from there; a longer drain_deadline_s loses less",
+        )  # fmt: skip
 
     def _batches(self, step: int) -> list[Batch]:
-        packs = self.order.rank_packs(step, self.context.rank, self.context.world_size)
+        if step in self.stepper.left_out:
+            return []
+        alone = self.config.engine.fixed_order  # then every rank has all packs
+        rank, ranks = (0, 1) if alone else (self.context.rank, self.context.world_size)
+        packs = self.order.rank_packs(step, rank, ranks)
         return [self.collate(pack).to(self.engine.device) for pack in packs]
 
-    def _one_step(self, step: int, batches: list[Batch], timing: Timing) -> bool:
-        """Forward, backward, update and the metrics row; true when any rank was asked to stop."""
-        size, sums = self.order.step_size(step), StepSums(self.objective.names, self.engine.device)
-        for batch in batches:
-            with timing.part("forward"):
-                terms = self.objective(self.engine, batch, size)
-            if not math.isfinite(float(terms.loss.detach())):
-                raise self._not_finite("loss", step, [batch])
-            with timing.part("backward"):
-                self.engine.backward(terms.loss / size.samples)
-            sums.add(terms)
-        lr = self.config.optimizer.lr_at(step, self.config.steps)
-        with timing.part("optimizer"):
-            norm = self.engine.step(lr)
-            if not math.isfinite(norm):
-                raise self._not_finite("gradient", step, batches)
-            if self.ema is not None:
-                self.ema.update(step)
-            means = sums.reduce(size.samples, self.context.drain_requested)
-        self.speed.tokens += size.tokens
-        row = {"step": step, "loss": means.loss, "grad_norm": norm, "lr": lr, "tokens": size.tokens}
-        self.rows.append({**row, "samples": size.samples, "media": self.order.media(step), **means.named})
-        self.context.progress.update(step + 1, self.config.steps, "steps", f"loss {means.loss:.4f}")
-        return means.drain
-
-    def _not_finite(self, what: str, step: int, batches: list[Batch]) -> NeedsHuman:
-        return NeedsHuman(
-            f"{what} is not finite at step {step} of stage {self.config.name!r}; the step was not taken",
-            value=sorted({s for batch in batches for s in batch.pack.samples}),
-            where=f"samples of rank {self.context.rank}",
-            next_step="look at the samples with `m4v data inspect`, or lower optimizer.lr",
-        )
-
-    def _record(self, step: int, timing: Timing) -> None:
+    def _record(self, outcome: Outcome, clock: StepClock, began: float, waited: float) -> None:
+        """Speed and memory of the step, for whoever watches."""
+        timing = clock.read()
+        timing.data, timing.total = waited, time.perf_counter() - began
+        tokens, device = int(str(outcome.row["tokens"])), self.engine.device
+        self.pulse.finished(self.step, timing.total)
         self.speed.steps.append(timing)
-        if self.context.rank == 0:
-            parts = {name: round(seconds, 6) for name, seconds in vars(timing).items()}
-            with Path(self.context.work_dir, "timings.jsonl").open("a") as stream:
-                stream.write(json.dumps({"step": step, **parts}) + "\n")
+        self.speed.tokens += tokens
+        if self.monitor is None:
+            return
+        self.speed.memory = memory_in_use(device)
+        mfu = self._mfu(self.step - 1, timing.total)
+        self.speed.mfu += [] if mfu is None else [mfu]
+        measured = {name: round(seconds, 6) for name, seconds in vars(timing).items()}
+        rates = {"tokens_per_second": tokens / timing.total} | ({} if mfu is None else {"mfu": mfu})
+        self.monitor.step(outcome.row, {**measured, **rates, **self.speed.memory})
+        loss = outcome.row["loss"]
+        note = f"loss {loss:.4f}" if isinstance(loss, float) else f"no update: {outcome.row[SKIPPED]}"
+        self.context.progress.update(self.step, self.config.steps, "steps", note)
+
+    def _mfu(self, step: int, seconds: float) -> float | None:
+        """Model FLOPs utilisation of a step; None where the GPU's peak is unknown, or the step not counted yet."""
+        if self.costs is None or self.peak is None:
+            return None
+        flops = self.costs.of_step(step)
+        return None if flops is None else flops / (seconds * self.engine.world_size * self.peak)
+
+
+def consumed(batches: Sequence[Batch], outcome: Outcome) -> tuple[list[tuple[int, str, int]], list[int]]:
+    """What a step learned from, as the debug log wants it: (pack, sample id, draw index), and this rank's packs."""
+    places = [batch.pack.place for batch in batches]
+    if not outcome.updated:
+        return [], places
+    return [
+        (batch.pack.place, *draw)
+        for batch in batches
+        for draw, held in zip(batch.pack.draws, batch.held_out or [False] * len(batch.pack.draws), strict=True)
+        if not held
+    ], places

@@ -26,6 +26,9 @@ from training.config import EngineConfig, InitConfig, OptimizerConfig, OrderConf
 from training.exposure import ExposureState, order_of
 
 STEPS = 7
+FAULTS = (
+    "step:0", "step:1", "copy:0", "half:2", "file:2", "shard:2", "commit:2", "copy:1", "retain:6", "step:5", "commit:7"
+)  # fmt: skip
 TINY = ModelConfig(
     width=32, heads=2, double_blocks=1, single_blocks=1, text_dim=384, pooled_dim=384, text_slots=8, mlp_ratio=2
 )
@@ -68,7 +71,8 @@ def test_metrics_have_every_step_once_and_no_timings(straight: Path) -> None:
     assert [r["step"] for r in rows] == list(range(STEPS))
     assert [r["media"] for r in rows] == ["video", "video", "image"] * 2 + ["video"]
     assert set(rows[0]) == {
-        "step", "loss", "grad_norm", "lr", "tokens", "samples", "media", "loss_low", "loss_mid", "loss_high"
+        "step", "loss", "grad_norm", "lr", "tokens", "samples", "media", "loss_low", "loss_mid", "loss_high",
+        "loss_t00", "loss_t20", "loss_t40", "loss_t60", "loss_t80",
     }  # fmt: skip
     assert rows[0]["lr"] == pytest.approx(1e-6)
     assert rows[3]["lr"] == 1e-3
@@ -110,7 +114,22 @@ def test_killed_and_drained_then_resumed_is_bit_equal(bench: Bench, straight: Pa
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("fault", ["step:0", "step:1", "half:2", "shard:2", "commit:2", "step:5", "commit:7"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "step:0",
+        "step:1",
+        "copy:0",
+        "half:2",
+        "file:2",
+        "shard:2",
+        "commit:2",
+        "copy:1",
+        "retain:6",
+        "step:5",
+        "commit:7",
+    ],
+)
 def test_a_kill_at_any_point_is_bit_equal(bench: Bench, straight: Path, fault: str) -> None:
     name = f"deep-{fault}"
     bench.run(name, fault=fault)

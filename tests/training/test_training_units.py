@@ -20,12 +20,13 @@ from m4v.core.shard_index import INDEX, read_index
 from m4v.core.storage import Storage
 from m4v.flow.latents import normalise
 from m4v.flow.schedule import PyramidSchedule
+from training.clock import Timing
 from training.config import OptimizerConfig, OrderConfig, RewardTermConfig, latents_of
 from training.ema import Ema, decay_at
 from training.engine import Fragment
 from training.exposure import DebugLog, ExposureState, order_of, seen, steps_that_saw, surviving_line
 from training.loader import Batch, Collator, Prefetcher, SampleStore, Text
-from training.metrics import Speed, Timing
+from training.metrics import Speed
 from training.order import Pack, check_world_size
 from training.state import SaveManifest, Shard, StateFile, StateStore
 

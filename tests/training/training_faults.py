@@ -1,8 +1,10 @@
 """Runs stage processes under torchrun for tests: `torchrun training_faults.py REQUEST...`, one after the other.
 
-`M4V_TEST_FAULT` = `POINT:STEP` makes every rank SIGKILL itself there: `step` after the update of STEP, `shard`
-between the ranks' files of the save at STEP and its manifest, `half` in the middle of rank 0's file, `commit`
-right after the manifest, `export` while the checkpoint is written.
+`M4V_TEST_FAULT` = `POINT:STEP` makes ranks SIGKILL themselves there. `step`: after the update of STEP. Of the save at
+STEP: `copy`, in its snapshot; `half`, in the middle of rank 0's file; `file`, between a rank's file and its word that
+it is there; `shard`, between all files and the manifest; `retain`, when retention has deleted the manifest of an older
+save and not its files; `commit`, right after. `export`: while the checkpoint is written. `slow` lets the save at STEP
+never end.
 """
 
 from __future__ import annotations
@@ -10,53 +12,90 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
 
 from m4v.core.storage import Storage
 from pipelines.stage_process import main
-from training import session
+from training import export, state
 from training.exposure import DebugLog
+from training.snapshot import Snapshot
 from training.state import SaveManifest, StateStore
+from training.tensor_file import Written
 
 
-def die(*_: object) -> None:
+def die(*_: object) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def before(owner: type, name: str, when: Callable[..., bool], act: Callable[..., object] = die) -> None:
+    """Let `act` happen before a method, when its arguments are so."""
+    method = getattr(owner, name)
+
+    def changed(self: Any, *arguments: Any) -> Any:
+        if when(self, *arguments):
+            act()
+        return method(self, *arguments)
+
+    setattr(owner, name, changed)
+
+
+def after(owner: type, name: str, when: Callable[..., bool]) -> None:
+    """Die after a method, when its arguments are so."""
+    method = getattr(owner, name)
+
+    def changed(self: Any, *arguments: Any) -> Any:
+        result = method(self, *arguments)
+        return die() if when(self, *arguments) else result
+
+    setattr(owner, name, changed)
+
+
+def leave_half(at: int) -> None:
+    module: Any = state
+    write_tensors = module.write_tensors
+
+    def half(storage: Storage, path: str, tensors: Mapping[str, Tensor]) -> Written:
+        written: Written = write_tensors(storage, path, tensors)
+        if path.startswith(f"saves/{at:010d}") and "rank-00000" in path:
+            file = storage.local_root / path
+            file.write_bytes(file.read_bytes()[: written.size_bytes // 2])
+            die()
+        return written
+
+    module.write_tensors = half
+
+
 def plant(point: str, at: int) -> None:
-    """Replace one method by itself followed (or preceded) by death at `at`."""
+    def of_step(_: StateStore, step: int, *rest: object) -> bool:
+        return step == at
+
+    def of_manifest(_: StateStore, manifest: SaveManifest) -> bool:
+        return manifest.step == at
+
     if point == "step":
-        write = DebugLog.write
-
-        def logged(self: DebugLog, step: int, *rest: object) -> None:
-            write(self, step, *rest)  # type: ignore[arg-type]
-            if step == at:
-                die()
-
-        DebugLog.write = logged  # type: ignore[assignment,method-assign]
+        after(DebugLog, "write", lambda _, step, *rest: step == at)
+    elif point == "copy":
+        remaining = iter(range(at))  # `at` counts snapshots here, from 0
+        before(Snapshot, "copy", lambda *_: next(remaining, None) is None)
     elif point == "half":
-        write_bytes = Storage.write_bytes
-
-        def half(self: Storage, path: str, data: bytes) -> None:
-            if path.startswith(f"saves/{at:010d}") and "rank-00000" in path:
-                self.local_root.joinpath(path).parent.mkdir(parents=True, exist_ok=True)
-                self.local_root.joinpath(path).write_bytes(data[: len(data) // 2])
-                die()
-            write_bytes(self, path, data)
-
-        Storage.write_bytes = half  # type: ignore[method-assign]
-    elif point in ("shard", "commit"):
-        commit = StateStore.commit
-
-        def committed(self: StateStore, manifest: SaveManifest) -> None:
-            if manifest.step == at and point == "shard":
-                die()
-            commit(self, manifest)
-            if manifest.step == at:
-                die()
-
-        StateStore.commit = committed  # type: ignore[method-assign]
+        leave_half(at)
+    elif point == "file":
+        before(StateStore, "report", of_step)
+    elif point == "slow":
+        before(StateStore, "report", of_step, lambda: time.sleep(1e6))
+    elif point == "shard":
+        before(StateStore, "commit", of_manifest)
+    elif point == "retain":
+        after(Storage, "delete", lambda _, path: path.endswith(state.MANIFEST) and path < f"saves/{at:010d}")
+    elif point == "commit":
+        after(StateStore, "commit", of_manifest)
     elif point == "export":
-        session.save_checkpoint = die  # type: ignore[assignment]
+        module: Any = export
+        module.save_checkpoint = die
     else:
         raise ValueError(point)
 

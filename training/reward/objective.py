@@ -19,12 +19,10 @@ from m4v.flow.schedule import PyramidSchedule
 from training.config import RewardTermConfig
 from training.engine import Engine
 from training.loader import Batch
-from training.objective import FLOW_NAMES, Terms, flow_terms
+from training.objective import FLOW_NAMES, Logged, Terms, add_to, flow_terms
 from training.order import StepSize
 from training.reward.rewards import Rewards
 from training.template import HIGH, Column
-
-Logged = dict[str, tuple[float, int]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class RewardObjective:
     def __call__(self, engine: Engine, batch: Batch, size: StepSize) -> Terms:
         flow = flow_terms(engine, batch)
         loss = flow_sum = torch.cat(flow.losses).sum()
-        logged = flow.logged(batch)
+        logged = flow.logged(batch, self._schedule.config.train_steps)
         for c, column in enumerate(batch.pack.columns):
             scored = self._scored(batch, c, column, flow.predictions[c])
             if scored is not None:
@@ -63,11 +61,11 @@ class RewardObjective:
                 error = flow.predictions[c].detach() - batch.columns[c].target
                 gradients = (pull, 2 * error / error[0].numel())
                 for name, gradient in zip(("reward_gradient", "flow_gradient"), gradients, strict=True):
-                    _add(logged, name, gradient.flatten(1).norm(dim=1))
+                    add_to(logged, name, gradient[flow.trained[c]].flatten(1).norm(dim=1))
                 for name, (total, count) in scored.logged.items():
                     before = logged.get(name, (0.0, 0))
                     logged[name] = (before[0] + total, before[1] + count)
-        return Terms(loss, float(flow_sum.detach()), logged)
+        return Terms(loss, float(flow_sum.detach()), flow.samples, logged)
 
     def _scored(self, batch: Batch, c: int, column: Column, prediction: Tensor) -> ScoredColumn | None:
         """None for columns that carry no reward: lower stages, frames before the clip's final latents, and
@@ -83,12 +81,12 @@ class RewardObjective:
             scored = self._rewards(frames, [batch.captions[self._row(batch, i, c)] for i in rows])
             (gradient,) = torch.autograd.grad(scored.reward.sum(), velocity)
         logged: Logged = {}
-        _add(logged, "reward", scored.reward.detach())
+        add_to(logged, "reward", scored.reward.detach())
         for name, scores in scored.by_scorer.items():
-            _add(logged, f"score_{name}", scores)
+            add_to(logged, f"score_{name}", scores)
         frames = frames.detach()
         edges = ((frames <= 0) | (frames >= 1)).float().flatten(1).mean(dim=1)
-        _add(logged, "clipped", edges)
+        add_to(logged, "clipped", edges)
         return ScoredColumn(gradient, logged)
 
     @staticmethod
@@ -114,8 +112,3 @@ def _take(column: PackedColumn, rows: list[int]) -> PackedColumn:
         column.sigma[rows],
         column.noise[rows],
     )
-
-
-def _add(logged: Logged, name: str, values: Tensor) -> None:
-    total, count = logged.get(name, (0.0, 0))
-    logged[name] = (total + float(values.double().sum()), count + len(values))

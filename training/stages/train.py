@@ -10,4 +10,6 @@ from training.session import run_training
 
 def run(context: StageContext) -> None:
     """Every rank runs this; rank 0 writes the checkpoint."""
-    run_training(context, context.config(TrainConfig), lambda _: FlowObjective())
+    run_training(
+        context, context.config(TrainConfig), lambda checkpoint: FlowObjective(checkpoint.schedule.train_steps)
+    )

@@ -1,0 +1,115 @@
+"""Peak arithmetic rates of GPUs, model FLOPs utilisation, and memory in use.
+
+MFU = floating-point operations that the model's training needs (three forwards: activations that are computed again
+do not count) / (seconds x GPUs x peak). Without a published peak there is none.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from m4v.config import ModelConfig
+from m4v.flops import Setting, count_forward, meta_model
+from training.order import DataOrder
+from training.streams import Stream
+from training.template import Column
+
+TRAINING_FORWARDS = 3  # forward, and a backward of twice its operations
+_TERA = 1e12
+
+
+class Peak(NamedTuple):
+    """Dense peak in TFLOP/s: matrix products in bfloat16 on tensor cores, and plain float32."""
+
+    bfloat16: float
+    float32: float
+
+
+# By name as CUDA tells it. NVIDIA's data sheets; where they print the rate with sparsity, half of it.
+_HOPPER_SXM = Peak(989.4, 66.9)  # H100 Tensor Core GPU Architecture whitepaper, table 2; H200 data sheet: the same
+_AMPERE = Peak(312, 19.5)  # A100 Tensor Core GPU Architecture whitepaper, table 1
+PEAKS: Mapping[str, Peak] = {
+    "NVIDIA H100 80GB HBM3": _HOPPER_SXM,
+    "NVIDIA H100 PCIe": Peak(756, 51.2),  # H100 whitepaper, table 2
+    "NVIDIA H100 NVL": Peak(835.5, 60),  # H100 NVL data sheet: 1,671 with sparsity
+    "NVIDIA H200": _HOPPER_SXM,
+    "NVIDIA H200 NVL": Peak(835.5, 60),  # H200 data sheet: 1,671 with sparsity
+    "NVIDIA GH200 480GB": _HOPPER_SXM,
+    "NVIDIA A100-SXM4-40GB": _AMPERE,
+    "NVIDIA A100-SXM4-80GB": _AMPERE,
+    "NVIDIA A100-PCIE-40GB": _AMPERE,
+    "NVIDIA A100 80GB PCIe": _AMPERE,
+    "NVIDIA L40S": Peak(362.05, 91.6),  # L40S data sheet
+    "NVIDIA L4": Peak(121, 30.3),  # L4 data sheet: 242 with sparsity
+    "NVIDIA A10": Peak(125, 31.2),  # A10 data sheet
+}
+
+
+def peak_flops(name: str, dtype: str) -> float | None:
+    """Peak operations a second of a GPU by CUDA's name, computing in `bfloat16` or `float32`; None when unknown."""
+    peak = PEAKS.get(name)
+    return None if peak is None else _TERA * (peak.bfloat16 if dtype == "bfloat16" else peak.float32)
+
+
+def device_peak(device: torch.device, dtype: str) -> float | None:
+    """Peak of this process's device; None on a CPU."""
+    return peak_flops(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None
+
+
+class StepCosts:
+    """Operations of training steps, counted on the meta device in a thread of its own: a big model's shapes take
+    minutes, and no step waits for them."""
+
+    def __init__(self, config: ModelConfig, order: DataOrder) -> None:
+        self._config, self._order = config, order
+        self._forward: dict[Setting, int] = {}
+        self._thread = threading.Thread(target=self._count, name="flops", daemon=True)
+
+    def start(self) -> StepCosts:
+        self._thread.start()
+        return self
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def of_step(self, step: int) -> int | None:
+        """Operations of a step over all ranks; None before they are counted."""
+        total = 0
+        for stream, columns in self._order.shapes(step):
+            for setting in settings_of(stream, columns):
+                if setting not in self._forward:
+                    return None
+                total += stream.batch * self._forward[setting]
+        return TRAINING_FORWARDS * total
+
+    def _count(self) -> None:
+        model = meta_model(self._config)
+        streams = self._order.streams
+        for setting in sorted({s for x in streams for columns in x.cycle for s in settings_of(x, columns)}):
+            self._forward[setting] = count_forward(model, setting).forward
+
+
+def settings_of(stream: Stream, columns: Sequence[Column]) -> list[Setting]:
+    """One forward of each column of a pack."""
+    return [Setting(c.unit, c.stage, stream.h, stream.w) for c in columns]
+
+
+def memory_in_use(device: torch.device) -> dict[str, int]:
+    """Bytes: of the GPU what is allocated, what torch has reserved, and the highest it had allocated; of the process
+    its resident set and the highest it had."""
+    found = {
+        "rss_bytes": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+        "rss_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    if device.type == "cuda":
+        found["gpu_allocated_bytes"] = torch.cuda.memory_allocated(device)
+        found["gpu_reserved_bytes"] = torch.cuda.memory_reserved(device)
+        found["gpu_peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    return found
