@@ -69,7 +69,6 @@ class Stepper:
         every collective, and the guard stops its update."""
         size, sums = self.order.step_size(step), StepSums(self.objective.names, self.engine.device)
         counted = self.engine.rank == 0 or not self.config.engine.fixed_order  # else all ranks have all packs
-        counts = not self.config.engine.fixed_order or self.engine.rank == 0  # there every rank has all packs
         broken: list[str] = []
         for batch in batches:
             with clock.part("forward"):
@@ -79,7 +78,6 @@ class Stepper:
             with clock.part("backward"):
                 self.engine.backward(terms.loss / size.samples)
             if counted:
-                if counts:
                 sums.add(terms)
         return sums, broken
 
