@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m4v.core.errors import InfrastructureError, InputError
+from pipelines.launchers import Job
+from pipelines.launchers.base import ask_to_drain
+from pipelines.launchers.earlier import cancel_jobs, live_jobs, perhaps_alive
 from pipelines.ledger import AttemptRow, DrainRow, Ledger, PipelineRunRow, RunRow, Status
 from pipelines.ledger.process import host_name, is_dead, process_token
 from pipelines.processes import Process, identify, kill_leftovers, send, survivors
@@ -65,11 +68,17 @@ def _quiet(_: str) -> None:
     return None
 
 
+def _attempts(ledger: Ledger, pipeline_run_id: str) -> list[AttemptRow]:
+    return ledger.attempts(pipeline_run_id=pipeline_run_id, limit=None)
+
+
 class Cancellation:
     """One cancellation of a pipeline run."""
 
     def __init__(self, ledger: Ledger, identity: str, tell: Callable[[str], None] = _quiet) -> None:
-        row = _running(ledger, identity)
+        row = ledger.resolve(identity)
+        if not (isinstance(row, PipelineRunRow) and perhaps_alive(_attempts(ledger, row.pipeline_run_id))):
+            row = _running(ledger, identity)  # what has ended may have left cluster jobs
         if isinstance(row, AttemptRow):
             owner = f"cancel its pipeline run: m4v runs cancel {row.pipeline_run_id}"
             step = owner if row.pipeline_run_id else f"m4v runs drain {identity}"
@@ -84,7 +93,10 @@ class Cancellation:
         Raises InfrastructureError when that cannot be confirmed: its processes are another host's, or do not die.
         """
         started = time.monotonic()
-        self._ledger.request_drain(pipeline_run_id=self._id, reason=reason, requested_by=by)
+        if self._status() is Status.RUNNING:
+            self._ledger.request_drain(pipeline_run_id=self._id, reason=reason, requested_by=by)
+        for job in self._jobs():  # nobody may be waiting for them who would pass the request on
+            ask_to_drain(job.work_dir)
         self._tell(f"asked run {self._id} to save its state and stop; killing it after {grace_s:g} s")
         if not self._wait(grace_s):
             self._check_reach()
@@ -98,12 +110,16 @@ class Cancellation:
         return self._ledger.pipeline_run(self._id).status
 
     def _folders(self) -> list[Path]:
-        attempts = self._ledger.attempts(pipeline_run_id=self._id, limit=None)
-        return [Path(a.work_dir) for a in attempts if a.host == host_name()]
+        return [Path(a.work_dir) for a in _attempts(self._ledger, self._id) if a.host == host_name()]
+
+    def _jobs(self) -> list[Job]:
+        return live_jobs(_attempts(self._ledger, self._id))
 
     def _gone(self) -> bool:
-        """The run has written down its end, and nothing that it started here is alive."""
-        return self._status() is not Status.RUNNING and not any(survivors(folder) for folder in self._folders())
+        """The run has written down its end, and nothing that it started here or on a cluster is alive."""
+        if self._status() is Status.RUNNING or any(survivors(folder) for folder in self._folders()):
+            return False
+        return not self._jobs()
 
     def _wait(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
@@ -120,7 +136,7 @@ class Cancellation:
 
     def _check_reach(self) -> None:
         here = process_token().split("/")[:2] == self._runner.split("/")[:2]
-        if self._host != host_name() or not here:
+        if self._status() is Status.RUNNING and (self._host != host_name() or not here):
             raise InfrastructureError(
                 "the run has not drained in time and its processes cannot be reached from here",
                 value=self._id,
@@ -145,6 +161,7 @@ class Cancellation:
             )  # fmt: skip
 
     def _kill_stages(self) -> None:
+        cancel_jobs(self._jobs())
         for folder in self._folders():
             self._killed.update(kill_leftovers(folder))
 

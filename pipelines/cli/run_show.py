@@ -11,6 +11,7 @@ import yaml
 
 from m4v.core.errors import ExitClass, InputError
 from pipelines.cli.output import Id, duration, print_facts, print_json, print_rows, short, size
+from pipelines.cli.run_events import print_supervision, supervision_json
 from pipelines.keys import flatten
 from pipelines.ledger import AttemptRow, Ledger, NodeRow, PipelineRunRow, PortRow, RunRow, VerificationRow
 from pipelines.provenance import BlobStore
@@ -26,8 +27,16 @@ def show(ledger: Ledger, row: Row, json_: bool) -> None:
     elif isinstance(row, RunRow):
         _show_run(ledger, row, json_)
     else:
-        facts = _attempt_json(row)
-        print_json(facts) if json_ else print_facts(facts | {"took": duration(row.duration_s)})
+        _show_attempt(ledger, row, json_)
+
+
+def _show_attempt(ledger: Ledger, row: AttemptRow, json_: bool) -> None:
+    facts = _attempt_json(row)
+    if json_:
+        print_json(facts | {"supervision": supervision_json(ledger, [row])})
+        return
+    print_facts(facts | {"took": duration(row.duration_s)})
+    print_supervision(ledger, [row])
 
 
 def print_config(row: Row) -> None:
@@ -110,6 +119,7 @@ def _show_pipeline(ledger: Ledger, row: PipelineRunRow, json_: bool) -> None:
             **asdict(row), "exit": exit_name(row.exit_class), "duration_s": _seconds(row), "environment": environment,
             "nodes": [_node_json(n, runs.get(n.node_id), attempts) for n in nodes],
             "attempts": [_attempt_json(a) for a in attempts], "verifications": [asdict(v) for v in verified],
+            "supervision": supervision_json(ledger, attempts),
         })  # fmt: skip
         return
     print_facts({
@@ -124,6 +134,7 @@ def _show_pipeline(ledger: Ledger, row: PipelineRunRow, json_: bool) -> None:
         [_node_row(n, runs.get(n.node_id), attempts) for n in nodes], text=("outputs", "reason"),
     )  # fmt: skip
     _print_attempts([a for a in attempts if a.status != "succeeded"], "attempts that did not succeed")
+    print_supervision(ledger, attempts)
     _print_verifications(verified)
     print(f"\nconfig: m4v runs show {row.pipeline_run_id} --config; logs: m4v runs logs {row.pipeline_run_id}")
 
@@ -165,6 +176,7 @@ def _show_run(ledger: Ledger, row: RunRow, json_: bool) -> None:
             **asdict(row), "attempts": [_attempt_json(a) for a in attempts], "lock_digest": lock,
             "gpu_hours": gpu_hours(row, attempts), "pipeline_run_id": made_by.pipeline_run_id if made_by else None,
             "node_id": made_by.node_id if made_by else None, "verifications": [asdict(v) for v in verified],
+            "supervision": supervision_json(ledger, attempts),
         })  # fmt: skip
         return
     facts = {k: v for k, v in asdict(row).items() if k not in _NESTED}
@@ -180,6 +192,7 @@ def _show_run(ledger: Ledger, row: RunRow, json_: bool) -> None:
     ports = [("input", *_port(ledger, p)) for p in row.inputs] + [("output", *_port(ledger, p)) for p in row.outputs]
     print_rows(("port", "name", "kind", "artifact", "size", "place"), ports, text=("place",))
     _print_attempts(attempts, "attempts")
+    print_supervision(ledger, attempts)
     _print_verifications(verified)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from m4v.core.errors import ExitClass
+from m4v.core.local_files import write_atomic
 from m4v.core.stage import Resources, StageRequest
 from pipelines.environment import Target
 from training.heartbeat import HangLimits
@@ -58,6 +59,12 @@ class NodePolicy(NamedTuple):
 def job_name(stage_key: str, attempt_id: str) -> str:
     """The name of an attempt's job, known before there is one."""
     return f"m4v-{stage_key[:12]}-{attempt_id}"
+
+
+def ask_to_drain(work_dir: Path) -> None:
+    """Stages poll for the file; the other one says that a person wants it, not a machine that is taken away."""
+    write_atomic(work_dir / DRAIN_ASKED, b"")
+    write_atomic(work_dir / DRAIN, b"")
 
 
 class Launcher(Protocol):

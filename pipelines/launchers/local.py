@@ -18,7 +18,7 @@ from m4v.core.errors import ExitClass
 from m4v.core.stage import Resources, StageRequest, read_exits
 from m4v.core.storage import write_atomic
 from pipelines.environment import Target, local_target
-from pipelines.launchers.base import DRAIN, DRAIN_ASKED, LOG, REQUEST, STACKS, Ending, Job, NodePolicy, job_name
+from pipelines.launchers.base import DRAIN, LOG, REQUEST, STACKS, Ending, Job, NodePolicy, ask_to_drain, job_name
 from pipelines.launchers.endings import ending_of
 from pipelines.launchers.environment import stage_environment
 from pipelines.processes import kill_leftovers
@@ -85,8 +85,7 @@ class LocalLauncher:
         return ending_of(exits, returncode, self._ranks[job.name], draining=draining, log=job.work_dir / LOG)
 
     def drain(self, job: Job) -> None:
-        write_atomic(job.work_dir / DRAIN_ASKED, b"")
-        write_atomic(job.work_dir / DRAIN, b"")
+        ask_to_drain(job.work_dir)
 
     def is_running(self, job: Job) -> bool:
         return True

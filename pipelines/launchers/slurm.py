@@ -16,7 +16,7 @@ from m4v.core.errors import ConfigError, InfrastructureError
 from m4v.core.local_files import write_atomic
 from m4v.core.stage import Resources, StageRequest, write_json
 from pipelines.environment import Target, architecture, kernel_set
-from pipelines.launchers.base import DRAIN, DRAIN_ASKED, STACKS, Ending, Job, NodePolicy, job_name
+from pipelines.launchers.base import DRAIN_ASKED, STACKS, Ending, Job, NodePolicy, ask_to_drain, job_name
 from pipelines.launchers.slurm_client import JobState, SlurmClient
 from pipelines.launchers.slurm_config import SlurmConfig
 from pipelines.launchers.slurm_endings import ending_of_job, ending_of_state
@@ -158,8 +158,7 @@ class SlurmLauncher:
 
     def drain(self, job: Job) -> None:
         """A job that still waits for its place is taken out of the queue: there is no state to save."""
-        write_atomic(job.work_dir / DRAIN_ASKED, b"")
-        write_atomic(job.work_dir / DRAIN, b"")
+        ask_to_drain(job.work_dir)
         try:
             state = self._client.state(job.reference)
             if state is not None and state.state == "PENDING":

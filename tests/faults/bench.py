@@ -1,7 +1,7 @@
 """A workspace with ledger and launcher for tests of the executor, and a process that can be killed:
 `python bench.py HOME SWITCHES [OPTIONS_JSON]` runs the small pipeline and prints its outcomes as JSON.
 
-Options: `count` (fields of CountConfig), `nodes` (how many of the three), `grace_s`, `die_at`
+Options: `count` (fields of CountConfig), `nodes` (how many of the three), `grace_s`, `slurm` (of SlurmConfig), `die_at`
 ("package.module:Class.method before|after N": SIGKILL of this process at the Nth such call).
 """
 
@@ -19,9 +19,12 @@ from typing import Any
 
 from stages_for_faults import CountConfig, pipeline
 
+from m4v.core.config import parse
 from pipelines.attempt import RetryPolicy
 from pipelines.execute import NodeOutcome, PipelineRun
 from pipelines.launchers import LocalLauncher
+from pipelines.launchers.slurm import SlurmLauncher
+from pipelines.launchers.slurm_config import SlurmConfig
 from pipelines.ledger import Ledger
 from pipelines.spec import StageNode
 from pipelines.workspace import Workspace
@@ -108,6 +111,8 @@ def main(home: str, switches: str, options_json: str = "{}") -> None:
     if "die_at" in options:
         die_at(options["die_at"])
     with open_bench(Path(home), grace_s=options.get("grace_s", 10.0)) as bench:
+        if "slurm" in options:
+            bench.launcher = SlurmLauncher(parse(SlurmConfig, options["slurm"], "options"))
         outcomes = bench.run(nodes_of(Path(switches), options))
     print(json.dumps({name: outcome.to_json() for name, outcome in outcomes.items()}))
 
