@@ -1,6 +1,6 @@
 """Config models of the training stages: data order, optimiser, engine, reward. Torch-free.
 
-Units: `frames` are pixel frames (8(t-1)+1), `tokens` are 2x2 latent patches, `steps` are optimiser steps.
+Units: `frames` are pixel frames (8(t-1)+1, Wan 4(t-1)+1), `tokens` are 2x2 latent patches, `steps` are optimiser steps.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from m4v.codec.config import CodecConfig, DctCodecConfig
+from m4v.codec.shape import TEMPORAL, nearest_frames
 from m4v.config import Dtype, ModelConfig, Recompute, SamplerConfig, ScheduleConfig
 from m4v.core.config import FrozenModel, weights_names
 from m4v.scores.config import ConseConfig
@@ -20,9 +21,10 @@ FRAMES_PER_LATENT = 8
 PYRAMID_STAGES = 3
 
 
-def latents_of(frames: int) -> int:
-    """Latent frames of `frames` pixel frames under the causal 8x codec: 1/57/121/241 -> 1/8/16/31."""
-    return (frames - 1) // FRAMES_PER_LATENT + 1
+def latents_of(frames: int, time_stride: int = TEMPORAL) -> int:
+    """Latent frames of `frames` pixel frames under a causal codec: 1/57/121/241 -> 1/8/16/31 where eight frames share
+    a latent, 1/15/31/61 under Wan's VAE, where four do."""
+    return (frames - 1) // time_stride + 1
 
 
 class StartConfig(FrozenModel):
@@ -94,6 +96,7 @@ class OrderConfig(FrozenModel):
 
     frames: int = Field(57, ge=1)
     min_frames: int = Field(9, ge=1)  # shorter clips are left out of a video stage
+    time_stride: Literal[4, 8] = 8  # the codec's: frames that share a latent after the first
     mixture: tuple[MixtureEntry, ...] = (MixtureEntry(name="all"),)
     columns: tuple[int, ...] = (0, 1, 1, 2)  # pyramid stage of each column of a pack; ratio 1:2:1
     tokens_per_pack: int = Field(2048, ge=1)
@@ -104,11 +107,11 @@ class OrderConfig(FrozenModel):
 
     @property
     def latents(self) -> int:
-        return latents_of(self.frames)
+        return latents_of(self.frames, self.time_stride)
 
     @property
     def min_latents(self) -> int:
-        return min(latents_of(self.min_frames), self.latents)
+        return min(latents_of(self.min_frames, self.time_stride), self.latents)
 
     @property
     def is_image_stage(self) -> bool:
@@ -120,13 +123,16 @@ class OrderConfig(FrozenModel):
         data: dict[str, object] = handler(self)
         if not self.held_out:
             del data["held_out"]
+        if self.time_stride == TEMPORAL:
+            del data["time_stride"]
         return data
 
     @model_validator(mode="after")
     def _check(self) -> OrderConfig:
         for key, frames in (("frames", self.frames), ("min_frames", self.min_frames)):
-            if frames % FRAMES_PER_LATENT != 1:
-                raise ValueError(f"{key} is {frames}; the causal codec needs 8n+1 (1, 57, 121, 241)")
+            if frames % self.time_stride != 1:
+                near = " or ".join(map(str, nearest_frames(frames, self.time_stride)))
+                raise ValueError(f"{key} is {frames}; the causal codec needs {self.time_stride}n+1: use 1, {near}")
         if not self.columns or any(not 0 <= c < PYRAMID_STAGES for c in self.columns):
             raise ValueError(f"columns {self.columns} must name pyramid stages 0 (low) to 2 (high)")
         names = [e.name for e in self.mixture]

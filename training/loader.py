@@ -22,6 +22,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from m4v.codec.shape import CHANNELS
+from m4v.codec.constants import PYRAMID_CONSTANTS, LatentConstants
 from m4v.core.rng import generator, torch_seed
 from m4v.core.shard_index import MEMBER_FIELDS, MEMBERS, MemberRef
 from m4v.core.shard_reader import ShardReader
@@ -163,6 +164,7 @@ class Collator:
     text_drop: float
     high_window: tuple[float, float] | None = None
     with_captions: bool = False
+    constants: LatentConstants = PYRAMID_CONSTANTS  # the codec's
     held_out: frozenset[str] = frozenset()
 
     def seed_of(self, stream: Stream) -> int:
@@ -175,7 +177,7 @@ class Collator:
         for c, column in enumerate(pack.columns):
             draws = pack.draws[c::count]
             clean = torch.stack([self._latent(draw, pack.stream, seed) for draw in draws])
-            latents.append(normalise(clean))
+            latents.append(normalise(clean, self.constants))
             columns.append(self._column(column, latents[-1], draws, seed))
         texts, captions, dropped = zip(*(self._text(draw, seed) for draw in pack.draws), strict=True)
         return Batch(

@@ -32,6 +32,7 @@ from m4v.flow.schedule import PyramidSchedule
 from training.clock import time_collectives
 from training.config import TrainConfig
 from training.ema import Ema
+from training.encoders import check_samples, codec_constants
 from training.engine import DeepSpeedEngine, Engine, device_of_rank, init_process_group
 from training.export import export_checkpoint, parse_rows
 from training.exposure import rows_of
@@ -175,6 +176,7 @@ def _start(
     context, config = session.context, session.config
     model, checkpoint = load_checkpoint(session.start.path, ema=config.start_from == "ema")
     check_encoders(session.dataset, checkpoint)
+    check_samples(session.dataset, session.config.order)
     made = objective(checkpoint)
     if manifest is not None:
         model.load_state_dict(session.states.whole(manifest, "master"))
@@ -245,6 +247,7 @@ def _collator(session: Session, checkpoint: CheckpointConfig, objective: Objecti
         text_drop=session.config.text_drop,
         high_window=objective.high_window,
         with_captions=objective.needs_captions,
+        constants=codec_constants(session.dataset),
         held_out=held_out_samples(session.index, session.config.order.held_out),
     )
 

@@ -99,7 +99,7 @@ class RewardObjective:
         estimate = clean_estimate(self._schedule, column, velocity)
         begin = max(1, unit - 1 - self._config.context_latents)
         before = [clean[:, :, :1], clean[:, :, begin : unit - 1]] if unit > 1 else []
-        latents = denormalise(torch.cat([*before, estimate], dim=2))
+        latents = denormalise(torch.cat([*before, estimate], dim=2), self._codec.constants)
         return self._codec.decode_tensor(latents, context=latents.shape[2] - 1)[:, :, -1]
 
 
