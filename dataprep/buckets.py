@@ -12,18 +12,19 @@ from typing import NamedTuple
 
 from dataprep.encode_config import BucketConfig, Size
 from dataprep.media.sampling import exact_rate, samples_in
-from m4v.codec.shape import latent_shape
+from m4v.codec.shape import TEMPORAL, latent_shape
 from m4v.core.shard_index import PATCH_AREA
 
 _SAME_ASPECT = 1e-6  # of the logarithm of width / height
 
 
 class Bucket(NamedTuple):
-    """Size in pixels; `name` is part of a sample's id."""
+    """Size in pixels; `name` is part of a sample's id. `time_stride` is the codec's: frames that share a latent."""
 
     frames: int
     height: int
     width: int
+    time_stride: int = TEMPORAL
 
     @property
     def name(self) -> str:
@@ -32,7 +33,7 @@ class Bucket(NamedTuple):
     @property
     def latent(self) -> tuple[int, int, int]:
         """(t, h, w) of the latent."""
-        return latent_shape(self.frames, self.height, self.width)
+        return latent_shape(*self)
 
     @property
     def tokens(self) -> int:
@@ -61,15 +62,17 @@ def choose_size(sizes: Sequence[Size], height: int, width: int) -> Size:
     return held[-1] if held else alike[0]
 
 
-def video_buckets(config: BucketConfig, frames: int, fps: float, height: int, width: int) -> list[Bucket]:
+def video_buckets(
+    config: BucketConfig, frames: int, fps: float, height: int, width: int, time_stride: int = TEMPORAL
+) -> list[Bucket]:
     """Buckets a span of `frames` source frames at `fps` fills, the longest first; empty when it is too short.
 
     More than one, because a file of uneven frame rate may turn out shorter than its average says.
     """
     available = samples_in(frames, fps, sampling_fps(config, fps))
     size = choose_size(config.sizes, height, width)
-    return [Bucket(length, *size) for length in reversed(config.frames) if length <= available]
+    return [Bucket(length, *size, time_stride) for length in reversed(config.frames) if length <= available]
 
 
-def image_bucket(config: BucketConfig, height: int, width: int) -> Bucket:
-    return Bucket(1, *choose_size(config.image_sizes or config.sizes, height, width))
+def image_bucket(config: BucketConfig, height: int, width: int, time_stride: int = TEMPORAL) -> Bucket:
+    return Bucket(1, *choose_size(config.image_sizes or config.sizes, height, width), time_stride)

@@ -16,12 +16,15 @@ class ImportConfig(FrozenModel):
     """Config of the `import` stage.
 
     - name: the collection's name, part of every clip id. licence: of all its clips.
-    - layout: `pyramidflow` (JSON lines with `latent` and `text_fea` files) or `fastvideo` (Parquet with the bytes,
-      shape and type of latents). tables: names or globs of the files with rows; by default the layout's own.
+    - layout: `pyramidflow` (JSON lines with `latent` and `text_fea` files), `fastvideo` (Parquet with the bytes, shape
+      and type of latents) or `folders` (FastVideo's earlier `latent/`, `prompt_embed/`, `prompt_attention_mask/` of
+      `.pt` files, listed by `videos2caption.json`). tables: names or globs of the files with rows; by default
+      the layout's own.
     - codec, text_encoder: what the latents and features were made with; their weights are opened and give the digests
-      by which datasets are kept apart.
+      by which datasets are kept apart. codec_digest: what the user states of the latents; must be the digest of
+      `codec`, and must be stated for `folders`.
     - texts: `reuse` takes the saved features, `encode` makes them anew from the captions (always for `fastvideo`,
-      whose features have neither mask nor pooled vector).
+      whose features have neither mask nor pooled vector; `folders` have one with `pooled_prompt_embed/`).
     - fps: rate of the frames that were encoded, where a row names none.
     - check_clips: rows, spread over the collection, whose media (where they lie beside their rows) are encoded again
       and compared: the only proof that the codec is the one claimed. max_error: rms difference from the stored latent
@@ -35,10 +38,11 @@ class ImportConfig(FrozenModel):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     state: str = Field(min_length=1)
-    layout: Literal["pyramidflow", "fastvideo"]
+    layout: Literal["pyramidflow", "fastvideo", "folders"]
     licence: str = "unstated"
     tables: tuple[str, ...] = ()
     codec: CodecConfig = CausalVaeConfig(weights="pyramidflow-vae")
+    codec_digest: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     text_encoder: TextEncoderConfig = T5ClipConfig(weights="pyramidflow-text")
     texts: Literal["reuse", "encode"] = "encode"
     fps: float = Field(24, gt=0, le=240)
@@ -63,6 +67,7 @@ class ImportConfig(FrozenModel):
         own = {
             "pyramidflow": ("*.jsonl", "annotation/*.jsonl"),
             "fastvideo": ("*.parquet", "combined_parquet_dataset/*.parquet"),
+            "folders": ("videos2caption.json", "*/videos2caption.json"),
         }
         return self.tables or own[self.layout]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from dataprep.encode.dataset import DATASET
+from dataprep.encode.dataset import DATASET, TIMES, TIMES_DIGEST
 from dataprep.encode_config import EncodeConfig
 from dataprep.versions.check import Problem, check_dataset
 from dataprep.versions.repair import Copy, MemberSource, Repair, repair
@@ -133,15 +133,17 @@ class _Survivors:
     def _items(self, place: Storage) -> Iterator[MemberSource]:
         try:
             facts = json.loads(place.read_bytes(DATASET))
-            digests = [("latents", facts["codec"]["digest"]), ("texts", facts["text_encoder"]["digest"])]
+            digests = [("latents", facts["codec"]["digest"]), ("texts", facts["text_encoder"]["digest"]),
+                       (TIMES, TIMES_DIGEST)]  # fmt: skip
         except (InputError, ValueError, KeyError, TypeError) as error:
             _log.warning("%s of %s cannot be read, so no item is looked for: %s", DATASET, place.uri, error)
             return
-        latents, texts = (Storage(f"{self._items_uri}/{step}/{digest[:ITEM_DIGITS]}") for step, digest in digests)
+        latents, texts, times = (Storage(f"{self._items_uri}/{step}/{d[:ITEM_DIGITS]}") for step, d in digests)
         for run in self._encode_runs(self._row.artifact_id, set()):
             for port in (p for p in run.inputs if p.kind == ArtifactKind.CLIPS):
                 table = self._artifact(self._ledger.artifact(port.artifact_id, ArtifactKind.CLIPS))
-                yield EncodedItems(table, parse(EncodeConfig, run.config, f"run {run.run_id}"), latents, texts)
+                config = parse(EncodeConfig, run.config, f"run {run.run_id}")
+                yield EncodedItems(table, config, latents, texts, times, facts)
 
     def _encode_runs(self, artifact_id: str, seen: set[str]) -> list[RunRow]:
         """Encode runs that a dataset goes back to, through any number of versions."""

@@ -14,6 +14,7 @@ from dataprep.captioning.provenance import COLUMN as PROVENANCE
 from dataprep.curation.record import DEINTERLACED
 from dataprep.encode_config import BucketConfig
 from dataprep.quarantine import ItemError, Reason
+from m4v.codec.shape import TEMPORAL
 from m4v.core.canonical import digest_json
 from m4v.core.errors import DataIntegrityError
 
@@ -61,11 +62,11 @@ class KeptClip:
         x0, y0, x1, y1 = self.crop
         return y1 - y0, x1 - x0
 
-    def buckets(self, config: BucketConfig) -> list[Bucket]:
-        """Buckets to try, the longest first; raises ItemError when the clip fills none."""
+    def buckets(self, config: BucketConfig, time_stride: int = TEMPORAL) -> list[Bucket]:
+        """Buckets to try, the longest first, of a codec's `time_stride`; raises ItemError when the clip fills none."""
         if self.media == "image":
-            return [image_bucket(config, *self.picture)]
-        found = video_buckets(config, self.frames, self.fps, *self.picture)
+            return [image_bucket(config, *self.picture, time_stride)]
+        found = video_buckets(config, self.frames, self.fps, *self.picture, time_stride)
         if not found:
             rate = sampling_fps(config, self.fps)
             raise ItemError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dataprep.buckets import Bucket
 from dataprep.encode.clips import KeptClip
@@ -17,15 +18,23 @@ from m4v.core.ids import sample_id
 from m4v.core.shard_index import INDEX, write_index
 from m4v.core.storage import write_atomic
 
+if TYPE_CHECKING:
+    from m4v.codec.config import CodecConfig
+    from m4v.codec.interface import LatentCodec
+
 DATASET = "dataset.json"
 NULL_TEXT = "null_text.safetensors"
 RECONSTRUCTIONS = "reconstructions"
+TIMES = "frame-times"  # items: times of a clip's frames, by its latent's key
+TIMES_DIGEST = digest_json({"frame_times": 1})
+SCHEMA_VERSION = 2  # 1 had neither encoders nor frame times in each `KEY.json`
 ALGORITHM = 1  # raise it when the same clip and config come to mean other samples
 
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """A clip whose two items are in the store. `fps` is 0 for an image."""
+    """A clip whose items are in the store. `fps` is 0 for an image; `times_key` is empty where nobody knows the times
+    of its frames."""
 
     clip: KeptClip
     bucket: Bucket
@@ -33,6 +42,7 @@ class EncodedClip:
     latent_key: str
     text_key: str
     sample_id: str
+    times_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,26 @@ class Identity:
         return sample_id(clip.clip_id, self.encoder, bucket.name)
 
 
-def meta_member(encoded: EncodedClip) -> bytes:
-    """`KEY.json`: captions and where they come from, provenance, scores, licence and sizes of one sample."""
+def encoder_facts(facts: Mapping[str, Any]) -> dict[str, object]:
+    """What every sample's `KEY.json` repeats of `dataset.json`: which encoders made it, and what models take from its
+    latents. Empty for a dataset of before that."""
+    if facts.get("schema_version", 1) < SCHEMA_VERSION:
+        return {}
+    return {
+        "codec": {name: facts["codec"][name] for name in ("digest", "time_stride", "normalisation")},
+        "text_encoder": {"digest": facts["text_encoder"]["digest"]},
+        "encoder_digest": facts["encoder_digest"],
+    }
+
+
+def meta_member(encoded: EncodedClip, encoders: Mapping[str, object], times: bytes | None) -> bytes:
+    """`KEY.json`: captions and where they come from, provenance, scores, licence and sizes of one sample, what encoded
+    it (`encoder_facts`), and the times of the frames that were encoded.
+
+    `crop` (x0, y0, x1, y1) is a box of displayed pixels; what is left is scaled to cover height x width, and its
+    centre is cut. `frame_times_us`: integer microseconds from the first presented frame of the file, one for each
+    frame that went into the latent; None where they are not known.
+    """
     clip, bucket = encoded.clip, encoded.bucket
     facts: dict[str, object] = {
         "sample_id": encoded.sample_id, "clip_id": clip.clip_id, "caption": clip.captions[0],
@@ -64,6 +92,8 @@ def meta_member(encoded: EncodedClip) -> bytes:
     }  # fmt: skip
     if clip.caption_provenance is not None:
         facts["caption_provenance"] = list(clip.caption_provenance)
+    if encoders:
+        facts |= {**encoders, "frame_times_us": None if times is None else json.loads(times)}
     return canonical_json(facts)
 
 
@@ -82,12 +112,14 @@ def write_samples(
     directory: Path,
     encoded: Iterable[EncodedClip],
     config: EncodeConfig,
+    encoders: Mapping[str, object],
     item_of: Callable[[str, str], bytes],
     tick: Callable[[int], None],
 ) -> list[str]:
     """Write shards (grouped by bucket, sorted by sample id) and `index.parquet`, and read them back.
 
-    `item_of` gives a part ("latent", "text") by its item key. Returns the names of the shards.
+    `encoders` stand in every `KEY.json` (`encoder_facts`). `item_of` gives a part ("latent", "text", "times") by its
+    item key. Returns the names of the shards.
     """
     ordered = sorted(encoded, key=lambda e: (e.bucket, e.sample_id))
     rows: list[dict[str, object]] = []
@@ -96,7 +128,7 @@ def write_samples(
             members = {
                 "latent": item_of("latent", one.latent_key),
                 "text": item_of("text", one.text_key),
-                "meta": meta_member(one),
+                "meta": meta_member(one, encoders, item_of("times", one.times_key) if one.times_key else None),
             }
             placed = writer.add(Sample(one.sample_id, one.bucket.name, members))
             row = _index_row(one)
@@ -114,26 +146,33 @@ def write_samples(
     return writer.shards
 
 
-def dataset_facts(
-    encoded: list[EncodedClip], config: EncodeConfig, identity: Identity, quarantined: int, shards: int
-) -> dict[str, object]:
-    """Content of `dataset.json`. `normalisation`: (latent - shift) / scale is what training sees of the first latent
-    frame and of the others; the shards hold latents as the codec made them."""
-    from m4v.flow import latents
-
-    counts = Counter((e.clip.media, e.bucket) for e in encoded)
+def codec_facts(config: CodecConfig, codec: LatentCodec) -> dict[str, object]:
+    """Of `dataset.json`. `normalisation`: (latent - shift) / scale is what training sees of the first latent frame and
+    of the others; the shards hold latents as the codec made them."""
     return {
-        "schema_version": 1,
-        "codec": {
-            "config": config.codec.canonical(), "digest": identity.codec, "dtype": "bfloat16",
-            "normalisation": {
-                "first": {"shift": latents.FIRST_SHIFT, "scale": latents.FIRST_SCALE},
-                "others": {"shift": latents.OTHER_SHIFT, "scale": latents.OTHER_SCALE},
-            },
-        },
+        "config": config.canonical(), "digest": codec.digest, "dtype": "bfloat16", "time_stride": codec.time_stride,
+        "normalisation": codec.constants.to_json(),
+    }  # fmt: skip
+
+
+def identity_facts(config: EncodeConfig, codec: Mapping[str, object], identity: Identity) -> dict[str, object]:
+    """The part of `dataset.json` that is known before anything is encoded; `codec` as `codec_facts` says."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "codec": dict(codec),
         "text_encoder": {"config": config.text_encoder.canonical(), "digest": identity.text_encoder},
         "encoder_digest": identity.encoder,
         "fps": config.buckets.fps,
+    }
+
+
+def dataset_facts(
+    encoded: list[EncodedClip], identity: Mapping[str, object], quarantined: int, shards: int
+) -> dict[str, object]:
+    """Content of `dataset.json`; `identity` as `identity_facts` says."""
+    counts = Counter((e.clip.media, e.bucket) for e in encoded)
+    return {
+        **identity,
         "buckets": [
             {
                 "media": media, "frames": bucket.frames, "height": bucket.height, "width": bucket.width,

@@ -1,13 +1,16 @@
 """A dataset version as PyramidFlow's trainer reads it: JSON lines, and a file of `torch.save` a latent and a text.
 
 Layout: `video_text.jsonl`, `image_text.jsonl`, `latent/AA/KEY.pt`, `text/AA/KEY-N.pt`, `SHA256SUMS`, `export.json`. A
-folder whose `export.json` is not `complete` was interrupted: the same export goes on there.
+place whose `export.json` is not `complete` was interrupted: the same export goes on there. It is a folder or a prefix
+of an object store.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +27,7 @@ from m4v.core.canonical import digest_bytes
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.core.rng import generator
 from m4v.core.shard_index import INDEX, MEMBERS, iterate, member, read_index, read_member
-from m4v.core.storage import replacing, storage_faults, write_atomic
+from m4v.core.storage import Storage, replacing, storage_faults
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,13 +68,16 @@ class Exported:
 
 
 def export_dataset(
-    artifact: Artifact, out: Path, options: ExportOptions, tick: Callable[[int, int], None] = lambda done, total: None
+    artifact: Artifact,
+    out: Storage,
+    options: ExportOptions,
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
-    """Write a dataset into the folder `out`. Latents are drawn from the posterior where the shards keep its
+    """Write a dataset into `out`. Latents are drawn from the posterior where the shards keep its
     variance, else they are its mean. Same dataset, same options, same bytes.
 
-    Raises InputError for a dataset of other encoders and for a folder that holds something else, DataIntegrityError
-    for damaged shards, InfrastructureError when the disk fails.
+    Raises InputError for a dataset of other encoders and for a place that holds something else, DataIntegrityError
+    for damaged shards, InfrastructureError when the disk or the store fails.
     """
     facts = json.loads(artifact.path(DATASET).read_bytes())
     if not options.any_encoder:
@@ -80,7 +86,7 @@ def export_dataset(
         "format": FORMAT, "dataset": artifact.id, "codec": facts["codec"], "text_encoder": facts["text_encoder"],
         "fps": facts["fps"], "options": {**vars(options), "media": dict(options.media)},
     }  # fmt: skip
-    with storage_faults(str(out)):
+    with storage_faults(out.uri):
         _begin(out, identity)
         done = _Export(artifact, out, options).run(tick)
         counted = {k: v for k, v in done.figures().items() if k != "written"}
@@ -99,37 +105,49 @@ def _check_encoders(facts: Mapping[str, Any], identity: str) -> None:
             )  # fmt: skip
 
 
-def _begin(out: Path, identity: Mapping[str, object]) -> None:
-    path = out / FACTS
-    if path.exists():
+def _begin(out: Storage, identity: Mapping[str, object]) -> None:
+    if out.exists(FACTS):
         try:
-            there = json.loads(path.read_bytes())
+            there = json.loads(out.read_bytes(FACTS))
         except ValueError:
             there = {}
         if not isinstance(there, dict) or any(there.get(k) != v for k, v in identity.items()):
-            raise InputError("folder holds another export", value=str(out), next_step="export into an empty folder")
-    elif out.exists() and any(out.iterdir()):
-        raise InputError("folder is not empty", value=str(out), next_step="export into an empty folder")
+            raise InputError("folder holds another export", value=out.uri, next_step="export into an empty folder")
+    elif out.files(limit=1) or out.directories():
+        raise InputError("folder is not empty", value=out.uri, next_step="export into an empty folder")
     _write_facts(out, {**identity, "complete": False})
 
 
-def _write_facts(out: Path, facts: Mapping[str, object]) -> None:
-    write_atomic(out / FACTS, json.dumps(facts, indent=1, sort_keys=True).encode())
+def _write_facts(out: Storage, facts: Mapping[str, object]) -> None:
+    out.write_bytes(FACTS, json.dumps(facts, indent=1, sort_keys=True).encode())
+
+
+@contextlib.contextmanager
+def _text_file(out: Storage, name: str) -> Iterator[TextIO]:
+    """A file that gets its name when it is whole; nothing of it is left when writing fails."""
+    with contextlib.ExitStack() as stack:
+        if out.is_local:
+            path = stack.enter_context(replacing(out.local_root / name))
+        else:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
+        with path.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+        if not out.is_local:
+            out.put_file(path, name)
 
 
 class _Export:
-    def __init__(self, artifact: Artifact, out: Path, options: ExportOptions) -> None:
+    def __init__(self, artifact: Artifact, out: Storage, options: ExportOptions) -> None:
         self._artifact, self._out, self._options = artifact, out, options
+        # An object appears whole or not at all, and `export.json` says of which export: its size tells that it is done.
+        self._remote = {} if out.is_local else {file.path: file.size_bytes for file in out.list()}
         self.done = Exported()
 
     def run(self, tick: Callable[[int, int], None]) -> Exported:
         rows = read_index(self._artifact.path(INDEX))
         with (
-            replacing(self._out / LINES["video"]) as video, replacing(self._out / LINES["image"]) as image,
-            replacing(self._out / SUMS) as sums,
-            video.open("w", encoding="utf-8", newline="\n") as videos,
-            image.open("w", encoding="utf-8", newline="\n") as images,
-            sums.open("w", encoding="utf-8", newline="\n") as digests,
+            _text_file(self._out, LINES["video"]) as videos, _text_file(self._out, LINES["image"]) as images,
+            _text_file(self._out, SUMS) as digests,
         ):  # fmt: skip
             for number, row in enumerate(iterate(rows), start=1):
                 is_video = row["media"] == "video"
@@ -180,12 +198,17 @@ class _Export:
         return f"{folder.rstrip('/')}/{meta['path']}" if folder else str(meta["path"])
 
     def _put(self, name: str, data: bytes, sums: TextIO) -> None:
-        path = self._out / name
-        if not (path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data):
-            write_atomic(path, data)
+        if not self._is_there(name, data):
+            self._out.write_bytes(name, data)
             self.done.written += 1
         self.done.size_bytes += len(data)
         sums.write(f"{digest_bytes(data)}  {name}\n")
+
+    def _is_there(self, name: str, data: bytes) -> bool:
+        if not self._out.is_local:
+            return self._remote.get(name) == len(data)
+        path = self._out.local_root / name
+        return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
 
 
 def drawn_latent(stored: Mapping[str, Tensor], key: str, seed: int) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataprep.encode.jobs import EncodeJob, Frames, latent_shape_of, read_frames
+from dataprep.encode.jobs import EncodeJob, Frames, keep_times, latent_shape_of, read_frames
 from dataprep.quarantine import ItemError, Reason
 from m4v.core.items import ItemStore
 from m4v.core.storage import Storage
@@ -66,8 +66,11 @@ def decode_clip(job: DecodeJob) -> Decoded:
         raise ItemError(Reason.MISSING_CAPTION, "kept, but without a caption")
     latent = ItemStore(Storage(job.encode.latents_uri)).get(job.encode.latent_key)
     if latent is not None:
-        return Decoded(None, latent_shape_of(latent))
-    frames, _ = read_frames(job.encode.media)
+        shape = latent_shape_of(latent)
+        keep_times(job.encode, shape)
+        return Decoded(None, shape)
+    frames, bucket = read_frames(job.encode.media)
+    keep_times(job.encode, bucket.latent)
     with Path(job.memory).open("r+b") as memory:
         memory.write(np.ascontiguousarray(frames).data)
     return Decoded(frames.shape, None)

@@ -17,16 +17,18 @@ import numpy.typing as npt
 
 from dataprep.buckets import Bucket
 from dataprep.encode.clips import Crop
-from dataprep.media.decode import decode_span
+from dataprep.media.decode import decode_span, open_reader
 from dataprep.media.geometry import Box, cover
 from dataprep.media.geometry import crop as cut
 from dataprep.media.images import read_image
 from dataprep.media.location import MediaFile
+from dataprep.media.sampling import sample_frames
 from dataprep.quarantine import ItemError, Reason
 from m4v.codec import open_codec
 from m4v.codec.config import CodecConfig
 from m4v.codec.interface import LatentCodec
 from m4v.core.artifacts import ArtifactRef
+from m4v.core.canonical import canonical_json
 from m4v.core.config import FrozenModel, weights_names
 from m4v.core.errors import DataIntegrityError
 from m4v.core.items import ItemStore
@@ -61,7 +63,8 @@ class ClipMedia:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """One clip; the two keys name its items below the two stores. `weights`: imported ones, by name."""
+    """One clip; the keys name its items below the stores (the times of its frames have the latent's key). `weights`:
+    imported ones, by name."""
 
     media: ClipMedia
     codec: CodecConfig
@@ -71,6 +74,7 @@ class EncodeJob:
     text_encoder: TextEncoderConfig
     texts_uri: str
     text_key: str
+    times_uri: str
     weights: Weights = ()
     device: str = "cpu"
 
@@ -146,8 +150,29 @@ def read_frames(media: ClipMedia) -> tuple[Frames, Bucket]:
     raise ItemError(Reason.TOO_SHORT, "clip fills no bucket")
 
 
+def frame_times_us(media: ClipMedia, bucket: Bucket) -> list[int]:
+    """Microseconds from the first presented frame of the file of each frame that `read_frames` gives at this bucket.
+
+    No picture is decoded. Raises ItemError as `read_frames` does.
+    """
+    if media.fps == 0:
+        return [0]
+    index = open_reader(checked_path(media.file)).index
+    chosen = sample_frames(index, media.first_frame, bucket.frames, media.fps, media.end_frame)
+    return [index.microseconds(int(frame)) for frame in chosen]
+
+
+def keep_times(job: EncodeJob, shape: tuple[int, int, int]) -> None:
+    """Bring the times of a clip's frames into the store unless they are there; `shape` (t, h, w) of its latent tells
+    which bucket it fills. Raises ItemError when its media are unusable."""
+    store = ItemStore(Storage(job.times_uri))
+    if store.get(job.latent_key) is None:
+        bucket = next(b for b in job.media.buckets if b.latent == shape)
+        store.put(job.latent_key, canonical_json(frame_times_us(job.media, bucket)))
+
+
 def encode_clip(job: EncodeJob) -> Encoded:
-    """Make the two items of a clip unless they are there; raises ItemError when its media are unusable."""
+    """Make the items of a clip unless they are there; raises ItemError when its media are unusable."""
     if not job.captions:
         raise ItemError(Reason.MISSING_CAPTION, "kept, but without a caption")
     latents, texts = ItemStore(Storage(job.latents_uri)), ItemStore(Storage(job.texts_uri))
@@ -156,10 +181,12 @@ def encode_clip(job: EncodeJob) -> Encoded:
     if latent is None:
         latent = latent_member(codec_of(job.codec, job.weights, job.device), read_frames(job.media)[0])
         latents.put(job.latent_key, latent)
+    shape = latent_shape_of(latent)
+    keep_times(job, shape)
     text_hit = texts.get(job.text_key) is not None
     if not text_hit:
         texts.put(job.text_key, text_member(text_encoder_of(job.text_encoder, job.weights, job.device), job.captions))
-    return Encoded(latent_shape_of(latent), latent_hit, text_hit)
+    return Encoded(shape, latent_hit, text_hit)
 
 
 def latent_member(codec: LatentCodec, frames: Frames) -> bytes:

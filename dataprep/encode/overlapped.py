@@ -26,13 +26,12 @@ from dataprep.encode.jobs import (
 )
 from dataprep.engine import Engine
 from dataprep.quarantine import ItemFailure
+from m4v.codec.interface import DeviceCodec
 from m4v.core.items import ItemStore
 from m4v.core.storage import Storage
 
 if TYPE_CHECKING:
     import torch
-
-    from m4v.codec.causal_vae import CausalVaeCodec
 
 _UPLOADED = 2  # clips that lie on the device before their turn
 _UNWRITTEN = 4  # clips encoded and not yet in the item store
@@ -75,11 +74,9 @@ class _Upload:
     shape: tuple[int, int, int] | None
 
 
-def _codec(codec_job: EncodeJob) -> CausalVaeCodec:
+def _codec(codec_job: EncodeJob) -> DeviceCodec:
     codec = codec_of(codec_job.codec, codec_job.weights, codec_job.device)
-    from m4v.codec.causal_vae import CausalVaeCodec
-
-    if not isinstance(codec, CausalVaeCodec):
+    if not isinstance(codec, DeviceCodec):
         raise TypeError(f"{type(codec).__name__} does not compute on a device")
     return codec
 

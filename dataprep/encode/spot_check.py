@@ -13,25 +13,30 @@ from torch import Tensor
 from dataprep.media.decode import open_reader
 from dataprep.media.geometry import cover
 from dataprep.media.reader import sound
+from m4v.codec.constants import LatentConstants
 from m4v.codec.interface import LatentCodec
-from m4v.codec.shape import SPATIAL, TEMPORAL
+from m4v.codec.shape import SPATIAL
 from m4v.core.errors import DataIntegrityError
 from m4v.flow.latents import normalise
 from m4v.text.interface import TextEncoder, TextFeatures
 
-FRAMES = 1 + TEMPORAL  # two latents: a causal codec makes them of these alone
+
+def frames_to_check(codec: LatentCodec) -> int:
+    """Two latents: a causal codec makes them of these frames alone."""
+    return 1 + codec.time_stride
 
 
 @dataclass
 class Scale:
-    """Standard deviation of many latents after normalisation."""
+    """Standard deviation of many latents after normalisation by `constants`."""
 
+    constants: LatentConstants
     numbers: int = 0
     total: float = 0.0
     squares: float = 0.0
 
     def add(self, latent: Tensor) -> None:
-        values = normalise(latent[None]).to(torch.float64)
+        values = normalise(latent[None], self.constants).to(torch.float64)
         self.numbers += values.numel()
         self.total += float(values.sum())
         self.squares += float((values**2).sum())
@@ -56,11 +61,11 @@ def latent_error(codec: LatentCodec, path: Path, frames: list[int], stored: Tens
     """rms difference between what the codec makes of the first source frames of a clip and its stored latent
     (16, t, h, w), over the rms of that, both normalised. Raises ItemError when the media cannot be decoded."""
     _, t, h, w = stored.shape
-    wanted = frames[: 1 if t == 1 else FRAMES]
+    wanted = frames[: 1 if t == 1 else frames_to_check(codec)]
     pictures = [picture for _, picture in sound(open_reader(path, "pyav").shown(wanted))]
     covered = np.stack([cover(picture, SPATIAL * h, SPATIAL * w) for picture in pictures])
-    made = normalise(torch.from_numpy(codec.encode(covered))[None])
-    held = normalise(stored[None])[:, :, : made.shape[2]]
+    made = normalise(torch.from_numpy(codec.encode(covered))[None], codec.constants)
+    held = normalise(stored[None], codec.constants)[:, :, : made.shape[2]]
     return _error(made, held)
 
 

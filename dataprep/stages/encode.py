@@ -16,9 +16,14 @@ from dataprep.encode.dataset import (
     DATASET,
     NULL_TEXT,
     RECONSTRUCTIONS,
+    TIMES,
+    TIMES_DIGEST,
     EncodedClip,
     Identity,
+    codec_facts,
     dataset_facts,
+    encoder_facts,
+    identity_facts,
     write_facts,
     write_samples,
 )
@@ -35,6 +40,7 @@ from dataprep.encode.jobs import (
     text_member,
 )
 from dataprep.encode.overlapped import encode_overlapped, overlaps
+from dataprep.encode.psnr import check_psnr, psnr_figures
 from dataprep.encode_config import EncodeConfig
 from dataprep.engine import Engine, InlineEngine, open_engine, single_threaded
 from dataprep.engines.meter import Meter
@@ -48,7 +54,7 @@ from dataprep.quarantine import (
     write_quarantine,
 )
 from dataprep.sources.listing import SourceReader
-from m4v.codec.config import CausalVaeConfig
+from m4v.codec.interface import DeviceCodec
 from m4v.core.errors import DataIntegrityError, InfrastructureError, InputError
 from m4v.core.items import ItemStore
 from m4v.core.stage import StageContext
@@ -79,10 +85,11 @@ def run(context: StageContext) -> None:
             context.metrics(work.clock.figures())
     write_quarantine(out / QUARANTINE, quarantined)
     write_atomic(out / NULL_TEXT, work.null_text())
+    clips_done = [e.encoded for e in encoded]
     shards = write_samples(
-        out, [e.encoded for e in encoded], config, work.item, work.tick(len(encoded), "samples written")
+        out, clips_done, config, encoder_facts(work.facts), work.item, work.tick(len(encoded), "samples written")
     )
-    facts = dataset_facts([e.encoded for e in encoded], config, work.identity, len(quarantined), len(shards))
+    facts = dataset_facts(clips_done, work.facts, len(quarantined), len(shards))
     write_facts(out / DATASET, facts)
     context.summary("dataset", {k: facts[k] for k in ("samples", "videos", "images", "captions", "tokens", "shards")})
     context.metrics(work.hits)
@@ -108,13 +115,14 @@ class _Work:
         self._context, self._config, self._device = context, config, context.resources.device
         self._weights = tuple((name, artifact.ref) for name, artifact in sorted(context.weights().items()))
         with single_threaded():
-            codec = codec_of(config.codec, self._weights, self._device).digest
+            codec = codec_of(config.codec, self._weights, self._device)
             text = text_encoder_of(config.text_encoder, self._weights, self._device).digest
-        self.identity = Identity(codec, text, config.buckets.fps)
-        self._latents = context.items("latents", codec)
+        self.identity = Identity(codec.digest, text, config.buckets.fps)
+        self.facts = identity_facts(config, codec_facts(config.codec, codec), self.identity)
+        self._latents = context.items("latents", codec.digest)
         self._texts = context.items("texts", text)
-        on_gpu = overlaps(self._device, context.resources.engine)
-        self._overlaps = isinstance(config.codec, CausalVaeConfig) and on_gpu
+        self._times = context.items(TIMES, TIMES_DIGEST)
+        self._overlaps = isinstance(codec, DeviceCodec) and overlaps(self._device, context.resources.engine)
         self.clock = DeviceClock()
         self.hits = {"latents_cached": 0, "texts_cached": 0, "latents_encoded": 0}
 
@@ -125,7 +133,7 @@ class _Work:
         locator, names = MediaLocator(self._context, readers), {reader.name for reader in readers}
         for clip in clips:
             try:
-                buckets = clip.buckets(self._config.buckets)
+                buckets = clip.buckets(self._config.buckets, self._config.codec.time_stride)
             except ItemError as error:
                 quarantined.append(_row(clip, error.reason, error.detail))
                 continue
@@ -163,7 +171,7 @@ class _Work:
         return EncodeJob(
             media=plan.media, codec=self._config.codec, latents_uri=self._latents.uri, latent_key=plan.latent_key,
             captions=plan.clip.captions, text_encoder=self._config.text_encoder, texts_uri=self._texts.uri,
-            text_key=plan.clip.text_key(), weights=self._weights, device=self._device,
+            text_key=plan.clip.text_key(), times_uri=self._times.uri, weights=self._weights, device=self._device,
         )  # fmt: skip
 
     def _done(self, plan: _Planned, result: Encoded) -> _Done:
@@ -171,7 +179,13 @@ class _Work:
         clip = plan.clip
         return _Done(
             EncodedClip(
-                clip, bucket, plan.media.fps, plan.latent_key, clip.text_key(), self.identity.sample_id(clip, bucket)
+                clip,
+                bucket,
+                plan.media.fps,
+                plan.latent_key,
+                clip.text_key(),
+                self.identity.sample_id(clip, bucket),
+                times_key=plan.latent_key,
             ),
             plan.media,
         )
@@ -193,7 +207,7 @@ class _Work:
         return report
 
     def item(self, part: str, key: str) -> bytes:
-        payload = ItemStore(self._latents if part == "latent" else self._texts).get(key)
+        payload = ItemStore({"latent": self._latents, "text": self._texts, "times": self._times}[part]).get(key)
         if payload is None:
             raise DataIntegrityError("encoded item is gone", value=f"{part} {key}", next_step="run the stage again")
         return payload
@@ -229,6 +243,8 @@ class _Work:
             rows.append(_reconstruction_row(one.encoded, name, result.psnr_db, result.first_frame_psnr_db))
             tick(number + 1)
         write_facts(directory.with_suffix(".json"), {"layout": "source left, reconstruction right", "clips": rows})
+        self._context.metrics(psnr_figures(rows))
+        check_psnr(rows, self._config.min_psnr_db)
 
 
 def _reconstruction_row(encoded: EncodedClip, name: str, psnr: float, first: float) -> dict[str, object]:

@@ -16,15 +16,20 @@ from dataprep.encode.clips import KeptClip
 from dataprep.encode.dataset import (
     DATASET,
     NULL_TEXT,
+    TIMES,
     EncodedClip,
     Identity,
+    codec_facts,
     dataset_facts,
+    encoder_facts,
+    identity_facts,
     write_facts,
     write_samples,
 )
 from dataprep.encode.jobs import codec_of, text_encoder_of, text_member
-from dataprep.encode.precomputed import STEP, Precomputed, rows_of
-from dataprep.encode.spot_check import FRAMES, Scale, check_error, latent_error, text_error
+from dataprep.encode.precomputed import rows_of
+from dataprep.encode.saved_latents import STEP, Precomputed
+from dataprep.encode.spot_check import Scale, check_error, frames_to_check, latent_error, text_error
 from dataprep.encode_config import BucketConfig, EncodeConfig
 from dataprep.engine import single_threaded
 from dataprep.import_config import ImportConfig
@@ -32,9 +37,9 @@ from dataprep.media.location import MediaFile
 from dataprep.quarantine import QUARANTINE, ItemError, QuarantineRow, Reason, check_rate, write_quarantine
 from dataprep.sources.digests import DigestCache
 from dataprep.sources.rows import MediaFiles, tree_digest
-from m4v.codec.shape import SPATIAL, TEMPORAL
-from m4v.core.canonical import digest_bytes, digest_json
-from m4v.core.errors import DataIntegrityError, InputError
+from m4v.codec.shape import SPATIAL, pixel_frames
+from m4v.core.canonical import canonical_json, digest_bytes, digest_json
+from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.core.ids import clip_id
 from m4v.core.items import ItemStore
 from m4v.core.stage import StageContext
@@ -55,6 +60,23 @@ def run(context: StageContext) -> None:
         _Import(context, config, digests).run()
 
 
+def check_codec_digest(config: ImportConfig, digest: str) -> None:
+    """Raises ConfigError when the digest that the user states is not that of the codec that was opened, and for
+    folders of latents, of which nothing else says what made them, when none is stated."""
+    if config.codec_digest == digest:
+        return
+    if config.codec_digest is not None:
+        raise ConfigError(
+            "latents are of another codec than the one that is opened", value=config.codec_digest, where=digest,
+            next_step="name the codec and the weights that made them (codec.weights, --weights)",
+        )  # fmt: skip
+    if config.layout == "folders":
+        raise ConfigError(
+            "nothing says which codec made these latents", where=f"layout {config.layout}",
+            next_step=f"where it is the one that is opened, say so: --set codec_digest={digest}",
+        )  # fmt: skip
+
+
 class _Import:
     def __init__(self, context: StageContext, config: ImportConfig, digests: DigestCache) -> None:
         self._context, self._config = context, config
@@ -64,13 +86,16 @@ class _Import:
         device = context.resources.device
         self._codec = codec_of(config.codec, weights, device)
         self._encoder = text_encoder_of(config.text_encoder, weights, device)
+        check_codec_digest(config, self._codec.digest)
         self._identity = Identity(self._codec.digest, self._encoder.digest, config.fps)
         # Not among the items: they go with the run, so a takedown finds all there is in the dataset.
-        self._latents, self._texts = (ItemStore(context.state.child(part)) for part in ("latents", "texts"))
+        self._latents, self._texts, self._times = (
+            ItemStore(context.state.child(part)) for part in ("latents", "texts", TIMES)
+        )
         blocked = read_block_list(context)
         self._blocked = None if blocked is None else Blocked(blocked)
         self._quarantine: list[QuarantineRow] = []
-        self._scale = Scale()
+        self._scale = Scale(self._codec.constants)
         self._errors: dict[str, list[float]] = {"latents": [], "texts": []}
 
     def run(self) -> None:
@@ -104,14 +129,14 @@ class _Import:
         config = self._config
         latent = row.latent()
         _, t, h, w = latent.shape
-        frames = (t - 1) * TEMPORAL + 1
+        frames = pixel_frames(t, self._codec.time_stride)
         rate = row.fps or config.fps
         start_us, end_us = round(row.start / rate * 1e6), round((row.start + frames) / rate * 1e6)
-        size = self._media.size(row.path) or 0
+        size = (self._media.size(row.path) or 0) if row.names_media else 0
         digest = self._media.digest(row.path, size) if size else ""
         self._refuse_blocked(row, digest, start_us, end_us)
         texts = self._features(row)
-        bucket = Bucket(frames, SPATIAL * h, SPATIAL * w)
+        bucket = Bucket(frames, SPATIAL * h, SPATIAL * w, self._codec.time_stride)
         clip = KeptClip(
             clip_id=clip_id(config.name, row.path, start_us, end_us), source=config.name, source_id=row.path,
             path=row.path, source_digest=digest, size_bytes=size, media="video", start_us=start_us, end_us=end_us,
@@ -123,7 +148,8 @@ class _Import:
             self._compare(row, clip, latent, texts)
         self._scale.add(latent)
         latent_key, text_key = self._keep_latent(latent), self._keep_text(clip, texts)
-        return EncodedClip(clip, bucket, rate, latent_key, text_key, self._identity.sample_id(clip, bucket))
+        times_key = self._keep_times(row, frames, rate)
+        return EncodedClip(clip, bucket, rate, latent_key, text_key, self._identity.sample_id(clip, bucket), times_key)
 
     def _refuse_blocked(self, row: Precomputed, digest: str, start_us: int, end_us: int) -> None:
         if self._blocked is None:
@@ -150,7 +176,7 @@ class _Import:
     def _compare(self, row: Precomputed, clip: KeptClip, latent: Tensor, texts: TextFeatures | None) -> None:
         media = MediaFile(self._location.uri, row.path, clip.size_bytes, clip.source_digest, False,
                           str(self._context.scratch / "media"))  # fmt: skip
-        frames = list(row.frames or range(row.start, row.start + FRAMES))
+        frames = list(row.frames or range(row.start, row.start + frames_to_check(self._codec)))
         error = latent_error(self._codec, media.local(), frames, latent)
         check_error("a clip", row.place, error, self._config.max_error)
         self._errors["latents"].append(round(error, 4))
@@ -178,8 +204,18 @@ class _Import:
             self._texts.put(key, member)
         return key
 
+    def _keep_times(self, row: Precomputed, frames: int, rate: float) -> str:
+        """Empty where the row does not say which frames were encoded; else they are counted at its rate."""
+        if row.frames is None or len(row.frames) < frames:
+            return ""
+        member = canonical_json([round(frame / rate * 1e6) for frame in row.frames[:frames]])
+        key = digest_bytes(member)
+        if self._times.get(key) is None:
+            self._times.put(key, member)
+        return key
+
     def _item(self, part: str, key: str) -> bytes:
-        found = (self._latents if part == "latent" else self._texts).get(key)
+        found = {"latent": self._latents, "text": self._texts, "times": self._times}[part].get(key)
         assert found is not None  # put there a moment ago, by this very run
         return found
 
@@ -190,13 +226,14 @@ class _Import:
             codec=config.codec, text_encoder=config.text_encoder, buckets=BucketConfig(fps=config.fps),
             shards=config.shards,
         )  # fmt: skip
+        identity = identity_facts(as_encoded, codec_facts(config.codec, self._codec), self._identity)
         write_quarantine(out / QUARANTINE, self._quarantine)
         write_atomic(out / NULL_TEXT, text_member(self._encoder, ("",)))
         shards = write_samples(
-            out, encoded, as_encoded, self._item,
+            out, encoded, as_encoded, encoder_facts(identity), self._item,
             lambda done: context.progress.update(done, len(encoded), "samples written"),
         )  # fmt: skip
-        facts = dataset_facts(encoded, as_encoded, self._identity, len(self._quarantine), len(shards))
+        facts = dataset_facts(encoded, identity, len(self._quarantine), len(shards))
         checked = {
             "layout": config.layout, "texts": config.texts, "rows": rows, "deviation": round(self._scale.deviation, 4),
             "compared": self._errors, "max_error": config.max_error,

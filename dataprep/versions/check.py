@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from dataprep.encode.dataset import DATASET, NULL_TEXT
+from dataprep.encode.dataset import DATASET, NULL_TEXT, encoder_facts
 from dataprep.shards import SHARDS, member_name
 from m4v.codec.shape import CHANNELS
 from m4v.core.canonical import digest_bytes
@@ -67,7 +67,7 @@ def check_dataset(place: Storage) -> Iterator[Problem]:
         yield Problem(INDEX, "", "", error.what if isinstance(error, M4VError) else f"does not parse: {error}")
         return
     yield from _check_rows(index, encoder, names)
-    yield from _check_shards(place, index)
+    yield from _check_shards(place, index, encoder_facts(facts))
     yield from (Problem(NULL_TEXT, "", "", what) for what in _null_text(place))
 
 
@@ -96,7 +96,7 @@ def _check_rows(index: pa.Table, encoder: str, names: Mapping[tuple[int, ...], s
             yield Problem(INDEX, key, "", f"is of other encoders than {encoder[:12]}")
 
 
-def _check_shards(place: Storage, index: pa.Table) -> Iterator[Problem]:
+def _check_shards(place: Storage, index: pa.Table, encoders: Mapping[str, object]) -> Iterator[Problem]:
     present = {f.path.removeprefix(f"{SHARDS}/") for f in place.list(SHARDS)} if place.exists(SHARDS) else set[str]()
     ordered = index.sort_by([("shard", "ascending"), ("latent_offset", "ascending")])
     rows: dict[str, dict[str, object]] = {}
@@ -104,17 +104,19 @@ def _check_shards(place: Storage, index: pa.Table) -> Iterator[Problem]:
     for row in iterate(ordered):
         if row["shard"] != shard:
             if rows:
-                yield from check_shard(place, shard, rows)
+                yield from check_shard(place, shard, rows, encoders)
             shard, rows = str(row["shard"]), {}
         rows[str(row["sample_id"])] = row
     if rows:
-        yield from check_shard(place, shard, rows)
+        yield from check_shard(place, shard, rows, encoders)
     for name in sorted(present - set(index["shard"].to_pylist())):
         yield Problem(f"{SHARDS}/{name}", "", "", "is not in the index")
 
 
-def check_shard(place: Storage, shard: str, rows: Mapping[str, Mapping[str, object]]) -> Iterator[Problem]:
-    """One pass over a tar; `rows` are its index rows by sample id."""
+def check_shard(
+    place: Storage, shard: str, rows: Mapping[str, Mapping[str, object]], encoders: Mapping[str, object] | None = None
+) -> Iterator[Problem]:
+    """One pass over a tar; `rows` are its index rows by sample id, `encoders` what every `KEY.json` must repeat."""
     path = f"{SHARDS}/{shard}"
     wanted = {member_name(key, name): (key, name) for key in rows for name in MEMBERS}
     try:
@@ -126,7 +128,9 @@ def check_shard(place: Storage, shard: str, rows: Mapping[str, Mapping[str, obje
                 key, name = wanted.pop(info.name)
                 taken = tar.extractfile(info)
                 data = b"" if taken is None else taken.read()
-                yield from (Problem(path, key, name, what) for what in _member(rows[key], name, info, data))
+                yield from (
+                    Problem(path, key, name, what) for what in _member(rows[key], name, info, data, encoders or {})
+                )
     except InputError:
         yield Problem(path, "", "", "is gone")
         return
@@ -136,7 +140,9 @@ def check_shard(place: Storage, shard: str, rows: Mapping[str, Mapping[str, obje
         yield Problem(path, key, name, "is missing")
 
 
-def _member(row: Mapping[str, object], name: str, info: tarfile.TarInfo, data: bytes) -> Iterator[str]:
+def _member(
+    row: Mapping[str, object], name: str, info: tarfile.TarInfo, data: bytes, encoders: Mapping[str, object]
+) -> Iterator[str]:
     reference = member(dict(row), name)
     if info.offset_data != reference.offset:
         yield f"stands at {info.offset_data}, index says {reference.offset}"
@@ -147,7 +153,7 @@ def _member(row: Mapping[str, object], name: str, info: tarfile.TarInfo, data: b
         yield "bytes differ from the index"
         return
     if name == "meta":
-        yield from _meta(row, data)
+        yield from _meta(row, data, encoders)
         return
     try:
         tensors = read_tensors(data)
@@ -158,7 +164,7 @@ def _member(row: Mapping[str, object], name: str, info: tarfile.TarInfo, data: b
     yield from _shapes(row, name, tensors)
 
 
-def _meta(row: Mapping[str, object], data: bytes) -> Iterator[str]:
+def _meta(row: Mapping[str, object], data: bytes, encoders: Mapping[str, object]) -> Iterator[str]:
     try:
         facts: Any = json.loads(data)
         differing = [n for n in ("sample_id", "clip_id", "source", "source_id") if facts[n] != row[n]]
@@ -166,6 +172,19 @@ def _meta(row: Mapping[str, object], data: bytes) -> Iterator[str]:
         yield f"does not parse: {error}"
         return
     yield from (f"{name} is {facts[name]!r}, index says {row[name]!r}" for name in differing)
+    if "encoder_digest" not in facts:
+        return  # of a dataset of before samples said so
+    yield from (
+        f"{name} is {_short(facts.get(name))}, {DATASET} says {_short(said)}: samples of other encoders are mixed in"
+        for name, said in encoders.items() if facts.get(name) != said
+    )  # fmt: skip
+    times = facts.get("frame_times_us")
+    if times is not None and (len(times) != facts["frames"] or times != sorted(times)):
+        yield f"frame_times_us are no {facts['frames']} rising times"
+
+
+def _short(value: object) -> object:
+    return value.get("digest", value) if isinstance(value, dict) else value
 
 
 def _shapes(row: Mapping[str, object], name: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:

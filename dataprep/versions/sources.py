@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from dataprep.buckets import Bucket
 from dataprep.curation.table import CLIPS
 from dataprep.encode.clips import KeptClip, kept_clips
-from dataprep.encode.dataset import EncodedClip, meta_member
+from dataprep.encode.dataset import EncodedClip, encoder_facts, meta_member
 from dataprep.encode.jobs import latent_shape_of
 from dataprep.encode_config import EncodeConfig
 from dataprep.quarantine import ItemError
@@ -47,14 +48,18 @@ class OtherDataset:
 class EncodedItems:
     """Items that an encode run left, found through the clip table it read; no model is opened.
 
-    `latents` and `texts` are the item folders of the run's codec and text encoder.
+    `latents`, `texts` and `times` are the item folders of the run's codec, text encoder and frame times; `facts` is
+    the content of `dataset.json`.
     """
 
     name = "encode's items"
 
-    def __init__(self, clips: Artifact, config: EncodeConfig, latents: Storage, texts: Storage) -> None:
-        self._clips, self._config = clips, config
-        self._latents, self._texts = ItemStore(latents), ItemStore(texts)
+    def __init__(
+        self, clips: Artifact, config: EncodeConfig, latents: Storage, texts: Storage, times: Storage,
+        facts: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self._clips, self._config, self._encoders = clips, config, encoder_facts(facts)
+        self._latents, self._texts, self._times = ItemStore(latents), ItemStore(texts), ItemStore(times)
         self._by_id: dict[str, KeptClip] | None = None
 
     def get(self, row: Mapping[str, object], member_kind: str) -> bytes | None:
@@ -64,7 +69,7 @@ class EncodedItems:
         if clip is None:
             return None
         try:
-            buckets = clip.buckets(self._config.buckets)
+            buckets = clip.buckets(self._config.buckets, self._config.codec.time_stride)
         except ItemError:
             return None  # of a run with other buckets
         fps = clip.sampling_fps(self._config.buckets)
@@ -74,17 +79,18 @@ class EncodedItems:
         latent = self._latents.get(latent_key)
         if latent is None or member_kind == "latent":
             return latent
-        return self._meta(row, clip, buckets, fps, latent)
+        return self._meta(row, clip, buckets, fps, latent, self._times.get(latent_key))
 
     def _meta(
-        self, row: Mapping[str, object], clip: KeptClip, buckets: list[Bucket], fps: float, latent: bytes
-    ) -> bytes | None:
+        self, row: Mapping[str, object], clip: KeptClip, buckets: list[Bucket], fps: float, latent: bytes,
+        times: bytes | None,
+    ) -> bytes | None:  # fmt: skip
         """`meta` also needs to know which bucket the clip filled, which its latent tells."""
         shape = latent_shape_of(latent)
         bucket = next((b for b in buckets if b.latent == shape), None)
         if bucket is None:
             return None
-        return meta_member(EncodedClip(clip, bucket, fps, "", "", str(row["sample_id"])))
+        return meta_member(EncodedClip(clip, bucket, fps, "", "", str(row["sample_id"])), self._encoders, times)
 
     def _read(self) -> Iterator[KeptClip]:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import InputError
+from m4v.core.storage import Storage
 from pipelines.cli.output import JsonOption, print_facts, print_json, short, size
 from pipelines.cli.runs import open_ledger
 from pipelines.workspace import Workspace
@@ -24,10 +24,14 @@ def export_(
     identity: Annotated[
         str, typer.Argument(metavar="DATASET|RUN", help="Id (or prefix) of a dataset, or of a run that made one.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder to write (default: export-ID here).")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder or `s3://…` prefix to write (default: export-ID here).")
+    ] = None,
     prefix: Annotated[
         str | None,
-        typer.Option(help="Stands before the names of latents and texts in the lines (default: the folder's path)."),
+        typer.Option(
+            help="Stands before the names of latents and texts in the lines (default: a folder's path, no s3:// one)."
+        ),
     ] = None,
     media: Annotated[
         list[str] | None,
@@ -54,21 +58,23 @@ def export_(
     with open_ledger() as ledger:
         target = find_target(Workspace.open(), ledger, identity, (ArtifactKind.DATASET,))
         ledger.refuse_withdrawn([(target.id, str(ArtifactKind.DATASET))], "m4v data export")
-    folder = out or Path(f"export-{short(target.id)}")
-    before = f"{folder.absolute()}/" if prefix is None else prefix
+    folder = out or f"export-{short(target.id)}"
+    place = Storage(folder)
+    # Its loader opens names as they are: those of a store are of the copy that it will read.
+    before = (f"{place.uri}/" if place.is_local else "") if prefix is None else prefix
     options = ExportOptions(before, folders, every_caption, seed, any_encoder)
     with _progress(json_) as tick_to:
-        done = export_dataset(target.artifact, folder, options, _ticker(tick_to))
+        done = export_dataset(target.artifact, place, options, _ticker(tick_to))
     if json_:
-        print_json({"artifact_id": target.id, "format": FORMAT, "folder": str(folder), **done.figures()})
+        print_json({"artifact_id": target.id, "format": FORMAT, "folder": folder, **done.figures()})
         return
     _print_done(target.id, folder, done)
 
 
-def _print_done(dataset: str, folder: Path, done: Exported) -> None:
+def _print_done(dataset: str, folder: str, done: Exported) -> None:
     print_facts(
         {
-            "dataset": dataset, "folder": str(folder), "lines": ", ".join(f"{n} {m}" for m, n in done.lines.items()),
+            "dataset": dataset, "folder": folder, "lines": ", ".join(f"{n} {m}" for m, n in done.lines.items()),
             "latents and texts": size(done.size_bytes), "left out": _words(done.left_out),
         }
     )  # fmt: skip

@@ -32,7 +32,12 @@ RUN_NAME = "dataset import"  # stands where runs of a recipe have its name, and 
 
 def import_(
     location: Annotated[str, typer.Argument(metavar="DIR", help="A directory or `s3://…` prefix with the tables.")],
-    layout: Annotated[str, typer.Option(help="pyramidflow (JSON lines, .pt files) or fastvideo (Parquet).")],
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="pyramidflow (JSON lines, .pt files), fastvideo (Parquet) or folders (latent/, prompt_embed/)."
+        ),
+    ],
     name: Annotated[str, typer.Option(help="What the collection is called: part of every clip id.")],
     weights: Annotated[
         list[str] | None,

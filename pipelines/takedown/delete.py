@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from dataprep.curation.table import CLIPS
 from dataprep.encode.clips import KeptClip, kept_clips
-from dataprep.encode_config import BucketConfig, EncodeConfig
+from dataprep.encode_config import BucketConfig
 from dataprep.quarantine import ItemError
 from m4v.core.artifacts import MANIFEST, Artifact
 from m4v.core.config import parse
@@ -28,7 +28,7 @@ from pipelines.takedown.versions import delete_versions
 from pipelines.workspace import Workspace
 
 POLICY = "takedown"
-_BY_LATENT, _BY_CAPTION = ("latents", "reconstructions"), ("texts",)
+_BY_LATENT, _BY_CAPTION = ("latents", "frame-times", "reconstructions"), ("texts",)
 _BY_CLIP, _BY_FILE = ("curate-clip", "recaption"), ("curate-image", "curate-probe", "curate-segment")
 _SPAN = ("source_digest", "first_frame", "frames", "clip_id")
 
@@ -117,8 +117,7 @@ def _spans(table: Artifact, clips: frozenset[str]) -> tuple[list[dict[str, Any]]
 def _bucket_configs(ledger: Ledger, clips_id: str) -> list[BucketConfig]:
     """How the table's clips were cut to size by the runs that encoded them."""
     runs = [run for run in ledger.consumers(clips_id) if run.stage == "encode"]
-    configs = [parse(EncodeConfig, {"buckets": run.config.get("buckets", {})}, f"run {run.run_id}") for run in runs]
-    return list(dict.fromkeys(config.buckets for config in configs))
+    return list(dict.fromkeys(parse(BucketConfig, run.config.get("buckets", {}), f"run {run.run_id}") for run in runs))
 
 
 def _latent_key(clip: KeptClip, config: BucketConfig) -> str | None:

@@ -104,7 +104,8 @@ class Bench:
                 EncodeJob(
                     media, CausalVaeConfig(weights="vae", dtype=self.dtype, encode_window=window),  # type: ignore[arg-type]
                     str(self.root / name / "latents"), f"{i:064x}", ("a clip",), MiniLmConfig(),
-                    str(self.root / name / "texts"), "t" * 64, (("vae", self.weights),), self.device,
+                    str(self.root / name / "texts"), "t" * 64, str(self.root / name / "times"),
+                    (("vae", self.weights),), self.device,
                 )
             )  # fmt: skip
         ItemStore(Storage(found[0].texts_uri)).put(found[0].text_key, b"there")  # this is about pixels

@@ -50,7 +50,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[EncodeJob]:
         found.append(
             EncodeJob(
                 media, CausalVaeConfig(weights="vae", logvar=True), "", clip.latent_key(buckets, fps), clip.captions,
-                MiniLmConfig(slots=8), "", clip.text_key(), (("vae", weights),),
+                MiniLmConfig(slots=8), "", clip.text_key(), "", (("vae", weights),),
             )
         )  # fmt: skip
     (bench.location / "video-1.mp4").unlink()
@@ -58,12 +58,17 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[EncodeJob]:
 
 
 def into(jobs: list[EncodeJob], root: Path) -> list[EncodeJob]:
-    return [replace(job, latents_uri=str(root / "latents"), texts_uri=str(root / "texts")) for job in jobs]
+    stores = {f"{name}_uri": str(root / name) for name in ("latents", "texts", "times")}
+    return [replace(job, **stores) for job in jobs]
 
 
-def items(jobs: list[EncodeJob]) -> list[tuple[bytes | None, bytes | None]]:
+def items(jobs: list[EncodeJob]) -> list[tuple[bytes | None, ...]]:
+    """Latent, text and frame times of each."""
     return [
-        (ItemStore(Storage(j.latents_uri)).get(j.latent_key), ItemStore(Storage(j.texts_uri)).get(j.text_key))
+        tuple(
+            ItemStore(Storage(uri)).get(key)
+            for uri, key in ((j.latents_uri, j.latent_key), (j.texts_uri, j.text_key), (j.times_uri, j.latent_key))
+        )
         for j in jobs
     ]
 
@@ -96,7 +101,7 @@ def test_stopped_between_clips_nothing_is_half_written(jobs: list[EncodeJob], tm
     done = list(encode_overlapped(InlineEngine(), stopped, 1, None, clock))
     assert isinstance(done[0], Encoded)
     assert done[0].latent_hit
-    assert all(latent and text for latent, text in items(stopped))
+    assert all(all(parts) for parts in items(stopped))
 
 
 def test_a_fault_in_a_worker_reaches_the_caller(jobs: list[EncodeJob], tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 from encode_support import drawn
 from safetensors.torch import load
 
+import dataprep.stages.import_latents as stage
 from dataprep.encode.jobs import codec_of, text_encoder_of
 from dataprep.quarantine import read_quarantine
 from dataprep.shards import SHARDS
@@ -22,7 +26,8 @@ from dataprep.sources.rows import tree_digest
 from dataprep.stages.import_latents import run
 from m4v.codec.config import DctCodecConfig
 from m4v.core.artifacts import ArtifactKind
-from m4v.core.errors import DataIntegrityError, InputError
+from m4v.core.errors import ConfigError, DataIntegrityError, InputError
+from m4v.core.items import ItemStore
 from m4v.core.shard_index import INDEX, iterate, member, read_index, read_member
 from m4v.core.stage import OutputRef, Resources, StageContext, StageRequest
 from m4v.core.storage import Storage
@@ -69,7 +74,7 @@ def write_lines(root: Path, rows: list[dict[str, Any]]) -> Path:
     return root
 
 
-def imported(work: Path, root: Path, **config: object) -> tuple[Path, dict[str, Any]]:
+def imported(work: Path, root: Path | str, **config: object) -> tuple[Path, dict[str, Any]]:
     given = {
         "name": "theirs", "layout": "pyramidflow", "codec": CODEC, "text_encoder": TEXT, "texts": "reuse",
         "state": tree_digest(Storage(str(root)), "import"), "scale": (0.1, 4.0), **config,
@@ -97,6 +102,10 @@ def members(out: Path) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
     return found
 
 
+def metas(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(read_member(out / SHARDS, member(row, "meta"))) for row in iterate(read_index(out / INDEX))]
+
+
 def test_pyramidflow_files_become_a_dataset(tmp_path: Path) -> None:
     rows = collection(tmp_path / "in")
     torch.save(features("said otherwise"), tmp_path / "in/v/0-more.pt")
@@ -110,6 +119,8 @@ def test_pyramidflow_files_become_a_dataset(tmp_path: Path) -> None:
     assert facts["codec"]["digest"] == codec_of(DctCodecConfig()).digest
     assert facts["samples"] == 3
     assert facts["captions"] == 4
+    assert {meta["frame_times_us"] and tuple(meta["frame_times_us"]) for meta in metas(out)} == {None}
+    assert {meta["codec"]["digest"] for meta in metas(out)} == {facts["codec"]["digest"]}
     assert len(facts["imported"]["compared"]["latents"]) == len(facts["imported"]["compared"]["texts"]) == 3
     assert max(facts["imported"]["compared"]["latents"]) < 0.2
     assert load((out / "null_text.safetensors").read_bytes())["embedding"].shape == (1, 8, 384)
@@ -198,3 +209,121 @@ def test_a_collection_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
         imported(tmp_path / "w", root, state="0" * 64)
     with pytest.raises(InputError, match="no table of latents found"):
         imported(tmp_path / "w", root, tables=("none/*.jsonl",))
+
+
+def test_frames_that_a_row_names_have_their_times(tmp_path: Path) -> None:
+    rows = collection(tmp_path / "in", 1, media=False)
+    rows[0]["frames"] = list(range(8, 25))
+    out, _ = imported(tmp_path / "w", write_lines(tmp_path / "in", rows))
+    (meta,) = metas(out)
+    assert meta["frame_times_us"] == [round(frame / 24 * 1e6) for frame in range(8, 25)]
+    assert meta["start_us"] == meta["frame_times_us"][0]
+
+
+DIGEST = codec_of(DctCodecConfig()).digest
+FOLDERS = {"layout": "folders", "codec_digest": DIGEST}
+
+
+def folders(root: Path, count: int = 3) -> list[dict[str, Any]]:
+    """The same clips in FastVideo's folders, with pooled vectors; rows of `videos2caption.json`."""
+    rows = []
+    for n in range(count):
+        parts = {"latent": encoded(n), **{name: value[0] for name, value in features(f"clip {n}").items()}}
+        for folder, tensor in parts.items():
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            torch.save(tensor.clone(), root / folder / f"{n}.pt")
+        rows.append({
+            "latent_path": f"{n}.pt", "prompt_embed_path": f"{n}.pt", "prompt_attention_mask": f"{n}.pt",
+            "pooled_prompt_embed_path": f"{n}.pt", "caption": f"clip {n}", "length": 3,
+        })  # fmt: skip
+    return rows
+
+
+def write_folders(root: Path, rows: list[dict[str, Any]]) -> Path:
+    (root / "videos2caption.json").write_text(json.dumps(rows))
+    return root
+
+
+def test_folders_of_tensors_become_a_dataset(tmp_path: Path) -> None:
+    rows = folders(tmp_path / "in")
+    rows[2]["path"] = "v.mp4"
+    root = write_folders(tmp_path / "in", rows)
+    write_mp4(root / "v.mp4", drawn(17, 64, 64, 2), 24, crf=4)
+    out, facts = imported(tmp_path / "w", root, **FOLDERS)
+    found = members(out)
+    assert sorted(found) == ["latent/0.pt", "latent/1.pt", "v.mp4"]
+    assert len(facts["imported"]["compared"]["latents"]) == 1
+    assert torch.equal(found["latent/1.pt"]["latent"]["mean"], encoded(1))
+    expected = features("clip 1")
+    assert torch.equal(found["latent/1.pt"]["text"]["embedding"], expected["prompt_embed"])
+    assert torch.equal(found["latent/1.pt"]["text"]["mask"].long(), expected["prompt_attention_mask"])
+    assert torch.equal(found["latent/1.pt"]["text"]["pooled"], expected["pooled_prompt_embed"])
+    assert (facts["samples"], facts["imported"]["layout"], facts["codec"]["digest"]) == (3, "folders", DIGEST)
+    anew, _ = imported(tmp_path / "w2", root, **FOLDERS, texts="encode")
+    assert torch.equal(members(anew)["latent/1.pt"]["text"]["pooled"], expected["pooled_prompt_embed"])
+
+
+def test_bad_rows_of_folders_are_quarantined(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    rows = folders(root, 10)
+    good = encoded(0).float()
+    torch.save(good.long(), root / "latent/1.pt")
+    torch.save(good[:8], root / "latent/2.pt")
+    rows[3]["length"] = 5
+    (root / "latent/4.pt").unlink()
+    rows[5]["latent_path"] = "../../secret.pt"
+    del rows[6]["latent_path"]
+    del rows[7]["pooled_prompt_embed_path"]
+    torch.save(torch.ones(5), root / "prompt_attention_mask/8.pt")
+    rows[9]["caption"] = ""
+    out, _ = imported(tmp_path / "w", write_folders(root, rows), **FOLDERS, max_rejected=0.95)
+    reasons = {row.path: row.reason for row in read_quarantine(out / "quarantine.parquet")}
+    assert reasons == {
+        **{f"latent/{n}.pt": "bad_latent" for n in (1, 2, 3)}, "latent/4.pt": "missing_file",
+        "../../secret.pt": "unsafe_name", "videos2caption.json row 7": "missing_latent", "7.pt": "missing_text",
+        "latent/8.pt": "bad_text", "9.pt": "missing_caption",
+    }  # fmt: skip
+    assert list(members(out)) == ["latent/0.pt"]
+
+
+def test_folders_whose_codec_nobody_states_are_refused(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "in", folders(tmp_path / "in", 1))
+    with pytest.raises(ConfigError, match=rf"nothing says which codec.*codec_digest={DIGEST}"):
+        imported(tmp_path / "w", root, layout="folders")
+    with pytest.raises(ConfigError, match="of another codec than the one that is opened"):
+        imported(tmp_path / "w", root, layout="folders", codec_digest="0" * 64)
+
+
+def test_an_import_from_a_store_that_is_killed_goes_on(
+    tmp_path: Path, s3_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 between two items; the second run adds what is missing and ends with the bytes of a local import."""
+    root = write_folders(tmp_path / "in", folders(tmp_path / "in", 4))
+    place = Storage(s3_root)
+    for path in root.rglob("*"):
+        if path.is_file():
+            place.put_file(path, path.relative_to(root).as_posix())
+
+    def killed() -> None:
+        put, done = ItemStore.put, []
+
+        def die(self: ItemStore, key: str, payload: bytes) -> None:
+            if len(done) == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done.append(put(self, key, payload))
+
+        stage.ItemStore.put = die  # type: ignore[method-assign]
+        imported(tmp_path / "w", s3_root, **FOLDERS)
+
+    child = multiprocessing.get_context("fork").Process(target=killed)
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    state = tmp_path / "w" / "state"
+    kept = {p: p.stat().st_mtime_ns for p in state.rglob("*") if p.is_file()}
+    assert len(kept) == 5
+    out, _ = imported(tmp_path / "w", s3_root, **FOLDERS)
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept, "what was there is not made again"
+    local, _ = imported(tmp_path / "local", root, **FOLDERS)
+    for name in ("index.parquet", "dataset.json", "shards/000000.tar"):
+        assert (out / name).read_bytes() == (local / name).read_bytes()

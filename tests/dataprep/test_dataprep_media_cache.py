@@ -16,6 +16,7 @@ from dataprep.media.location import MediaFile
 from dataprep.quarantine import ItemError
 from m4v.core.canonical import digest_bytes
 from m4v.core.errors import ConfigError, InfrastructureError
+from m4v.core.storage import Storage
 
 FORK = multiprocessing.get_context("fork")
 
@@ -122,3 +123,31 @@ def test_members_of_an_archive_go_through_the_cache(tmp_path: Path) -> None:
     with pytest.raises(ItemError, match="source_changed"):
         wrong.local()
     assert not (cache / "00" / ("0" * 64)).exists()
+
+
+def test_files_of_a_store_go_through_the_cache(tmp_path: Path, s3_root: str) -> None:
+    """Fetched over the S3 protocol, bounded on disk, read from the copy while it is there, never wrong."""
+    store, cache = Storage(s3_root), tmp_path / "cache"
+    payloads = {f"part/{n}.mp4": bytes([n]) * 400 for n in range(5)}
+    for path, data in payloads.items():
+        store.write_bytes(path, data)
+
+    def listed(path: str, digest: str, size: int = 400) -> MediaFile:
+        return MediaFile(s3_root, path, size, digest, True, str(cache), 1000)
+
+    for path, data in payloads.items():
+        assert listed(path, digest_bytes(data)).local().read_bytes() == data
+        assert sum(p.stat().st_size for p in cache.glob("??/*")) <= 1000
+    store.delete("part/4.mp4")
+    last = digest_bytes(payloads["part/4.mp4"])
+    assert listed("part/4.mp4", last).local().read_bytes() == payloads["part/4.mp4"], "the copy is still there"
+    with pytest.raises(ItemError, match="missing_file"):
+        listed("part/9.mp4", "9" * 64).local()
+    store.write_bytes("part/0.mp4", b"x" * 400)  # changed since it was listed, its copy is gone
+    with pytest.raises(ItemError, match="source_changed"):
+        listed("part/0.mp4", digest_bytes(payloads["part/0.mp4"])).local()
+    with pytest.raises(ItemError, match="source_changed"):
+        listed("part/1.mp4", digest_bytes(payloads["part/1.mp4"]), size=300).local()
+    held_now = sorted(p.name for p in cache.glob("??/*"))
+    assert digest_bytes(payloads["part/0.mp4"]) not in held_now
+    assert all(digest_bytes(p.read_bytes()) == p.name for p in cache.glob("??/*"))

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +19,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from data_home import DataHome, shared
 
-from dataprep.encode.export import drawn_latent
+from dataprep.encode.export import ExportOptions, drawn_latent, export_dataset
 from dataprep.shards import SHARDS
-from m4v.core.artifacts import ArtifactKind
+from m4v.core.artifacts import Artifact, ArtifactKind
 from m4v.core.errors import DataIntegrityError
 from m4v.core.shard_index import INDEX, iterate, member, read_index, read_member
+from m4v.core.storage import Storage
 from m4v.text.saved import read_saved_features
 from pipelines.cli.main import main
 from pipelines.ledger import Ledger
@@ -115,6 +119,42 @@ def test_an_interrupted_export_goes_on_and_ends_with_the_same_bytes(made: DataHo
     (tmp_path / "o" / "video_text.jsonl").unlink()
     assert run()["written"] == 2
     assert content() == whole
+
+
+def test_an_export_into_a_store_that_is_killed_goes_on(
+    made: DataHome, call: Call, tmp_path: Path, s3_root: str
+) -> None:
+    """kill -9 in the middle; the same command goes on and ends with the bytes of a local export."""
+    place = Storage(f"{s3_root}/out")
+    arguments = (made.ids["dataset"], "--prefix", "", "--any-encoder", "--json")
+
+    def killed() -> None:
+        def die(done: int, total: int) -> None:
+            if done == total // 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        artifact = Artifact(str(dataset_of(made)), made.ids["dataset"], ArtifactKind.DATASET, tmp_path / "cache")
+        export_dataset(artifact, place, ExportOptions("", any_encoder=True), die)
+
+    child = multiprocessing.get_context("fork").Process(target=killed)
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    kept = {file.path for file in place.list()}
+    assert json.loads(place.read_bytes("export.json"))["complete"] is False
+    assert "video_text.jsonl" not in kept
+    code, text, _ = call(*arguments, "--out", place.uri)
+    resumed = json.loads(text)
+    assert (code, resumed["folder"]) == (0, place.uri)
+    assert call(*arguments, "--out", str(tmp_path / "o"))[0] == 0
+    local = {
+        p.relative_to(tmp_path / "o").as_posix(): p.read_bytes() for p in (tmp_path / "o").rglob("*") if p.is_file()
+    }
+    assert {file.path: place.read_bytes(file.path) for file in place.list()} == local
+    tensors = {name for name in local if name.endswith(".pt")}
+    assert resumed["written"] == len(tensors - kept) < len(tensors)
+    code, _, error = call(*arguments, "--out", place.uri, "--seed", "1")
+    assert (code, "holds another export" in error) == (10, True)
 
 
 def test_refusals(made: DataHome, call: Call, tmp_path: Path) -> None:
