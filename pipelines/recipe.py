@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from dataprep.config import AdapterConfig, CurateConfig, EncodeConfig, SourceConfig
 from eval.config import EvaluateConfig, GateConfig, GenerateConfig
+from m4v.codec.config import PIXEL_MULTIPLE
 from m4v.codec.shape import CHANNELS
 from m4v.config import ModelConfig, ScheduleConfig
 from m4v.core.config import FrozenModel, parse, weights_names
@@ -146,7 +147,7 @@ class Recipe(FrozenModel):
         for section, config in uses.items():
             for name in weights_names(config):
                 used.add(name)
-                _check_use(section, name, entries)
+                _check_use(section, name, getattr(config, "kind", section), entries)
         if self.init is not None:
             check_start(self.init, self.model)
         if unused := sorted(entries.keys() - used):
@@ -165,6 +166,19 @@ class Recipe(FrozenModel):
         for key, (section, needs) in pairs.items():
             if (has := getattr(self.model, key)) != needs:
                 raise ValueError(f"model.{key} is {has} and encode.{section} gives {needs}: set model.{key} to {needs}")
+        buckets = self.encode.buckets
+        for size in (*buckets.sizes, *(buckets.image_sizes or ())):
+            if any(side % PIXEL_MULTIPLE for side in size):
+                raise ValueError(
+                    f"encode.buckets: the pyramid model halves latents twice and needs multiples of {PIXEL_MULTIPLE}, "
+                    f"not {list(size)}"
+                )
+        for stage in (*self.train, *([] if self.reward is None else [self.reward])):
+            if stage.order.time_stride != codec.time_stride:
+                raise ValueError(
+                    f"{stage.name}: encode.codec ({codec.kind}) has {codec.time_stride} frames a latent and the stage "
+                    f"counts {stage.order.time_stride}: set order.time_stride to {codec.time_stride}"
+                )
 
     @property
     def active_profile(self) -> Profile:
@@ -177,21 +191,21 @@ def _unique(section: str, names: Sequence[str]) -> None:
         raise ValueError(f"{section}: the name {twice[0]!r} stands twice")
 
 
-_FORMATS = {
-    "init": "pyramidflow_dit", "encode.codec": "pyramidflow_vae", "encode.text_encoder": "t5_clip",
-    "curate.captions.text_encoder": "t5_clip",
+_FORMATS: Mapping[str, tuple[str, ...]] = {
+    "init": ("pyramidflow_dit",), "causal_vae": ("pyramidflow_vae",), "wan_vae": ("wan_diffusers", "wan_original"),
+    "t5_clip": ("t5_clip",),
 }  # fmt: skip
 
 
-def _check_use(section: str, name: str, entries: Mapping[str, str]) -> None:
+def _check_use(section: str, name: str, kind: str, entries: Mapping[str, str]) -> None:
     """Raise ValueError when `section` names weights that the recipe does not have, or of the wrong kind."""
     if name not in entries:
         near = difflib.get_close_matches(name, list(entries), n=3, cutoff=0.5)
         known = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(entries) or 'none'}"
         raise ValueError(f"{section}.weights: the recipe has no weights called {name!r}; {known}")
-    needs, found = _FORMATS[section], catalogue.entry(entries[name])
-    if found.format != needs:
-        fits = ", ".join(e.name for e in catalogue.entries() if e.format == needs)
+    needs, found = _FORMATS[kind], catalogue.entry(entries[name])
+    if found.format not in needs:
+        fits = ", ".join(e.name for e in catalogue.entries() if e.format in needs)
         raise ValueError(f"{section}.weights: {name!r} is {found.name} ({found.purpose}); use one of {fits}")
 
 

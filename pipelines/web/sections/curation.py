@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from m4v.codec.shape import TEMPORAL, pixel_frames
 from m4v.core.artifacts import Artifact
 from m4v.core.asset_catalog import ASSETS
 from pipelines.web.config import ReportConfig
@@ -102,6 +103,7 @@ def gather(inputs: ReportInputs, facts: RunFacts, media: MediaBudget, config: Re
     reconstructions, psnr = _reconstructions(dataset, media, config.reconstructions)
     groups = _groups(clips, clips_artifact, media, config.rejected)
     index = read_rows(dataset, "index.parquet", ["bucket_t", "bucket_h", "bucket_w"]) if dataset else []
+    stride = _time_stride(dataset)
     return Curation(
         sources=tuple(_source(s, facts) for s in inputs.sources),
         funnel=funnel_steps(read_json(clips_artifact, "funnel.json")) if clips_artifact else (),
@@ -117,12 +119,19 @@ def gather(inputs: ReportInputs, facts: RunFacts, media: MediaBudget, config: Re
         psnr_mean=sum(psnr) / len(psnr) if psnr else None,
         psnr_count=len(psnr),
         samples=len(index),
-        buckets=_counted(_bucket(row) for row in index),
+        buckets=_counted(_bucket(row, stride) for row in index),
     )
 
 
-def _bucket(row: Row) -> str:
-    frames = 8 * (row["bucket_t"] - 1) + 1
+def _time_stride(dataset: Artifact | None) -> int:
+    """Frames that share a latent of the dataset's codec; older datasets do not say, and had one kind."""
+    if dataset is None or "dataset.json" not in dataset.names():
+        return TEMPORAL
+    return int(read_json(dataset, "dataset.json").get("codec", {}).get("time_stride", TEMPORAL))
+
+
+def _bucket(row: Row, time_stride: int) -> str:
+    frames = pixel_frames(row["bucket_t"], time_stride)
     return f"{frames} frame{'s' if frames > 1 else ''}, {8 * row['bucket_h']}×{8 * row['bucket_w']}"
 
 
