@@ -83,7 +83,9 @@ class FilterConfig(FrozenModel):
     max_frozen: float | None = Field(0.9, ge=0, le=1)
     min_motion: float | None = Field(0.5, ge=0)  # pixels a second at `analysis_side`
     max_motion: float | None = Field(None, gt=0)
+    max_jitter: float | None = Field(60.0, gt=0)  # pixels a second; filming by hand gives 10 to 30
     min_sharpness: float | None = Field(15.0, ge=0)  # variance of the Laplacian at `analysis_side`
+    max_blockiness: float | None = Field(2.0, gt=1)  # 1 where no 8x8 grid shows; JPEG gives 1.5 at quality 20, 2.3 at 10
     max_flash: float | None = Field(0.1, ge=0, le=1)
     max_text: float | None = Field(0.02, ge=0, le=1)  # largest text area among the key frames
     max_nsfw: float | None = Field(0.5, ge=0, le=1)  # mean probability over the key frames

@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from dataprep.curation.items import pack
+from dataprep.media.blocks import blockiness
 from dataprep.media.container import Limits
 from dataprep.media.decode import Backend, open_reader
 from dataprep.media.geometry import Box, Frame, crop, resize
 from dataprep.media.images import read_still
 from dataprep.media.index import FrameIndex
-from dataprep.media.listed_crop import ListedCrop, joint
+from dataprep.media.listed_crop import WHOLE, ListedCrop, Shares, joint, shares
 from dataprep.media.location import MediaFile
 from dataprep.media.probe import probe_video
 from dataprep.media.reader import Shown, sound
@@ -46,7 +48,10 @@ class ProbeTask:
 
 @dataclass(frozen=True)
 class SegmentTask:
-    """Frames [start, end) of a video; `start` is a multiple of the detectors' step."""
+    """Frames [start, end) of a video; `start` is a multiple of the detectors' step.
+
+    `crop_bars`: measure inside black bars; `part`: x0, y0, x1, y1 of the collection's crop, as shares of the sides.
+    """
 
     media: MediaFile
     start: int
@@ -55,6 +60,8 @@ class SegmentTask:
     detector: str
     analysis_side: int
     motion_stride: int
+    crop_bars: bool = True
+    part: Shares = WHOLE
 
 
 @dataclass(frozen=True)
@@ -99,17 +106,17 @@ def segment(task: SegmentTask) -> bytes:
     """Signal columns of a segment, with boundary probabilities and frame times, from one decoding pass.
 
     Columns beside the signals: `damaged` (not decodable rightly, or in doubt beside such a frame), `width` and `height`
-    (displayed), `combed` (NaN where not looked at), `joint` (time does not go on from the frame before).
+    (displayed), `combed` and `blocky` (NaN where not looked at), `joint` (time does not go on from the frame before).
     """
     reader = open_reader(task.media.local(), task.decoder)
     before = max(0, task.start - CONTEXT)
     after = min(reader.index.frames, task.end + CONTEXT)
-    signals = FrameSignals(task.motion_stride)
+    signals = FrameSignals(task.motion_stride, crop_bars=task.crop_bars, part=task.part)
     small: list[NDArray[np.uint8]] = []
     own: list[Shown] = []
     for shown in reader.shown(range(before, after), task.analysis_side):
         small.append(_BLANK if shown.picture is None else shot_frame(shown.picture))
-        if shown.number == task.start - 1 and shown.picture is not None:
+        if shown.number < task.start:
             signals.skip(shown.picture)
         if task.start <= shown.number < task.end:
             own.append(shown._replace(picture=None if shown.picture is None else _BLANK))  # pixels are not kept
@@ -122,6 +129,7 @@ def segment(task: SegmentTask) -> bytes:
     missing = np.array([s.picture is None for s in own], dtype=np.bool_)
     columns["damaged"] = reader.index.doubtful(missing, task.start)
     columns["combed"] = np.array([s.combed for s in own], dtype=np.float32)
+    columns["blocky"] = np.array([s.blocky for s in own], dtype=np.float32)
     columns["joint"] = np.isin(np.arange(task.start, task.end), np.array(reader.index.breaks, dtype=np.int64))
     columns["width"] = np.array([s.display.width for s in own], dtype=np.int32)
     columns["height"] = np.array([s.display.height for s in own], dtype=np.int32)
@@ -167,12 +175,12 @@ def image(task: ImageTask) -> bytes:
     task.media.check(path)
     picture, made = read_still(path, task.limits)
     height, width = picture.shape[:2]
-    signals = FrameSignals(motion_stride=1)
-    signals.add(0, _shrunk(picture, task.analysis_side), interlaced=False)
-    columns = signals.columns()
     seen = whole = Box(0, 0, width, height)
     if task.crop is not None:
         seen = task.crop.within(width, height)
+    signals = FrameSignals(motion_stride=1, crop_bars=task.crop_bars, part=shares(seen, width, height))
+    signals.add(0, _shrunk(picture, task.analysis_side), interlaced=False)
+    columns = signals.columns() | {"blocky": np.array([blockiness(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))])}
     box = joint(seen, content_box(columns, width, height) if task.crop_bars else whole)
     inside = crop(picture, box)
     scores: dict[str, object] = {**clip_scores(columns, 1.0, box, seen.width, seen.height), "interlaced": None}

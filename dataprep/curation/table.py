@@ -21,8 +21,8 @@ from m4v.core.storage import write_atomic
 
 CLIPS, FUNNEL, PREVIEWS = "clips.parquet", "funnel.json", "previews"
 SCORES = (
-    "black", "overexposed", "brightness", "letterbox", "frozen", "motion", "sharpness", "flash", "interlaced", "gap",
-    "text", "nsfw", "brisque",
+    "black", "overexposed", "brightness", "letterbox", "frozen", "motion", "jitter", "sharpness", "blockiness",
+    "flash", "interlaced", "gap", "text", "nsfw", "brisque",
 )  # fmt: skip
 
 SCHEMA = pa.schema(

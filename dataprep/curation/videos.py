@@ -21,7 +21,7 @@ from dataprep.engine import Engine
 from dataprep.engines.limits import WorkLimits
 from dataprep.media.container import Limits
 from dataprep.media.geometry import Box
-from dataprep.media.listed_crop import ListedCrop, joint, part_of, video_crop
+from dataprep.media.listed_crop import ListedCrop, crop_key, joint, part_of, shares_of, video_crop
 from dataprep.media.location import MediaFile
 from dataprep.quarantine import ItemError, ItemFailure, QuarantineLog, QuarantineRow, Reason
 from dataprep.shots.detector import STEP
@@ -138,10 +138,11 @@ class Measurer:
         parts = [(video, start, end) for video in videos for start, end in video.segments]
         tasks = [
             (
-                f"{video.entry.file.sha256}-{start}-{end}-{int(video.entry.drawn)}",
+                f"{video.entry.file.sha256}-{start}-{end}-{int(video.entry.drawn)}{crop_key(video.crop)}",
                 measure.SegmentTask(
                     video.entry.media, start, end, config.decoder, _detector(config, video),
-                    config.signals.analysis_side, config.signals.motion_stride,
+                    config.signals.analysis_side, config.signals.motion_stride, not video.entry.drawn,
+                    shares_of(video.crop, video.facts),
                 ),
             )
             for video, start, end in parts

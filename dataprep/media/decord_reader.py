@@ -32,6 +32,7 @@ class DecordReader:
             (alpha, "transparency"),
             (self.display.mirrored, "mirrored display matrix"),
             (self.index.partial, "file that was cut short"),
+            (self.index.reordered, "file whose times are in the order of decoding"),
         ):
             if needed:
                 raise ItemError(Reason.UNSUPPORTED, f"decord cannot show this {what}; pyav can")
@@ -56,6 +57,6 @@ class DecordReader:
             raise ItemError(Reason.DECODE_ERROR, f"decord: {str(error).strip().splitlines()[-1]}") from None
 
     def shown(self, wanted: Sequence[int], size: Size = None, *, deinterlace: bool = False) -> Iterator[Shown]:
-        """As `frames`: decord tells nothing of damage, fields or combs."""
+        """As `frames`: decord tells nothing of damage, fields, combs or blocks."""
         for number, frame in zip(wanted, self.frames(wanted, size, deinterlace=deinterlace), strict=True):
             yield Shown(number, frame, self.display)

@@ -1,4 +1,4 @@
-"""Whether an H.264 key frame cuts off all that came before it (ITU-T H.264, table 7-1, clause 7.3.3 and annex B)."""
+"""What H.264 slices say of their picture (ITU-T H.264, table 7-1, clause 7.3.3 and annex B)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 _SLICE, _IDR = 1, 5
 _INTRA = (2, 4, 7, 9)
+_BIPREDICTIVE = (1, 6)
 _START = b"\0\0\1"
 _HEADER = 16  # bytes of a unit that hold its first two numbers, whatever they are
 
@@ -22,6 +23,11 @@ def is_idr(packet: bytes, prefix: int) -> bool:
     """
     slices = [unit for unit in _units(packet, prefix) if _SLICE <= unit[0] & 31 <= _IDR]
     return bool(slices) and all(unit[0] & 31 == _IDR and _slice_type(unit) in _INTRA for unit in slices)
+
+
+def is_bipredictive(packet: bytes, prefix: int) -> bool:
+    """Whether a packet holds a B slice: nearly always a picture that is shown before one decoded earlier."""
+    return any(_SLICE <= unit[0] & 31 <= _IDR and _slice_type(unit) in _BIPREDICTIVE for unit in _units(packet, prefix))
 
 
 def _units(packet: bytes, prefix: int) -> Iterator[bytes]:

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataprep.media.container import Limits, decoding, open_video
-from dataprep.media.h264 import h264_prefix, is_idr
 from dataprep.media.layout import is_cut_short
+from dataprep.media.packets import read_packets
 from dataprep.media.pictures import is_key, pictures
-from dataprep.media.structure import structure_faults
 from dataprep.quarantine import ItemError, Reason
 
 _MICROSECONDS = 1_000_000
+_TRIED_FRAMES = 64  # after the first B picture: more than any decoder holds back
 
 
 class FrameIndex(NamedTuple):
@@ -40,6 +40,7 @@ class FrameIndex(NamedTuple):
     breaks: tuple[int, ...] = ()  # frames whose time does not come after that of the one before: joints of a file
     closed: bool = False  # H.264: every group of pictures can be decoded by itself
     faults: tuple[int, ...] = ()  # byte offsets at which the container contradicts itself
+    reordered: bool = False  # the packets' times are those of decoding: pictures come in the order of the decoder
 
     @property
     def frames(self) -> int:
@@ -93,49 +94,52 @@ def _cached(path: Path, size_bytes: int, mtime_ns: int, limits: Limits) -> Frame
 
 
 def _from_packets(path: Path, limits: Limits) -> FrameIndex:
-    pts: list[int | None] = []
-    keys: list[int | None] = []
-    ends: list[int] = []
-    discarded = 0
-    closed = True
-    with open_video(path, limits.max_pixels) as (container, stream), decoding("reading packets"):
-        if stream.width * stream.height > limits.max_pixels:
-            raise ItemError(Reason.TOO_LARGE, f"{stream.width}x{stream.height} pixels")
-        h264 = stream.codec_context.name == "h264"
-        prefix = h264_prefix(stream.codec_context.extradata)
-        for packet in container.demux(stream):
-            if packet.size == 0:
-                continue
-            if h264 and packet.is_keyframe:
-                closed = closed and is_idr(bytes(packet), prefix)
-            if packet.is_discard:  # before an edit list's start: decoded, never shown
-                discarded += 1
-                continue
-            pts.append(packet.pts)
-            if packet.is_keyframe:
-                keys.append(packet.pts)
-            if packet.pts is not None and packet.duration:
-                ends.append(packet.pts + packet.duration)
-            if len(pts) > limits.max_frames:
-                raise ItemError(Reason.TOO_LARGE, f"more than {limits.max_frames} frames")
-        claimed, time_base = stream.frames, Fraction(stream.time_base or Fraction(1, 1000))
-        faults = structure_faults(path, stream.id)
-    found = len(pts) + discarded
-    whole = claimed <= found and not is_cut_short(path)
+    packets = read_packets(path, limits)
+    pts, keys, ends = packets.pts, packets.keys, packets.ends
+    whole = packets.claimed <= packets.found and not is_cut_short(path)
     if not whole:
-        pts, keys, ends = _whole_groups(pts, keys, ends, f"{found} of {claimed or 'more'} claimed frames")
+        found = f"{packets.found} of {packets.claimed or 'more'} claimed frames"
+        pts, keys, ends = _whole_groups(pts, keys, ends, found)
     if not pts:
         raise ItemError(Reason.TOO_SHORT, "no frame")
     if None in pts or len(set(pts)) != len(pts):
-        return _from_frames(path, time_base, limits)._replace(closed=h264 and closed, faults=faults)
-    ordered = np.array(sorted(p for p in pts if p is not None), dtype=np.int64)
-    ordered_keys = np.array(sorted(k for k in keys if k is not None), dtype=np.int64)
-    end = (
-        max([*ends, int(ordered[-1]) + _usual_gap(ordered)]) if len(ordered) > 1 else max([*ends, int(ordered[-1]) + 1])
-    )
-    return FrameIndex(
-        ordered, ordered_keys, time_base, end, len(ordered_keys) > 0, not whole, (), h264 and closed, faults
-    )
+        return _from_frames(path, packets.time_base, limits)._replace(closed=packets.closed, faults=packets.faults)
+    decoding_order = np.array(pts, dtype=np.int64)
+    ordered = np.sort(decoding_order)
+    ordered_keys = np.sort(np.array(keys, dtype=np.int64))
+    end = max([*ends, int(ordered[-1]) + (_usual_gap(ordered) if len(ordered) > 1 else 1)])
+    index = FrameIndex(
+        ordered, ordered_keys, packets.time_base, end, len(ordered_keys) > 0, not whole, (), packets.closed,
+        packets.faults,
+    )  # fmt: skip
+    if packets.first_turned is not None and np.array_equal(decoding_order, ordered):
+        places = _shown_order(path, ordered, packets.first_turned + _TRIED_FRAMES)
+        if places is not None:  # frames can be found by counting only
+            return index._replace(keys=ordered[places], seekable=False, reordered=True)
+    return index
+
+
+def _shown_order(path: Path, times: NDArray[np.int64], tried: int) -> NDArray[np.int64] | None:
+    """Places of the key frames among the pictures, where these come out of the decoder in another order than
+    `times`, those of the packets; None where the orders agree, of `tried` pictures, or pictures are missing.
+
+    Some muxers write the times of decoding as those of showing. A decoder knows the order of pictures from the
+    stream itself, and it is right.
+    """
+    found: list[int] = []
+    keys = [0]
+    turned = False
+    with open_video(path) as (container, stream), decoding("looking for the order of frames"):
+        for frame in pictures(container, stream):
+            if frame.pts is None:
+                return None
+            if is_key(frame):
+                keys.append(len(found))
+            turned = turned or (len(found) > 0 and frame.pts < found[-1])
+            found.append(frame.pts)
+            if not turned and len(found) > tried:
+                return None
+    return np.unique(keys) if turned and np.array_equal(np.sort(found), times) else None
 
 
 def _whole_groups(

@@ -14,17 +14,23 @@ _MIN_MOVED = 0.005  # share of the pixels
 _MIN_TEETH = 0.06  # share of the moved pixels below which teeth are noise and fine texture
 
 
-def luma(frame: VideoFrame) -> NDArray[np.int16] | None:
-    """Every fourth column of the luma plane in 8-bit steps; None for formats without a plane of luma."""
+def luma_plane(frame: VideoFrame) -> NDArray[np.uint8 | np.uint16] | None:
+    """The luma plane as coded, and so upside up or not; None for formats without one."""
     form = frame.format
     if not form.is_planar or form.is_rgb or form.components[0].bits not in (8, 10, 12):
         return None
-    plane = frame.planes[0]
-    depth = form.components[0].bits
-    lines = np.frombuffer(memoryview(plane), dtype=np.dtype("<u2" if depth > 8 else "u1")).reshape(frame.height, -1)
-    columns = lines[:, : frame.width : _COLUMNS]
-    values: NDArray[np.int16] = (columns if depth == 8 else columns >> (depth - 8)).astype(np.int16)
-    return values
+    kind = np.dtype("<u2" if form.components[0].bits > 8 else "u1")
+    lines = np.frombuffer(memoryview(frame.planes[0]), dtype=kind).reshape(frame.height, -1)
+    return lines[:, : frame.width]
+
+
+def luma(frame: VideoFrame) -> NDArray[np.int16] | None:
+    """Every fourth column of the luma plane in 8-bit steps; None for formats without a plane of luma."""
+    plane = luma_plane(frame)
+    if plane is None:
+        return None
+    columns, depth = plane[:, ::_COLUMNS], frame.format.components[0].bits
+    return (columns if depth == 8 else columns >> (depth - 8)).astype(np.int16)
 
 
 def combing(now: NDArray[np.int16], before: NDArray[np.int16]) -> float:

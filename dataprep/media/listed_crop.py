@@ -13,6 +13,9 @@ from dataprep.sources.entries import CROP, ListedFile
 
 _UNEVEN = Fraction(1, 50)  # sizes whose shapes differ by less are copies of one picture at two scales
 
+Shares = tuple[float, float, float, float]  # x0, y0, x1, y1
+WHOLE: Shares = (0.0, 0.0, 1.0, 1.0)
+
 
 @dataclass(frozen=True)
 class ListedCrop:
@@ -80,6 +83,21 @@ def part_of(crop: Box | None, facts: Mapping[str, Any], size: tuple[int, int]) -
     if crop is None:
         return Box(0, 0, *size)
     return scaled(crop, (int(facts["width"]), int(facts["height"])), size)
+
+
+def crop_key(crop: Box | None) -> str:
+    """For the item key of what is measured of a video inside a crop."""
+    return "" if crop is None else "-" + "-".join(map(str, crop))
+
+
+def shares(box: Box, width: int, height: int) -> Shares:
+    """A box of a picture of this size as shares of its sides."""
+    return box.x0 / width, box.y0 / height, box.x1 / width, box.y1 / height
+
+
+def shares_of(crop: Box | None, facts: Mapping[str, Any]) -> Shares:
+    """A crop of a video with these facts as shares of its picture's sides; all of it without one."""
+    return WHOLE if crop is None else shares(crop, int(facts["width"]), int(facts["height"]))
 
 
 def joint(listed: Box, content: Box) -> Box:

@@ -166,6 +166,7 @@ def _warnings(
         "alpha_dropped": alpha[1],
         "several_streams": streams > 1,
         "time_jumps": len(index.breaks) > 0,
+        "time_order": index.reordered,
         "not_seekable": not index.seekable,
     }
     return tuple(name for name, holds in found.items() if holds)

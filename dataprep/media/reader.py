@@ -17,6 +17,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from dataprep.media.blocks import BLOCK_STRIDE, frame_blockiness
 from dataprep.media.container import decoding, open_video
 from dataprep.media.convert import Picture, display_matrix, frame_display
 from dataprep.media.geometry import Display, Frame, Size, display_of
@@ -30,13 +31,15 @@ __all__ = ["FrameReader", "PyAvReader", "Shown", "display", "first_frame"]
 
 
 class Shown(NamedTuple):
-    """One wanted frame. `picture` is None where the file is damaged; `combed` is NaN where it was not looked at."""
+    """One wanted frame. `picture` is None where the file is damaged; `combed` and `blocky` are NaN where it was not
+    looked at."""
 
     number: int
     picture: Frame | None
     display: Display
     interlaced: bool = False  # as the stream says
     combed: float = float("nan")  # as of `interlace.combing`
+    blocky: float = float("nan")  # as of `blocks.blockiness`
 
 
 class FrameReader(Protocol):
@@ -92,7 +95,10 @@ class PyAvReader:
                 made = display_of(*geometry, aspect)
                 converters[geometry] = made, Picture(made, size, deinterlace)
             last, converter = converters[geometry]
-            yield Shown(number, converter.of(frame), last, bool(frame.interlaced_frame), combs.of(number, frame))
+            yield Shown(
+                number, converter.of(frame), last, bool(frame.interlaced_frame), combs.of(number, frame),
+                frame_blockiness(frame) if number % BLOCK_STRIDE == 0 else float("nan"),
+            )  # fmt: skip
 
 
 class _Combs:

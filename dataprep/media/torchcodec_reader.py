@@ -92,6 +92,6 @@ class TorchcodecReader:
                 raise ItemError(Reason.UNSUPPORTED, f"torchcodec gives frame {number} the time {time:.3f} s")
 
     def shown(self, wanted: Sequence[int], size: Size = None, *, deinterlace: bool = False) -> Iterator[Shown]:
-        """As `frames`: torchcodec tells nothing of fields or combs, and fails at damage."""
+        """As `frames`: torchcodec tells nothing of fields, combs or blocks, and fails at damage."""
         for number, frame in zip(wanted, self.frames(wanted, size, deinterlace=deinterlace), strict=True):
             yield Shown(number, frame, self.display)

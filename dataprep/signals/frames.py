@@ -1,6 +1,8 @@
 """What the decoding pass measures on every frame, all from one small picture.
 
-Values are of 8-bit full-range pixels. A frame's `change`, `motion` are against the frame before it.
+Values are of 8-bit full-range pixels, and of what is used of the picture: inside the collection's crop and inside
+black bars, so that a letterboxed copy measures like its original. `change`, `motion` and `pan_*` are against the
+frame before.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dataprep.media.geometry import Frame
+from dataprep.media.geometry import Box, Frame, crop
+from dataprep.media.listed_crop import WHOLE, Shares, joint
+from dataprep.signals.bars import DARK, BarTracker
 from dataprep.signals.phash import perceptual_hash
 
 COLUMNS: dict[str, type] = {
@@ -20,54 +24,68 @@ COLUMNS: dict[str, type] = {
     "dark": np.float32,  # share of pixels below 26
     "bright": np.float32,  # share of pixels from 250
     "sharpness": np.float32,  # variance of the Laplacian
-    "bar_top": np.float32,  # black bars, as shares of the side; NaN in a dark frame
+    "bar_top": np.float32,  # black bars of the whole picture, as shares of the side; NaN in a dark frame
     "bar_bottom": np.float32,
     "bar_left": np.float32,
     "bar_right": np.float32,
     "change": np.float32,  # mean absolute difference of luma
     "motion": np.float32,  # mean length of the flow, pixels a frame; NaN where not measured
+    "pan_x": np.float32,  # the flow's median, which the camera makes: pixels a frame; NaN where not measured
+    "pan_y": np.float32,
     "interlaced": np.float32,  # 0 or 1
     "phash": np.uint64,  # 0 for a picture without structure
-    "content": np.uint64,  # digest of the small picture
+    "content": np.uint64,  # digest of the small picture inside the collection's crop, bars and all
 }
-BLACK_SHARE = 0.98  # of dark pixels, from which a frame is black (as in FFmpeg's blackdetect)
-_DARK, _BRIGHT = 26, 250
-_BAR_MEAN, _BAR_PEAK, _EDGE_LUMA, _EDGE_SHARE = 20, 48, 40, 0.5
+Grey = NDArray[np.uint8]
+_BRIGHT = 250
+_FLOW_MIN_SIDE = 32  # the flow's patches need room
 
 
 class FrameSignals:
-    """Accumulates the columns over consecutive frames; the first one may be context only."""
+    """Accumulates the columns over consecutive frames; the first ones may be context only."""
 
-    def __init__(self, motion_stride: int) -> None:
-        self._stride = motion_stride
+    def __init__(self, motion_stride: int, *, crop_bars: bool = True, part: Shares = WHOLE) -> None:
+        """`crop_bars`: measure inside black bars; `part`: the collection's crop."""
+        self._stride, self._crop_bars, self._part = motion_stride, crop_bars, part
         self._rows: list[tuple[float | int, ...]] = []
-        self._before: NDArray[np.uint8] | None = None
+        self._before: Grey | None = None
+        self._bars = BarTracker()
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
 
-    def skip(self, frame: Frame) -> None:
-        """Take a frame as the one before the next, without measuring it."""
-        self._before = _grey(frame)
+    def skip(self, frame: Frame | None) -> None:
+        """Take a frame as the one before the next, without measuring it; None: it is not there."""
+        self._before = None if frame is None else _grey(frame)
+        if self._before is not None:
+            self._bars.add(self._before)
 
     def add(self, number: int, frame: Frame, interlaced: bool) -> None:
         """`number` is the frame's place in the video: motion is measured at multiples of the stride."""
-        grey = _grey(frame)
-        before, self._before = self._before, grey
-        if before is not None and before.shape != grey.shape:
-            before = None  # the size has changed: nothing to compare with
-        change = float(np.mean(cv2.absdiff(grey, before))) if before is not None else 0.0
-        motion = self._motion(before, grey) if before is not None and number % self._stride == 0 else np.nan
+        whole = _grey(frame)
+        before, self._before = self._before, whole
+        shares, inside = self._bars.add(whole)
+        listed = self._listed(whole)
+        box = joint(listed, inside) if self._crop_bars else listed
+        grey = _cut(whole, box)
+        # Where the size has changed there is nothing to compare with.
+        last = _cut(before, box) if before is not None and before.shape == whole.shape else None
+        change = float(np.mean(cv2.absdiff(grey, last))) if last is not None else 0.0
+        flow = (np.nan,) * 3
+        if last is not None and number % self._stride == 0:
+            # Of a picture that fills the frame: a copy inside bars is smaller, and moves by fewer pixels.
+            flow = self._motion(last, grey, max(whole.shape) / max(grey.shape))
+        content = hashlib.blake2b(crop(frame, listed).tobytes(), digest_size=8).digest()
         self._rows.append(
             (
                 float(grey.mean()),
-                float(np.mean(grey < _DARK)),
+                float(np.mean(grey < DARK)),
                 float(np.mean(grey >= _BRIGHT)),
                 float(cv2.Laplacian(grey, cv2.CV_32F).var()),
-                *bars(grey),
+                *shares,
                 change,
-                motion,
+                *flow,
                 float(interlaced),
                 perceptual_hash(grey),
-                int.from_bytes(hashlib.blake2b(frame.tobytes(), digest_size=8).digest(), "little"),
+                int.from_bytes(content, "little"),
             )
         )
 
@@ -76,42 +94,32 @@ class FrameSignals:
         self._before = None
         self._rows.append((0,) * len(COLUMNS))
 
-    def _motion(self, before: NDArray[np.uint8], grey: NDArray[np.uint8]) -> float:
-        if min(grey.shape) < 32:  # the flow's patches need room
-            return float(np.mean(cv2.absdiff(grey, before)))
+    def _listed(self, grey: Grey) -> Box:
+        height, width = grey.shape
+        x0, y0, x1, y1 = self._part
+        left, top = min(width - 1, round(x0 * width)), min(height - 1, round(y0 * height))
+        return Box(left, top, max(left + 1, round(x1 * width)), max(top + 1, round(y1 * height)))
+
+    def _motion(self, before: Grey, grey: Grey, scale: float) -> tuple[float, float, float]:
+        """Mean length of the flow, and its median across and down."""
+        if min(grey.shape) < _FLOW_MIN_SIDE:
+            return float(np.mean(cv2.absdiff(grey, before))), np.nan, np.nan
         flow = self._flow.calc(before, grey, None)
-        return float(np.mean(np.linalg.norm(flow, axis=2)))
+        pan = np.median(flow[::2, ::2].reshape(-1, 2), axis=0) * scale
+        return float(np.mean(np.linalg.norm(flow, axis=2))) * scale, float(pan[0]), float(pan[1])
 
     def columns(self) -> dict[str, NDArray[np.generic]]:
         columns = zip(*self._rows, strict=True) if self._rows else [()] * len(COLUMNS)
         return {n: np.array(v, dtype=t) for (n, t), v in zip(COLUMNS.items(), columns, strict=True)}
 
 
-def _grey(frame: Frame) -> NDArray[np.uint8]:
-    grey: NDArray[np.uint8] = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+def _grey(frame: Frame) -> Grey:
+    grey: Grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     return grey
 
 
-def bars(grey: NDArray[np.uint8]) -> tuple[float, float, float, float]:
-    """Black bars (top, bottom, left, right) as shares of the side; NaN when the whole frame is dark.
-
-    A bar must end at an edge: a line of picture, lit over at least half of its length. A night sky does not.
-    """
-    if np.mean(grey < _DARK) >= BLACK_SHARE:
-        return (np.nan,) * 4
-    sides = (grey, grey[::-1], grey.T, grey.T[::-1])
-    top, bottom, left, right = (_bar(side) for side in sides)
-    return top, bottom, left, right
-
-
-def _bar(lines: NDArray[np.uint8]) -> float:
-    picture = (lines.mean(axis=1) >= _BAR_MEAN) | (lines.max(axis=1) >= _BAR_PEAK)
-    depth = int(np.argmax(picture))
-    if depth == 0 or depth + 1 >= len(lines):
-        return 0.0
-    # One line may be a blend of bar and picture, so the edge may be the next one.
-    lit = max(float(np.mean(lines[k] >= _EDGE_LUMA)) for k in (depth, depth + 1))
-    return depth / len(lines) if lit >= _EDGE_SHARE else 0.0
+def _cut(grey: Grey, box: Box) -> Grey:
+    return np.ascontiguousarray(grey[box.y0 : box.y1, box.x0 : box.x1])
 
 
 def pack(columns: dict[str, NDArray[np.generic]]) -> bytes:

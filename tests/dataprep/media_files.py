@@ -62,3 +62,16 @@ def write(
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
     return path
+
+
+def with_decoding_times(source: Path, path: Path) -> Path:
+    """A copy whose packets are shown when they are decoded, as some muxers write it: B-frames come out of order."""
+    with av.open(str(source)) as container, av.open(str(path), "w") as out:
+        stream = container.streams.video[0]
+        copied = out.add_stream_from_template(stream)
+        packets = [p for p in container.demux(stream) if p.size]
+        times = sorted(p.pts for p in packets)
+        for packet, time in zip(packets, times, strict=True):
+            packet.stream, packet.pts, packet.dts = copied, time, time
+            out.mux(packet)
+    return path

@@ -8,10 +8,12 @@ import media_files
 import numpy as np
 import pytest
 
+from dataprep.media.decode import open_reader
 from dataprep.media.index import FrameIndex, frame_index
 from dataprep.media.probe import probe_video
 from dataprep.media.reader import decoded
 from dataprep.media.structure import structure_faults
+from dataprep.quarantine import ItemError
 from m4v.core.asset_catalog import asset_path
 
 VP9 = {"g": "12", "deadline": "realtime", "cpu-used": "8", "b": "1M"}
@@ -118,6 +120,41 @@ def test_h264_groups_of_pictures_are_closed_or_not(folder: Path) -> None:
     path = media_files.write(folder / "open.mp4", 48, options=options)
     assert not frame_index(path).closed
     assert damaged(path) == []
+
+
+@pytest.mark.parametrize(("codec", "options"), [
+    ("libx264", {"bf": "2"}), ("libx264", {"bf": "2", "x264-params": "open-gop=1"}), ("mpeg4", {"bf": "2", "g": "12"}),
+])  # fmt: skip
+def test_pictures_whose_times_are_those_of_decoding_are_sound_and_in_order(
+    tmp_path: Path, codec: str, options: dict[str, str]
+) -> None:
+    source = media_files.write(tmp_path / "right.mp4", 40, codec=codec, options=options)
+    path = media_files.with_decoding_times(source, tmp_path / "decoding.mp4")
+    index = frame_index(path)
+    assert index.reordered
+    assert np.array_equal(index.pts - index.pts[0], frame_index(source).pts - frame_index(source).pts[0])
+    assert "time_order" in probe_video(path).warnings
+    reader = open_reader(path)
+    assert [media_files.number_of(picture) for picture in reader.frames(range(40))] == list(range(40))
+    assert media_files.number_of(next(iter(reader.frames([29])))) == 29
+    with pytest.raises(ItemError, match="order of decoding"):
+        list(open_reader(path, "decord").frames([0]))
+
+
+def test_b_pictures_at_their_own_times_are_sought_as_ever(tmp_path: Path) -> None:
+    index = frame_index(media_files.write(tmp_path / "late.mp4", 30, pts=[500 + 40 * k for k in range(30)]))
+    assert index.seekable
+    assert not index.reordered
+    plain = media_files.write(tmp_path / "plain.mp4", 30, options={"bf": "0"})
+    assert frame_index(media_files.with_decoding_times(plain, tmp_path / "same.mp4")).seekable
+
+
+@pytest.mark.deep
+def test_found_footage_with_times_of_decoding_is_whole() -> None:
+    path = asset_path("corpus/footage/box.mp4")
+    index = frame_index(path)
+    assert index.reordered
+    assert sum(frame is None for _, frame in decoded(path, index, range(index.frames))) == 0
 
 
 def test_a_group_with_damage_is_in_doubt_as_a_whole() -> None:

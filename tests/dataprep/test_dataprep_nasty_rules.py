@@ -33,7 +33,7 @@ from m4v.core.canonical import digest_bytes
 CONFIG: dict[str, Any] = {
     **CHEAP,
     "shots": {"detector": "none"},
-    "filters": {**CHEAP["filters"], "min_motion": None, "min_sharpness": None, "max_flash": None},
+    "filters": {**CHEAP["filters"], **dict.fromkeys(("min_motion", "max_jitter", "min_sharpness", "max_flash"))},
     "dedup": {"exact": False, "perceptual": False},
     "max_quarantine_rate": 1.0,
 }
