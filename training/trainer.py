@@ -21,10 +21,11 @@ from training.exposure import DebugLog
 from training.guard import SKIPPED, RolledBack, steps_to_leave_out
 from training.hardware import StepCosts, memory_in_use
 from training.heartbeat import Pulse
-from training.loader import Batch, Collator, Prefetcher
+from training.loader import Batch, Collator
 from training.metrics import Speed
 from training.monitor import Monitor
 from training.order import DataOrder
+from training.prefetch import Prefetcher
 from training.saved import Kind, Row, SaveManifest, Shard
 from training.saving import DrainClock, Saver, is_due, is_permanent, record_save
 from training.stepping import Outcome, Stepper, suspects
@@ -71,7 +72,9 @@ class Trainer:
         Raises Drained after a saved step when a stop was asked for; NeedsHuman or RolledBack as the guard says.
         """
         log = DebugLog.from_environment(self.config.name, self.context.rank)
-        prefetch = Prefetcher(self._batches, self.step, self.config.steps, PREFETCH_STEPS)
+        workers = self.context.resources.workers
+        depth = PREFETCH_STEPS * workers
+        prefetch = Prefetcher(self._batches, self.step, self.config.steps, depth, workers=workers)
         drains = DrainClock(lambda: self.context.drain_requested, self.config.drain_deadline_s)
         manifest: SaveManifest | None = None
         began = time.perf_counter()
@@ -82,7 +85,7 @@ class Trainer:
                 with StepClock(self.engine.device) as clock:
                     outcome = self.stepper.take(step, batches, clock, self.context.drain_requested)
                     self._settle(step, outcome)
-                    log.write(step, self.engine.world_size, *consumed(batches, outcome))
+                    log.write(step, self.engine.world_size, consumed(batches, outcome), self._places())
                     self._validate(outcome.row, clock)
                     manifest = self._save_when_due(outcome.drain, clock)
                 self._record(outcome, clock, began, waited)
@@ -161,10 +164,13 @@ class Trainer:
     def _batches(self, step: int) -> list[Batch]:
         if step in self.stepper.left_out:
             return []
+        return [self.collate(self.order.pack(step, place)).to(self.engine.device) for place in self._places()]
+
+    def _places(self) -> range:
+        """This rank's packs of a step."""
         alone = self.config.engine.fixed_order  # then every rank has all packs
         rank, ranks = (0, 1) if alone else (self.context.rank, self.context.world_size)
-        packs = self.order.rank_packs(step, rank, ranks)
-        return [self.collate(pack).to(self.engine.device) for pack in packs]
+        return range(rank, self.config.order.packs, ranks)
 
     def _record(self, outcome: Outcome, clock: StepClock, began: float, waited: float) -> None:
         """Speed and memory of the step, for whoever watches."""
@@ -194,14 +200,11 @@ class Trainer:
         return None if flops is None else flops / (seconds * self.engine.world_size * self.peak)
 
 
-def consumed(batches: Sequence[Batch], outcome: Outcome) -> tuple[list[tuple[int, str, int]], list[int]]:
-    """What a step learned from, as the debug log wants it: (pack, sample id, draw index), and this rank's packs."""
-    places = [batch.pack.place for batch in batches]
-    if not outcome.updated:
-        return [], places
+def consumed(batches: Sequence[Batch], outcome: Outcome) -> list[tuple[int, str, int]]:
+    """What a step learned from, as (pack, sample id, draw index)."""
     return [
         (batch.pack.place, *draw)
         for batch in batches
         for draw, held in zip(batch.pack.draws, batch.held_out or [False] * len(batch.pack.draws), strict=True)
-        if not held
-    ], places
+        if outcome.updated and not held
+    ]

@@ -1,14 +1,17 @@
 """Runs stage processes under torchrun for tests: `torchrun training_faults.py REQUEST...`, one after the other.
 
-`M4V_TEST_FAULT` = `POINT:STEP` makes ranks SIGKILL themselves there. `step`: after the update of STEP. Of the save at
-STEP: `copy`, in its snapshot; `half`, in the middle of rank 0's file; `file`, between a rank's file and its word that
-it is there; `shard`, between all files and the manifest; `retain`, when retention has deleted the manifest of an older
-save and not its files; `commit`, right after. `export`: while the checkpoint is written. `slow` lets the save at STEP
-never end.
+`M4V_TEST_FAULT` = `POINT:STEP`, or several joined by `+`, makes ranks SIGKILL themselves there. `step`: after the
+update of STEP. Of the save at STEP: `copy`, in its snapshot; `half`, in the middle of rank 0's file; `file`, between a
+rank's file and its word that it is there; `shard`, between all files and the manifest; `retain`, when retention has
+deleted the manifest of an older save and not its files; `commit`, right after. `export`: while the checkpoint is
+written. `slow` lets the save at STEP never end. `nan` and `spike` spoil the loss of STEP; `drain` asks an attempt 0 to
+stop after it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import signal
 import sys
@@ -16,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, distributed
 
 from m4v.core.storage import Storage
 from pipelines.stage_process import main
@@ -24,7 +27,9 @@ from training import export, state
 from training.exposure import DebugLog
 from training.snapshot import Snapshot
 from training.state import SaveManifest, StateStore
+from training.stepping import Stepper
 from training.tensor_file import Written
+from training.trainer import Trainer
 
 
 def die(*_: object) -> Any:
@@ -52,6 +57,41 @@ def after(owner: type, name: str, when: Callable[..., bool]) -> None:
         return die() if when(self, *arguments) else result
 
     setattr(owner, name, changed)
+
+
+class Spoilt:
+    """An objective whose loss is wrong by a factor."""
+
+    def __init__(self, objective: Any, factor: float) -> None:
+        self.names, self._objective, self._factor = objective.names, objective, factor
+
+    def __call__(self, *arguments: Any) -> Any:
+        terms = self._objective(*arguments)
+        return dataclasses.replace(terms, loss=terms.loss * self._factor, flow=terms.flow * self._factor)
+
+
+def spoil_loss(at: int, factor: float) -> None:
+    """Let the losses of step `at` be wrong by a factor, on every rank and whenever it is taken."""
+    owner: Any = Stepper
+    method = owner._gradients
+
+    def changed(self: Any, step: int, *arguments: Any) -> Any:
+        objective = self.objective
+        if step == at:
+            self.objective = Spoilt(objective, factor)
+        try:
+            return method(self, step, *arguments)
+        finally:
+            self.objective = objective
+
+    owner._gradients = changed
+
+
+def drained(trainer: Trainer) -> bool:
+    """Ask an attempt 0 to stop."""
+    if not trainer.context.request.attempt_id.strip("0"):
+        trainer.context.request_drain()
+    return True
 
 
 def leave_half(at: int) -> None:
@@ -93,6 +133,10 @@ def plant(point: str, at: int) -> None:
         after(Storage, "delete", lambda _, path: path.endswith(state.MANIFEST) and path < f"saves/{at:010d}")
     elif point == "commit":
         after(StateStore, "commit", of_manifest)
+    elif point in ("nan", "spike"):
+        spoil_loss(at, math.nan if point == "nan" else 1e4)
+    elif point == "drain":
+        before(Trainer, "_settle", lambda trainer, step, _: step == at and drained(trainer), lambda: None)
     elif point == "export":
         module: Any = export
         module.save_checkpoint = die
@@ -102,8 +146,11 @@ def plant(point: str, at: int) -> None:
 
 if __name__ == "__main__":
     if fault := os.environ.get("M4V_TEST_FAULT"):
-        name, _, step = fault.partition(":")
-        plant(name, int(step or 0))
+        for one in fault.split("+"):
+            name, _, step = one.partition(":")
+            plant(name, int(step or 0))
+    if len(sys.argv) > 2:  # DeepSpeed keeps the groups it was first given
+        distributed.destroy_process_group = lambda: None
     codes = [main([path]) for path in sys.argv[1:]]
     sys.stdout.flush()
     os._exit(max(codes))
