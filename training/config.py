@@ -17,7 +17,6 @@ from m4v.core.config import FrozenModel, weights_names
 from m4v.scores.config import ConseConfig
 from m4v.text.config import MiniLmConfig, TextEncoderConfig
 
-FRAMES_PER_LATENT = 8
 PYRAMID_STAGES = 3
 
 
