@@ -1,4 +1,4 @@
-"""From dataset version to batches: indexed reading of shards, keyed randomness, a prefetch thread.
+"""From dataset version to batches: indexed reading of shards, keyed randomness.
 
 Whatever a sample meets (caption, text drop, posterior, timestep, noise, corruption) is keyed by (seed, stream,
 sample id, draw index, purpose): batches, ranks and prefetch cannot change it.
@@ -7,22 +7,19 @@ sample id, draw index, purpose): batches, ranks and prefetch cannot change it.
 from __future__ import annotations
 
 import json
-import queue
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from m4v.codec.shape import CHANNELS
 from m4v.codec.constants import PYRAMID_CONSTANTS, LatentConstants
+from m4v.codec.shape import CHANNELS
 from m4v.core.rng import generator, torch_seed
 from m4v.core.shard_index import MEMBER_FIELDS, MEMBERS, MemberRef
 from m4v.core.shard_reader import ShardReader
@@ -33,10 +30,9 @@ from training.order import Draw, Pack
 from training.samples import id_array
 from training.streams import Stream
 from training.template import HIGH, Column
+from training.tensor_file import read_tensors
 
 INDEX_COLUMNS = ("shard", "captions", *(f"{name}_{field}" for name in MEMBERS for field, _ in MEMBER_FIELDS))
-
-ItemT = TypeVar("ItemT")
 
 
 class Text(NamedTuple):
@@ -121,7 +117,7 @@ class SampleStore:
     def latent(self, sample_id: str, draw: int, seed: int, frames: int) -> Tensor:
         """First `frames` latent frames (16, t, h, w), float32, un-normalised: the mean, or with a stored
         `logvar` a draw of the posterior."""
-        tensors = load_tensors(self._bytes(sample_id, "latent"))
+        tensors = read_tensors(self._bytes(sample_id, "latent"))
         mean: Tensor = tensors["mean"].float()
         if "logvar" in tensors:
             noise = torch.Generator().manual_seed(torch_seed(seed, sample_id, draw, "posterior"))
@@ -130,7 +126,7 @@ class SampleStore:
         return mean[:, :frames]
 
     def text(self, sample_id: str, caption: int) -> Text:
-        tensors = load_tensors(self._bytes(sample_id, "text"))
+        tensors = read_tensors(self._bytes(sample_id, "text"))
         return Text(*(tensors[k][caption] for k in ("embedding", "mask", "pooled")))
 
     def captions(self, sample_id: str) -> int:
@@ -217,46 +213,3 @@ class Collator:
         text = self.null_text if dropped else self.store.text(draw.sample_id, choice)
         caption = self.store.caption(draw.sample_id, choice) if self.with_captions else ""
         return text, caption, dropped
-
-
-class Prefetcher(Generic[ItemT]):
-    """Makes items for steps start..stop-1 in a thread, in order; an error surfaces at its step."""
-
-    def __init__(self, make: Callable[[int], ItemT], start: int, stop: int, depth: int = 2) -> None:
-        self._queue: queue.Queue[ItemT | BaseException] = queue.Queue(maxsize=depth)
-        self._stop = threading.Event()
-        self._steps = range(start, stop)
-        self._make = make
-        self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
-        self._thread.start()
-
-    def __iter__(self) -> Iterator[tuple[int, ItemT]]:
-        for step in self._steps:
-            item = self._queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield step, item
-
-    def close(self) -> None:
-        self._stop.set()
-        while self._thread.is_alive():
-            self._drop_one()
-            self._thread.join(timeout=0.01)
-
-    def _drop_one(self) -> None:
-        try:
-            self._queue.get_nowait()
-        except queue.Empty:
-            return
-
-    def _fill(self) -> None:
-        for step in self._steps:
-            try:
-                item: ItemT | BaseException = self._make(step)
-            except BaseException as error:  # handed to the consumer, whatever it is
-                item = error
-            if self._stop.is_set():
-                return
-            self._queue.put(item)
-            if isinstance(item, BaseException):
-                return

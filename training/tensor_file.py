@@ -1,4 +1,5 @@
-"""safetensors files written straight from tensors' memory: no second copy, digested as they are written.
+"""safetensors files without second copies: written straight from tensors' memory and digested on the way, read as
+views of their bytes.
 
 The library's own `save` makes the whole file in memory first, which a rank's share of a large state has no room for.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,9 +17,13 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from m4v.core.errors import DataIntegrityError
 from m4v.core.storage import Storage, replacing, storage_faults
 
 _NAMES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPES = {name: kind for kind, name in _NAMES.items()} | {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64
+}  # fmt: skip
 _CHUNK_BYTES = 16 << 20
 _ALIGNMENT = 8
 
@@ -63,6 +69,32 @@ def write_tensors(storage: Storage, path: str, tensors: Mapping[str, Tensor]) ->
             written = write_stream(stream, tensors)
         storage.put_file(local, path)
         return written
+
+
+def read_tensors(data: bytes) -> dict[str, Tensor]:
+    """Tensors of a safetensors file in memory, as views of its bytes: nothing is copied, so nothing may write to them.
+
+    Raises DataIntegrityError when it is no such file.
+    """
+    try:
+        start = 8 + int.from_bytes(data[:8], "little")
+        entries = json.loads(data[8:start])
+        entries.pop("__metadata__", None)
+        return {name: _view(data, start, **entry) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise DataIntegrityError(f"not a safetensors file: {error}", value=f"{len(data)} bytes") from None
+
+
+def _view(data: bytes, start: int, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> Tensor:
+    kind = _DTYPES[dtype]
+    first, last = data_offsets
+    if first == last:
+        return torch.empty(shape, dtype=kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of bytes that cannot be written
+        return torch.frombuffer(data, dtype=kind, count=(last - first) // kind.itemsize, offset=start + first).reshape(
+            shape
+        )
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

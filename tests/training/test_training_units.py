@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,10 @@ from training.config import OptimizerConfig, OrderConfig, RewardTermConfig, late
 from training.ema import Ema, decay_at
 from training.engine import Fragment
 from training.exposure import DebugLog, ExposureState, order_of, seen, steps_that_saw, surviving_line
-from training.loader import Batch, Collator, Prefetcher, SampleStore, Text
+from training.loader import Batch, Collator, SampleStore, Text
 from training.metrics import Speed
 from training.order import Pack, check_world_size
+from training.prefetch import Prefetcher
 from training.state import SaveManifest, Shard, StateFile, StateStore
 
 ORDER = OrderConfig(frames=17, tokens_per_pack=80, image_every=2)
@@ -170,6 +172,24 @@ def test_prefetcher_keeps_order_and_hands_errors_over_at_their_step() -> None:
     early = Prefetcher(lambda step: step, 0, 10**9)
     next(iter(early))
     early.close()  # returns although the thread still has work
+
+
+def test_workers_make_the_same_steps_in_the_same_order() -> None:
+    together = threading.Barrier(3, timeout=30)
+
+    def make(step: int) -> int:
+        if step < 3:
+            together.wait()  # passes only when three threads are at it
+        return step
+
+    prefetch = Prefetcher(make, 0, 40, 6, workers=3)
+    assert list(prefetch) == [(step, step) for step in range(40)]
+    prefetch.close()
+    made: list[int] = []
+    waiting = Prefetcher(made.append, 0, 100, 4, workers=2)
+    assert next(iter(waiting)) == (0, None)
+    waiting.close()
+    assert max(made) <= 1 + 4  # never further ahead than its depth
 
 
 def test_exposure_is_recomputed_from_the_stored_state(dataset: Path) -> None:

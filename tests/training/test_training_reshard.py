@@ -1,0 +1,111 @@
+"""A run goes on at another number of ranks: the same losses within rounding, and in a fixed order the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training_bench import torchrun
+
+from m4v.core.errors import ConfigError
+from m4v.core.storage import Storage
+from training.fixed_order import check_fixed_order
+from training.saved import PARTS
+from training.state import StateStore
+
+SCRIPT = Path(__file__).parent / "training_reshard_probe.py"
+Lines = list[tuple[int, float, float]]
+
+
+def steps(out: Path, ranks: int, first: int, saves: str, stages: str, mode: str) -> None:
+    """Take steps at a number of ranks, from the save at `first`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    launcher = torchrun(ranks) if ranks > 1 else [sys.executable]
+    environment |= {} if ranks > 1 else {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    done = subprocess.run(
+        [*launcher, str(SCRIPT), str(out), str(first), saves, stages, mode],
+        env=environment, capture_output=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+
+
+def lines(out: Path, stage: int) -> Lines:
+    """(step, loss, norm) of every step."""
+    rows = [json.loads(line) for line in (out / f"stage{stage}.jsonl").read_text().splitlines()]
+    return [(step, float.fromhex(loss), float.fromhex(norm)) for step, loss, norm in rows]
+
+
+def state(out: Path, stage: int) -> dict[str, torch.Tensor]:
+    """Weights, moments and averages of the newest save, whole."""
+    store = StateStore(Storage(str(out / f"state{stage}")), 2, "read")
+    manifest = store.newest_verified()
+    assert manifest is not None
+    return {f"{part}.{name}": t for part in PARTS for name, t in store.whole(manifest, part).items()}
+
+
+def assert_same_bits(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name].view(torch.int32), value.view(torch.int32)), name
+
+
+def test_in_a_fixed_order_two_ranks_go_on_with_the_bits_of_one(tmp_path: Path) -> None:
+    alone, resized = tmp_path / "alone", tmp_path / "resized"
+    alone.mkdir()
+    resized.mkdir()
+    steps(alone, 1, 0, "1,3", "23", "fixed")
+    for stage in (2, 3):
+        shutil.copytree(alone / f"state{stage}", resized / f"state{stage}")
+        shutil.rmtree(resized / f"state{stage}" / "saves" / "0000000003-00000000")
+    steps(resized, 2, 1, "3", "23", "fixed")
+    for stage in (2, 3):
+        assert lines(resized, stage) == lines(alone, stage)[1:]
+        assert_same_bits(state(resized, stage), state(alone, stage))
+
+
+def resize(out: Path, mode: str, length: int) -> dict[int, tuple[Lines, Lines]]:
+    """Lines of 1 -> 2 -> 4 -> 1 ranks and of one rank all the way, for every ZeRO stage, `length` steps a world."""
+    alone, resized = out / "alone", out / "resized"
+    alone.mkdir()
+    resized.mkdir()
+    steps(alone, 1, 0, str(4 * length), "0123", mode)
+    for place, ranks in enumerate((1, 2, 4, 1)):
+        steps(resized, ranks, place * length, str((place + 1) * length), "0123", mode)
+    return {stage: (lines(resized, stage), lines(alone, stage)) for stage in range(4)}
+
+
+def worst(pairs: list[tuple[tuple[int, float, float], tuple[int, float, float]]]) -> float:
+    """Largest relative difference of losses and norms."""
+    assert all(a[0] == b[0] for a, b in pairs)
+    return max(abs(x - y) / abs(y) for a, b in pairs for x, y in zip(a[1:], b[1:], strict=True))
+
+
+@pytest.mark.deep
+def test_one_two_four_one_ranks_agree_within_rounding(tmp_path: Path) -> None:
+    """The first step after each change within 1e-6, 20 steps after it within 1e-4."""
+    for stage, (resized, alone) in resize(tmp_path, "fast", 20).items():
+        pairs = list(zip(resized, alone, strict=True))
+        first = worst([pairs[20]])
+        all_of_them = worst(pairs)
+        print(f"ZeRO-{stage}: first step after the first change {first:.1e}, all 80 steps {all_of_them:.1e}")
+        assert first < 1e-6
+        assert all_of_them < 1e-4
+
+
+@pytest.mark.deep
+def test_one_two_four_one_ranks_are_equal_in_a_fixed_order(tmp_path: Path) -> None:
+    for stage, (resized, alone) in resize(tmp_path, "fixed", 5).items():
+        assert resized == alone, stage
+        assert_same_bits(state(tmp_path / "resized", stage), state(tmp_path / "alone", stage))
+
+
+def test_a_fixed_order_needs_a_power_of_two_of_ranks() -> None:
+    check_fixed_order(4)
+    with pytest.raises(ConfigError, match="power of two"):
+        check_fixed_order(3)
