@@ -35,6 +35,7 @@ KILL_S = 30.0  # a process that survives SIGKILL hangs in the kernel: nobody can
 TICK_S = 0.2
 RECORD_S = 1.0
 FENCE_S = 2.0
+ENDED = "ended"  # in the directory of a node: the exit code of its command
 _WAKE = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
@@ -87,6 +88,8 @@ class Supervisor:
         if self._status is not None:
             self._end_all(signal.SIGTERM, CLEANUP_S)
         self._end_all(signal.SIGKILL, KILL_S)
+        if self._pids is not None and self._pids != self._work_dir:
+            write_atomic(self._pids / ENDED, str(self._exit_code()).encode())  # one node of several
         return self._exit_code()
 
     def _start(self, mask: set[signal.Signals] | set[int]) -> int:

@@ -36,7 +36,8 @@ class ContainerConfig(FrozenModel):
 
 
 class SlurmStage(FrozenModel):
-    """What a stage asks for instead of the profile's values; a field that is absent stays the profile's."""
+    """What a stage asks for instead of the profile's values: an absent field stays the profile's, `null` takes it away
+    (`gres: null` on nodes without a GPU)."""
 
     partition: Word | None = None
     qos: Word | None = None
@@ -105,7 +106,10 @@ class SlurmConfig(FrozenModel):
     def of_stage(self, stage: str) -> SlurmConfig:
         """The values that jobs of `stage` use."""
         other = self.stages.get(stage)
-        return self if other is None else self.model_copy(update=other.model_dump(exclude_none=True))
+        given = {} if other is None else other.model_dump(exclude_unset=True)
+        if given.get("ranks_per_node", 1) is None:
+            del given["ranks_per_node"]
+        return self.model_copy(update=given)
 
     def nodes(self, ranks: int) -> tuple[int, int]:
         """(nodes, ranks on each); raises ConfigError for ranks that fill no whole number of nodes."""

@@ -37,7 +37,7 @@ def ending_of_job(end: JobEnd, spec: JobSpec, work_dir: Path) -> Ending:
         return replace(ending, preempted=True, message="its place was taken away; the state is saved")
     if ending.exit_class is not ExitClass.INFRASTRUCTURE:
         return ending
-    return replace(ending, nodes=suspects(exits, end.nodes, spec))
+    return replace(ending, nodes=end.failed or suspects(exits, end.nodes, spec))
 
 
 def suspects(exits: Sequence[ExitRecord], nodes: Sequence[str], spec: JobSpec) -> tuple[str, ...]:

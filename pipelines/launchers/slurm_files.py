@@ -53,15 +53,19 @@ class JobStart(FrozenModel):
 
 
 class JobEnd(FrozenModel):
-    """`ended.json`, the job's last word. `returncode` is srun's; `exit_class` is set where no rank could say why.
-    `nodes` it ran on, in the order of their ranks; `lost` among them. `preempted`: it saved its state since its place
-    was taken away, and was not queued again."""
+    """`ended.json`, the job's last word.
+
+    - returncode: srun's. exit_class: set where no rank could say why.
+    - nodes: those it ran on, in the order of their ranks; `lost` among them, `failed` the one where the gang broke.
+    - preempted: it saved its state since its place was taken away, and was not queued again.
+    """
 
     returncode: int = 0
     exit_class: int | None = None
     message: str = ""
     nodes: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
     preempted: bool = False
 
 

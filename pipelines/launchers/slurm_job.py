@@ -33,8 +33,10 @@ from pipelines.launchers.slurm_files import (
     read_starts,
     write_end,
 )
+from pipelines.supervise import ENDED
 
 TICK_S = 1.0
+PEERS_S = 10.0  # for the ranks of other nodes to notice, and to say so, when a node's have failed
 REQUEUE_WAIT_S = 300.0  # Slurm ends this process when it queues the job again
 PORTS = range(15000, 30000)  # below those that the kernel gives out
 
@@ -67,7 +69,8 @@ class BatchStep:
             return 0
         self._note("finished")
         preempted = self._is_drained() and self._still_ours()
-        end = JobEnd(returncode=returncode, nodes=self._nodes, preempted=preempted)
+        failed = self._failed_nodes()[:1] if returncode and self._spec.nodes > 1 else ()
+        end = JobEnd(returncode=returncode, nodes=self._nodes, preempted=preempted, failed=failed)
         write_end(self._work_dir, end)
         return returncode
 
@@ -109,7 +112,8 @@ class BatchStep:
         """What an earlier start left: its words, its staging, and a drain that nobody asked for."""
         for record in (*self._work_dir.glob("exit.*.json"), *self._work_dir.glob("heartbeat.*.json")):
             record.unlink()
-        shutil.rmtree(self._work_dir / "staging", ignore_errors=True)
+        for name in ("staging", "nodes"):
+            shutil.rmtree(self._work_dir / name, ignore_errors=True)
         asked = (self._work_dir / DRAIN_ASKED).exists()
         for name in (RESULT, "progress.json", STACKS, *(() if asked else (DRAIN,))):
             (self._work_dir / name).unlink(missing_ok=True)
@@ -117,13 +121,37 @@ class BatchStep:
 
     def _run_gang(self) -> int:
         child = subprocess.Popen(self._srun(), stdin=subprocess.DEVNULL, env=self._environment())
+        give_up_at: float | None = None
         while True:
             try:
                 return child.wait(TICK_S)
             except subprocess.TimeoutExpired:
-                if self._terminated and not (self._work_dir / DRAIN).exists():
-                    print(f"start {self._number} is to end: saving the state", flush=True)
-                    write_atomic(self._work_dir / DRAIN, b"")
+                self._pass_on_term()
+            if give_up_at is None and (failed := self._failed_nodes()):
+                print(f"the gang broke on node {failed[0]}: the others have {PEERS_S:g} s", flush=True)
+                give_up_at = time.monotonic() + PEERS_S
+            if give_up_at is not None and time.monotonic() >= give_up_at:
+                child.terminate()
+
+    def _pass_on_term(self) -> None:
+        if self._terminated and not (self._work_dir / DRAIN).exists():
+            print(f"start {self._number} is to end: saving the state", flush=True)
+            write_atomic(self._work_dir / DRAIN, b"")
+
+    def _failed_nodes(self) -> tuple[str, ...]:
+        """Nodes whose command has ended badly though its ranks did not say that they drained, the first one first: the
+        ranks of the others wait for theirs, with NCCL for half an hour."""
+        if self._spec.nodes == 1:
+            return ()
+        classes = {e.rank: e.exit_class for e in read_exits(self._work_dir)}
+        each, found = self._spec.ranks_per_node, []
+        for number, name in enumerate(self._nodes):
+            ended = self._work_dir / "nodes" / str(number) / ENDED
+            ranks = range(number * each, (number + 1) * each)
+            well = all(classes.get(rank) in (ExitClass.OK, ExitClass.DRAINED) for rank in ranks)
+            if not well and ended.exists() and ended.read_text() != "0":
+                found.append((ended.stat().st_mtime, name))
+        return tuple(name for _, name in sorted(found))
 
     def _srun(self) -> list[str]:
         spec = self._spec

@@ -16,6 +16,7 @@ from m4v.core.items import ItemStore
 from m4v.core.stage import Resources, StageContext
 from m4v.core.storage import write_atomic
 from pipelines.spec import InputSpec, StageNode, StageSpec
+from training.heartbeat import Pulse
 
 
 class CountConfig(FrozenModel):
@@ -140,6 +141,24 @@ def gang(context: StageContext) -> None:
         time.sleep(0.02)
 
 
+def beating(context: StageContext) -> None:
+    """Steps with a heartbeat; switched to `hang`, rank 0 stops in the middle as if another rank never answered."""
+    pulse = Pulse(context.work_dir, context.rank, 0)
+    for step in range(context.config(CountConfig).items):
+        pulse.finished(step, 0.01)
+        time.sleep(0.01)
+        if step == 3 and switch(context, "hang"):
+            pulse.enter("validation")
+            pulse.enter("step")
+            wait_for_nobody()
+    pulse.close()
+    (context.output("lines") / "lines.txt").write_text("done\n")
+
+
+def wait_for_nobody() -> None:
+    time.sleep(3600)
+
+
 def folder_probe(config: FrozenModel, locations: dict[str, str]) -> str:
     return ",".join(sorted(p.name for p in Path(locations["folder"]).iterdir()))
 
@@ -164,6 +183,10 @@ GATE = StageSpec(
 REPORT = StageSpec(
     name="report", version=1, function=f"{MODULE}:report", config_model=f"{MODULE}:TotalConfig",
     inputs={"*": InputSpec(None)}, outputs={"report": ArtifactKind.REPORT},
+)  # fmt: skip
+BEATING = StageSpec(
+    name="beating", version=1, function=f"{MODULE}:beating", config_model=f"{MODULE}:CountConfig",
+    outputs={"lines": ArtifactKind.SOURCE},
 )  # fmt: skip
 GANG = StageSpec(
     name="gang", version=1, function=f"{MODULE}:gang", config_model=f"{MODULE}:CountConfig",
