@@ -16,11 +16,11 @@ from typing import NamedTuple
 import torch
 
 from m4v.config import ModelConfig
-from m4v.flops import Setting, count_forward, meta_model
 from training.order import DataOrder
 from training.streams import Stream
 from training.template import Column
 
+Shape = tuple[int, int, int, int]
 TRAINING_FORWARDS = 3  # forward, and a backward of twice its operations
 _TERA = 1e12
 
@@ -52,13 +52,13 @@ PEAKS: Mapping[str, Peak] = {
 }
 
 
-def peak_flops(name: str, dtype: str) -> float | None:
+def peak_flops(name: str, dtype: str) -> int | None:
     """Peak operations a second of a GPU by CUDA's name, computing in `bfloat16` or `float32`; None when unknown."""
     peak = PEAKS.get(name)
-    return None if peak is None else _TERA * (peak.bfloat16 if dtype == "bfloat16" else peak.float32)
+    return None if peak is None else round(_TERA * (peak.bfloat16 if dtype == "bfloat16" else peak.float32))
 
 
-def device_peak(device: torch.device, dtype: str) -> float | None:
+def device_peak(device: torch.device, dtype: str) -> int | None:
     """Peak of this process's device; None on a CPU."""
     return peak_flops(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None
 
@@ -69,7 +69,7 @@ class StepCosts:
 
     def __init__(self, config: ModelConfig, order: DataOrder) -> None:
         self._config, self._order = config, order
-        self._forward: dict[Setting, int] = {}
+        self._forward: dict[Shape, int] = {}
         self._thread = threading.Thread(target=self._count, name="flops", daemon=True)
 
     def start(self) -> StepCosts:
@@ -83,22 +83,23 @@ class StepCosts:
         """Operations of a step over all ranks; None before they are counted."""
         total = 0
         for stream, columns in self._order.shapes(step):
-            for setting in settings_of(stream, columns):
-                if setting not in self._forward:
+            for shape in shapes_of(stream, columns):
+                if shape not in self._forward:
                     return None
-                total += stream.batch * self._forward[setting]
+                total += stream.batch * self._forward[shape]
         return TRAINING_FORWARDS * total
 
     def _count(self) -> None:
-        model = meta_model(self._config)
-        streams = self._order.streams
-        for setting in sorted({s for x in streams for columns in x.cycle for s in settings_of(x, columns)}):
-            self._forward[setting] = count_forward(model, setting).forward
+        from m4v.flops import Setting, count_forward, meta_model  # torch's counter takes a second to import
+
+        model, streams = meta_model(self._config), self._order.streams
+        for shape in sorted({s for x in streams for columns in x.cycle for s in shapes_of(x, columns)}):
+            self._forward[shape] = count_forward(model, Setting(*shape)).forward
 
 
-def settings_of(stream: Stream, columns: Sequence[Column]) -> list[Setting]:
-    """One forward of each column of a pack."""
-    return [Setting(c.unit, c.stage, stream.h, stream.w) for c in columns]
+def shapes_of(stream: Stream, columns: Sequence[Column]) -> list[Shape]:
+    """One forward of each column of a pack: latent frames, pyramid stage, latent height and width."""
+    return [(c.unit, c.stage, stream.h, stream.w) for c in columns]
 
 
 def memory_in_use(device: torch.device) -> dict[str, int]:
