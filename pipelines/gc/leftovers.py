@@ -12,6 +12,7 @@ from pathlib import Path
 from m4v.core.errors import InputError
 from m4v.core.items import LAST_USED
 from m4v.core.storage import Storage, storage_faults
+from pipelines.launchers.slurm_files import is_open
 from pipelines.ledger import AttemptRow, ClaimHeld, Ledger, Status
 from pipelines.ledger.types import utc_now
 from pipelines.provenance.blobs import PROVENANCE
@@ -169,7 +170,7 @@ def _attempts(ledger: Ledger, workspace: Workspace, retention: RetentionConfig, 
         days = (now - touched) / DAY
         if days > retention.log_days:
             yield _folder(LeftoverKind.LOGS, folder, f"ended {days:.0f} days ago", key)
-        elif days > retention.work_days:
+        elif days > retention.work_days and not is_open(folder):
             scratch = attempt_leftover(folder, f"ended {days:.0f} days ago; its logs stay", key)
             yield from () if scratch is None else (scratch,)
 

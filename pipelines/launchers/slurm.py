@@ -20,7 +20,16 @@ from pipelines.launchers.base import DRAIN_ASKED, STACKS, Ending, Job, NodePolic
 from pipelines.launchers.slurm_client import JobState, SlurmClient
 from pipelines.launchers.slurm_config import SlurmConfig
 from pipelines.launchers.slurm_endings import ending_of_job, ending_of_state
-from pipelines.launchers.slurm_files import CURRENT, SCRIPT, SPEC, read_end, read_spec, read_starts
+from pipelines.launchers.slurm_files import (
+    CURRENT,
+    SCRIPT,
+    SPEC,
+    JobEnd,
+    read_end,
+    read_spec,
+    read_starts,
+    write_end,
+)
 from pipelines.launchers.slurm_script import job_spec, render
 from training.heartbeat import HangLimits
 
@@ -143,7 +152,9 @@ class SlurmLauncher:
             _log.warning("job %s: %s", job.reference, error)
 
     def _without_a_word(self, job: Job, state: JobState | None) -> Ending:
-        return ending_of_state(state, self._down(job, state), (job.work_dir / DRAIN_ASKED).exists())
+        ending = ending_of_state(state, self._down(job, state), (job.work_dir / DRAIN_ASKED).exists())
+        write_end(job.work_dir, JobEnd(exit_class=ending.exit_class, message=ending.message, lost=ending.nodes))
+        return ending
 
     def _down(self, job: Job, state: JobState | None) -> list[str]:
         starts = read_starts(job.work_dir)

@@ -88,6 +88,11 @@ def write_end(work_dir: Path, end: JobEnd) -> None:
     write_atomic(work_dir / ENDED, json.dumps(end.canonical()).encode())
 
 
+def is_open(work_dir: Path) -> bool:
+    """Whether a job of this attempt may still run, though nobody waits for it."""
+    return (work_dir / SPEC).exists() and read_end(work_dir) is None
+
+
 def read_starts(work_dir: Path) -> list[JobStart]:
     """Oldest first; a line that was cut off by a lost node is left out."""
     try:

@@ -22,6 +22,7 @@ from pipelines.launchers.base import DRAIN, DRAIN_ASKED, STACKS
 from pipelines.launchers.slurm_client import SlurmClient
 from pipelines.launchers.slurm_files import (
     CURRENT,
+    ENDED,
     MASTER_ADDRESS,
     MASTER_PORT,
     START,
@@ -33,7 +34,7 @@ from pipelines.launchers.slurm_files import (
     read_starts,
     write_end,
 )
-from pipelines.supervise import ENDED
+from pipelines.supervise import ENDED as NODE_ENDED
 
 TICK_S = 1.0
 PEERS_S = 10.0  # for the ranks of other nodes to notice, and to say so, when a node's have failed
@@ -115,7 +116,7 @@ class BatchStep:
         for name in ("staging", "nodes"):
             shutil.rmtree(self._work_dir / name, ignore_errors=True)
         asked = (self._work_dir / DRAIN_ASKED).exists()
-        for name in (RESULT, "progress.json", STACKS, *(() if asked else (DRAIN,))):
+        for name in (RESULT, ENDED, "progress.json", STACKS, *(() if asked else (DRAIN,))):
             (self._work_dir / name).unlink(missing_ok=True)
         write_atomic(self._work_dir / START, str(self._number).encode())
 
@@ -146,7 +147,7 @@ class BatchStep:
         classes = {e.rank: e.exit_class for e in read_exits(self._work_dir)}
         each, found = self._spec.ranks_per_node, []
         for number, name in enumerate(self._nodes):
-            ended = self._work_dir / "nodes" / str(number) / ENDED
+            ended = self._work_dir / "nodes" / str(number) / NODE_ENDED
             ranks = range(number * each, (number + 1) * each)
             well = all(classes.get(rank) in (ExitClass.OK, ExitClass.DRAINED) for rank in ranks)
             if not well and ended.exists() and ended.read_text() != "0":

@@ -14,7 +14,7 @@ from pipelines.launchers.slurm import SlurmLauncher
 from pipelines.launchers.slurm_client import JobState, SlurmClient, parse_fields, parse_states
 from pipelines.launchers.slurm_config import SlurmConfig
 from pipelines.launchers.slurm_endings import ending_of_job, ending_of_state, suspects
-from pipelines.launchers.slurm_files import JobEnd, JobStart, append_start, read_starts
+from pipelines.launchers.slurm_files import JobEnd, JobStart, append_start, is_open, read_starts, write_end
 from pipelines.launchers.slurm_node import command
 from pipelines.launchers.slurm_script import job_spec, render
 from pipelines.recipe import Profile
@@ -253,3 +253,11 @@ def test_without_accounts_a_forgotten_job_is_none(answers):
 def test_nodes_that_are_out_of_order(answers):
     fake_command(answers, "sinfo", stdout="n1|idle\nn2|down*\nn3|drained\n")
     assert SlurmClient().down(["n1", "n2", "n3", "n4"]) == ["n2", "n3", "n4"]
+
+
+def test_an_attempt_is_open_until_its_job_has_said_its_last_word(tmp_path):
+    assert not is_open(tmp_path)
+    (tmp_path / "job.json").write_text("{}")
+    assert is_open(tmp_path)
+    write_end(tmp_path, JobEnd())
+    assert not is_open(tmp_path)
