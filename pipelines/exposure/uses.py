@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import cache, cached_property, partial
+from dataclasses import dataclass
+from functools import cache, partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,40 +29,62 @@ Held = Callable[[str], Iterator[SamplePlace]]  # samples in a dataset
 Rank = Callable[[SamplePlace, Sequence[GroupKey]], int]  # smaller ids of these groups in the sample's dataset
 
 
-class Tally:
-    """Uses of some clips before one cursor. Each is computed once it is asked for: that there was any follows from the
-    epochs alone where one is complete, their number takes a draw of every sample, the steps two more."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """A sample, and a stream that takes it."""
 
-    def __init__(self, timetable: Timetable) -> None:
-        self._timetable = timetable
-        self._parts: list[tuple[PlannedStream, int, Callable[[int], int]]] = []
+    sample: SamplePlace
+    stream: PlannedStream
+    keys: tuple[GroupKey, ...]  # of the stream's groups
 
-    def add(self, stream: PlannedStream, cursor: int, draw_in: Callable[[int], int]) -> None:
-        """A sample in a stream, which takes it at `draw_in` of an epoch."""
-        if drawn := self._timetable.draws_before(stream, cursor):
-            self._parts.append((stream, drawn, draw_in))
 
-    @cached_property
-    def any(self) -> bool:
-        return any(drawn >= stream.count for stream, drawn, _ in self._parts) or self.number > 0
+class CourseUses:
+    """Uses of some clips by one course. What is not asked for is not computed: that there was any by a cursor follows
+    from the epochs alone where one is complete, their number takes a draw of every sample, the steps two more."""
 
-    @cached_property
-    def number(self) -> int:
-        return sum(self._numbers)
+    def __init__(self, timetable: Timetable, parts: Sequence[Part], draw_in: Callable[[Part, int], int]) -> None:
+        """`parts`: every sample with each stream that takes it; `draw_in` says at which draw of an epoch."""
+        self._timetable, self._parts, self._draw_in = timetable, parts, draw_in
+        self._numbers: dict[int, list[int]] = {}
+        self._draws: dict[tuple[Part, int], int] = {}
 
-    @cached_property
-    def _numbers(self) -> list[int]:
-        return [self._timetable.uses_among(*part) for part in self._parts]
+    def first_of(self, cursors: Sequence[int]) -> int | None:
+        """The first of some ascending cursors that has a use before it."""
+        place = bisect.bisect_left(cursors, True, key=self._any)
+        return cursors[place] if place < len(cursors) else None
 
-    @cached_property
-    def ends(self) -> tuple[int, int] | None:
-        """The first step that used any, and the last."""
-        used = [(stream, n, draw) for (stream, _, draw), n in zip(self._parts, self._numbers, strict=True) if n]
-        if not used:
-            return None
-        place = self._timetable.place
-        first = min(place(stream, draw_in(0)).step for stream, _, draw_in in used)
-        return first, max(place(stream, draw_in(n - 1)).step for stream, n, draw_in in used)
+    def _any(self, cursor: int) -> bool:
+        drawn = [self._timetable.draws_before(part.stream, cursor) for part in self._parts]
+        for part, count in zip(self._parts, drawn, strict=True):
+            if count >= part.stream.count:
+                return True
+        return any(self._used(part, count) for part, count in zip(self._parts, drawn, strict=True))
+
+    def _used(self, part: Part, drawn: int) -> int:
+        return self._timetable.uses_among(part.stream, drawn, partial(self._draw, part)) if drawn else 0
+
+    def _draw(self, part: Part, epoch: int) -> int:
+        if (part, epoch) not in self._draws:
+            self._draws[part, epoch] = self._draw_in(part, epoch)
+        return self._draws[part, epoch]
+
+    def number(self, cursor: int) -> int:
+        """Of uses before a cursor."""
+        return sum(self._counted(cursor))
+
+    def ends(self, cursor: int) -> tuple[int, int] | None:
+        """The first step before a cursor that used any, and the last."""
+        used = [(part, uses) for part, uses in zip(self._parts, self._counted(cursor), strict=True) if uses]
+        place, draw = self._timetable.place, self._draw
+        steps = [place(part.stream, draw(part, n)).step for part, uses in used for n in (0, uses - 1)]
+        return (min(steps), max(steps)) if steps else None
+
+    def _counted(self, cursor: int) -> list[int]:
+        """Uses before a cursor of each part."""
+        if cursor not in self._numbers:
+            drawn = (self._timetable.draws_before(part.stream, cursor) for part in self._parts)
+            self._numbers[cursor] = [self._used(part, count) for part, count in zip(self._parts, drawn, strict=True)]
+        return self._numbers[cursor]
 
 
 class ClipUses:
@@ -69,6 +93,8 @@ class ClipUses:
     def __init__(self, ledger: Ledger, held: Held, rank: Rank) -> None:
         self._ledger, self._held, self._rank = ledger, held, rank
         self._plans: dict[str, SamplingPlan] = {}
+        self._parts: dict[str | None, list[Part]] = {}  # by data order
+        self._held_any: dict[str, bool] = {}
 
     @classmethod
     def everywhere(cls, ledger: Ledger, clip_ids: Sequence[str], datasets: Collection[str]) -> ClipUses:
@@ -99,7 +125,11 @@ class ClipUses:
 
     def holds(self, dataset_id: str | None, clip_id: str | None = None) -> bool:
         """Whether a dataset has a sample of the clips (or of one)."""
-        return next(self.samples(dataset_id, clip_id), None) is not None
+        if dataset_id is None or clip_id is not None:
+            return next(self.samples(dataset_id, clip_id), None) is not None
+        if dataset_id not in self._held_any:
+            self._held_any[dataset_id] = next(self.samples(dataset_id), None) is not None
+        return self._held_any[dataset_id]
 
     def load_plans(self, rows: Iterable[StateRow | Course]) -> None:
         """Read the timetables that `places` needs for these states, in one go."""
@@ -122,20 +152,20 @@ class ClipUses:
         samples = self.samples(row.dataset_id, clip_id)
         return sorted(place.step for sample in samples for place in self.places(row, sample, cursor))
 
-    def tally(self, course: Course, cursors: Sequence[int]) -> list[Tally]:
-        """Uses of all the clips before each cursor of a course."""
+    def of_course(self, course: Course) -> CourseUses:
+        """Uses of all the clips by a course."""
         plan = self.plan(course)
-        found = [Tally(plan.timetable) for _ in cursors]
-        for sample in self.samples(course.dataset_id):
-            for stream in plan.streams_with(sample.group):
-                draw_in = cache(partial(self._draw_in, course, sample, stream))
-                for tally, cursor in zip(found, cursors, strict=True):
-                    tally.add(stream, cursor, draw_in)
-        return found
+        if course.order_id not in self._parts:
+            samples = self.samples(course.dataset_id)
+            self._parts[course.order_id] = [
+                Part(sample, stream, plan.keys(stream))
+                for sample in samples
+                for stream in plan.streams_with(sample.group)
+            ]
+        return CourseUses(plan.timetable, self._parts[course.order_id], partial(self._draw_in, course))
 
-    def _draw_in(self, course: Course, sample: SamplePlace, stream: PlannedStream, epoch: int) -> int:
-        rank = self._rank(sample, self.plan(course).keys(stream))
-        return draw_of(stream, rank, course.seed, course.stage, epoch)
+    def _draw_in(self, course: Course, part: Part, epoch: int) -> int:
+        return draw_of(part.stream, self._rank(part.sample, part.keys), course.seed, course.stage, epoch)
 
     def first_step(self, course: Course, cursor: int, enough: int) -> float:
         """The first step that used any of the clips, or some early one before `enough`; infinite when none before
@@ -150,14 +180,26 @@ class ClipUses:
                 break
         return first
 
-    def most_draws(self, course: Course, cursors: int, enough: int) -> int:
-        """How many draws `tally` would compute: not more than this, unless it is more than `enough`."""
-        plan, streams = self.plan(course), 0
-        for sample in self.samples(course.dataset_id):
-            streams += len(plan.streams_with(sample.group))
-            if streams > enough:
+    def most_draws(self, courses: Iterable[tuple[Course, int]], enough: int) -> int:
+        """How many draws the numbers and ends of courses, each with a number of cursors, take: not more than this,
+        unless it is more than `enough`."""
+        draws, of_order = 0, dict[str | None, int]()
+        for course, cursors in courses:
+            if course.order_id not in of_order:
+                of_order[course.order_id] = self._takers(course, enough)
+            draws += of_order[course.order_id] * (1 + 2 * cursors)
+            if draws > enough:
                 break
-        return streams * (1 + 2 * cursors)
+        return draws
+
+    def _takers(self, course: Course, enough: int) -> int:
+        """Streams that take a sample, over all samples."""
+        plan, takers = self.plan(course), 0
+        for sample in self.samples(course.dataset_id):
+            takers += len(plan.streams_with(sample.group))
+            if takers > enough:
+                break
+        return takers
 
 
 def plans_of(ledger: Ledger, order_ids: Iterable[str]) -> dict[str, SamplingPlan]:

@@ -16,10 +16,15 @@ from pipelines.membership import ClipFacts, ClipSelector
 
 
 def impact(ledger: Ledger, selector: ClipSelector) -> Impact:
-    """What a takedown of the selected clips concerns, from the ledger alone.
+    """What a takedown of the selected clips concerns, from one state of the ledger and nothing else.
 
     Raises InputError as `Ledger.find_clips` does, and for a dataset that is not in the clip index.
     """
+    with ledger.snapshot():
+        return _impact(ledger, selector)
+
+
+def _impact(ledger: Ledger, selector: ClipSelector) -> Impact:
     clips = ledger.find_clips(selector)
     clip_ids = [c.clip_id for c in clips]
     held = ledger.holders_of(clip_ids)
@@ -80,6 +85,8 @@ def _dropped(ledger: Ledger, tables: Mapping[str, Collection[str]]) -> tuple[Dro
 
 def _products(ledger: Ledger, checkpoints: AffectedCheckpoints, holders: Sequence[Holder]) -> Products:
     """What was made from the checkpoints, and from the holders without passing through a checkpoint."""
-    found = ledger.products_of(checkpoints.numbers, [(h.artifact_id, h.kind) for h in holders])
-    contained = np.full(len(holders), BY_STRENGTH.index(Verdict.CONTAINS), dtype=np.int8)
-    return Products(found, np.append(checkpoints.strength, contained), ledger.ids_of)
+    held = ledger.numbers_of((h.artifact_id, h.kind) for h in holders)
+    stems = [checkpoints.numbers[checkpoints.strength == strong] for strong in range(len(BY_STRENGTH))]
+    contained = BY_STRENGTH.index(Verdict.CONTAINS)
+    stems[contained] = np.append(stems[contained], np.array(list(held.values()), dtype=np.int64))
+    return Products(ledger.products_of(stems), ledger.ids_of)

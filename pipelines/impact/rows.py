@@ -9,10 +9,10 @@ from typing import Generic, NamedTuple, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.exposure.uses import Tally
+from pipelines.exposure.uses import CourseUses
 from pipelines.exposure.verdict import Verdict
-from pipelines.ledger.numbers import Numbers, unpack
-from pipelines.ledger.reach import StemProducts
+from pipelines.ledger.numbers import Numbers
+from pipelines.ledger.stems import PRODUCTS
 from pipelines.ledger.trained import TrainedStates
 
 RowT = TypeVar("RowT")
@@ -81,7 +81,8 @@ class Rows(Sequence[RowT], Generic[RowT]):
 
 class AffectedCheckpoints(Rows[AffectedCheckpoint]):
     """In the order that courses and checkpoints were recorded. `through` holds rows of `states` (their number for
-    none), `tally` places in `tallies`, which are None when uses were not counted, only noticed."""
+    none); `uses` those of courses that drew from datasets with the clips, None when they were not counted, only
+    noticed."""
 
     def __init__(
         self,
@@ -89,11 +90,9 @@ class AffectedCheckpoints(Rows[AffectedCheckpoint]):
         states: TrainedStates,
         strength: Strength,
         through: Numbers,
-        tally: Numbers,
-        tallies: Sequence[Tally | None] | None,
+        uses: Mapping[int, CourseUses] | None,
     ) -> None:
-        self._states, self.strength, self._through = states, strength, through
-        self._tally, self._tallies = tally, tallies
+        self._states, self.strength, self._through, self._uses = states, strength, through, uses
 
     def __len__(self) -> int:
         return len(self._states.checkpoint_ids)
@@ -119,12 +118,12 @@ class AffectedCheckpoints(Rows[AffectedCheckpoint]):
 
     def _row(self, at: int, strong: int, course: int, cursor: int, through: int) -> AffectedCheckpoint:
         states, saw, descends = self._states, BY_STRENGTH[strong] is Verdict.SAW, through < len(self)
-        tally = self._tally_of(at)
-        first, last = (tally and tally.ends) or (None, None)
-        if self._tallies is None:
+        drawn = self._drawn(course)
+        first, last = (drawn and drawn.ends(cursor)) or (None, None)
+        if self._uses is None:
             uses, inherited = None if saw else 0, None if descends else 0
         else:
-            uses, inherited = tally.number if tally else 0, self._inherited(at)
+            uses, inherited = drawn.number(cursor) if drawn else 0, self._inherited(at)
         return AffectedCheckpoint(
             artifact_id=states.checkpoint_ids[at],
             verdict=BY_STRENGTH[strong],
@@ -139,8 +138,8 @@ class AffectedCheckpoints(Rows[AffectedCheckpoint]):
             init_from=states.init_from[at],
         )
 
-    def _tally_of(self, at: int) -> Tally | None:
-        return None if self._tallies is None else self._tallies[self._tally[at]]
+    def _drawn(self, course: int) -> CourseUses | None:
+        return None if self._uses is None else self._uses.get(course)
 
     def _inherited(self, at: int) -> int:
         """Uses by the stages that a checkpoint started from, added up along its line."""
@@ -151,8 +150,8 @@ class AffectedCheckpoints(Rows[AffectedCheckpoint]):
             start = int(self._states.parent[start])
         total = held.get(start, 0)
         for row in reversed(line):
-            tally = self._tally_of(row)
-            total += tally.number if tally else 0
+            drawn = self._drawn(int(self._states.course[row]))
+            total += drawn.number(int(self._states.cursor[row])) if drawn else 0
             held[row] = total
         return total
 
@@ -167,14 +166,11 @@ class Products(Rows[Product]):
     what it was made from. Their ids are read by `named` when rows are looked at."""
 
     def __init__(
-        self, found: StemProducts, strength: Strength, named: Callable[[Iterable[int]], Mapping[int, str]]
+        self, found: Sequence[Mapping[str, Numbers]], named: Callable[[Iterable[int]], Mapping[int, str]]
     ) -> None:
+        """`found`: products by kind of what has each strength, the weakest first."""
         self._named = named
-        strongest = np.zeros(int(found.asked.max(initial=0)) + 1, dtype=np.int8)
-        np.maximum.at(strongest, found.asked, strength)
-        self._kinds: dict[str, tuple[Numbers, Strength]] = {
-            kind: _strongest(strongest[found.found], packed) for kind, packed in found.packed.items()
-        }
+        self._kinds = {kind: _strongest([made[kind] for made in found]) for kind in PRODUCTS}
         self._numbers = np.concatenate([numbers for numbers, _ in self._kinds.values()])
         self._strength = np.concatenate([strong for _, strong in self._kinds.values()])
         self._kind = np.repeat(np.arange(len(self._kinds)), [len(numbers) for numbers, _ in self._kinds.values()])
@@ -194,12 +190,10 @@ class Products(Rows[Product]):
         return [Product(ids[number], kinds[kind], BY_STRENGTH[strong]) for number, kind, strong in columns]
 
 
-def _strongest(stems: Strength, packed: Sequence[bytes]) -> tuple[Numbers, Strength]:
+def _strongest(made: Sequence[Numbers]) -> tuple[Numbers, Strength]:
     """Products, ascending, each with the strongest of its stems."""
-    numbers = unpack(b"".join(packed))
-    own = np.repeat(stems, [len(held) // 4 for held in packed])
-    best = np.full(int(numbers.max(initial=0)) + 1, -1, dtype=np.int8)
-    for strong in range(len(BY_STRENGTH)):  # the strongest last
-        best[numbers[own == strong]] = strong
+    best = np.full(max(int(numbers.max(initial=0)) for numbers in made) + 1, -1, dtype=np.int8)
+    for strong, numbers in enumerate(made):
+        best[numbers] = strong
     found = np.flatnonzero(best >= 0)
     return found, best[found]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -67,6 +68,7 @@ class Database:
         self._reader = self.engine
         if not self.is_sqlite:
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        self._shared = threading.local()
         _engines.add(self.engine)
 
     def _sqlite_engine(self) -> Engine:
@@ -106,9 +108,28 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A read-only snapshot."""
-        with self.faults(), Session(self._reader) as session:
-            yield session
+        """A read-only snapshot: this thread's own `snapshot` if one is open."""
+        with self.faults():
+            shared: Session | None = getattr(self._shared, "session", None)
+            if shared is not None:
+                yield shared
+                return
+            with Session(self._reader) as session:
+                yield session
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """One picture, and one connection, for everything that this thread reads meanwhile. What is written meanwhile
+        is not in it."""
+        if getattr(self._shared, "session", None) is not None:
+            yield
+            return
+        with self.read() as session:
+            self._shared.session = session
+            try:
+                yield
+            finally:
+                self._shared.session = None
 
     @contextmanager
     def write(self, *, chain: bool = True) -> Iterator[Session]:

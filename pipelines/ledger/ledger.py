@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
@@ -83,6 +84,11 @@ class Ledger(
             database.close()
             raise
         return cls(database)
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """While it is open this thread's questions share one transaction and see one state of the ledger: many of them
+        cost far less so. What is written meanwhile is not seen, by this thread either."""
+        return self._db.snapshot()
 
     @property
     def url(self) -> str:

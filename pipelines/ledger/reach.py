@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-from sqlalchemy import String, cast, select, type_coerce
-from sqlalchemy.types import NullType
+from sqlalchemy import String, cast, select
 
 from pipelines.ledger import schema
-from pipelines.ledger.database import AS_BYTES, Database
+from pipelines.ledger.database import Database
 from pipelines.ledger.members import ids_in
-from pipelines.ledger.numbers import Key, Numbers, ids_of, known_numbers, numbered
-from pipelines.ledger.schema_exposure import Stem
-from pipelines.ledger.stems import PRODUCTS
+from pipelines.ledger.numbers import Key, Numbers, ids_of, known_numbers, unpack
+from pipelines.ledger.stems import products_of
 from pipelines.ledger.trained import joined
 from pipelines.ledger.types import iso_text
 
@@ -37,34 +34,22 @@ class ChannelMove(NamedTuple):
     current: bool
 
 
-class StemProducts(NamedTuple):
-    """Products by stem: `asked` are the numbers that were asked for, `found` those that have any, with the packed
-    numbers of their products of each kind."""
-
-    asked: Numbers
-    found: Numbers
-    packed: Mapping[str, Sequence[bytes]]
-
-
 class ReachOps:
     """The reach verbs of a Ledger."""
 
     _db: Database
 
-    def products_of(self, numbers: Numbers, extra: Iterable[Key]) -> StemProducts:
-        """Samples, scores and reports that were made from numbered artifacts, and from `extra` ones by id and kind;
-        those come behind the numbered ones."""
+    def numbers_of(self, artifacts: Iterable[Key]) -> dict[Key, int]:
+        """Numbers of artifacts, by id and kind; those that have none are left out."""
         with self._db.read() as session:
-            wanted = list(extra)
-            known = known_numbers(session, dict.fromkeys(wanted))
-            stems = np.append(numbers, [known.get(key, 0) for key in wanted]).astype(np.int64)
-            # Without the column type, which copies every value.
-            columns = (Stem.number, *(type_coerce(getattr(Stem, kind), NullType()) for kind in PRODUCTS))
-            chosen = numbered(session, Stem.number, np.unique(stems).tolist())
-            query = select(*columns).where(chosen)
-            rows = session.execute(query, execution_options=AS_BYTES).all() if len(stems) else []
-        found, *packed = zip(*rows, strict=True) if rows else ((), *((),) * len(PRODUCTS))
-        return StemProducts(stems, np.array(found, dtype=np.int64), dict(zip(PRODUCTS, packed, strict=True)))
+            return known_numbers(session, dict.fromkeys(artifacts))
+
+    def products_of(self, stems: Sequence[Numbers]) -> list[dict[str, Numbers]]:
+        """Samples, scores and reports that were made from some sets of numbered artifacts: for each set the products'
+        numbers by kind, in any order, some more than once. No number stands in two sets."""
+        with self._db.read() as session:
+            found = products_of(session, stems)
+        return [{kind: unpack(packed) for kind, packed in made.items()} for made in found]
 
     def ids_of(self, numbers: Iterable[int]) -> dict[int, str]:
         """Ids of numbered artifacts."""
@@ -106,18 +91,19 @@ class ReachOps:
             rows = session.execute(query).all()
         return sorted({SourceLink(source, str(summary.get("name", "")), clips) for source, summary, clips in rows})
 
-    def moves_to(self, artifact_ids: Iterable[str]) -> list[ChannelMove]:
+    def moves_to(self, artifact_ids: Container[str]) -> list[ChannelMove]:
         """Moves of channels to any of these artifacts, by channel and time."""
-        channel, wanted, found = schema.Channel, set(artifact_ids), []
+        found: list[ChannelMove] = []
         with self._db.read() as session:
             # One row a channel: thousands of rows take longer to fetch than to find.
+            channel = schema.Channel
             columns = (cast(channel.seq, String), channel.artifact_id, iso_text(session, channel.moved_at))
             query = select(channel.name, *(joined(session, column) for column in columns)).group_by(channel.name)
             rows = session.execute(query).all()
-        for name, *texts in rows:
+        for name, *texts in sorted(map(tuple, rows)):
             seqs, targets, times = (text.split(",") for text in texts)
             numbers = list(map(int, seqs))
             last = max(numbers)
-            moves = zip(numbers, targets, times, strict=True)
-            found += [ChannelMove(name, n, to, at, n == last) for n, to, at in moves if to in wanted]
-        return sorted(found)
+            moves = sorted(move for move in zip(numbers, targets, times, strict=True) if move[1] in artifact_ids)
+            found += [ChannelMove(name, n, to, at, n == last) for n, to, at in moves]
+        return found

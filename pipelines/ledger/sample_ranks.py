@@ -6,9 +6,8 @@ datasets add up their parts.
 
 from __future__ import annotations
 
-import bisect
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from pipelines.ledger.clip_load import among, unpack_ranges
 from pipelines.ledger.database import AS_BYTES, Database
 from pipelines.ledger.members import ids_in
 from pipelines.ledger.schema_clips import (
+    KEPT,
     ClipIndex,
     ClipSource,
     PartGroup,
@@ -31,7 +31,6 @@ from pipelines.ledger.schema_clips import (
 GroupKey = tuple[str, str, int, int, int]  # source, media, latent t, h, w
 Numbers = NDArray[np.int64]
 _AT_ONCE = 4096  # ids a statement
-_ID_BYTES = 16
 _NO_RUNS: Numbers = np.zeros((0, 2), dtype=np.int64)
 
 
@@ -71,7 +70,7 @@ class RankOps:
             names = _group_names(session)
             sample = PartSample
             query = select(sample.part_no, sample.clip_id, sample.sample_id, sample.group_no)
-            query = query.where(sample.group_no.in_(list(names)))
+            query = query.where(sample.group_no > KEPT)
             for some in _batches(clip_ids):
                 for part, clip, identity, group in session.execute(query.where(among(session, sample.clip_id, some))):
                     found.setdefault(part, []).append(PartPlace(clip.hex(), identity.hex(), names[group]))
@@ -86,26 +85,31 @@ class RankOps:
             )
             return {dataset: unpack_ranges(packed or b"") for dataset, packed in session.execute(query)}
 
-    def part_ranks(self, sample_id: str, groups: Sequence[GroupKey]) -> dict[GroupKey, PartRanks]:
-        """The rank of a sample among each group's ids, in every part of the index."""
+    def group_names(self) -> dict[int, GroupKey]:
+        """What groups are called, by number."""
+        with self._db.read() as session:
+            return _group_names(session)
+
+    def part_ranks(
+        self, sample_id: str, groups: Sequence[GroupKey], names: Mapping[int, GroupKey]
+    ) -> dict[GroupKey, PartRanks]:
+        """The rank of a sample among each group's ids, in every part of the index; `names` as `group_names` says."""
         at, wanted = bytes.fromhex(sample_id), set(groups)
         found: dict[GroupKey, tuple[list[Numbers], list[Numbers]]] = {group: ([], []) for group in groups}
+        numbers = [number for number, name in names.items() if name in wanted]
         with self._db.read() as session:
-            names = {number: name for number, name in _group_names(session).items() if name in wanted}
-            group, held = PartGroup, PartIds
-            ours = group.group_no.in_(list(names))
-            whole = select(group.group_no, _joined(session, group.part_no), _joined(session, group.samples))
-            for number, parts, samples in session.execute(whole.where(ours, group.last < at).group_by(group.group_no)):
-                found[names[number]][0].append(_split(parts))
-                found[names[number]][1].append(_split(samples))
-            cut = (
-                select(group.group_no, group.part_no, held.ids)
-                .join(held, (held.part_no == group.part_no) & (held.group_no == group.group_no))
-                .where(ours, group.first < at, group.last >= at)
+            group = PartGroup
+            whole = (
+                select(group.group_no, _joined(session, group.part_no), _joined(session, group.samples))
+                .where(among(session, group.group_no, numbers), group.last < at)
+                .group_by(group.group_no)
             )
-            for number, part, ids in session.execute(cut, execution_options=AS_BYTES):
-                found[names[number]][0].append(np.array([part]))
-                found[names[number]][1].append(np.array([_rank(ids, at)]))
+            below = [(names[n], _split(parts), _split(samples)) for n, parts, samples in session.execute(whole)]
+            for n, parts, sizes, ids in _cut(session, numbers, at):
+                below.append((names[n], parts, _smaller(ids, sizes, at)))
+        for name, parts, counts in below:
+            found[name][0].append(parts)
+            found[name][1].append(counts)
         none = np.zeros(0, dtype=np.int64)
         return {key: PartRanks(np.concatenate([none, *p]), np.concatenate([none, *b])) for key, (p, b) in found.items()}
 
@@ -119,6 +123,7 @@ class SampleRanks:
         self._place = {name: place for place, name in enumerate(self._parts)}
         self._runs = np.concatenate([_NO_RUNS, *self._parts.values()])
         self._ends = np.append(0, np.cumsum([len(runs) for runs in self._parts.values()])).astype(np.int64)
+        self._names: dict[int, GroupKey] = {}
         self._of_group: dict[tuple[str, GroupKey], PartRanks] = {}
         self._ranks: dict[tuple[str, tuple[GroupKey, ...]], list[int]] = {}
 
@@ -142,7 +147,8 @@ class SampleRanks:
         """The rank in every dataset: each adds up its runs of parts."""
         missing = [group for group in groups if (sample_id, group) not in self._of_group]
         if missing:
-            found = self._ledger.part_ranks(sample_id, missing)
+            self._names = self._names or self._ledger.group_names()
+            found = self._ledger.part_ranks(sample_id, missing, self._names)
             self._of_group |= {(sample_id, group): ranks for group, ranks in found.items()}
         of_groups = [self._of_group[sample_id, group] for group in groups]
         last = max(int(numbers.max(initial=0)) for numbers in (self._runs, *(r.parts for r in of_groups)))
@@ -179,6 +185,32 @@ def _split(numbers: str) -> Numbers:
     return np.fromstring(numbers, dtype=np.int64, sep=",")
 
 
-def _rank(packed: bytes, at: bytes) -> int:
-    count = len(packed) // _ID_BYTES
-    return bisect.bisect_left(range(count), at, key=lambda n: packed[n * _ID_BYTES : (n + 1) * _ID_BYTES])
+def _cut(session: Session, groups: Sequence[int], at: bytes) -> Iterator[tuple[int, Numbers, Numbers, bytes]]:
+    """Of each group the parts that have ids below `at` and others: their numbers, ids of each, and those ids."""
+    group, held = PartGroup, PartIds
+    query = (
+        select(group.group_no)
+        .join(held, (held.part_no == group.part_no) & (held.group_no == group.group_no))
+        .where(among(session, group.group_no, groups), group.first < at, group.last >= at)
+    )
+    if session.get_bind().dialect.name != "sqlite":
+        columns = (_joined(session, group.part_no), _joined(session, group.samples), func.string_agg(held.ids, b""))
+        rows = session.execute(query.add_columns(*columns).group_by(group.group_no), execution_options=AS_BYTES)
+        yield from ((number, _split(parts), _split(sizes), ids) for number, parts, sizes, ids in rows)
+        return
+    # SQLite has no aggregate that joins bytes.
+    of_group: dict[int, list[tuple[int, int, bytes]]] = {}
+    for number, *row in session.execute(query.add_columns(group.part_no, group.samples, held.ids)):
+        of_group.setdefault(number, []).append((row[0], row[1], row[2]))
+    for number, cut in of_group.items():
+        parts, sizes, ids = zip(*cut, strict=True)
+        yield number, np.array(parts), np.array(sizes), b"".join(ids)
+
+
+def _smaller(ids: bytes, sizes: Numbers, at: bytes) -> Numbers:
+    """How many ids of 16 bytes are below `at`, of each of some sets that lie one after the other."""
+    first, second = np.frombuffer(ids, dtype=">u8").reshape(-1, 2).T
+    here = np.frombuffer(at, dtype=">u8")
+    below = (first < here[0]) | ((first == here[0]) & (second < here[1]))
+    smaller: Numbers = np.diff(np.append(0, np.cumsum(below))[np.append(0, np.cumsum(sizes))])
+    return smaller

@@ -16,7 +16,6 @@ from m4v.core.errors import DataIntegrityError
 from m4v.core.storage import Storage
 from pipelines.exposure.states import read_state, record_missing_states, record_state
 from pipelines.ledger import Ledger
-from pipelines.ledger.numbers import unpack
 from pipelines.ledger.sample_ranks import SamplePlace, SampleRanks
 from pipelines.store import ArtifactRecord
 from training.config import OrderConfig
@@ -127,6 +126,8 @@ def test_stems_pass_through_products_and_reach_what_was_made_before(scenario: Sc
 
 
 def stems(scenario: Scenario, record: ArtifactRecord) -> dict[str, set[str]]:
-    found = scenario.ledger.products_of(np.zeros(0, dtype=np.int64), [(record.artifact_id, str(record.kind))])
-    numbers = {kind: unpack(b"".join(packed)).tolist() for kind, packed in found.packed.items()}
-    return {kind: set(scenario.ledger.ids_of(held).values()) for kind, held in numbers.items() if held}
+    numbers = scenario.ledger.numbers_of([(record.artifact_id, str(record.kind))])
+    none = np.zeros(0, dtype=np.int64)
+    before, found, after = scenario.ledger.products_of([none, np.array([*numbers.values()], dtype=np.int64), none])
+    assert not any(len(held) for made in (before, after) for held in made.values())
+    return {kind: set(scenario.ledger.ids_of(held.tolist()).values()) for kind, held in found.items() if len(held)}
