@@ -147,6 +147,22 @@ def test_random_kills_are_bit_equal(bench: Bench, straight: Path) -> None:
     assert bench.line("random") == bench.line("straight")
 
 
+@pytest.mark.deep
+def test_a_drain_whose_save_takes_too_long_leaves_in_time_with_the_last_save(bench: Bench, straight: Path) -> None:
+    """Exit class 40 at the deadline, the reason says which save stands, and the run goes on from there."""
+    config = CONFIG.model_copy(update={"drain_deadline_s": 3.0})
+    bench.run("late", config, fault="commit:4")
+    work = bench.write("late", config, 2, 1)
+    (work / "drain").touch()
+    bench.start("late", 2, [work], "slow:5").wait(timeout=400)
+    exits = read_exits(work)
+    assert [e.exit_class for e in exits] == [ExitClass.DRAINED] * 2
+    assert all("not over after 3 s: the save of step 4 stands" in e.message for e in exits)
+    rows = [json.loads(line) for line in (work / "saves.jsonl").read_text().splitlines()]
+    assert {"event": "emergency_save_abandoned", "step": 5, "stands": 4}.items() <= rows[-1].items()
+    assert digest(bench.run("late", attempt=2)) == digest(straight)
+
+
 def test_world_size_may_change_between_attempts(bench: Bench, straight: Path) -> None:
     """2 ranks, then 1: same samples, weights within rounding, and the record says so."""
     bench.run("resized", attempt=0, fault="step:4")
