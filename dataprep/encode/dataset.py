@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from dataprep.buckets import Bucket
 from dataprep.encode.clips import KeptClip
 from dataprep.encode_config import EncodeConfig
 from dataprep.shards import SHARDS, Sample, ShardWriter, verify_shards
+from dataprep.spool import RUN, SortedSpool, Spool, chunks
 from m4v.core.canonical import canonical_json, digest_json
 from m4v.core.ids import sample_id
-from m4v.core.shard_index import INDEX, write_index
+from m4v.core.shard_index import INDEX, RUN_ROWS, SCHEMA, IndexWriter
 from m4v.core.storage import write_atomic
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ RECONSTRUCTIONS = "reconstructions"
 TIMES = "frame-times"  # items: times of a clip's frames, by its latent's key
 TIMES_DIGEST = digest_json({"frame_times": 1})
 SCHEMA_VERSION = 2  # 1 had neither encoders nor frame times in each `KEY.json`
+_ROWS_TOGETHER = 8192
 ALGORITHM = 1  # raise it when the same clip and config come to mean other samples
 
 
@@ -121,8 +125,10 @@ def write_samples(
     `encoders` stand in every `KEY.json` (`encoder_facts`). `item_of` gives a part ("latent", "text", "times") by its
     item key. Returns the names of the shards.
     """
-    ordered = sorted(encoded, key=lambda e: (e.bucket, e.sample_id))
-    rows: list[dict[str, object]] = []
+    ordered = SortedSpool[EncodedClip](lambda e: (e.bucket, e.sample_id), run=RUN)
+    for one in encoded:
+        ordered.append(one)
+    rows = Spool[dict[str, object]]()
     with ShardWriter(directory / SHARDS, samples=config.shards.samples, size_bytes=config.shards.size_bytes) as writer:
         for number, one in enumerate(ordered):
             members = {
@@ -141,7 +147,10 @@ def write_samples(
                 }
             rows.append(row)
             tick(number + 1)
-    write_index(directory / INDEX, rows)
+    with IndexWriter(directory / INDEX) as index:
+        tables = (pa.Table.from_pylist(some, schema=SCHEMA) for some in chunks(rows, _ROWS_TOGETHER))
+        for some in chunks(tables, RUN_ROWS // _ROWS_TOGETHER):
+            index.add_table(pa.concat_tables(some))
     verify_shards(directory / SHARDS, rows)
     return writer.shards
 
@@ -167,10 +176,16 @@ def identity_facts(config: EncodeConfig, codec: Mapping[str, object], identity: 
 
 
 def dataset_facts(
-    encoded: list[EncodedClip], identity: Mapping[str, object], quarantined: int, shards: int
+    encoded: Iterable[EncodedClip], identity: Mapping[str, object], quarantined: int, shards: int
 ) -> dict[str, object]:
     """Content of `dataset.json`; `identity` as `identity_facts` says."""
-    counts = Counter((e.clip.media, e.bucket) for e in encoded)
+    counts: Counter[tuple[str, Bucket]] = Counter()
+    sources: Counter[str] = Counter()
+    captions = 0
+    for one in encoded:
+        counts[one.clip.media, one.bucket] += 1
+        sources[one.clip.source] += 1
+        captions += len(one.clip.captions)
     return {
         **identity,
         "buckets": [
@@ -180,12 +195,12 @@ def dataset_facts(
             }
             for (media, bucket), count in sorted(counts.items())
         ],
-        "samples": len(encoded),
-        "videos": sum(e.clip.media == "video" for e in encoded),
-        "images": sum(e.clip.media == "image" for e in encoded),
-        "captions": sum(len(e.clip.captions) for e in encoded),
-        "tokens": sum(e.bucket.tokens for e in encoded),
-        "sources": dict(sorted(Counter(e.clip.source for e in encoded).items())),
+        "samples": counts.total(),
+        "videos": sum(count for (media, _), count in counts.items() if media == "video"),
+        "images": sum(count for (media, _), count in counts.items() if media == "image"),
+        "captions": captions,
+        "tokens": sum(bucket.tokens * count for (_, bucket), count in counts.items()),
+        "sources": dict(sorted(sources.items())),
         "shards": shards,
         "quarantined": quarantined,
     }  # fmt: skip

@@ -6,7 +6,7 @@ in an order that depends on the clips alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from dataprep.encode.jobs import (
 )
 from dataprep.encode.overlapped import encode_overlapped, overlaps
 from dataprep.encode.psnr import check_psnr, psnr_figures
+from dataprep.encode.spread import Done, Spread
 from dataprep.encode_config import EncodeConfig
 from dataprep.engine import Engine, InlineEngine, open_engine, single_threaded
 from dataprep.engines.meter import Meter
@@ -49,11 +50,12 @@ from dataprep.quarantine import (
     QUARANTINE,
     ItemError,
     ItemFailure,
+    QuarantineLog,
     QuarantineRow,
     check_rate,
-    write_quarantine,
 )
 from dataprep.sources.listing import SourceReader
+from dataprep.spool import Spool, chunks
 from m4v.codec.interface import DeviceCodec
 from m4v.core.errors import DataIntegrityError, InfrastructureError, InputError
 from m4v.core.items import ItemStore
@@ -61,35 +63,35 @@ from m4v.core.stage import StageContext
 from m4v.core.storage import write_atomic
 
 STEP = "encode"
+_OVERLAPPED_TOGETHER = 4096  # jobs in memory
 
 
 def run(context: StageContext) -> None:
     """Raises InputError when no clip could be encoded, DataIntegrityError past the quarantine rate."""
     config = context.config(EncodeConfig)
     work = _Work(context, config)
-    clips = list(kept_clips(context.input("clips").path(CLIPS)))
-    planned, quarantined = work.plan(clips)
+    planned = work.plan(kept_clips(context.input("clips").path(CLIPS)))
+    quarantined = work.quarantined
     with single_threaded(), open_engine(context.resources, on_device=True) as engine:
-        encoded, failed = work.encode(engine, planned)
-        quarantined += failed
-        check_rate(len(quarantined), len(clips), config.max_quarantine_rate, "encode")
+        encoded, shown = work.encode(engine, planned)
+        kept = len(encoded) + len(quarantined)
+        check_rate(len(quarantined), kept, config.max_quarantine_rate, "encode")
         if not encoded:
             raise InputError(
-                "no clip could be encoded", value=f"{len(quarantined)} of {len(clips)} kept clips in quarantine",
+                "no clip could be encoded", value=f"{len(quarantined)} of {kept} kept clips in quarantine",
                 next_step="m4v data quarantine",
             )  # fmt: skip
         out = context.output("dataset")
-        work.write_reconstructions(engine, encoded, out / RECONSTRUCTIONS)
+        work.write_reconstructions(engine, shown, out / RECONSTRUCTIONS)
         context.metrics(engine.meter.final())
         if work.clock.frames:
             context.metrics(work.clock.figures())
-    write_quarantine(out / QUARANTINE, quarantined)
+    quarantined.write(out / QUARANTINE)
     write_atomic(out / NULL_TEXT, work.null_text())
-    clips_done = [e.encoded for e in encoded]
     shards = write_samples(
-        out, clips_done, config, encoder_facts(work.facts), work.item, work.tick(len(encoded), "samples written")
+        out, encoded, config, encoder_facts(work.facts), work.item, work.tick(len(encoded), "samples written")
     )
-    facts = dataset_facts(clips_done, work.facts, len(quarantined), len(shards))
+    facts = dataset_facts(encoded, work.facts, len(quarantined), len(shards))
     write_facts(out / DATASET, facts)
     context.summary("dataset", {k: facts[k] for k in ("samples", "videos", "images", "captions", "tokens", "shards")})
     context.metrics(work.hits)
@@ -100,12 +102,6 @@ class _Planned:
     clip: KeptClip
     media: ClipMedia
     latent_key: str
-
-
-@dataclass(frozen=True)
-class _Done:
-    encoded: EncodedClip
-    media: ClipMedia
 
 
 class _Work:
@@ -124,18 +120,19 @@ class _Work:
         self._times = context.items(TIMES, TIMES_DIGEST)
         self._overlaps = isinstance(codec, DeviceCodec) and overlaps(self._device, context.resources.engine)
         self.clock = DeviceClock()
+        self.quarantined = QuarantineLog()
         self.hits = {"latents_cached": 0, "texts_cached": 0, "latents_encoded": 0}
 
-    def plan(self, clips: Sequence[KeptClip]) -> tuple[list[_Planned], list[QuarantineRow]]:
+    def plan(self, clips: Iterable[KeptClip]) -> Spool[_Planned]:
         """Bucket and item key of every clip; clips that fill none are quarantined."""
-        planned, quarantined = [], []
+        planned = Spool[_Planned]()
         readers = [SourceReader(artifact) for artifact in self._context.input_list("source")]
         locator, names = MediaLocator(self._context, readers), {reader.name for reader in readers}
         for clip in clips:
             try:
                 buckets = clip.buckets(self._config.buckets, self._config.codec.time_stride)
             except ItemError as error:
-                quarantined.append(_row(clip, error.reason, error.detail))
+                self.quarantined.append(_row(clip, error.reason, error.detail))
                 continue
             if clip.source not in names:
                 raise DataIntegrityError("clip is of a source that is no input", value=clip.source, where=clip.clip_id)
@@ -146,26 +143,31 @@ class _Work:
                 buckets=tuple(buckets), deinterlace=clip.deinterlace,
             )  # fmt: skip
             planned.append(_Planned(clip, media, clip.latent_key(buckets, fps)))
-        return planned, quarantined
+        return planned
 
-    def encode(self, engine: Engine, planned: list[_Planned]) -> tuple[list[_Done], list[QuarantineRow]]:
-        """Bring every clip into the item store."""
-        done, quarantined = [], []
+    def encode(self, engine: Engine, planned: Spool[_Planned]) -> tuple[Spool[EncodedClip], list[Done]]:
+        """Bring every clip into the item store; returns all that are there, and those to be shown."""
+        encoded, spread = Spool[EncodedClip](), Spread(self._config.reconstructions)
         tick = self.tick(len(planned), "clips encoded", engine.meter)
         for number, (plan, result) in enumerate(zip(planned, self._results(engine, planned), strict=True)):
             if isinstance(result, ItemFailure):
-                quarantined.append(_row(plan.clip, result.reason, result.detail))
+                self.quarantined.append(_row(plan.clip, result.reason, result.detail))
             else:
-                done.append(self._done(plan, result))
-                self._count(result, done[-1].encoded, engine.meter)
+                done = self._done(plan, result)
+                encoded.append(done.encoded)
+                spread.add(done)
+                self._count(result, done.encoded, engine.meter)
             tick(number + 1)
-        return done, quarantined
+        planned.close()
+        return encoded, spread.chosen()
 
-    def _results(self, engine: Engine, planned: list[_Planned]) -> Iterator[Encoded | ItemFailure]:
-        jobs, timeout_s = [self._job(plan) for plan in planned], self._config.item_timeout_s
-        if self._overlaps:
-            return encode_overlapped(engine, jobs, 2 * self._context.resources.workers, timeout_s, self.clock)
-        return engine.map(encode_clip, jobs, timeout_s=timeout_s, total=len(jobs))
+    def _results(self, engine: Engine, planned: Spool[_Planned]) -> Iterator[Encoded | ItemFailure]:
+        jobs, timeout_s = (self._job(plan) for plan in planned), self._config.item_timeout_s
+        if not self._overlaps:
+            yield from engine.map(encode_clip, jobs, timeout_s=timeout_s, total=len(planned))
+            return
+        for some in chunks(jobs, _OVERLAPPED_TOGETHER):
+            yield from encode_overlapped(engine, some, 2 * self._context.resources.workers, timeout_s, self.clock)
 
     def _job(self, plan: _Planned) -> EncodeJob:
         return EncodeJob(
@@ -174,10 +176,10 @@ class _Work:
             text_key=plan.clip.text_key(), times_uri=self._times.uri, weights=self._weights, device=self._device,
         )  # fmt: skip
 
-    def _done(self, plan: _Planned, result: Encoded) -> _Done:
+    def _done(self, plan: _Planned, result: Encoded) -> Done:
         bucket = next(b for b in plan.media.buckets if b.latent == result.shape)
         clip = plan.clip
-        return _Done(
+        return Done(
             EncodedClip(
                 clip,
                 bucket,
@@ -217,9 +219,8 @@ class _Work:
         with single_threaded():
             return text_member(text_encoder_of(self._config.text_encoder, self._weights, self._device), ("",))
 
-    def write_reconstructions(self, engine: Engine, done: Sequence[_Done], directory: Path) -> None:
-        """A few clips beside what their latents decode to, and `reconstructions.json` with the PSNR of each."""
-        chosen = _spread(done, self._config.reconstructions)
+    def write_reconstructions(self, engine: Engine, chosen: Sequence[Done], directory: Path) -> None:
+        """Clips beside what their latents decode to, and `reconstructions.json` with the PSNR of each."""
         store = self._context.items("reconstructions", self.identity.codec).uri
         jobs = [
             ReconstructJob(
@@ -258,14 +259,3 @@ def _reconstruction_row(encoded: EncodedClip, name: str, psnr: float, first: flo
 
 def _row(clip: KeptClip, reason: str, detail: str) -> QuarantineRow:
     return QuarantineRow(clip.source, clip.source_id, clip.path, reason, detail, STEP)
-
-
-def _spread(done: Sequence[_Done], count: int) -> list[_Done]:
-    """`count` clips, videos before images, taken in turn from every source."""
-    turns: dict[tuple[str, str], int] = {}
-    ranked = []
-    for one in sorted(done, key=lambda d: d.encoded.clip.clip_id):
-        clip = one.encoded.clip
-        turn = turns[clip.media, clip.source] = turns.get((clip.media, clip.source), -1) + 1
-        ranked.append((clip.media != "video", turn, clip.source, clip.clip_id, one))
-    return [entry[-1] for entry in sorted(ranked, key=lambda r: r[:-1])[:count]]

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import scale_stages
 import scale_versions
 from scale_manifest import copies, index_tables, write_clips, write_webvid
 
@@ -114,7 +115,7 @@ def count_uses(work: Path, rows: int) -> dict[str, object]:
 STEPS: dict[str, Callable[[Path, int], dict[str, object]]] = {
     "plan": plan, "dedup": dedup, "index": build_index, "order": read_order, "counts": count_uses,
     "merge": scale_versions.merge, "subset": scale_versions.subset, "remove": scale_versions.remove,
-    "redact": scale_versions.redacted,
+    "redact": scale_versions.redacted, "curate": scale_stages.curated, "encode": scale_stages.encoded,
 }  # fmt: skip
 
 

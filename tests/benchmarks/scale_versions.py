@@ -74,8 +74,8 @@ def redacted(work: Path, rows: int) -> dict[str, object]:
         "kept_seconds": 2.56 * rows,
         "quarantined": 0,
     }
-    _manifest(before, ArtifactKind.CLIPS, [], counted)
-    context = _context(
+    manifest(before, ArtifactKind.CLIPS, [], counted)
+    context = stage_context(
         work / "redact", "dataprep.stages.redact:run", "dataprep.redact_config:RedactConfig",
         {"clips": named, "reason": "withdrawn"}, [("clips", before)], ("clips", ArtifactKind.CLIPS),
     )  # fmt: skip
@@ -140,10 +140,10 @@ def _dataset(parent: Path, shards: list[str], number: int) -> Path:
     files = [
         ManifestFile(path=f"{SHARDS}/{name}", size_bytes=1 << 20, sha256=digest_json([number, name])) for name in shards
     ]
-    return _manifest(parent, ArtifactKind.DATASET, files, {})
+    return manifest(parent, ArtifactKind.DATASET, files, {})
 
 
-def _manifest(place: Path, kind: ArtifactKind, more: list[ManifestFile], summary: dict[str, object]) -> Path:
+def manifest(place: Path, kind: ArtifactKind, more: list[ManifestFile], summary: dict[str, object]) -> Path:
     own = [
         ManifestFile(path=file.name, size_bytes=file.stat().st_size, sha256=digest_json(file.name))
         for file in place.iterdir()
@@ -156,7 +156,7 @@ def _manifest(place: Path, kind: ArtifactKind, more: list[ManifestFile], summary
 
 def _version(work: Path, operation: dict[str, object], *parents: Path) -> dict[str, object]:
     """`dataset.json` of the version; the rest is deleted."""
-    context = _context(
+    context = stage_context(
         work, "dataprep.stages.version:run", "dataprep.versions.config:VersionConfig", {"operation": operation},
         [(f"dataset.{n}", parent) for n, parent in enumerate(parents)], ("dataset", ArtifactKind.DATASET),
     )  # fmt: skip
@@ -181,9 +181,9 @@ def _column(index: Path, name: str) -> Iterator[pa.Array]:
         yield batch[name]
 
 
-def _context(
+def stage_context(
     work: Path, function: str, model: str, config: dict[str, object], inputs: list[tuple[str, Path]],
-    output: tuple[str, ArtifactKind],
+    output: tuple[str, ArtifactKind], locations: dict[str, str] | None = None,
 ) -> StageContext:  # fmt: skip
     refs = []
     for name, place in inputs:
@@ -205,5 +205,6 @@ def _context(
             work_dir=str(work),
             state_uri=str(work / "state"),
             items_uri=str(work / "items"),
+            locations=locations or {},
         )
     )
