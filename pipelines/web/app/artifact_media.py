@@ -12,7 +12,16 @@ from pipelines.ledger import ArtifactRow
 from pipelines.web.app.streams import manifest_of
 from pipelines.web.charts import LineChart
 from pipelines.web.sections.inputs import read_json
-from pipelines.web.sections.training import METRICS, Change, change_of, loss_chart, other_charts, read_metrics
+from pipelines.web.sections.training import (
+    METRICS,
+    Change,
+    change_of,
+    loss_chart,
+    losses_of,
+    other_charts,
+    read_metrics,
+    skipped_steps,
+)
 
 SHOWN = 12
 _SAMPLES, _RECONSTRUCTIONS = "samples.json", "reconstructions.json"
@@ -44,6 +53,7 @@ class Curves:
     change: Change
     loss: LineChart
     others: tuple[tuple[str, LineChart, Change], ...]
+    skipped: tuple[tuple[int, str], ...] = ()  # steps that took no update, and why
 
 
 def address_of_file(row: ArtifactRow, path: str) -> str:
@@ -69,7 +79,8 @@ def _curves(uri: str, artifact_id: str, kind: ArtifactKind, cache: Path) -> Curv
     loss = loss_chart("training", rows)
     if loss is None:
         return None
-    return Curves(len(rows), change_of([float(r["loss"]) for r in rows]), loss, other_charts("training", rows))
+    change = change_of([value for _, value in losses_of(rows)])
+    return Curves(len(rows), change, loss, other_charts("training", rows), skipped_steps(rows))
 
 
 def _paths(manifest: Manifest) -> set[str]:

@@ -14,7 +14,8 @@ from pipelines.web.facts import RunFacts
 from pipelines.web.sections.inputs import ReportInputs, Row
 
 METRICS = "metrics.jsonl"
-_PLAIN = {"step", "loss", "lr", "tokens", "samples", "media"}
+SKIPPED = "skipped"  # in the row of a step that took no update: why
+_PLAIN = {"step", "loss", "lr", "tokens", "samples", "media", SKIPPED}
 _END_SHARE = 0.1
 MIN_STEPS = 20  # below it, whether the loss fell is noise
 
@@ -43,6 +44,7 @@ class StageCurves:
     others: tuple[tuple[str, LineChart, Change], ...]
     media: str
     seconds: float | None
+    skipped: tuple[tuple[int, str], ...]
     facts: tuple[tuple[str, str], ...]
 
 
@@ -53,7 +55,7 @@ def gather(inputs: ReportInputs, facts: RunFacts) -> list[StageCurves]:
 def _stage(name: str, artifact: Artifact, facts: RunFacts) -> StageCurves:
     rows = read_metrics(artifact)
     node = facts.node(f"train.{name}") or facts.node(name)
-    losses = [float(r["loss"]) for r in rows]
+    losses = [loss for _, loss in losses_of(rows)]
     return StageCurves(
         name=name,
         checkpoint=artifact.id,
@@ -65,14 +67,25 @@ def _stage(name: str, artifact: Artifact, facts: RunFacts) -> StageCurves:
         others=other_charts(name, rows),
         media=_media(rows),
         seconds=node.duration_s if node else None,
+        skipped=skipped_steps(rows),
         facts=_facts(artifact),
     )
 
 
 def loss_chart(name: str, rows: Sequence[Row]) -> LineChart | None:
-    """The loss by step; None without rows."""
-    steps, losses = [float(r["step"]) for r in rows], [float(r["loss"]) for r in rows]
-    return line_chart(steps, losses, label=f"{name}: loss by step") if losses else None
+    """The loss by step; None without any."""
+    series = losses_of(rows)
+    return line_chart(*zip(*series, strict=True), label=f"{name}: loss by step") if series else None
+
+
+def losses_of(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """(step, loss) of the steps that took an update."""
+    return [(float(r["step"]), float(r["loss"])) for r in rows if r["loss"] is not None and SKIPPED not in r]
+
+
+def skipped_steps(rows: Sequence[Row]) -> tuple[tuple[int, str], ...]:
+    """Steps that took no update, and why."""
+    return tuple((int(r["step"]), str(r[SKIPPED])) for r in rows if SKIPPED in r)
 
 
 def other_charts(name: str, rows: Sequence[Row]) -> tuple[tuple[str, LineChart, Change], ...]:
@@ -94,7 +107,8 @@ def read_metrics(artifact: Artifact) -> list[Row]:
     for number, line in enumerate(artifact.path(METRICS).read_text().splitlines(), 1):
         try:
             row = json.loads(line)
-            rows.append({**row, "step": row["step"], "loss": float(row["loss"])})
+            loss = row["loss"]  # null where a step that took no update had none
+            rows.append({**row, "step": row["step"], "loss": None if loss is None else float(loss)})
         except (ValueError, KeyError, TypeError) as error:
             raise DataIntegrityError(f"line {number} does not parse: {error}", where=METRICS) from None
     return rows
