@@ -47,6 +47,13 @@ _NOT_DETERMINISTIC = "does not have a deterministic implementation"  # torch, of
 _PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
 
 
+# What CUDA says when the machine, not the program, is at fault.
+DEVICE_FAULTS = (
+    "uncorrectable ECC", "uncorrectable NVLink", "Hardware stack error", "fallen off the bus", "busy or unavailable",
+    "no CUDA-capable device", "system not yet initialized",
+)  # fmt: skip
+
+
 def main(arguments: list[str]) -> int:
     """Run the request; returns the exit class."""
     if len(arguments) != 1:
@@ -189,7 +196,7 @@ def classify(error: BaseException) -> ExitClass:
         return ExitClass.INFRASTRUCTURE
     if type(error).__module__.startswith("torch.") and type(error).__name__.startswith("Dist"):
         return ExitClass.INFRASTRUCTURE
-    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_LOST):
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in (*_PEER_LOST, *DEVICE_FAULTS)):
         return ExitClass.INFRASTRUCTURE
     return ExitClass.BUG
 

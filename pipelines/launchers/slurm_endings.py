@@ -12,9 +12,8 @@ from pipelines.launchers.base import DRAIN_ASKED, LOG, Ending
 from pipelines.launchers.endings import ending_of
 from pipelines.launchers.slurm_client import JobState
 from pipelines.launchers.slurm_files import JobEnd, JobSpec
+from pipelines.stage_process import DEVICE_FAULTS
 
-# What a rank says when its device, not its program, has failed.
-DEVICE_FAULTS = ("uncorrectable", "ECC", "fallen off the bus", "hardware", "NVLink", "Xid")
 _NODE_STATES = ("NODE_FAIL", "BOOT_FAIL")
 _MESSAGES = {
     "PREEMPTED": "preempted before its state was saved",

@@ -207,7 +207,8 @@ def test_classify_exceptions():
         ExitClass.DATA_INTEGRITY: [DataIntegrityError("x")],
         ExitClass.INFRASTRUCTURE: [
             InfrastructureError("x"), ConnectionResetError(), TimeoutError(), OSError(28, "No space left on device"),
-            DistBackendError("NCCL watchdog"), RuntimeError("gloo: Connection closed by peer [127.0.0.1]"),
+            DistBackendError("NCCL watchdog"), RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+            RuntimeError("gloo: Connection closed by peer [127.0.0.1]"),
         ],
         ExitClass.DRAINED: [Drained("x")],
         ExitClass.NEEDS_HUMAN: [NeedsHuman("x")],

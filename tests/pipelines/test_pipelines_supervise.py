@@ -209,3 +209,40 @@ def test_descendants_sees_every_generation(tmp_path, generations):
         for found in [*descendants(process.pid), *([own] if (own := identify(process.pid)) else [])]:
             send_signal(found, signal.SIGKILL)
         process.wait()
+
+
+def test_a_fence_that_names_another_start_kills_the_command(tmp_path):
+    """What still runs on a node that was given up must not write beside its successor."""
+    fence, pids = tmp_path / "start", tmp_path / "nodes"
+    fence.write_text("0")
+    pids.mkdir()
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    process = supervise("--pids", str(pids), "--fence", f"{fence}=0", "--", *sleeper)
+    wait_until(lambda: len(json.loads((pids / "pids.json").read_text())["processes"]) == 2
+               if (pids / "pids.json").exists() else False)  # fmt: skip
+    fence.unlink()  # a file system that is away for a moment says nothing
+    time.sleep(2.5)
+    assert process.poll() is None
+    fence.write_text("1")
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGKILL
+    assert (pids / "ended").read_text() == str(128 + signal.SIGKILL)
+
+
+def test_stacks_are_asked_of_those_alone_who_can_answer(tmp_path):
+    """SIGUSR1 would kill a process that has no handler for it: torchrun, or a tool that a stage started."""
+    rank = textwrap.dedent("""
+        import faulthandler, pathlib, signal, subprocess, sys, time
+        folder = pathlib.Path(sys.argv[1])
+        plain = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        faulthandler.register(signal.SIGUSR1, (folder / "stacks.0.txt").open("w"))
+        (folder / "plain.pid").write_text(str(plain.pid))
+        time.sleep(600)
+    """)
+    process = supervise("--work-dir", str(tmp_path), "--grace", "0", "--", sys.executable, "-c", rank, str(tmp_path))
+    wait_until(lambda: (tmp_path / "plain.pid").exists() and (tmp_path / "plain.pid").read_text() != "")
+    (tmp_path / "stacks").touch()
+    wait_until(lambda: "most recent call first" in (tmp_path / "stacks.0.txt").read_text())
+    assert identify(int((tmp_path / "plain.pid").read_text())) is not None
+    assert process.poll() is None
+    process.terminate()
+    process.wait(PATIENCE_S)
