@@ -28,6 +28,7 @@ from m4v.flow.packing import ColumnDraws, PackedColumn, pack_column
 from m4v.flow.schedule import PyramidSchedule
 from training.order import Draw, Pack
 from training.samples import id_array
+from training.shard_source import SHARDS, MemberReader
 from training.streams import Stream
 from training.template import HIGH, Column
 from training.tensor_file import read_tensors
@@ -87,10 +88,11 @@ class _Places(NamedTuple):
 class SampleStore:
     """Members of a dataset version by sample id; bytes are checked against the index on every read.
 
-    `index` needs `sample_id` and `INDEX_COLUMNS`.
+    `index` needs `sample_id` and `INDEX_COLUMNS`; `path_of` gives the local file of a name in the dataset, unless a
+    `reader` of its shards is given.
     """
 
-    def __init__(self, path_of: Callable[[str], Path], index: pa.Table) -> None:
+    def __init__(self, path_of: Callable[[str], Path], index: pa.Table, reader: MemberReader | None = None) -> None:
         ids = id_array(index["sample_id"])
         self._rows = np.argsort(ids, kind="stable").astype(np.int32)
         self._ids = ids[self._rows]
@@ -99,7 +101,7 @@ class SampleStore:
         self._shards = shards.indices.to_numpy()
         self._captions = index["captions"].to_numpy()
         self._places = {name: _places(index, name) for name in MEMBERS}
-        self._reader = ShardReader(lambda name: path_of(f"shards/{name}"))
+        self._reader = reader or ShardReader(lambda name: path_of(SHARDS + name))
 
     def _row(self, sample_id: str) -> int:
         key = sample_id.encode()

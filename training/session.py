@@ -46,6 +46,7 @@ from training.order import DataOrder, check_world_size
 from training.samples import COLUMNS
 from training.saved import Row, SaveManifest
 from training.saving import SaveFacts, Saver, record_save
+from training.shard_source import member_reader
 from training.split import CLIP, held_out_samples
 from training.state import Candidate, StateStore
 from training.stepping import Stepper
@@ -239,7 +240,7 @@ def _collator(session: Session, checkpoint: CheckpointConfig, objective: Objecti
     with safe_open(session.dataset.path(NULL_TEXT), framework="pt") as null:
         null_text = Text(*(null.get_tensor(key)[0] for key in Text._fields))
     return Collator(
-        store=SampleStore(session.dataset.path, session.index),
+        store=SampleStore(session.dataset.path, session.index, member_reader(session.dataset)),
         schedule=PyramidSchedule(checkpoint.schedule),
         null_text=null_text,
         seed=session.context.seed,
