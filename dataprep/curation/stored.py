@@ -22,6 +22,7 @@ from m4v.core.errors import DataIntegrityError
 _BATCH = 65_536
 CLIP_COLUMNS = ("clip_id", "source_digest", "media", "first_frame", "frames", "crop", "phash", "content_digest")
 HASH_COLUMNS = ("clip_id", "input_order", "drawn", "dense")
+_LATER = frozenset(("score_jitter", "score_blockiness"))  # which the first clip tables do not have
 _MEASURES = frozenset(rule.value for rule in RULES)
 
 
@@ -60,12 +61,19 @@ class Columns(Protocol):
 
 
 class StoredTable:
-    """A published one; raises DataIntegrityError when a column is missing."""
+    """A published one; raises DataIntegrityError when a column is missing.
+
+    A score that came after the table was made is null for all its clips: not measured, so that no rule drops by it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def column(self, name: str) -> pa.ChunkedArray:
+        if name in _LATER:
+            footer = pq.read_metadata(self._path)
+            if name not in footer.schema.names:
+                return pa.chunked_array([pa.nulls(footer.num_rows, pa.float64())])
         return column(self._path, name)
 
     def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
