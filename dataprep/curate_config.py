@@ -24,7 +24,8 @@ class LimitsConfig(FrozenModel):
 
     Times are of one segment or one clip, on the clock and of processor; past them, or past `item_memory_mib`, the
     child is killed. A file whose work ended so `poison_after` times is not tried again until a limit is raised.
-    `max_damaged`: share of a file's frames that may be damaged; clips are cut at the damage.
+    `max_damaged`: share of a file's frames that may be damaged; clips are cut at the damage. Few codecs have checksums
+    of their pictures (HEVC may), so what is left of a rotten file can hold other damage unseen: 0 takes nothing of it.
     """
 
     max_pixels: int = Field(8192 * 4352, ge=1)
@@ -85,7 +86,7 @@ class FilterConfig(FrozenModel):
     max_motion: float | None = Field(None, gt=0)
     max_jitter: float | None = Field(60.0, gt=0)  # pixels a second; filming by hand gives 10 to 30
     min_sharpness: float | None = Field(15.0, ge=0)  # variance of the Laplacian at `analysis_side`
-    max_blockiness: float | None = Field(2.0, gt=1)  # 1 where no 8x8 grid shows; JPEG gives 1.5 at quality 20, 2.3 at 10
+    max_blockiness: float | None = Field(2.0, gt=1)  # 1 where no 8x8 grid shows; JPEG: 1.5 at quality 20, 2.3 at 10
     max_flash: float | None = Field(0.1, ge=0, le=1)
     max_text: float | None = Field(0.02, ge=0, le=1)  # largest text area among the key frames
     max_nsfw: float | None = Field(0.5, ge=0, le=1)  # mean probability over the key frames

@@ -87,8 +87,9 @@ class Ours(Side):
 
     def recipe(self) -> str:
         shipped = yaml.safe_load((HERE.parents[2] / "pipelines" / "recipes" / "micro.yaml").read_text())
-        open_rules = ("max_text", "max_nsfw", "max_brisque", "max_frozen", "min_motion", "min_sharpness",
-                      "max_overexposed", "max_black", "max_flash", "max_letterbox")  # fmt: skip
+        open_rules = ("max_text", "max_nsfw", "max_brisque", "max_frozen", "min_motion", "max_jitter",
+                      "min_sharpness", "max_blockiness", "max_overexposed", "max_black", "max_flash",
+                      "max_letterbox")  # fmt: skip
         shipped["sources"] = [
             {"name": "clips", "location": str(self.videos), "adapter": {"kind": "folder", "licence": "mixed"}}
         ]
