@@ -16,9 +16,9 @@ from m4v.weights.pyramidflow import read_model_config
 from m4v.weights.source import source_files, source_folder
 from pipelines import stages
 from pipelines.lookup import PINNED
-from pipelines.recipe import Recipe
+from pipelines.recipe import REWARD_STAGE, Recipe
 from pipelines.spec import StageNode, StageSpec
-from training.config import InitConfig
+from training.config import ConvertConfig, InitConfig
 from training.sizes import check_sizes
 
 Inputs = dict[str, tuple[str, str]]
@@ -45,7 +45,7 @@ class _Builder:
                 config=config,
                 inputs=inputs,
                 seed=self.recipe.seed,
-                resources=self.recipe.active_profile.resources(spec.name),
+                resources=self.recipe.active_profile.resources(spec.name, node_id),
                 locations=locations or {},
                 weights=weights or {},
             )
@@ -76,7 +76,8 @@ def build_graph(recipe: Recipe) -> list[StageNode]:
     curate = build.add("curate", stages.CURATE, curating, {**sources, **counting}, locations)
     inputs = {"clips": (curate, "clips"), **sources, **imported(recipe.encode.codec, recipe.encode.text_encoder)}
     encode = build.add("encode", stages.ENCODE, recipe.encode, inputs, locations)
-    checkpoint, trained = _training(build, encode)
+    datasets = _encodings(build, inputs, locations)
+    checkpoint, trained = _training(build, encode, datasets)
     evaluated = _evaluation(build, checkpoint)
     _report(build, sources, curate, encode, trained, evaluated)
     return build.nodes
@@ -106,7 +107,7 @@ def _check_start(recipe: Recipe, node: StageNode) -> None:
     entry = catalogue.entry(node.config.entry)
     for file in source_files(entry, source_folder(node.config, node.locations)):
         if file.path.name == "config.json" and file.path.is_file():
-            check_sizes(read_model_config(file.path), recipe.model, node.config.name)
+            check_sizes(read_model_config(file.path), recipe.start_model, node.config.name)
 
 
 def imported(*configs: FrozenModel | None) -> Inputs:
@@ -115,21 +116,38 @@ def imported(*configs: FrozenModel | None) -> Inputs:
     return {name: (name, "weights") for name in names}
 
 
-def _training(build: _Builder, encode: str) -> tuple[str, list[str]]:
-    """The ladder: every stage starts from the checkpoint of the one before."""
+def _encodings(build: _Builder, inputs: Inputs, locations: dict[str, str]) -> dict[str, str]:
+    """Training stages that read another encoding of the clips, and its node."""
+    found: dict[str, str] = {}
+    for entry in build.recipe.encodings:
+        config = build.recipe.encode.model_copy(update={"buckets": entry.buckets})
+        node = build.add(f"encode.{entry.name}", stages.ENCODE, config, inputs, locations)
+        found |= dict.fromkeys(entry.stages, node)
+    return found
+
+
+def _training(build: _Builder, encode: str, datasets: Mapping[str, str]) -> tuple[str, list[str]]:
+    """The ladder: every stage starts from the checkpoint of the one before. `datasets`: encodings that stages read in
+    place of `encode`."""
     recipe = build.recipe
     codec, text_encoder = recipe.encode.codec, recipe.encode.text_encoder
     init = InitConfig(
-        model=recipe.model, schedule=recipe.schedule, codec=codec, text_encoder=text_encoder, start=recipe.init
+        model=recipe.start_model, schedule=recipe.schedule, codec=codec, text_encoder=text_encoder, start=recipe.init
     )
     checkpoint = build.add("init", stages.INIT, init, imported(recipe.init, codec, text_encoder))
     trained: list[str] = []
     for config in recipe.train:
-        inputs = {"dataset": (encode, "dataset"), "checkpoint": (checkpoint, "checkpoint")}
+        dataset = datasets.get(config.name, encode)
+        inputs = {"dataset": (dataset, "dataset"), "checkpoint": (checkpoint, "checkpoint")}
         checkpoint = build.add(f"train.{config.name}", stages.TRAIN, config, inputs)
         trained.append(checkpoint)
+        if config.name == recipe.attention_until:
+            checkpoint = build.add(
+                "convert", stages.CONVERT, ConvertConfig(model=recipe.model), {"checkpoint": (checkpoint, "checkpoint")}
+            )
     if recipe.reward is not None:
-        inputs = {"dataset": (encode, "dataset"), "checkpoint": (checkpoint, "checkpoint"), **imported(codec)}
+        dataset = datasets.get(REWARD_STAGE, encode)
+        inputs = {"dataset": (dataset, "dataset"), "checkpoint": (checkpoint, "checkpoint"), **imported(codec)}
         checkpoint = build.add("reward", stages.REWARD, recipe.reward, inputs)
         trained.append(checkpoint)
     return checkpoint, trained

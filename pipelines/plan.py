@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from m4v.core.artifacts import ArtifactKind
-from m4v.core.errors import InputError
+from m4v.core.errors import ConfigError, InputError
 from pipelines.keys import Change, KeyRecord, SeenCode, changes, summarise
 from pipelines.ledger import RunRow
 from pipelines.lookup import Hit, Lookup, Miss, Output, known_record
@@ -22,17 +22,20 @@ PLAN_SCHEMA = 1
 
 
 class PlanStatus(StrEnum):
-    """`blocked-on` nodes wait for a node that runs; their `expectation` says what is then likely."""
+    """`blocked-on` nodes wait for a node that runs; their `expectation` says what is then likely. `missing` nodes need
+    something that is not on this machine: a collection, published weights, a GPU."""
 
     HIT = "hit"
     RUN = "run"
     BLOCKED = "blocked-on"
+    MISSING = "missing"
 
 
 class Expectation(StrEnum):
     HIT = "hit"
     RUN = "run"
     HIT_IF_UNCHANGED = "hit-if-unchanged"
+    BLOCKED = "blocked"  # before what is missing is there, neither this node nor what waits for it can run
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,9 @@ class Plan:
         return [step for step in self.steps if step.expectation is Expectation.RUN]
 
     def counts(self) -> dict[str, int]:
-        return {str(e): sum(step.expectation is e for step in self.steps) for e in Expectation}
+        """Steps by expectation; `blocked` stands only where there are any."""
+        found = {str(e): sum(step.expectation is e for step in self.steps) for e in Expectation}
+        return {name: count for name, count in found.items() if count or name != Expectation.BLOCKED}
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -157,15 +162,18 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{unit}"
 
 
-def make_plan(recipe: str, nodes: Sequence[StageNode], lookup: Lookup) -> Plan:
-    """Plan `nodes` of a recipe; raises ConfigError for a graph, function or environment that cannot be."""
-    planner = _Planner(recipe, lookup)
-    return Plan(recipe, tuple(planner.step(node) for node in topological_order(nodes)))
+def make_plan(recipe: str, nodes: Sequence[StageNode], lookup: Lookup, *, tolerant: bool = False) -> Plan:
+    """Plan `nodes` of a recipe; raises ConfigError for a graph, function or environment that cannot be, InputError
+    for a collection or weights that are not there. `tolerant`: nodes that need a collection whose place nobody named,
+    weights that are not at theirs, or a GPU, are planned as `missing`, with the reason."""
+    planner = _Planner(recipe, lookup, tolerant)
+    with lookup.ledger.snapshot():  # one state of the ledger for all steps, in one transaction
+        return Plan(recipe, tuple(planner.step(node) for node in topological_order(nodes)))
 
 
 class _Planner:
-    def __init__(self, recipe: str, lookup: Lookup) -> None:
-        self._recipe, self._lookup = recipe, lookup
+    def __init__(self, recipe: str, lookup: Lookup, tolerant: bool) -> None:
+        self._recipe, self._lookup, self._tolerant = recipe, lookup, tolerant
         self._steps: dict[str, PlanStep] = {}
         self._seen: SeenCode = {}
         self._anywhere: dict[str, float | None] = {}  # mean seconds of a stage in any recipe
@@ -176,7 +184,13 @@ class _Planner:
         waits = tuple(u for u in node.upstream if self._steps[u].status is not PlanStatus.HIT)
         latest = self._lookup.ledger.latest_run(self._recipe, node.id)
         inputs = {name: self._predicted.get(source, "") for name, source in node.inputs.items()}
-        record = self._lookup.record(node, inputs, self._seen)
+        try:
+            record = self._lookup.record(node, inputs, self._seen)
+        except (ConfigError, InputError) as error:
+            if not self._tolerant or (node.spec.probe is not None and node.locations):
+                raise  # a place that was named and is wrong is a mistake, not something to be brought yet
+            step = self._steps[node.id] = self._missing(node, waits, error.message)
+            return step
         found = self._lookup.find(record.stage_key) if all(inputs.values()) else Miss()
         step = self._blocked(node, record, latest, found, waits) if waits else self._ready(node, record, latest, found)
         run = found.run if isinstance(found, Hit) else latest
@@ -184,6 +198,13 @@ class _Planner:
             self._predicted |= {(node.id, port.name): port.artifact_id for port in run.outputs}
         step = self._steps[node.id] = replace(step, record=record)
         return step
+
+    def _missing(self, node: StageNode, waits: tuple[str, ...], reason: str) -> PlanStep:
+        return PlanStep(
+            node_id=node.id, stage=node.spec.name, status=PlanStatus.MISSING, expectation=Expectation.BLOCKED,
+            reason=reason, waits_for=waits, estimate_s=self._estimate(node), device=node.resources.device,
+            ranks=node.resources.ranks,
+        )  # fmt: skip
 
     def _ready(self, node: StageNode, record: KeyRecord, latest: RunRow | None, found: Hit | Miss) -> PlanStep:
         key = record.stage_key
@@ -205,10 +226,13 @@ class _Planner:
         self, node: StageNode, record: KeyRecord, latest: RunRow | None, found: Hit | Miss, waits: tuple[str, ...]
     ) -> PlanStep:
         """A node behind one that runs: its inputs are not known, so it is judged on those expected."""
-        names = ", ".join(waits)
+        stuck = [w for w in waits if self._steps[w].expectation is Expectation.BLOCKED]
+        names = ", ".join(stuck or waits)
         different = tuple(changes(known_record(latest), record)) if latest is not None else ()
         own = tuple(c for c in different if c.component != "input" or c.old is None or c.new is None)
-        if isinstance(found, Hit):
+        if stuck:
+            expectation, reason = Expectation.BLOCKED, f"cannot run before {names}"
+        elif isinstance(found, Hit):
             expectation, reason = Expectation.HIT_IF_UNCHANGED, f"hit if output of {names} is unchanged"
         elif latest is None:
             expectation, reason = (

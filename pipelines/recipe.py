@@ -16,6 +16,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from dataprep.config import AdapterConfig, CurateConfig, EncodeConfig, SourceConfig
+from dataprep.encode_config import BucketConfig
 from eval.config import EvaluateConfig, GateConfig, GenerateConfig
 from m4v.codec.config import PIXEL_MULTIPLE
 from m4v.codec.shape import CHANNELS
@@ -30,6 +31,8 @@ from pipelines.recipe_files import apply_override, read_recipe, shipped_recipes
 from pipelines.web.config import ReportConfig
 from training.config import RewardConfig, StartConfig, TrainConfig, check_start
 from training.heartbeat import HangLimits
+
+REWARD_STAGE = "reward"
 
 __all__ = ["Profile", "Recipe", "SourceEntry", "WeightsEntry", "load_recipe", "shipped_recipes"]
 
@@ -72,8 +75,9 @@ class Profile(FrozenModel):
     lock_file: str | None = "constraints.txt"
     slurm: SlurmConfig | None = None
     hang: HangLimits = HangLimits()
+    gpu: str | None = None  # type of the GPUs, as `training.preflight` knows them; None: memory is not checked
     default: Resources = Resources(ranks=1, threads=1, workers=1)
-    stages: dict[str, Resources] = {}
+    stages: dict[str, Resources] = {}  # by node id (`train.57f`) or stage (`train`); the former goes first
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -90,8 +94,16 @@ class Profile(FrozenModel):
     def slurm_config(self) -> SlurmConfig:
         return self.slurm or SlurmConfig()
 
-    def resources(self, stage: str) -> Resources:
-        return self.stages.get(stage, self.default)
+    def resources(self, stage: str, node_id: str = "") -> Resources:
+        return self.stages.get(node_id, self.stages.get(stage, self.default))
+
+
+class EncodingEntry(FrozenModel):
+    """The same clips encoded to other buckets, for the training stages `stages`; all else is as in `encode`."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    buckets: BucketConfig
+    stages: tuple[str, ...] = Field(min_length=1)
 
 
 class PromoteConfig(FrozenModel):
@@ -110,10 +122,12 @@ class Recipe(FrozenModel):
     weights: tuple[WeightsEntry, ...] = ()
     curate: CurateConfig
     encode: EncodeConfig
+    encodings: tuple[EncodingEntry, ...] = ()
     model: ModelConfig
     schedule: ScheduleConfig
     init: StartConfig | None = None  # absent: the model starts from the seed
     train: tuple[TrainConfig, ...] = Field(min_length=1)
+    attention_until: str | None = None  # stage up to which the model mixes with attention, then is converted
     reward: RewardConfig | None = None
     generate: GenerateConfig
     evaluate: EvaluateConfig
@@ -128,11 +142,30 @@ class Recipe(FrozenModel):
         _unique("sources", [s.name for s in self.sources])
         _unique("train", [t.name for t in self.train])
         _unique("weights", [w.name for w in self.weights])
+        self._check_ladder()
         self._check_weights()
         self._check_encoded()
         if self.profile not in self.profiles:
             raise ValueError(f"profile {self.profile!r} is not one of {', '.join(sorted(self.profiles))}")
         return self
+
+    @property
+    def start_model(self) -> ModelConfig:
+        """The model that the first stage trains: with attention where it is converted later (paper D.2)."""
+        return self.model if self.attention_until is None else self.model.model_copy(update={"mixer": "attention"})
+
+    def _check_ladder(self) -> None:
+        names = [t.name for t in self.train]
+        _unique("encodings", [e.name for e in self.encodings])
+        _unique("encodings: stages", [stage for e in self.encodings for stage in e.stages])
+        wanted = [("encodings", stage) for e in self.encodings for stage in e.stages if stage != REWARD_STAGE]
+        if self.attention_until is not None:
+            wanted.append(("attention_until", self.attention_until))
+            if self.model.mixer == "attention":
+                raise ValueError("attention_until: model.mixer is 'attention', so there is nothing to convert to")
+        for section, stage in wanted:
+            if stage not in names:
+                raise ValueError(f"{section}: there is no training stage {stage!r}; there are {', '.join(names)}")
 
     def _check_weights(self) -> None:
         """Every name that is used stands in `weights` with an entry of the right kind, and every entry is used."""
@@ -149,7 +182,7 @@ class Recipe(FrozenModel):
                 used.add(name)
                 _check_use(section, name, getattr(config, "kind", section), entries)
         if self.init is not None:
-            check_start(self.init, self.model)
+            check_start(self.init, self.start_model)
         if unused := sorted(entries.keys() - used):
             places = ", ".join(f"{section}.weights" for section in uses)
             raise ValueError(f"weights: nothing uses {unused[0]!r}; name it in one of {places}, or remove it")

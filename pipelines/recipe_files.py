@@ -6,7 +6,7 @@ What the keys mean is checked afterwards, by `pipelines.recipe`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,18 @@ SUFFIXES = (".yaml", ".yml")
 class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping, which YAML's own loader lets win in silence."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Looks at the keys as they are written: constructing merges `<<` into them first."""
+        made: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[object] = set()
-        for key_node, _ in node.value:
+        for key_node, _ in made.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if key is not None and key != "<<" and key in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
                 )
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return made
 
 
 def shipped_recipes() -> list[str]:

@@ -36,10 +36,12 @@ class Session:
     workspace: Workspace
     ledger: Ledger
     launcher: Launcher
+    notes: tuple[str, ...] = ()  # what stands in for what in a rehearsal
 
-    def plan(self, until: str | None = None) -> Plan:
-        """What a run would do now; reads ledger and store, changes nothing."""
-        return make_plan(self.recipe.name, until_node(self.nodes, until), Lookup(self.ledger, self.launcher))
+    def plan(self, until: str | None = None, *, tolerant: bool = False) -> Plan:
+        """What a run would do now; reads ledger and store, changes nothing. `tolerant` as in `make_plan`."""
+        lookup = Lookup(self.ledger, self.launcher)
+        return make_plan(self.recipe.name, until_node(self.nodes, until), lookup, tolerant=tolerant)
 
     def new_run(
         self,
@@ -83,15 +85,24 @@ class Session:
         return [node.id for node in until_node(self.nodes, node_id) if node.id != node_id]
 
 
-def open_session(recipe: str, overrides: Iterable[str] = (), home: str | None = None) -> Session:
-    """Load the recipe, then open workspace and ledger; raises ConfigError or InputError."""
-    return _open(load_recipe(recipe, overrides), home)
+def open_session(
+    recipe: str, overrides: Iterable[str] = (), home: str | None = None, *, rehearse: bool = False
+) -> Session:
+    """Load the recipe, or its rehearsal, then open workspace and ledger; raises ConfigError or InputError."""
+    loaded = load_recipe(recipe, overrides)
+    if not rehearse:
+        return _open(loaded, home)
+    from pipelines.rehearsal import rehearse as rehearsal_of
+
+    made = rehearsal_of(loaded)
+    return _open(made.recipe, home, made.notes)
 
 
-def _open(recipe: Recipe, home: str | None) -> Session:
+def _open(recipe: Recipe, home: str | None, notes: tuple[str, ...] = ()) -> Session:
     nodes = tuple(build_graph(recipe))
     workspace = Workspace.open(home)
-    return Session(recipe, nodes, workspace, Ledger.open(workspace.ledger_url), launcher_of(recipe.active_profile))
+    launcher = launcher_of(recipe.active_profile)
+    return Session(recipe, nodes, workspace, Ledger.open(workspace.ledger_url), launcher, notes)
 
 
 def recorded_session(row: PipelineRunRow, home: str | None = None) -> Session:

@@ -25,12 +25,18 @@ from pipelines.cli.output import (
     short,
     size,
 )
+from pipelines.cli.preflight import print_notes, print_preflight
 from pipelines.execute import PipelineRun
 from pipelines.plan import Plan, PlanStep
+from pipelines.preflight import preflight, refuse, with_estimates
 from pipelines.session import Session, open_session
 from pipelines.workspace import HOME_VARIABLE
 
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Hash every byte of cache hits, not only sizes.")]
+RehearseOption = Annotated[
+    bool,
+    typer.Option("--rehearse", help="Real sizes, two steps a training stage, under a name and keys of its own."),
+]
 PrefectOption = Annotated[
     bool, typer.Option(help="Run as a Prefect flow (on a temporary server, or the one in PREFECT_API_URL).")
 ]
@@ -55,21 +61,32 @@ def plan(
             metavar="RUN|CHANNEL",
         ),
     ] = None,
+    rehearse: RehearseOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Say what a run would do, and why, without running anything."""
-    session = open_session(recipe, set_ or ())
-    made = session.plan(until)
+    """Say what a run would do, and why, without running anything.
+
+    Stages that need a collection, weights or a GPU which are not here are told as missing. Of training stages:
+    parameters, memory, time and GPU-hours before the first run; a stage that its GPUs cannot hold is refused (10).
+    """
+    session = open_session(recipe, set_ or (), rehearse=rehearse)
+    made = session.plan(until, tolerant=diff is None)
+    found = preflight(session.recipe, session.nodes, made, session.ledger)
+    made = with_estimates(made, found)
     if diff is not None:
         from pipelines.cli.plan_diff import print_plan_diff
         from pipelines.compare.plans import compare_plan
 
-        found = compare_plan(session.ledger, made, session.nodes, diff)
-        print_json({**found.to_json(), "plan": made.to_json()}) if json_ else print_plan_diff(found)
+        compared = compare_plan(session.ledger, made, session.nodes, diff)
+        print_json({**compared.to_json(), "plan": made.to_json()}) if json_ else print_plan_diff(compared)
     elif json_:
-        print_json(made.to_json())
+        stages = {node: each.to_json() for node, each in found.items()}
+        print_json({**made.to_json(), "preflight": stages, "notes": list(session.notes)})
     else:
+        print_notes(session)
         print_plan(made)
+        print_preflight(found)
+    refuse(found)
 
 
 def print_plan(made: Plan) -> None:
@@ -116,12 +133,16 @@ def run(
     verify: VerifyOption = False,
     prefect: PrefectOption = True,
     json_: JsonOption = False,
+    rehearse: RehearseOption = False,
 ) -> None:
     """Run every stage that is not a cache hit. Killed at any moment, the same command goes on.
 
     Ctrl-C or SIGTERM lets running stages save their state and ends with code 40; a second one ends at once.
     """
-    exit_class = run_session(open_session(recipe, set_ or ()), until, verify=verify, prefect=prefect, json_=json_)
+    session = open_session(recipe, set_ or (), rehearse=rehearse)
+    if not json_:
+        print_notes(session)
+    exit_class = run_session(session, until, verify=verify, prefect=prefect, json_=json_)
     raise typer.Exit(int(exit_class))
 
 
@@ -129,6 +150,7 @@ def run_session(session: Session, until: str | None, *, verify: bool, prefect: b
     """Run an opened recipe, show how it goes and what became of it; returns the run's exit class."""
     started = time.monotonic()
     made = session.plan(until)
+    refuse(preflight(session.recipe, session.nodes, made, session.ledger))
     display = RunDisplay(quiet=json_)
     display.announce(session, made)
     pipeline_run = session.new_run(until, deep_verify=verify, on_event=display)

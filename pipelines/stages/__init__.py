@@ -83,6 +83,15 @@ INIT = StageSpec(
     outputs={"checkpoint": Kind.CHECKPOINT},
     numeric=True,
 )
+CONVERT = StageSpec(
+    name="convert",
+    version=1,
+    function="training.stages.convert:run",
+    config_model="training.config:ConvertConfig",
+    inputs={"checkpoint": InputSpec(Kind.CHECKPOINT)},
+    outputs={"checkpoint": Kind.CHECKPOINT},
+    numeric=True,
+)
 # Neither `train` nor `generate` declares `weights`: their configs name none. Training reads features that the
 # dataset holds; what encodes a prompt is named in the checkpoint, so the graph writes it into the node's key.
 TRAIN = StageSpec(
@@ -144,4 +153,7 @@ REPORT = StageSpec(
     data_files=("pipelines/web/templates/report/*", "pipelines/web/static/report.*"),  # not the server's pages
 )
 
-ALL = (SOURCE, WEIGHTS, CURATE, REDACT, ENCODE, IMPORT, VERSION, INIT, TRAIN, REWARD, GENERATE, EVALUATE, GATE, REPORT)
+ALL = (
+    SOURCE, WEIGHTS, CURATE, REDACT, ENCODE, IMPORT, VERSION, INIT, CONVERT, TRAIN, REWARD, GENERATE, EVALUATE, GATE,
+    REPORT,
+)  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training.preflight.estimate import Estimate, Setup, estimate
-from training.preflight.fit import check_fits
+from training.preflight.fit import advice, check_fits
 from training.preflight.gpus import GPUS, Gpu, gpu_of
 
-__all__ = ["GPUS", "Estimate", "Gpu", "Setup", "check_fits", "estimate", "gpu_of"]
+__all__ = ["GPUS", "Estimate", "Gpu", "Setup", "advice", "check_fits", "estimate", "gpu_of"]

@@ -1,0 +1,58 @@
+"""The preflight of training stages as a table below the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipelines.cli.output import duration, print_rows, size
+from pipelines.preflight import Preflight
+from pipelines.session import Session
+
+BILLION = 1e9
+
+
+def print_notes(session: Session) -> None:
+    """What stands in for what in a rehearsal."""
+    for note in session.notes:
+        print(f"rehearsal: {note}")
+
+
+def print_preflight(found: Mapping[str, Preflight]) -> None:
+    """A row for each stage, the memory of a GPU by part, and what the figures rest on."""
+    if not found:
+        return
+    columns = ("stage", "parameters", "ranks", "tokens/step", "step", "GPU-hours", "memory each", "saves", "checkpoint")
+    rows: list[tuple[object, ...]] = []
+    parts: list[tuple[object, ...]] = []
+    for node, each in found.items():
+        told = each.estimate
+        kind = f"{told.ranks} x {told.gpu or 'cpu'}"
+        hours = "-" if told.gpu_hours is None else _hours(told.gpu_hours)
+        room = "" if told.gpu_memory_bytes is None else f" of {size(told.gpu_memory_bytes)}"
+        rows.append((
+            node, _count(told.parameters), kind, f"{told.tokens_per_step:,.0f}", duration(told.step_seconds), hours,
+            size(told.memory_bytes) + room, size(told.state_bytes), size(told.checkpoint_bytes),
+        ))  # fmt: skip
+        how = f"ZeRO-{told.zero_stage}, keeps {_KEPT[told.checkpointing]}"
+        parts.append((node, how, *(size(part) for part in told.memory)))
+    print_rows(columns, rows, title="Preflight of the training stages")
+    known = [each.estimate.gpu_hours for each in found.values() if each.estimate.gpu_hours is not None]
+    if known:
+        print(f"training: about {_hours(sum(known))} GPU-hours")
+    print_rows(("stage", "how", *next(iter(found.values())).estimate.memory._fields), parts, title="Memory by part")
+    for words in dict.fromkeys(w for each in found.values() for w in each.estimate.assumptions):
+        print(f"assumed: {words}")
+    for node, each in found.items():
+        if each.advice is not None:
+            print(f"{node}: {each.advice}")
+
+
+_KEPT = {"none": "all activations", "selective": "products", "block": "block inputs"}
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / BILLION:.2f} B" if parameters >= BILLION / 10 else f"{parameters:,}"

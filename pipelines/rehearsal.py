@@ -1,0 +1,150 @@
+"""The rehearsal of a recipe: its real sizes, two steps a training stage, on the GPUs that are here, under a name of its
+own, so that no key, channel or history of the real run is touched.
+
+What a rehearsal cannot have is stood in for, and said: drawn clips for a collection that is not here, the seed for
+weights that are not imported, the packaged text encoder and the transform codec for theirs.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from shutil import which
+from typing import Any
+
+from dataprep.sources import probe as source_probe
+from m4v.codec.config import DctCodecConfig
+from m4v.core.assets import resolve
+from m4v.core.config import parse
+from m4v.core.errors import ConfigError, DataIntegrityError, InputError
+from m4v.text.config import MiniLmConfig
+from m4v.weights.source import probe as weights_probe
+from pipelines.lookup import PINNED
+from pipelines.recipe import Recipe, SourceEntry, WeightsEntry
+from training.config import TrainConfig
+
+SUFFIX = "-rehearse"
+STEPS = 2
+CLIPS = 8  # of a stand-in collection, and most files of a real one
+_ABSENT = (ConfigError, InputError, DataIntegrityError)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """`notes`: what stands in for what, one sentence each."""
+
+    recipe: Recipe
+    notes: tuple[str, ...]
+
+
+def rehearse(recipe: Recipe) -> Rehearsal:
+    """The rehearsal of `recipe` on this machine; raises ConfigError when it cannot be made to hold together."""
+    notes: list[str] = []
+    data: dict[str, Any] = recipe.model_dump(mode="json")
+    data["name"] = recipe.name + SUFFIX
+    data["sources"] = [_source(entry, recipe, notes) for entry in recipe.sources]
+    _weights(recipe, data, notes)
+    _profile(recipe, data, notes)
+    ranks = _ranks(data)
+    data["train"] = [_stage(config, recipe, f"train.{config.name}", ranks) for config in recipe.train]
+    if recipe.reward is not None:
+        data["reward"] = _stage(recipe.reward, recipe, "reward", ranks)
+    _ending(data)
+    return Rehearsal(parse(Recipe, data, f"rehearsal of {recipe.name}"), tuple(notes))
+
+
+def _source(entry: SourceEntry, recipe: Recipe, notes: list[str]) -> dict[str, Any]:
+    data: dict[str, Any] = entry.model_dump(mode="json")
+    try:
+        source_probe(entry.config, {} if entry.location is None else {entry.name: resolve(entry.location)})
+    except _ABSENT:
+        every = [recipe.encode.buckets, *(e.buckets for e in recipe.encodings)]
+        height, width = max((size for b in every for size in b.sizes), key=lambda size: size[0] * size[1])
+        frames = max(frames for b in every for frames in b.frames)
+        notes.append(f"source {entry.name} is not here: {CLIPS} drawn clips of {frames} frames stand in")
+        adapter = {"kind": "synthetic", "count": CLIPS, "stills": CLIPS, "frames": frames, "size": [height, width],
+                   "fps": every[0].fps}  # fmt: skip
+        return {"name": entry.name, "location": None, "adapter": adapter}
+    if "limit" in data["adapter"]:
+        data["adapter"]["limit"] = min(data["adapter"]["limit"] or CLIPS, CLIPS)
+    return data
+
+
+def _weights(recipe: Recipe, data: dict[str, Any], notes: list[str]) -> None:
+    """Drop what starts from, or encodes with, weights that are not here."""
+    absent = {entry.name for entry in recipe.weights if not _is_here(entry)}
+    if recipe.init is not None and recipe.init.weights in absent:
+        notes.append(f"weights {recipe.init.weights} are not here: the model starts from the seed")
+        data["init"] = None
+    codec, text = recipe.encode.codec, recipe.encode.text_encoder
+    if getattr(codec, "weights", None) in absent:
+        notes.append("the codec's weights are not here: the transform codec stands in, latents have the same shape")
+        data["encode"]["codec"] = DctCodecConfig().model_dump(mode="json")
+    if getattr(text, "weights", None) in absent:
+        packaged = MiniLmConfig(slots=text.slots)
+        notes.append(f"the text encoder's weights are not here: the packaged one stands in, with {text.slots} slots")
+        data["encode"]["text_encoder"] = packaged.model_dump(mode="json")
+        data["model"] |= {"text_dim": packaged.embedding_dim, "pooled_dim": packaged.pooled_dim}
+    data["weights"] = [row for row in data["weights"] if row["name"] not in absent]
+
+
+def _is_here(entry: WeightsEntry) -> bool:
+    if entry.location is not None and entry.location.startswith(PINNED):
+        return True
+    try:
+        weights_probe(entry.config, {} if entry.location is None else {entry.name: resolve(entry.location)})
+    except _ABSENT:
+        return False
+    return True
+
+
+def _profile(recipe: Recipe, data: dict[str, Any], notes: list[str]) -> None:
+    """No more ranks than GPUs are here."""
+    profile, here = data["profiles"][recipe.profile], max(1, gpus_here())
+    for name, resources in [("default", profile["default"]), *profile["stages"].items()]:
+        there = resources["ranks"]
+        if resources["device"] == "cuda" and there > here:
+            notes.append(f"{name} takes {here} of {there} GPUs, as many packs for each, and keeps block inputs alone")
+            resources["ranks"] = here
+
+
+def _ranks(data: dict[str, Any]) -> dict[str, int]:
+    profile = data["profiles"][data["profile"]]
+    return {"": profile["default"]["ranks"], **{name: r["ranks"] for name, r in profile["stages"].items()}}
+
+
+def _stage(config: TrainConfig, recipe: Recipe, node_id: str, ranks: dict[str, int]) -> dict[str, Any]:
+    """Two steps of the packs that a rank really has."""
+    data: dict[str, Any] = config.model_dump(mode="json")
+    stage = node_id.partition(".")[0]
+    here = ranks.get(node_id, ranks.get(stage, ranks[""]))
+    there = recipe.active_profile.resources(stage, node_id).ranks
+    data["order"]["packs"] = max(1, config.order.packs // there) * here
+    if here < there:  # each GPU holds a larger part of model and optimiser
+        data["engine"]["checkpointing"] = "block"
+    data |= {"steps": STEPS, "save_every": STEPS}
+    if data["order"]["image_every"]:
+        data["order"]["image_every"] = 1  # so that one of the two steps is an image step
+    if config.validation.every:
+        data["validation"]["every"] = STEPS
+    return data
+
+
+def _ending(data: dict[str, Any]) -> None:
+    """One video in few steps; a gate that anything passes; no promotion."""
+    generate = data["generate"]
+    if isinstance(generate["prompts"], list):
+        generate["prompts"] = generate["prompts"][:1]
+    generate["samples_per_prompt"] = 1
+    generate["sampler"] |= {"steps_first": [1, 1, 1], "steps_later": [1, 1, 1]}
+    data["gate"]["rules"] = [{"rule": "minimum", "metric": "local.flicker", "value": 0.0}]
+    data["promote"] = None
+
+
+def gpus_here() -> int:
+    """GPUs of this machine that CUDA may use; 0 without a driver."""
+    command = which("nvidia-smi")
+    if command is None:
+        return 0
+    answer = subprocess.run([command, "--list-gpus"], capture_output=True, text=True, timeout=30, check=False)
+    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
