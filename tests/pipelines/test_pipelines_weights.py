@@ -33,6 +33,7 @@ NO_FOOTAGE = "sources.street.location=/videos"
 DIT = f"{{name: dit, entry: {ENTRY}, location: /weights}}"
 VAE = "{name: vae, entry: pyramidflow-vae, location: /weights}"
 TEXT = "{name: text, entry: pyramidflow-text, location: /weights}"
+WAN = "{name: wan, entry: wan2.1-t2v-1.3b, location: /weights}"
 START = ("init.weights=dit", "init.convert=attention_to_mamba")
 ENCODERS = (
     "encode.codec={kind: causal_vae, weights: vae}",
@@ -42,6 +43,16 @@ ENCODERS = (
 
 def recipe(*overrides: str) -> Recipe:
     return load_recipe("micro", [NO_FOOTAGE, *overrides])
+
+
+def test_a_recipe_can_train_on_latents_of_wans_vae() -> None:
+    stages = [f"train.{name}.order.time_stride=4" for name in ("t2i", "9f", "17f", "33f")]
+    found = recipe(
+        f"weights=[{WAN}]", "encode.codec={kind: wan_vae, weights: wan}", *stages, "reward.order.time_stride=4",
+        "encode.buckets.frames=[13, 33]", "train.9f.order.frames=13",
+    )  # fmt: skip
+    assert [stage.order.latents for stage in found.train] == [1, 4, 5, 9]
+    assert found.encode.codec.time_stride == 4
 
 
 @pytest.mark.parametrize(
@@ -60,6 +71,22 @@ def recipe(*overrides: str) -> Recipe:
         (
             ["model.latent_channels=4"],
             ["latent_channels is 4", "codec (dct) gives 16: set model.latent_channels to 16"],
+        ),
+        (
+            [f"weights=[{VAE}]", "encode.codec={kind: wan_vae, weights: vae}"],
+            ["'vae' is pyramidflow-vae", "use one of wan2.1-vae, wan2.1-t2v-1.3b,"],
+        ),
+        (
+            [f"weights=[{WAN}]", "encode.codec={kind: wan_vae, weights: wan}"],
+            ["4 frames a latent and the stage counts 8: set order.time_stride to 4"],
+        ),
+        (
+            [f"weights=[{WAN}]", "encode.codec={kind: wan_vae, weights: wan}", "encode.buckets.frames=[9, 15]"],
+            ["encode", "takes 4k+1 frames, not 15: use 13 or 17"],
+        ),
+        (
+            [f"weights=[{WAN}]", "encode.codec={kind: wan_vae, weights: wan}", "encode.buckets.sizes=[[48, 80]]"],
+            ["encode.buckets: the pyramid model", "multiples of 64, not [48, 80]"],
         ),
         (["model.text_slots=16"], ["model.text_slots is 16", "set model.text_slots to 24"]),
         (["encode.text_encoder={slots: 32}"], ["model.text_slots is 24", "set model.text_slots to 32"]),

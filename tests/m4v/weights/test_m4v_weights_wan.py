@@ -6,9 +6,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import save_file
+from tiny_wan_vae import write_tiny_wan_vae
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
+from m4v.codec import open_codec
+from m4v.codec.config import WanVaeConfig
 from m4v.core.errors import DataIntegrityError
 from m4v.wan.keys import to_original
 from m4v.wan.published import load_published
@@ -91,6 +94,18 @@ def test_diffusers_folder_is_checked_and_taken_over(tmp_path: Path) -> None:
     assert open_wan_vae(tmp_path / "out").vae.config.z_dim == 4
     for file in record.source:
         assert (tmp_path / "out" / file.path).read_bytes() == (source / file.path).read_bytes()
+
+
+def test_the_vae_alone_is_imported_for_the_codec(tmp_path: Path) -> None:
+    found = entry("wan2.1-vae")
+    whole = {file.file: file.size_bytes for file in DIFFUSERS.files}
+    assert {file.file: file.size_bytes for file in found.files}.items() <= whole.items()
+    assert found.fetch_command.endswith("--include 'vae/*' --local-dir $M4V_WEIGHTS/Wan-AI/Wan2.1-VAE")
+    write_tiny_wan_vae(tmp_path / "hub" / "vae")
+    record = convert(found, tmp_path / "hub", tmp_path / "out", published=False)
+    assert record.format == "wan_diffusers"
+    codec = open_codec(WanVaeConfig(weights="wan"), {"wan": tmp_path / "out"})
+    assert codec.time_stride == 4
 
 
 def test_published_sizes_are_held(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_bytes_go_with_their_items_and_shared_ones_stay(home: TakedownHome) -> N
         assert not Path(row.uri).exists()
     assert {p.stat().st_ino for p in home.shards(home.only("dataset")).values()} & set(old.values())
     gone = {p.relative_to(items).parts[0] for p in before if not p.exists()}
-    assert {"latents", "texts", "curate-segment"} <= gone
+    assert {"latents", "frame-times", "texts", "curate-segment"} <= gone
     assert [p for p in before if not p.exists() and clip["source_digest"] in p.name]
     assert not [p for p in items.rglob(f"*{clip['source_digest']}*") if p.is_file()]
     deleted = {d["item"]: d for d in done.receipt["deleted"]}
