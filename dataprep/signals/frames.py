@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
+from functools import lru_cache
 
 import cv2
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from dataprep.media.geometry import Box, Frame, crop
@@ -38,6 +41,7 @@ COLUMNS: dict[str, type] = {
 }
 Grey = NDArray[np.uint8]
 _BRIGHT = 250
+_HEADER_FROM = 10  # bytes: magic, version, length
 _FLOW_MIN_SIDE = 32  # the flow's patches need room
 
 
@@ -129,5 +133,20 @@ def pack(columns: dict[str, NDArray[np.generic]]) -> bytes:
 
 
 def unpack(payload: bytes) -> dict[str, NDArray[np.generic]]:
-    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    """Columns of `pack`. numpy's own reader parses each array's header as Python source: 1.9 ms a segment, not 0.5."""
+    columns = {}
+    with zipfile.ZipFile(io.BytesIO(payload)) as file:
+        for name in file.namelist():
+            data = file.read(name)
+            dtype, at = _header(data[: _HEADER_FROM + int.from_bytes(data[_HEADER_FROM - 2 : _HEADER_FROM], "little")])
+            columns[name.removesuffix(".npy")] = np.frombuffer(data, dtype, offset=at).copy()
+    return columns
+
+
+@lru_cache(maxsize=4096)
+def _header(header: bytes) -> tuple[np.dtype[np.generic], int]:
+    """Type of a one-dimensional array, and where its values begin."""
+    stream = io.BytesIO(header)
+    npy.read_magic(stream)
+    _, _, dtype = npy.read_array_header_1_0(stream)
+    return dtype, stream.tell()

@@ -43,6 +43,7 @@ from training.order import DataOrder
 from training.samples import COLUMNS, Samples
 
 LIMIT_GIB = 4.0
+_ASKED_FOR = ("curate", "encode")  # a row takes milliseconds, and a preview or 5 KB of shards on disk
 _STEPS_READ = 2000  # steps of the data order that are drawn
 _LOOKED_UP = 500  # samples asked which steps saw them
 _NO_FILTERS = FilterConfig(**{rule.threshold: None for rule in RULES})  # generated scores mean nothing
@@ -144,7 +145,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--work", type=Path, default=None)
     parser.add_argument("--limit-gib", type=float, default=LIMIT_GIB)
-    parser.add_argument("--steps", nargs="+", choices=tuple(STEPS), default=list(STEPS))
+    parser.add_argument("--steps", nargs="+", choices=tuple(STEPS), default=[s for s in STEPS if s not in _ASKED_FOR])
     parser.add_argument("--step", choices=tuple(STEPS), help="only this, on what lies in --work already")
     options = parser.parse_args()
     if options.step:

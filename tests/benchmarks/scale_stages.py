@@ -40,7 +40,7 @@ _CURATE = {
 def curated(work: Path, rows: int) -> dict[str, object]:
     """Listing, candidates, decision, dedup and tables of `rows` videos of one clip each."""
     source, location = _source(work, "films", rows), work / "media"
-    location.mkdir()
+    location.mkdir(exist_ok=True)
     records = _Records(location / "0.mp4")
     videos.measure_all = records  # type: ignore[assignment]
     context = stage_context(

@@ -23,6 +23,7 @@ from dataprep.curation.table import CLIPS, Clip
 from dataprep.digest_table import DigestTable
 from dataprep.media.geometry import Box
 from dataprep.quarantine import QuarantineLog, QuarantineRow
+from dataprep.signals.frames import COLUMNS, pack, unpack
 from dataprep.signals.phash import as_text
 from dataprep.sources.listing import ListedFile
 from dataprep.spool import SortedSpool, Spool, chunks
@@ -59,6 +60,17 @@ def test_a_digest_keeps_its_first_number_while_the_table_grows() -> None:
     assert [table.add(digest, -1) for digest in digests] == list(range(9000))
     assert [table.add(digest, -1) for digest in clash] == list(range(300))
     assert len(table) == 9300
+
+
+def test_columns_come_back_as_they_were_packed() -> None:
+    columns = {name: np.arange(n).astype(kind) for n, (name, kind) in enumerate(COLUMNS.items())}
+    columns |= {"damaged": np.array([True, False]), "start_us": np.array([-1, 1 << 62]), "none": np.zeros(0, np.int32)}
+    columns["luma"] = np.array([np.nan, -0.0, np.inf], np.float32)
+    found = unpack(pack(columns))
+    assert list(found) == list(columns)
+    for name, values in columns.items():
+        assert (found[name].dtype, found[name].tobytes()) == (values.dtype, values.tobytes())
+        assert found[name].flags.writeable
 
 
 def test_clip_ids_know_the_file_that_they_stand_for() -> None:
