@@ -34,11 +34,13 @@ class PlannedStream:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """Streams and timetable of an order; seed and stage only enter when places are asked for."""
+    """Streams and timetable of an order; seed and stage only enter when places are asked for. Clips that it holds out,
+    `held_out` of a million, have places and are never trained on: see `training.split`."""
 
     timetable: Timetable
     groups: tuple[GroupKey, ...]
     streams: tuple[PlannedStream, ...]
+    held_out: int = 0
 
     @classmethod
     def of(cls, groups: Sequence[SampleGroup], config: OrderConfig, stage: str) -> SamplingPlan:
@@ -50,7 +52,7 @@ class SamplingPlan:
             for of_kind in plan.streams.values()
             for s in of_kind
         )
-        return cls(plan.timetable, tuple(g.key for g in ordered), streams)
+        return cls(plan.timetable, tuple(g.key for g in ordered), streams, config.held_out)
 
     def streams_with(self, group: GroupKey) -> Sequence[PlannedStream]:
         """Streams that draw samples of a group: one for each mixture entry and kind of step that takes it."""
@@ -92,6 +94,7 @@ class SamplingPlan:
             "streams": [
                 [s.name, s.kind, list(s.groups), s.count, s.slots, list(s.positions)] for s in self.streams
             ],
+            **({"held_out": self.held_out} if self.held_out else {}),
         }  # fmt: skip
 
     @classmethod
@@ -101,4 +104,4 @@ class SamplingPlan:
             for name, kind, members, count, slots, positions in data["streams"]
         )
         timetable = Timetable(data["packs"], tuple(data["pattern"]), data["period"])
-        return cls(timetable, tuple(map(tuple, data["groups"])), streams)
+        return cls(timetable, tuple(map(tuple, data["groups"])), streams, data.get("held_out", 0))

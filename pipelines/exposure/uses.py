@@ -19,6 +19,7 @@ from pipelines.membership import SampleGroup as MemberGroup
 from training.config import OrderConfig
 from training.samples import SampleGroup
 from training.sampling import PlannedStream, SamplingPlan
+from training.split import is_held_out
 from training.timetable import Place, Timetable, draw_of
 
 # A recorded timetable never changes, and an impact needs those of every order on an affected dataset.
@@ -141,8 +142,17 @@ class ClipUses:
             self._plans |= plans_of(self._ledger, [row.order_id])
         return self._plans[row.order_id or ""]
 
+    def _trained(self, row: StateRow | Course) -> Iterator[SamplePlace]:
+        """Samples of the clips in the dataset of a state, without clips that its order holds out of training."""
+        held_out = self.plan(row).held_out
+        samples = self.samples(row.dataset_id)
+        return (s for s in samples if not is_held_out(s.clip_id, held_out)) if held_out else samples
+
     def places(self, row: StateRow, sample: SamplePlace, cursor: int | None = None) -> list[Place]:
         """Uses of a sample by the stage of a state before `cursor` (default: the state's own)."""
+        held_out = self.plan(row).held_out
+        if held_out and is_held_out(sample.clip_id, held_out):
+            return []
         end = row.cursor if cursor is None else cursor
         rank = partial(self._rank, sample)
         return self.plan(row).places(sample.group, rank, row.seed, row.stage, end)
@@ -156,10 +166,9 @@ class ClipUses:
         """Uses of all the clips by a course."""
         plan = self.plan(course)
         if course.order_id not in self._parts:
-            samples = self.samples(course.dataset_id)
             self._parts[course.order_id] = [
                 Part(sample, stream, plan.keys(stream))
-                for sample in samples
+                for sample in self._trained(course)
                 for stream in plan.streams_with(sample.group)
             ]
         return CourseUses(plan.timetable, self._parts[course.order_id], partial(self._draw_in, course))
@@ -172,7 +181,7 @@ class ClipUses:
         `cursor`."""
         first = math.inf
         plan = self.plan(course)
-        for sample in self.samples(course.dataset_id):
+        for sample in self._trained(course):
             rank = partial(self._rank, sample)
             places = plan.places(sample.group, rank, course.seed, course.stage, cursor)
             first = min(first, places[0].step if places else math.inf)
@@ -195,7 +204,7 @@ class ClipUses:
     def _takers(self, course: Course, enough: int) -> int:
         """Streams that take a sample, over all samples."""
         plan, takers = self.plan(course), 0
-        for sample in self.samples(course.dataset_id):
+        for sample in self._trained(course):
             takers += len(plan.streams_with(sample.group))
             if takers > enough:
                 break
