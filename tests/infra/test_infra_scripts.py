@@ -63,7 +63,10 @@ def test_nvcc_gets_the_named_architectures_only():
         "arch=compute_90,code=sm_90", "arch=compute_100,code=sm_100", "arch=compute_100,code=compute_100",
     ]  # fmt: skip
     assert found[-2:] == ["-O3", "x.cu"]
+    emptied = bash(script, "x.cu", NVCC="echo", TORCH_CUDA_ARCH_LIST="", NVCC_ARCHITECTURES="9.0").stdout
+    assert emptied == "-gencode arch=compute_90,code=sm_90 x.cu\n"
     assert bash(script, NVCC="echo", TORCH_CUDA_ARCH_LIST="Hopper").returncode == 10
+    assert bash(script, NVCC="echo", TORCH_CUDA_ARCH_LIST="").returncode != 0
 
 
 def test_the_documented_profile_is_valid():
