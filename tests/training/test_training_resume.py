@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -78,6 +79,12 @@ def test_metrics_have_every_step_once_and_no_timings(straight: Path) -> None:
     assert rows[3]["lr"] == 1e-3
 
 
+def final_shards(bench: Bench, name: str) -> dict[str, str]:
+    """SHA-256 of every rank's weights, moments and averages after the last step."""
+    (folder,) = (bench.root / name / "state" / "saves").glob(f"{STEPS:010d}-*")
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.safetensors")}
+
+
 def kill_from_outside(bench: Bench, name: str, attempt: int, lines: int) -> None:
     """Start a run and SIGKILL agent and ranks together once rank 0 has logged so many steps."""
     work = bench.write(name, CONFIG, 2, attempt)
@@ -111,6 +118,8 @@ def test_killed_and_drained_then_resumed_is_bit_equal(bench: Bench, straight: Pa
     last = bench.run("killed", attempt=5)
     assert digest(last) == digest(straight)
     assert bench.line("killed") == bench.line("straight")
+    assert final_shards(bench, "killed") == final_shards(bench, "straight")
+    assert len(final_shards(bench, "killed")) == 2
 
 
 @pytest.mark.deep
@@ -135,6 +144,18 @@ def test_a_kill_at_any_point_is_bit_equal(bench: Bench, straight: Path, fault: s
     bench.run(name, fault=fault)
     assert digest(bench.run(name, attempt=1)) == digest(straight)
     assert bench.line(name) == bench.line("straight")
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("stage", [0, 1, 2])  # 3 is that of all other tests
+def test_a_kill_during_a_save_is_bit_equal_in_every_zero_stage(bench: Bench, stage: int) -> None:
+    config = CONFIG.model_copy(update={"engine": CONFIG.engine.model_copy(update={"zero_stage": stage})})
+    names = f"whole-{stage}", f"cut-{stage}"
+    expected = digest(bench.run(names[0], config))
+    bench.run(names[1], config, fault="file:4")
+    assert digest(bench.run(names[1], config, attempt=1)) == expected
+    assert final_shards(bench, names[1]) == final_shards(bench, names[0])
+    assert bench.line(names[1]) == bench.line(names[0])
 
 
 @pytest.mark.deep
