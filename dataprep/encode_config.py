@@ -41,6 +41,11 @@ class BucketConfig(FrozenModel):
                 _check_sizes(name, sizes)
         return self
 
+    @property
+    def all_sizes(self) -> tuple[Size, ...]:
+        """Of videos, then of images where they have their own."""
+        return (*self.sizes, *(self.image_sizes or ()))
+
     def check_codec(self, codec: CodecConfig) -> None:
         """Raises ValueError, with the nearest that would do, for lengths and sizes that `codec` cannot take."""
         stride, multiple = codec.time_stride, codec.pixel_multiple
@@ -50,7 +55,7 @@ class BucketConfig(FrozenModel):
                 raise ValueError(
                     f"buckets.frames: codec {codec.kind} takes {stride}k+1 frames, not {frames}: use {near}"
                 )
-        for size in (*self.sizes, *(self.image_sizes or ())):
+        for size in self.all_sizes:
             if any(side % multiple for side in size):
                 near = " x ".join(str(max(multiple, round(side / multiple) * multiple)) for side in size)
                 raise ValueError(

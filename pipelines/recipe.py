@@ -199,12 +199,12 @@ class Recipe(FrozenModel):
         for key, (section, needs) in pairs.items():
             if (has := getattr(self.model, key)) != needs:
                 raise ValueError(f"model.{key} is {has} and encode.{section} gives {needs}: set model.{key} to {needs}")
-        buckets = self.encode.buckets
-        for size in (*buckets.sizes, *(buckets.image_sizes or ())):
-            if any(side % PIXEL_MULTIPLE for side in size):
+        for section, buckets in (("encode", self.encode.buckets), *((e.name, e.buckets) for e in self.encodings)):
+            buckets.check_codec(codec)
+            if wrong := [s for s in buckets.all_sizes if any(side % PIXEL_MULTIPLE for side in s)]:
                 raise ValueError(
-                    f"encode.buckets: the pyramid model halves latents twice and needs multiples of {PIXEL_MULTIPLE}, "
-                    f"not {list(size)}"
+                    f"{section}.buckets: the pyramid model halves latents twice and needs multiples of "
+                    f"{PIXEL_MULTIPLE}, not {list(wrong[0])}"
                 )
         for stage in (*self.train, *([] if self.reward is None else [self.reward])):
             if stage.order.time_stride != codec.time_stride:

@@ -88,6 +88,10 @@ def test_a_recipe_can_train_on_latents_of_wans_vae() -> None:
             [f"weights=[{WAN}]", "encode.codec={kind: wan_vae, weights: wan}", "encode.buckets.sizes=[[48, 80]]"],
             ["encode.buckets: the pyramid model", "multiples of 64, not [48, 80]"],
         ),
+        (
+            ["encodings=[{name: small, buckets: {frames: [9, 13], sizes: [[64, 64]]}, stages: [t2i]}]"],
+            ["codec dct takes 8k+1 frames, not 13: use 9 or 17"],
+        ),
         (["model.text_slots=16"], ["model.text_slots is 16", "set model.text_slots to 24"]),
         (["encode.text_encoder={slots: 32}"], ["model.text_slots is 24", "set model.text_slots to 32"]),
         ([f"weights=[{DIT}, {DIT}]", *START], ["weights: the name 'dit' stands twice"]),
