@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from m4v.core.errors import InputError
@@ -82,9 +82,15 @@ class QueryOps:
         status: Status | None = None,
         stage: str | None = None,
         recipe: str | None = None,
+        node_id: str | None = None,
         since: datetime | None = None,
+        after: str | None = None,
         limit: int | None = 50,
     ) -> list[AttemptRow]:
+        """Attempts; `after`: only those that stand behind this one, whose id is whole.
+
+        Raises InputError when there is no such one.
+        """
         query = select(schema.Attempt).order_by(schema.Attempt.started_at.desc(), schema.Attempt.attempt_id.desc())
         if stage_key is not None:
             query = query.where(schema.Attempt.stage_key == stage_key)
@@ -96,10 +102,24 @@ class QueryOps:
             query = query.where(schema.Attempt.stage == stage)
         if since is not None:
             query = query.where(schema.Attempt.started_at >= since)
+        if node_id is not None:
+            query = query.where(schema.Attempt.node_id == node_id)
         if recipe is not None:
             query = query.join(schema.PipelineRun).where(schema.PipelineRun.recipe == recipe)
         with self._db.read() as session:
+            if after is not None:
+                at, identity = schema.Attempt.started_at, schema.Attempt.attempt_id
+                last = one_of(session, identity, after, "attempt")
+                behind = and_(at == last.started_at, identity < last.attempt_id)
+                query = query.where(or_(at < last.started_at, behind))
             return [attempt_row(r) for r in session.scalars(query.limit(limit))]
+
+    def node_ids(self, stage: str) -> list[str]:
+        """Nodes of recipes that executed a stage, sorted."""
+        attempt = schema.Attempt
+        query = select(attempt.node_id).where(attempt.stage == stage, attempt.node_id.is_not(None)).distinct()
+        with self._db.read() as session:
+            return sorted(node for node in session.scalars(query) if node is not None)
 
     def attempt(self, id_or_prefix: str) -> AttemptRow:
         with self._db.read() as session:

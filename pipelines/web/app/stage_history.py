@@ -12,7 +12,7 @@ from pipelines.stages import ALL
 from pipelines.web.charts import LineChart, line_chart
 
 SHOWN = 50
-MOST = 1000  # newest executions that are looked through
+MOST = 1000  # on one page
 _LOOKED_AT = 20  # of each stage in the list of stages
 _TRENDS = 12
 _ENDED = (Status.SUCCEEDED,)
@@ -85,12 +85,10 @@ def stage_history(
     ledger: Ledger, stage: str, *, node: str = "", recipe: str = "", status: Status | None = None, shown: int = SHOWN
 ) -> StageHistory:
     """The newest `shown` executions of a stage; `node` narrows them to one node of the recipes."""
-    looked = ledger.attempts(stage=stage, recipe=recipe or None, status=status, limit=MOST if node else shown + 1)
-    found = [row for row in looked if not node or row.node_id == node]
+    found = ledger.attempts(stage=stage, recipe=recipe or None, status=status, node_id=node or None, limit=shown + 1)
     rows = tuple(found[:shown])
     runs = ledger.stage_runs_of({row.run_id for row in rows if row.run_id})
-    nodes = tuple(sorted({row.node_id for row in looked if row.node_id}))
-    return StageHistory(stage, rows, runs, nodes, _trends(rows, runs), len(found) > shown)
+    return StageHistory(stage, rows, runs, tuple(ledger.node_ids(stage)), _trends(rows, runs), len(found) > shown)
 
 
 def _trends(rows: Sequence[AttemptRow], runs: dict[str, RunRow]) -> tuple[Trend, ...]:

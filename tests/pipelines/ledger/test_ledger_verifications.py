@@ -66,6 +66,12 @@ def test_stage_runs_and_attempts_by_recipe_status_and_time(scenario, ledger):
     assert [r.run_id for r in ledger.runs(stage="encode", recipe="mine")] == [first]
     assert [a.attempt_id for a in ledger.attempts(stage="encode", status=Status.FAILED, recipe="mine")] == [failed]
     assert ledger.attempts(stage="train", status=Status.FAILED) == []
+    every = ledger.attempts()
+    assert [a.node_id for a in ledger.attempts(node_id="encode")] == ["encode", "encode"]
+    assert (ledger.node_ids("encode"), ledger.node_ids("train")) == (["encode"], [])
+    assert [ledger.attempts(after=a.attempt_id, limit=1) for a in every] == [[a] for a in every[1:]] + [[]]
+    with pytest.raises(InputError, match="no such attempt"):
+        ledger.attempts(after="nothing")
     soon = datetime.now(UTC) + timedelta(hours=1)
     assert ledger.runs(since=soon) == ledger.attempts(since=soon) == []
     assert len(ledger.runs(since=soon - timedelta(hours=2))) == 2
