@@ -182,3 +182,15 @@ def test_validation_is_measured_when_due_and_its_videos_are_in_the_checkpoint(ru
     assert videos == [f"step-0000000{n}-00.mp4" for n in (4, 8, 9)]
     frames, _ = read_mp4(checkpoint(runs["straight"]) / "validation" / videos[0])
     assert frames.shape == (17, 64, 64, 3)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("kill", ["shard:6", "step:4", "commit:6"])
+def test_two_sharded_ranks_agree_and_resume_after_a_kill(bench: Bench, kill: str) -> None:
+    config = CONFIG.model_copy(update={"engine": EngineConfig(zero_stage=3, param_persistence_elements=200)})
+    wrong = f"nan:{NAN}+spike:{SPIKE}"
+    straight = bench.run(f"two-{kill}", config, fault=wrong)
+    bench.run(f"two-killed-{kill}", config, fault=f"{wrong}+{kill}")
+    resumed = bench.run(f"two-killed-{kill}", config, attempt=1, fault=wrong)
+    assert digest(resumed) == digest(straight)
+    assert [r["step"] for r in rows_of(resumed) if "skipped" in r] == [NAN, SPIKE - 1, SPIKE]
