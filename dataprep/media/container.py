@@ -80,20 +80,20 @@ def _open_failure(path: Path, error: Exception) -> ItemError:
 
 @contextlib.contextmanager
 def open_video(
-    path: Path, max_pixels: int = MAX_PIXELS, *, closed: bool = False
+    path: Path, max_pixels: int = MAX_PIXELS, *, closed: bool = False, edited: bool = True
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its main video stream, single-threaded; a frame of more than `max_pixels` fails to decode.
 
     `closed`: no picture refers to one before the last key frame, so that whatever does not decode is damage.
+    `edited`: as the file's edit list says; else all that is in it.
 
     Raises ItemError: empty, not_media, no_index, no_video, missing_file.
     """
     check_bytes(path)
     try:
         # `file:` keeps a name like `http:x` or `-i` from meaning anything else.
-        container = av.open(
-            f"file:{path.absolute()}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
-        )
+        options = {"protocol_whitelist": "file"} | ({} if edited else {"ignore_editlist": "1"})
+        container = av.open(f"file:{path.absolute()}", options=options, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as error:
         raise _open_failure(path, error) from None
     with container:

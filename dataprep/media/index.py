@@ -112,11 +112,26 @@ def _from_packets(path: Path, limits: Limits) -> FrameIndex:
         ordered, ordered_keys, packets.time_base, end, len(ordered_keys) > 0, not whole, (), packets.closed,
         packets.faults,
     )  # fmt: skip
-    if packets.first_turned is not None and np.array_equal(decoding_order, ordered):
-        places = _shown_order(path, ordered, packets.first_turned + _TRIED_FRAMES)
-        if places is not None:  # frames can be found by counting only
-            return index._replace(keys=ordered[places], seekable=False, reordered=True)
+    if whole and packets.first_turned is not None and np.array_equal(decoding_order, ordered):
+        return _reordered(path, index, limits) or index
     return index
+
+
+def _reordered(path: Path, index: FrameIndex, limits: Limits) -> FrameIndex | None:
+    """The index of a file whose packets have the times of decoding; None where they have those of showing.
+
+    An edit list that was made for other times would cut out single pictures: it is left aside.
+    """
+    packets = read_packets(path, limits, edited=False)
+    times = np.array([p for p in packets.pts if p is not None], dtype=np.int64)
+    if packets.first_turned is None or len(times) != packets.found or not (np.diff(times) > 0).all():
+        return None
+    places = _shown_order(path, times, packets.first_turned + _TRIED_FRAMES)
+    if places is None:
+        return None
+    end = max([*packets.ends, int(times[-1]) + _usual_gap(times)])
+    # Frames can be found by counting only.
+    return index._replace(pts=times, keys=times[places], end_pts=end, seekable=False, reordered=True)
 
 
 def _shown_order(path: Path, times: NDArray[np.int64], tried: int) -> NDArray[np.int64] | None:
@@ -129,7 +144,7 @@ def _shown_order(path: Path, times: NDArray[np.int64], tried: int) -> NDArray[np
     found: list[int] = []
     keys = [0]
     turned = False
-    with open_video(path) as (container, stream), decoding("looking for the order of frames"):
+    with open_video(path, edited=False) as (container, stream), decoding("looking for the order of frames"):
         for frame in pictures(container, stream):
             if frame.pts is None:
                 return None

@@ -55,9 +55,9 @@ class Packets:
             self.ends.append(packet.pts + packet.duration)
 
 
-def read_packets(path: Path, limits: Limits) -> Packets:
-    """Raises ItemError: too_large, decode_error and those of `open_video`."""
-    with open_video(path, limits.max_pixels) as (container, stream), decoding("reading packets"):
+def read_packets(path: Path, limits: Limits, *, edited: bool = True) -> Packets:
+    """`edited`: as of `open_video`. Raises ItemError: too_large, decode_error and those of `open_video`."""
+    with open_video(path, limits.max_pixels, edited=edited) as (container, stream), decoding("reading packets"):
         if stream.width * stream.height > limits.max_pixels:
             raise ItemError(Reason.TOO_LARGE, f"{stream.width}x{stream.height} pixels")
         context = stream.codec_context

@@ -121,7 +121,7 @@ def decoded(path: Path, index: FrameIndex, wanted: Sequence[int]) -> Iterator[tu
     """Decoder frames of increasing frame numbers; None for those that are damaged."""
     if any(a >= b for a, b in itertools.pairwise(wanted)):
         raise ValueError("wanted frame numbers are not increasing")
-    with open_video(path, closed=index.closed) as (container, stream), decoding("decoding"):
+    with open_video(path, closed=index.closed, edited=not index.reordered) as (container, stream), decoding("decoding"):
         walk = Walk(container, stream, index) if index.seekable else Count(container, stream, index)
         for number in wanted:
             yield number, walk.to(number)

@@ -17,7 +17,8 @@ from m4v.core.stage import InputRef, OutputRef, Resources, StageContext, StageRe
 CHEAP = {
     "shots": {"detector": "histogram"},
     "signals": {"text": False, "nsfw": False, "quality": False, "key_frames": 1},
-    "filters": {"max_text": None, "max_nsfw": None, "max_brisque": None, "min_side": 32},
+    # Pictures made of square tiles look like blocks.
+    "filters": {"max_text": None, "max_nsfw": None, "max_brisque": None, "max_blockiness": None, "min_side": 32},
 }
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import media_files
 import numpy as np
 
+from dataprep.curate_config import LimitsConfig
 from dataprep.engines.limits import usage_of
 from dataprep.media.decode import open_reader
 from dataprep.media.probe import probe_video
 from dataprep.media.reader import decoded
-from dataprep.quarantine import ItemError
+from dataprep.quarantine import ItemError, Reason
 
 Rng = np.random.Generator
 FRAMES = 48
@@ -163,6 +164,8 @@ def look(path: Path) -> Seen:
     found = {number: digest(frame) for number, frame in decoded(path, reader.index, range(count)) if frame is not None}
     assert [number in found for number in range(count)] == shown
     doubtful = reader.index.doubtful(np.array([number not in found for number in range(count)]))
+    if doubtful.mean() > LimitsConfig().max_damaged:  # as curation does
+        raise ItemError(Reason.DECODE_ERROR, f"{int(doubtful.sum())} of {count} frames are damaged")
     found = {number: picture for number, picture in found.items() if not doubtful[number]}
     spans: list[list[str]] = []
     for number in range(count):

@@ -41,7 +41,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Curated:
     ):  # fmt: skip
         with_caption(work / "in" / f"{name}.mp4", encode_mp4(pictures, 24, crf=crf))
     listed = list_source(work / "listed", "films", work / "in", {"kind": "folder", "licence": "CC0-1.0"})
-    config = {**CHEAP, "shots": {"detector": "none"}}
+    filters = {**CHEAP["filters"], "max_blockiness": 2.0}
+    config = {**CHEAP, "shots": {"detector": "none"}, "filters": filters}
     return curated(context(work / "run", "curate", config, inputs(listed), {"films": str(work / "in")}))
 
 
