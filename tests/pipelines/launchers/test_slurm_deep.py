@@ -227,7 +227,7 @@ def test_the_job_of_a_dead_run_is_cancelled_by_its_id(cluster, tmp_path, switche
 def test_a_lost_node_is_infrastructure_recorded_and_left_out(cluster, slurm_bench, switches):
     config = {**QUICK, "exclude_after": 1}
     slurm_bench.launcher = SlurmLauncher(parse(SlurmConfig, config, "test"))
-    nodes = pipeline(switches, first=CountConfig(label="a", items=80, seconds_an_item=0.1))[:1]
+    nodes = pipeline(switches, first=CountConfig(label="a", items=300, seconds_an_item=0.1))[:1]
     thread, outcomes = in_background(slurm_bench.new_run(nodes))
     wait_for(lambda: len(work_log(switches)) >= 5)
     (attempt,) = slurm_bench.ledger.attempts(status=Status.RUNNING)
@@ -247,4 +247,4 @@ def test_a_lost_node_is_infrastructure_recorded_and_left_out(cluster, slurm_benc
     excluded = [facts for kind, facts in events(slurm_bench.ledger, outcome.stage_key) if "excluded" in kind]
     assert list(excluded[0]["nodes"]) == [node]
     assert f'--exclude="{node}"' in Path(attempts[0].work_dir, "job.sh").read_text()
-    assert set(work_log(switches)) == {f"a {i}" for i in range(80)}
+    assert set(work_log(switches)) == {f"a {i}" for i in range(300)}
