@@ -34,6 +34,7 @@ from m4v.core.stage import (
 )
 from m4v.core.startup import keep_pandas_out, uncollected
 from m4v.core.storage import Storage
+from pipelines.device_faults import DEVICE_FAULTS
 from pipelines.environment import check_lock, check_numerics, environment_facts
 from pipelines.processes import die_with_parent
 from pipelines.spec import load_object
@@ -45,13 +46,6 @@ _TRANSIENT_ERRNO = frozenset(
 _NOT_DETERMINISTIC = "does not have a deterministic implementation"  # torch, of an operation
 # What a rank sees when another one has died: the other one's reason is the true one.
 _PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
-
-
-# What CUDA says when the machine, not the program, is at fault.
-DEVICE_FAULTS = (
-    "uncorrectable ECC", "uncorrectable NVLink", "Hardware stack error", "fallen off the bus", "busy or unavailable",
-    "no CUDA-capable device", "system not yet initialized",
-)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

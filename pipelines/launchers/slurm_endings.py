@@ -8,11 +8,11 @@ from pathlib import Path
 
 from m4v.core.errors import ExitClass
 from m4v.core.stage import ExitRecord, read_exits
+from pipelines.device_faults import DEVICE_FAULTS
 from pipelines.launchers.base import DRAIN_ASKED, LOG, Ending
 from pipelines.launchers.endings import ending_of
 from pipelines.launchers.slurm_client import JobState
 from pipelines.launchers.slurm_files import JobEnd, JobSpec
-from pipelines.stage_process import DEVICE_FAULTS
 
 _NODE_STATES = ("NODE_FAIL", "BOOT_FAIL")
 _MESSAGES = {
