@@ -166,14 +166,14 @@ def make_plan(recipe: str, nodes: Sequence[StageNode], lookup: Lookup, *, tolera
     """Plan `nodes` of a recipe; raises ConfigError for a graph, function or environment that cannot be, InputError
     for a collection or weights that are not there. `tolerant`: nodes that need a collection whose place nobody named,
     weights that are not at theirs, or a GPU, are planned as `missing`, with the reason."""
-    planner = _Planner(recipe, lookup, tolerant)
     with lookup.ledger.snapshot():  # one state of the ledger for all steps, in one transaction
+        planner = _Planner(recipe, lookup, tolerant, lookup.ledger.latest_runs(recipe, {node.id for node in nodes}))
         return Plan(recipe, tuple(planner.step(node) for node in topological_order(nodes)))
 
 
 class _Planner:
-    def __init__(self, recipe: str, lookup: Lookup, tolerant: bool) -> None:
-        self._recipe, self._lookup, self._tolerant = recipe, lookup, tolerant
+    def __init__(self, recipe: str, lookup: Lookup, tolerant: bool, latest: Mapping[str, RunRow]) -> None:
+        self._recipe, self._lookup, self._tolerant, self._latest = recipe, lookup, tolerant, latest
         self._steps: dict[str, PlanStep] = {}
         self._seen: SeenCode = {}
         self._anywhere: dict[str, float | None] = {}  # mean seconds of a stage in any recipe
@@ -182,7 +182,7 @@ class _Planner:
 
     def step(self, node: StageNode) -> PlanStep:
         waits = tuple(u for u in node.upstream if self._steps[u].status is not PlanStatus.HIT)
-        latest = self._lookup.ledger.latest_run(self._recipe, node.id)
+        latest = self._latest.get(node.id)
         inputs = {name: self._predicted.get(source, "") for name, source in node.inputs.items()}
         try:
             record = self._lookup.record(node, inputs, self._seen)

@@ -55,7 +55,9 @@ def preflight(recipe: Recipe, nodes: Sequence[StageNode], plan: Plan, ledger: Le
     training = [node for node in waiting if isinstance(node.config, TrainConfig)]
     if not training:
         return {}
-    runs = {node.id: ledger.latest_run(recipe.name, node.id) for node in nodes if isinstance(node.config, TrainConfig)}
+    names = [node.id for node in nodes if isinstance(node.config, TrainConfig)]
+    known = ledger.latest_runs(recipe.name, names)
+    runs = {name: known.get(name) for name in names}
     found: dict[str, Preflight] = {}
     for node in training:
         plain = _setup(recipe, node, by_id)

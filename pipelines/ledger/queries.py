@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import Subquery, and_, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from m4v.core.errors import InputError
@@ -73,6 +73,14 @@ class QueryOps:
                 run_id, _ = _latest(session, recipe, node_id, None)
             row = session.get(schema.StageRun, run_id) if run_id is not None else None
             return load_runs(session, [row])[0] if row is not None else None
+
+    def latest_runs(self, recipe: str, node_ids: Collection[str]) -> dict[str, RunRow]:
+        """`latest_run` of many nodes, in a handful of statements; nodes without a run are left out."""
+        with self._db.read() as session:
+            found = _latest_of_all(session, recipe, node_ids)
+            rows = session.scalars(select(schema.StageRun).where(schema.StageRun.run_id.in_(set(found.values()))))
+            runs = {run.run_id: run for run in load_runs(session, rows.all())}
+            return {node: runs[run_id] for node, run_id in found.items()}
 
     def attempts(
         self,
@@ -200,10 +208,7 @@ def _latest(session: Session, recipe: str, node_id: str, among: int | None) -> t
 
     A node that has run in each of ten thousand runs is found in the first of them, not by sorting all.
     """
-    run, node = schema.PipelineRun, schema.PipelineRunNode
-    # The expression keeps SQLite from sorting all runs of the recipe: the list's index has them in order.
-    newest = select(run.pipeline_run_id, run.started_at).where(func.coalesce(run.recipe, "") == recipe)
-    ordered = newest.order_by(run.started_at.desc(), run.pipeline_run_id.desc()).limit(among).subquery()
+    node, ordered = schema.PipelineRunNode, _newest(recipe, among)
     found = session.scalars(
         select(node.run_id)
         .join(ordered, ordered.c.pipeline_run_id == node.pipeline_run_id)
@@ -214,6 +219,31 @@ def _latest(session: Session, recipe: str, node_id: str, among: int | None) -> t
     if found is not None or among is None:
         return found, among is None
     return None, (session.scalar(select(func.count()).select_from(ordered)) or 0) < among
+
+
+def _latest_of_all(session: Session, recipe: str, node_ids: Collection[str]) -> dict[str, str]:
+    """Node id -> run id, of the nodes that have one."""
+    node, ordered = schema.PipelineRunNode, _newest(recipe, _RECENT)
+    recent = session.execute(
+        select(node.node_id, node.run_id)
+        .join(ordered, ordered.c.pipeline_run_id == node.pipeline_run_id)
+        .where(node.run_id.is_not(None))
+        .order_by(ordered.c.started_at, ordered.c.pipeline_run_id)
+    )
+    found = {name: run_id for name, run_id in recent if name in node_ids}  # the newest stands last
+    absent = [name for name in node_ids if name not in found]
+    if absent and (session.scalar(select(func.count()).select_from(ordered)) or 0) == _RECENT:
+        older = {name: _latest(session, recipe, name, None)[0] for name in absent}
+        found |= {name: run_id for name, run_id in older.items() if run_id is not None}
+    return found
+
+
+def _newest(recipe: str, among: int | None) -> Subquery:
+    """Ids and starts of the newest pipeline runs of a recipe (all: `among` None)."""
+    run = schema.PipelineRun
+    # The expression keeps SQLite from sorting all runs of the recipe: the list's index has them in order.
+    newest = select(run.pipeline_run_id, run.started_at).where(func.coalesce(run.recipe, "") == recipe)
+    return newest.order_by(run.started_at.desc(), run.pipeline_run_id.desc()).limit(among).subquery()
 
 
 def one_of(session: Session, column: InstrumentedAttribute[str], prefix: str, what: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 from m4v.config import ModelConfig
@@ -35,7 +36,8 @@ class StageWork:
     forward_flops_per_pack: float
 
 
-def stage_work(model: ModelConfig, order: OrderConfig, groups: Sequence[SampleGroup]) -> StageWork | None:
+@lru_cache(maxsize=256)
+def stage_work(model: ModelConfig, order: OrderConfig, groups: tuple[SampleGroup, ...]) -> StageWork | None:
     """Work of a stage on samples of these sizes, each size of an entry as frequent as the others; None when the stage
     takes none of them."""
     main: Media = "image" if order.is_image_stage else "video"

@@ -300,6 +300,7 @@ class TestPipelineRuns:
         third = ledger.begin_pipeline_run("demo", {"n": 3})
         ledger.record_node(third, "encode", stage="encode", how="failed", reason="exit 30")
         assert ledger.latest_run("demo", "encode") == ledger.run(run_id)
+        assert ledger.latest_runs("demo", ["encode", "train"]) == {"encode": ledger.run(run_id)}
         assert ledger.latest_run("demo", "train") is None
         assert ledger.latest_run("micro", "encode") is None
         (edge,) = ledger.lineage_up(artifact("x").artifact_id).reuses

@@ -90,7 +90,9 @@ def test_the_latest_run_of_a_node_that_long_has_not_run(scenario, ledger, monkey
     hit = scenario.run("2" * 64, {"d": artifact("two")}, pipeline_run_id=other, node_id="encode")
     ledger.record_node(other, "encode", stage="encode", how="ran", reason="first", run_id=hit)
     assert ledger.latest_run("mine", "encode").run_id == run_id
+    assert ledger.latest_runs("mine", ["encode", "train"]) == {"encode": ledger.run(run_id)}
     assert ledger.latest_run("mine", "train") is None
     assert ledger.latest_run("new", "encode") is None
     ledger.record_node(newer, "encode", stage="encode", how="hit", reason="same key", run_id=hit)
     assert ledger.latest_run("mine", "encode").run_id == hit
+    assert ledger.latest_runs("mine", ["encode"]) == {"encode": ledger.run(hit)}
