@@ -120,7 +120,8 @@ class Plan:
 
     @property
     def _running(self) -> list[PlanStep]:
-        return [step for step in self.steps if step.expectation is Expectation.RUN]
+        """Those that wait for what is missing are work too, once it is there."""
+        return [step for step in self.steps if step.expectation in (Expectation.RUN, Expectation.BLOCKED)]
 
     def counts(self) -> dict[str, int]:
         """Steps by expectation; `blocked` stands only where there are any."""
@@ -148,14 +149,21 @@ class Plan:
             reason = step.reason.replace("|", "\\|")
             cells = (
                 _number(step.estimate_s, ".1f", " s"),
-                _number(step.gpu_hours, ".2g"),
+                "-" if step.gpu_hours is None else hours_text(step.gpu_hours),
                 _number(step.size_bytes, ","),
             )
             lines.append(f"| {step.node_id} | {step.status} | {reason} | {' | '.join(cells)} |")
         counts = ", ".join(f"{count} {name}" for name, count in self.counts().items() if count)
-        sums = f"about {self.estimate_s:.0f} s of work, {self.gpu_hours:.2g} GPU-hours, {self.size_bytes:,} bytes"
+        sums = (
+            f"about {self.estimate_s:.0f} s of work, {hours_text(self.gpu_hours)} GPU-hours, {self.size_bytes:,} bytes"
+        )
         unknown = f"; no history for {', '.join(self.unknown)}" if self.unknown else ""
         return "\n".join([*lines, "", f"{counts}; {sums}{unknown}.", ""])
+
+
+def hours_text(hours: float) -> str:
+    """GPU-hours for people: whole from ten on."""
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:

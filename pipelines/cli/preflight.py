@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipelines.cli.output import duration, print_rows, size
+from pipelines.plan import hours_text
 from pipelines.preflight import Preflight
 from pipelines.session import Session
 
@@ -27,7 +28,7 @@ def print_preflight(found: Mapping[str, Preflight]) -> None:
     for node, each in found.items():
         told = each.estimate
         kind = f"{told.ranks} x {told.gpu or 'cpu'}"
-        hours = "-" if told.gpu_hours is None else _hours(told.gpu_hours)
+        hours = "-" if told.gpu_hours is None else hours_text(told.gpu_hours)
         room = "" if told.gpu_memory_bytes is None else f" of {size(told.gpu_memory_bytes)}"
         rows.append((
             node, _count(told.parameters), kind, f"{told.tokens_per_step:,.0f}", duration(told.step_seconds), hours,
@@ -38,7 +39,7 @@ def print_preflight(found: Mapping[str, Preflight]) -> None:
     print_rows(columns, rows, title="Preflight of the training stages")
     known = [each.estimate.gpu_hours for each in found.values() if each.estimate.gpu_hours is not None]
     if known:
-        print(f"training: about {_hours(sum(known))} GPU-hours")
+        print(f"training: about {hours_text(sum(known))} GPU-hours")
     print_rows(("stage", "how", *next(iter(found.values())).estimate.memory._fields), parts, title="Memory by part")
     for words in dict.fromkeys(w for each in found.values() for w in each.estimate.assumptions):
         print(f"assumed: {words}")
@@ -48,10 +49,6 @@ def print_preflight(found: Mapping[str, Preflight]) -> None:
 
 
 _KEPT = {"none": "all activations", "selective": "products", "block": "block inputs"}
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def _count(parameters: int) -> str:

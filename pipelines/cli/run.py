@@ -27,7 +27,7 @@ from pipelines.cli.output import (
 )
 from pipelines.cli.preflight import print_notes, print_preflight
 from pipelines.execute import PipelineRun
-from pipelines.plan import Plan, PlanStep
+from pipelines.plan import Plan, PlanStep, hours_text
 from pipelines.preflight import preflight, refuse, with_estimates
 from pipelines.session import Session, open_session
 from pipelines.workspace import HOME_VARIABLE
@@ -100,7 +100,8 @@ def print_plan(made: Plan) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in made.counts().items() if count)
     unknown = f"; no history for {', '.join(made.unknown)}" if made.unknown else ""
     sums = (
-        f"about {duration(made.estimate_s)} of work, {made.gpu_hours:.2g} GPU-hours, {size(made.size_bytes)} to write"
+        f"about {duration(made.estimate_s)} of work, {hours_text(made.gpu_hours)} GPU-hours, "
+        f"{size(made.size_bytes)} to write"
     )
     print(f"{counts}; {sums}{unknown}")
 
