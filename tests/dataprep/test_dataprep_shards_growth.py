@@ -128,7 +128,7 @@ elif when == "second shard closing":
         close(self)
     shards._OpenShard.close = dying
 else:
-    dataset.write_index = die
+    dataset.IndexWriter = die
 support.run(StageContext(StageRequest.model_validate_json(Path(sys.argv[1]).read_text())))
 """
 KILLS = (

@@ -55,6 +55,7 @@ def straight(bench: Bench) -> Path:
     return bench.run("straight")
 
 
+@pytest.mark.deep  # the same is asked of every stage of a whole pipeline by tests/e2e/test_micro_pipeline.py
 def test_debug_log_equals_recomputed_exposure(bench: Bench, straight: Path) -> None:
     state = ExposureState.model_validate_json((checkpoint(straight) / "training.json").read_bytes())
     order = order_of(state, read_index(bench.root / "dataset" / INDEX))
@@ -218,6 +219,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage_with_the_samples(bench: Bench
     assert not (tmp_path / "broken" / "state" / "saves").exists()
 
 
+@pytest.mark.deep
 def test_loss_falls_on_a_small_set(bench: Bench) -> None:
     config = CONFIG.model_copy(
         update={
