@@ -9,47 +9,20 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from m4v.config import ModelConfig
 from training.order import DataOrder
+from training.preflight.gpus import PEAKS
 from training.streams import Stream
 from training.template import Column
 
 Shape = tuple[int, int, int, int]
 TRAINING_FORWARDS = 3  # forward, and a backward of twice its operations
 _TERA = 1e12
-
-
-class Peak(NamedTuple):
-    """Dense peak in TFLOP/s: matrix products in bfloat16 on tensor cores, and plain float32."""
-
-    bfloat16: float
-    float32: float
-
-
-# By name as CUDA tells it. NVIDIA's data sheets; where they print the rate with sparsity, half of it.
-_HOPPER_SXM = Peak(989.4, 66.9)  # H100 Tensor Core GPU Architecture whitepaper, table 2; H200 data sheet: the same
-_AMPERE = Peak(312, 19.5)  # A100 Tensor Core GPU Architecture whitepaper, table 1
-PEAKS: Mapping[str, Peak] = {
-    "NVIDIA H100 80GB HBM3": _HOPPER_SXM,
-    "NVIDIA H100 PCIe": Peak(756, 51.2),  # H100 whitepaper, table 2
-    "NVIDIA H100 NVL": Peak(835.5, 60),  # H100 NVL data sheet: 1,671 with sparsity
-    "NVIDIA H200": _HOPPER_SXM,
-    "NVIDIA H200 NVL": Peak(835.5, 60),  # H200 data sheet: 1,671 with sparsity
-    "NVIDIA GH200 480GB": _HOPPER_SXM,
-    "NVIDIA A100-SXM4-40GB": _AMPERE,
-    "NVIDIA A100-SXM4-80GB": _AMPERE,
-    "NVIDIA A100-PCIE-40GB": _AMPERE,
-    "NVIDIA A100 80GB PCIe": _AMPERE,
-    "NVIDIA L40S": Peak(362.05, 91.6),  # L40S data sheet
-    "NVIDIA L4": Peak(121, 30.3),  # L4 data sheet: 242 with sparsity
-    "NVIDIA A10": Peak(125, 31.2),  # A10 data sheet
-}
 
 
 def peak_flops(name: str, dtype: str) -> int | None:

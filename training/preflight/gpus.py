@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from m4v.core.errors import ConfigError
@@ -10,8 +11,35 @@ from m4v.core.errors import ConfigError
 GIB = 1 << 30
 
 
+class Peak(NamedTuple):
+    """Dense peak in TFLOP/s: matrix products in bfloat16 on tensor cores, and plain float32."""
+
+    bfloat16: float
+    float32: float
+
+
+# By name as CUDA tells it. NVIDIA's data sheets; where they print the rate with sparsity, half of it.
+_HOPPER_SXM = Peak(989.4, 66.9)  # H100 Tensor Core GPU Architecture whitepaper, table 2; H200 data sheet: the same
+_AMPERE = Peak(312, 19.5)  # A100 Tensor Core GPU Architecture whitepaper, table 1
+PEAKS: Mapping[str, Peak] = {
+    "NVIDIA H100 80GB HBM3": _HOPPER_SXM,
+    "NVIDIA H100 PCIe": Peak(756, 51.2),  # H100 whitepaper, table 2
+    "NVIDIA H100 NVL": Peak(835.5, 60),  # H100 NVL data sheet: 1,671 with sparsity
+    "NVIDIA H200": _HOPPER_SXM,
+    "NVIDIA H200 NVL": Peak(835.5, 60),  # H200 data sheet: 1,671 with sparsity
+    "NVIDIA GH200 480GB": _HOPPER_SXM,
+    "NVIDIA A100-SXM4-40GB": _AMPERE,
+    "NVIDIA A100-SXM4-80GB": _AMPERE,
+    "NVIDIA A100-PCIE-40GB": _AMPERE,
+    "NVIDIA A100 80GB PCIe": _AMPERE,
+    "NVIDIA L40S": Peak(362.05, 91.6),  # L40S data sheet
+    "NVIDIA L4": Peak(121, 30.3),  # L4 data sheet: 242 with sparsity
+    "NVIDIA A10": Peak(125, 31.2),  # A10 data sheet
+}
+
+
 class Gpu(NamedTuple):
-    """`memory_bytes` as CUDA tells it; dense peak in TFLOP/s, bfloat16 on tensor cores and plain float32."""
+    """`memory_bytes` as CUDA tells it; peaks as in `Peak`."""
 
     name: str
     memory_bytes: int
@@ -19,13 +47,13 @@ class Gpu(NamedTuple):
     float32: float
 
 
-# Peaks: NVIDIA's data sheets, half of what they print with sparsity. Memory: what a process can see of the card.
+# Memory: what a process can see of the card.
 _ALL = (
-    Gpu("h200", 139 * GIB, 989.4, 66.9),
-    Gpu("h100-80gb", 79 * GIB, 989.4, 66.9),
-    Gpu("a100-80gb", 79 * GIB, 312.0, 19.5),
-    Gpu("a100-40gb", 39 * GIB, 312.0, 19.5),
-    Gpu("l40s", 44 * GIB, 362.05, 91.6),
+    Gpu("h200", 139 * GIB, *PEAKS["NVIDIA H200"]),
+    Gpu("h100-80gb", 79 * GIB, *PEAKS["NVIDIA H100 80GB HBM3"]),
+    Gpu("a100-80gb", 79 * GIB, *PEAKS["NVIDIA A100-SXM4-80GB"]),
+    Gpu("a100-40gb", 39 * GIB, *PEAKS["NVIDIA A100-SXM4-40GB"]),
+    Gpu("l40s", 44 * GIB, *PEAKS["NVIDIA L40S"]),
 )
 GPUS = {gpu.name: gpu for gpu in _ALL}
 
