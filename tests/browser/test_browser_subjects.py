@@ -143,10 +143,18 @@ def test_the_receipt_that_is_handed_out_verifies(client: TestClient, reviewed: R
     assert client.get("/takedowns/nothing").status_code == 404
 
 
+def test_a_plan_names_what_is_missing_and_what_training_will_take(client: TestClient) -> None:
+    page = client.get("/plan?recipe=m4v-768p").text
+    assert "sources.openvid.location=DIRECTORY" in page
+    assert '<span class="state failed">missing</span>' in page
+    assert "8 × h100-80gb, ZeRO-3" in page
+    assert "engine.zero_stage: 2 fits too" in page
+
+
 def test_a_plan_says_why_and_takes_no_paths(client: TestClient, reviewed: ReviewedHome) -> None:
     page = client.get(f"/plan?run={reviewed.first}").text
     assert "Plan of micro" in page
-    assert page.count('<th scope="row">') == 16
+    assert page.partition('id="preflight"')[0].count('<th scope="row">') == 16
     against = client.get(f"/plan?run={reviewed.second}&diff={reviewed.first}").text
     assert "Against pipeline run" in against
     assert "confidence: 0.95 -&gt; 0.9" in against

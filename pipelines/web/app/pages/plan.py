@@ -12,7 +12,8 @@ from pipelines.dataset_versions import RUN_NAME
 from pipelines.graph import build_graph
 from pipelines.ledger import Ledger, PipelineRunRow
 from pipelines.lookup import Lookup
-from pipelines.plan import make_plan
+from pipelines.plan import hours_text, make_plan
+from pipelines.preflight import Preflight, preflight, with_estimates
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.recipe_files import shipped_recipes
 from pipelines.session import launcher_of
@@ -30,14 +31,18 @@ def plan(request: Request, ledger: LedgerDep, recipe: str = "", run: str = "", d
     earlier = [row for row in ledger.pipeline_runs(limit=_OFFERED) if row.recipe != RUN_NAME]
     chosen = _chosen(ledger, recipe.strip(), run.strip())
     made = against = None
+    training: dict[str, Preflight] = {}
     if chosen is not None:
         nodes = build_graph(chosen)
-        made = make_plan(chosen.name, nodes, Lookup(ledger, launcher_of(chosen.active_profile)))
+        lookup = Lookup(ledger, launcher_of(chosen.active_profile))
+        made = make_plan(chosen.name, nodes, lookup, tolerant=not diff.strip())
+        training = preflight(chosen, nodes, made, ledger)
+        made = with_estimates(made, training)
         against = compare_plan(ledger, made, nodes, diff.strip()) if diff.strip() else None
     return page(
-        request, "plan", here="plan", plan=made, chosen=chosen, recipe=recipe.strip(), run=run.strip(),
-        recipes=_described(), earlier=earlier, diff=diff.strip(), against=against,
-        channels=sorted({row.name for row in ledger.channel_history()}),
+        request, "plan", here="plan", plan=made, training=training, hours_text=hours_text, chosen=chosen,
+        recipe=recipe.strip(), run=run.strip(), recipes=_described(), earlier=earlier, diff=diff.strip(),
+        against=against, channels=sorted({row.name for row in ledger.channel_history()}),
     )  # fmt: skip
 
 
