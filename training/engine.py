@@ -19,6 +19,7 @@ from torch import Tensor, distributed, nn
 
 from m4v.config import Recompute
 from m4v.core.errors import ConfigError
+from m4v.flow.loss import VelocityModel
 from m4v.model.mamba import FLOAT32_PARAMETERS
 from training.config import EngineConfig, OptimizerConfig
 from training.fixed_order import check_fixed_order, fix_norm
@@ -44,37 +45,20 @@ class Fragment:
     primary: bool = True
 
 
-class Engine(Protocol):
+class Engine(VelocityModel, Protocol):
+    """Called, the forward pass of the sharded module: one pack, followed by its `backward`."""
+
     rank: int
     world_size: int
     device: torch.device  # where the model computes, and wants its batches
     shapes: dict[str, tuple[int, ...]]  # of every parameter, whole
 
-    def __call__(
-        self,
-        columns: Sequence[Sequence[Tensor]],
-        timesteps: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-        pooled: Tensor,
-        stages: Sequence[int],
-    ) -> list[Tensor]:
-        """Forward pass of the sharded module: one pack, followed by its `backward`."""
-        ...
-
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of `loss`, summed (not averaged) over ranks and packs of a step."""
         ...
 
-    def evaluate(
-        self,
-        columns: Sequence[Sequence[Tensor]],
-        timesteps: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-        pooled: Tensor,
-        stages: Sequence[int],
-    ) -> list[Tensor]:
+    @property
+    def evaluate(self) -> VelocityModel:
         """Forward pass between steps that nothing learns from; every rank makes as many of them."""
         ...
 

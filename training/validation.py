@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from m4v.codec.interface import LatentCodec
 from m4v.core.errors import ConfigError
@@ -62,24 +61,6 @@ def validation_packs(index: pa.Table, config: TrainConfig) -> list[Pack]:
             next_step="raise order.held_out, or set validation.every to 0",
         )
     return packs
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The engine as a model that nothing learns from."""
-
-    engine: Engine
-
-    def __call__(
-        self,
-        columns: Sequence[Sequence[Tensor]],
-        timesteps: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-        pooled: Tensor,
-        stages: Sequence[int],
-    ) -> list[Tensor]:
-        return self.engine.evaluate(columns, timesteps, text, text_mask, pooled, stages)
 
 
 @dataclass(frozen=True)
@@ -133,7 +114,7 @@ class Validator:
 
     def _terms(self, pack: Pack) -> Terms:
         batch = self.collate(pack).to(self.engine.device)
-        found = flow_terms(Evaluation(self.engine), batch)
+        found = flow_terms(self.engine.evaluate, batch)
         loss = torch.cat(found.losses).sum()
         logged = found.logged(batch, self.schedule.config.train_steps)
         return Terms(loss, float(loss), found.samples, logged)
@@ -149,7 +130,7 @@ class Validator:
         size = (pack.stream.t, pack.stream.h, pack.stream.w)
         frames = list(
             sample_stream(
-                Evaluation(self.engine),
+                self.engine.evaluate,
                 self.schedule,
                 self.config.validation.sampler,
                 positive,
