@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "weights": ("weights",),
     "generate": ("generate",),
     "flops": ("flops",),
+    "evaluate": ("evaluate",),
     "deploy": ("deploy",),
     "serve": ("serve",),
     "doctor": ("doctor",),

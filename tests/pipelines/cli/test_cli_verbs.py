@@ -28,7 +28,7 @@ FROZEN = {
     "weights": ("list", "check", "import"),
 }  # fmt: skip
 LATER = {
-    "reconcile", "evaluate run", "evaluate totals", "evaluate setup", "evaluate leaderboard", "study create",
+    "reconcile", "evaluate run", "evaluate setup", "evaluate leaderboard", "study create",
     "study serve", "study results",
 }  # fmt: skip
 # Beside DESIGN's: what reads, and what puts back or brings up to date something that a frozen verb made.
@@ -42,7 +42,7 @@ READS = (
     "plan", "doctor", "runs list", "runs show", "runs diff", "artifacts list", "artifacts show", "artifacts verify",
     "lineage up", "lineage down", "lineage exposure", "channels list", "channels gates", "takedown impact",
     "takedown list", "takedown show", "takedown verify", "takedown plan", "ledger verify", "ledger sinks", "flops",
-    "data sources", "data inspect", "data quarantine", "weights list", "weights check",
+    "data sources", "data inspect", "data quarantine", "weights list", "weights check", "evaluate totals",
 )  # fmt: skip
 
 M4v = Callable[..., tuple[int, str, str]]
