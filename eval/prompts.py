@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
+from eval.vbench.prompt_suite import SETS, Selection, selected
 from eval.vocabulary import Facts, parse_facts
 from m4v.core.canonical import digest_json
 from m4v.core.config import FrozenModel
@@ -22,13 +32,29 @@ from m4v.core.config import FrozenModel
 SEED_STRIDE = 100_000
 SEED_RULE = f"seed = base_seed + {SEED_STRIDE} * prompt_index + sample_index"
 _DATA = "eval.data"
+_LATER_FIELDS = ("scored_as", "number", "samples")
 
 
 class Prompt(FrozenModel):
-    """One prompt. `facts` None means: those that `parse_facts` reads from the text."""
+    """One prompt. `facts` None means: those that `parse_facts` reads from the text.
+
+    - scored_as: what a lengthened prompt is scored against and named by; None: the text.
+    - number: what seeds and file names count by; None: its place in the list.
+    - samples: videos of this prompt; None: as many as of the others.
+
+    The last three stand in the canonical form only when they are used, so that older digests hold.
+    """
 
     text: str = Field(min_length=1, max_length=4000)
     facts: Facts | None = None
+    scored_as: str | None = Field(default=None, min_length=1, max_length=4000)
+    number: int | None = Field(default=None, ge=0, lt=1_000_000)
+    samples: int | None = Field(default=None, ge=1, lt=SEED_STRIDE)
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        data: dict[str, object] = handler(self)
+        return {k: v for k, v in data.items() if v is not None or k not in _LATER_FIELDS}
 
     @property
     def stated(self) -> Facts:
@@ -36,27 +62,40 @@ class Prompt(FrozenModel):
 
 
 def shipped_sets() -> list[str]:
-    return sorted(f.name.removesuffix(".json") for f in resources.files(_DATA).iterdir() if f.name.endswith(".json"))
+    files = [f.name.removesuffix(".json") for f in resources.files(_DATA).iterdir() if f.name.endswith(".json")]
+    return sorted([*files, *SETS])
 
 
 def resolve_prompts(value: object) -> object:
-    """What a recipe may write (set name, file path, list of texts or prompts) as a list of prompts.
+    """What a recipe may write (set name, file path, part of a suite, list of texts or prompts) as a list of prompts.
 
     Raises ValueError, which the recipe reader reports with key and value.
     """
     if isinstance(value, str):
         value = _named(value)
+    elif isinstance(value, Mapping):
+        value = _of_suite(value)
     if not isinstance(value, list | tuple):
         return value
     entries: list[object] = [{"text": v.strip()} if isinstance(v, str) else v for v in value]
     texts = [str(e["text"] if isinstance(e, dict) else getattr(e, "text", e)) for e in entries]
-    twice = sorted({t for t in texts if texts.count(t) > 1})
+    twice = sorted(t for t, count in Counter(texts).items() if count > 1)
     if twice:
         raise ValueError(f"the prompt {twice[0]!r} stands twice")
     return entries
 
 
-def _named(name: str) -> list[object]:
+def _of_suite(value: Mapping[str, object]) -> list[dict[str, object]]:
+    try:
+        return selected(Selection.model_validate(dict(value)))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
+
+
+def _named(name: str) -> Sequence[object]:
+    if name in SETS:
+        return selected(Selection(suite="vbench", variant=SETS[name]))
     path = Path(name)
     if path.suffix not in (".txt", ".json"):
         if name not in shipped_sets():
@@ -85,12 +124,48 @@ def _from_json(text: str, where: str) -> list[object]:
     return [{"text": e["prompt"]} if isinstance(e, dict) and "prompt" in e else e for e in data]
 
 
-PromptList = Annotated[tuple[Prompt, ...], BeforeValidator(resolve_prompts), Field(min_length=1)]
+def _check_numbers(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+    if len(set(numbers(prompts))) != len(prompts):
+        raise ValueError("two prompts have one number: number all of them, or none")
+    return prompts
+
+
+PromptList = Annotated[
+    tuple[Prompt, ...], BeforeValidator(resolve_prompts), AfterValidator(_check_numbers), Field(min_length=1)
+]
+
+
+def numbers(prompts: Sequence[Prompt]) -> list[int]:
+    """What seeds and file names count each prompt by."""
+    return [place if p.number is None else p.number for place, p in enumerate(prompts)]
 
 
 def prompt_set_digest(prompts: Iterable[Prompt | str]) -> str:
-    """Identity of a prompt set: its texts in order."""
-    return digest_json([p if isinstance(p, str) else p.text for p in prompts])
+    """Identity of a prompt set: its texts in order, and where they have them what they are scored as, their numbers
+    and their own counts of samples."""
+    return digest_json([_identity(p) for p in prompts])
+
+
+def _identity(prompt: Prompt | str) -> object:
+    if isinstance(prompt, str):
+        return prompt
+    later = {name: getattr(prompt, name) for name in _LATER_FIELDS if getattr(prompt, name) is not None}
+    return {"text": prompt.text, **later} if later else prompt.text
+
+
+@cache
+def _names_of_sets() -> Mapping[str, str]:
+    named = {name: resolve_prompts(name) for name in shipped_sets()}
+    return {
+        prompt_set_digest([Prompt.model_validate(e) for e in entries]): name
+        for name, entries in named.items()
+        if isinstance(entries, list)
+    }
+
+
+def set_name(digest: str) -> str | None:
+    """Name of the shipped set that has this `prompt_set_digest`; None for prompts of one's own."""
+    return _names_of_sets().get(digest)
 
 
 def video_seed(base_seed: int, prompt_index: int, sample_index: int) -> int:
@@ -105,5 +180,7 @@ def video_name(prompt_index: int, sample_index: int) -> str:
 
 
 def jobs(prompts: Sequence[Prompt], samples_per_prompt: int) -> list[tuple[int, int]]:
-    """(prompt index, sample index) of every video, in file order."""
-    return [(i, j) for i in range(len(prompts)) for j in range(samples_per_prompt)]
+    """(prompt number, sample index) of every video, in file order."""
+    counts = zip(numbers(prompts), prompts, strict=True)
+    return [(number, j) for number, p in sorted(counts, key=lambda pair: pair[0])
+            for j in range(p.samples or samples_per_prompt)]  # fmt: skip
