@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from eval.prompts import SEED_STRIDE, PromptList
+from eval.prompts import SEED_STRIDE, Prompt, PromptList, numbers
 from m4v.config import Dtype, VideoConfig
 from m4v.core.config import FrozenModel
 from m4v.scores.config import ConseConfig
@@ -36,6 +37,11 @@ class GenerateConfig(VideoConfig):
     ema: bool = True
     dtype: Dtype = "float32"
     keep_latents: bool = False
+
+    @cached_property
+    def by_number(self) -> dict[int, Prompt]:
+        """The prompts by what seeds and file names count."""
+        return dict(zip(numbers(self.prompts), self.prompts, strict=True))
 
 
 class EvaluateConfig(FrozenModel):
@@ -92,7 +98,32 @@ class NotWorseThanBaseline(FrozenModel):
     significant: bool = False
 
 
-GateRule = Annotated[Minimum | Maximum | BetterThanBaseline | NotWorseThanBaseline, Field(discriminator="rule")]
+class NonRegression(FrozenModel):
+    """No dimension may be significantly worse than the baseline's (paired bootstrap over prompts).
+
+    - metrics: the dimensions; none: every metric that has a better direction.
+    - margin, margins: by how much a dimension may be worse, in general and by name.
+    - must_not_fall: dimensions that may not be worse at all, whatever the margins; not being measured refuses too.
+    - family_wise: chance that any of them refuses an equal (Holm over the dimensions).
+    """
+
+    rule: Literal["non_regression"]
+    metrics: tuple[str, ...] = ()
+    margin: float = Field(default=0.0, ge=0)
+    margins: dict[str, Annotated[float, Field(ge=0)]] = {}
+    must_not_fall: tuple[str, ...] = ()
+    family_wise: float = Field(default=0.025, gt=0, le=0.5)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if both := sorted(set(self.margins) & set(self.must_not_fall)):
+            raise ValueError(f"{both[0]!r} must not fall and has a margin: choose one")
+        return self
+
+
+GateRule = Annotated[
+    Minimum | Maximum | BetterThanBaseline | NotWorseThanBaseline | NonRegression, Field(discriminator="rule")
+]
 
 
 class GateConfig(FrozenModel):
@@ -107,4 +138,4 @@ def weights_of(config: EvaluateConfig) -> dict[str, str]:
     """Packaged models the metrics read (asset name to sha256), for the stage key."""
     if "conse.alignment" not in config.metrics:
         return {}
-    return config.conse.weights()
+    return config.conse.packaged()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import JsonValue, ValidationError
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from eval.vocabulary import Facts
 from m4v.core.artifacts import Artifact
@@ -18,7 +18,11 @@ SAMPLES, SCORES, GATE = "samples.json", "scores.json", "gate.json"
 
 
 class SampleVideo(FrozenModel):
-    """One generated video and everything it came from, beside what the whole set shares."""
+    """One generated video and everything it came from, beside what the whole set shares.
+
+    `prompt` is what the model was given, `scored_as` what it is scored against where that is another wording (written
+    only then). `prompt_index` is the prompt's number: its place in the list unless the set numbers its prompts.
+    """
 
     file: str
     prompt: str
@@ -32,10 +36,26 @@ class SampleVideo(FrozenModel):
     width: int
     sha256: str
     latent: str | None = None
+    scored_as: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        data: dict[str, object] = handler(self)
+        if data.get("scored_as") is None:
+            data.pop("scored_as", None)
+        return data
+
+    @property
+    def scored_prompt(self) -> str:
+        return self.scored_as or self.prompt
 
 
 class SampleSet(FrozenModel):
-    """`samples.json`. `videos` are in order of (prompt, sample)."""
+    """`samples.json`. `videos` are in order of (prompt, sample).
+
+    `counts`: samples by prompt number, written where prompts have numbers or counts of their own; otherwise they are
+    0, 1, … with `samples_per_prompt` each.
+    """
 
     schema_version: int = 1
     checkpoint: str
@@ -50,6 +70,19 @@ class SampleSet(FrozenModel):
     prompts: int
     samples_per_prompt: int
     videos: tuple[SampleVideo, ...]
+    counts: dict[int, int] = Field(default={})
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        data: dict[str, object] = handler(self)
+        if not data.get("counts"):
+            data.pop("counts", None)
+        return data
+
+    def expected(self) -> list[tuple[int, int]]:
+        """(prompt number, sample) of every video that the set must hold."""
+        counts = self.counts or dict.fromkeys(range(self.prompts), self.samples_per_prompt)
+        return [(number, j) for number, count in sorted(counts.items()) for j in range(count)]
 
 
 class Identity(FrozenModel):
@@ -127,6 +160,16 @@ class RuleVerdict(FrozenModel):
     reason: str
 
 
+class DimensionVerdict(RuleVerdict):
+    """One dimension of a `non_regression` rule. `p_value` is of that dimension alone, `adjusted_p` holds for all of the
+    rule together; None where there were too few prompts."""
+
+    must_not_fall: bool
+    p_value: float | None
+    adjusted_p: float | None
+    family_wise: float
+
+
 class GateVerdict(FrozenModel):
     """`gate.json`. The candidate passes when every rule does."""
 
@@ -134,7 +177,7 @@ class GateVerdict(FrozenModel):
     passed: bool
     candidate: str
     baseline: str | None
-    rules: tuple[RuleVerdict, ...]
+    rules: tuple[DimensionVerdict | RuleVerdict, ...]
 
 
 RecordT = TypeVar("RecordT", bound=FrozenModel)

@@ -5,31 +5,18 @@ The stage succeeds whatever the verdict; who runs the pipeline reads `passed`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-
-from eval.config import BetterThanBaseline, GateConfig, Maximum, Minimum, NotWorseThanBaseline
+from eval.config import BetterThanBaseline, GateConfig, Maximum, Minimum, NonRegression, NotWorseThanBaseline
+from eval.non_regression import judge_non_regression
+from eval.pairing import BOOTSTRAP_SEED, MIN_PROMPTS, Comparison, by_prompt, paired_comparison
 from eval.records import GATE, SCORES, GateVerdict, RuleVerdict, ScoreSet, read_record, write_record
 from m4v.core.errors import ConfigError
-from m4v.core.rng import generator
 from m4v.core.stage import StageContext
+
+__all__ = ["BOOTSTRAP_SEED", "MIN_PROMPTS", "Comparison", "decide", "paired_comparison", "run"]
 
 Rule = Minimum | Maximum | BetterThanBaseline | NotWorseThanBaseline
 _DECIMALS = 6
-# The same scores give the same interval, whatever the recipe's seed and on every page.
-BOOTSTRAP_SEED = 0
-MIN_PROMPTS = 5  # below it a bootstrap interval says nothing
 _SLACK = 1e-9  # scores are rounded to six decimals; equality must not fail on a binary fraction
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Candidate minus baseline, paired by prompt (samples of a prompt averaged), in the direction of better."""
-
-    gain: float
-    interval: tuple[float, float]
-    prompts: int
 
 
 def run(context: StageContext) -> None:
@@ -45,7 +32,7 @@ def run(context: StageContext) -> None:
 
 def decide(config: GateConfig, candidate: ScoreSet, baseline: ScoreSet | None, seed: int) -> GateVerdict:
     """Judge every rule; raises ConfigError for a rule on a metric that was not taken or has no direction."""
-    rules = tuple(_judge(rule, config, candidate, baseline, seed) for rule in config.rules)
+    rules = tuple(verdict for rule in config.rules for verdict in _verdicts(rule, config, candidate, baseline, seed))
     return GateVerdict(
         passed=all(r.passed for r in rules),
         candidate=candidate.identity.checkpoint,
@@ -54,32 +41,17 @@ def decide(config: GateConfig, candidate: ScoreSet, baseline: ScoreSet | None, s
     )
 
 
-def paired_comparison(
-    candidate: ScoreSet, baseline: ScoreSet, metric: str, *, resamples: int, confidence: float, seed: int
-) -> Comparison | None:
-    """Mean gain and its bootstrap interval over prompts; None when the metric applies to no common prompt.
-
-    The draws depend on (seed, metric) alone.
-    """
-    sign = 1.0 if candidate.metrics[metric].higher_is_better else -1.0
-    ours, theirs = _by_prompt(candidate, metric), _by_prompt(baseline, metric)
-    common = sorted(set(ours) & set(theirs))
-    if not common:
-        return None
-    gains = sign * np.array([ours[p] - theirs[p] for p in common])
-    draws = generator(seed, "gate", metric).integers(0, len(gains), size=(resamples, len(gains)))
-    tail = (1.0 - confidence) / 2
-    low, high = np.quantile(gains[draws].mean(axis=1), [tail, 1.0 - tail])
-    return Comparison(float(gains.mean()), (float(low), float(high)), len(common))
-
-
-def _by_prompt(scores: ScoreSet, metric: str) -> dict[int, float]:
-    found: dict[int, list[float]] = {}
-    for video in scores.per_video:
-        value = video.metrics[metric]
-        if value is not None:
-            found.setdefault(video.prompt_index, []).append(value)
-    return {prompt: float(np.mean(values)) for prompt, values in found.items()}
+def _verdicts(
+    rule: Rule | NonRegression, config: GateConfig, candidate: ScoreSet, baseline: ScoreSet | None, seed: int
+) -> tuple[RuleVerdict, ...]:
+    """Of a rule on one metric, one; of a rule on many, one for each."""
+    if not isinstance(rule, NonRegression):
+        return (_judge(rule, config, candidate, baseline, seed),)
+    if baseline is None:
+        raise ConfigError("rule needs a baseline, none was given", value=rule.rule, where="gate.rules")
+    return judge_non_regression(
+        rule, candidate, baseline, resamples=config.resamples, confidence=config.confidence, seed=seed
+    )
 
 
 def _judge(rule: Rule, config: GateConfig, candidate: ScoreSet, baseline: ScoreSet | None, seed: int) -> RuleVerdict:
@@ -102,7 +74,7 @@ def _judge_level(rule: Minimum | Maximum, candidate: ScoreSet) -> RuleVerdict:
     limit = "minimum" if at_least else "maximum"
     relation = ("reaches" if at_least else "stays within") if passed else ("is below" if at_least else "is above")
     reason = f"{rule.metric} of {score.mean:.4f} {relation} the {limit} of {rule.value:g}"
-    return _verdict(rule, rule.value, score.mean, passed, reason, prompts=len(_by_prompt(candidate, rule.metric)))
+    return _verdict(rule, rule.value, score.mean, passed, reason, prompts=len(by_prompt(candidate, rule.metric)))
 
 
 def _judge_against(
