@@ -39,6 +39,7 @@ class StageSpec:
     - config_model: a FrozenModel; the node's config is an instance of it.
     - numeric: the numerics record (device, world size, …) belongs to the key.
     - distributed: may run with more than one rank (torchrun).
+    - sharded: ranks share out whole items, so their number is not in the numerics record.
     - weights: `config -> {asset name: sha256}` of packaged third-party models that the stage's config names. Imported
       ones are inputs of kind `weights`; those that an input names stand at the node (`StageNode.weights`).
     - probe: `(config, locations) -> digest` of mutable things outside (a source folder), torch-free and
@@ -57,6 +58,7 @@ class StageSpec:
     outputs: Mapping[str, ArtifactKind] = field(default_factory=dict)
     numeric: bool = False
     distributed: bool = False
+    sharded: bool = False
     weights: str | None = None
     probe: str | None = None
     data_files: tuple[str, ...] = ()

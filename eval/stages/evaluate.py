@@ -53,7 +53,7 @@ def run(context: StageContext) -> None:
         values, details = cast(tuple[Values, Details], json.loads(payload))
         per_video.append(
             VideoScore(
-                file=video.file, prompt=video.prompt, prompt_index=video.prompt_index,
+                file=video.file, prompt=video.scored_prompt, prompt_index=video.prompt_index,
                 sample_index=video.sample_index, metrics=values, details=details,
             )
         )  # fmt: skip
@@ -77,7 +77,7 @@ def check_complete(samples: SampleSet, artifact: Artifact) -> None:
     is the classic way to a wrong number.
     """
     where = f"samples {artifact.id[:12]}"
-    expected = {video_name(i, j) for i in range(samples.prompts) for j in range(samples.samples_per_prompt)}
+    expected = {video_name(*job) for job in samples.expected()}
     listed, present = [v.file for v in samples.videos], set(artifact.names("videos/"))
     for name, found in (("samples.json", set(listed)), ("the artifact", present)):
         if found != expected:
@@ -126,7 +126,7 @@ def read_clip(artifact: Artifact, video: SampleVideo) -> Clip:
         raise DataIntegrityError(
             f"video is {found} at {fps:g} fps, samples.json says {wanted} at {video.fps:g}", where=where
         )
-    return Clip(frames=frames, fps=video.fps, prompt=video.prompt, facts=video.facts)
+    return Clip(frames=frames, fps=video.fps, prompt=video.scored_prompt, facts=video.facts)
 
 
 def _measure(artifact: Artifact, video: SampleVideo, metrics: Sequence[Metric]) -> bytes:

@@ -1,7 +1,7 @@
 """Stage `generate`: checkpoint -> samples. Every video is one resumable job.
 
-Finished videos lie in the resume state, so a killed stage makes none of them again; `workers` and `threads`
-become that many processes, which cannot change a byte.
+Finished videos lie in the resume state, so a killed stage makes none of them again; `workers` and `threads` become
+that many processes (on GPUs one each), `ranks` share the videos over hosts. None of them can change a byte.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +26,7 @@ from pydantic import JsonValue
 from eval.config import GenerateConfig
 from eval.prompts import SEED_RULE, jobs, prompt_set_digest, video_name, video_seed
 from eval.records import SAMPLES, SampleSet, SampleVideo, write_record
+from eval.stages.sharing import own_share, sampling_devices, use_device, wait_for_others
 from m4v.config import CheckpointConfig
 from m4v.core.artifacts import Artifact
 from m4v.core.canonical import digest_bytes
@@ -55,6 +57,7 @@ class Worker:
         from m4v.sampling import CheckpointSampler
 
         config = self.config
+        use_device(self.device)
         return CheckpointSampler(
             self._path_of, ema=config.ema, device=self.device, dtype=config.dtype, folders=self.folders
         )
@@ -79,7 +82,11 @@ def run(context: StageContext) -> None:
         device=context.resources.device,
         folders=context.weights_folders(),
     )
-    _make_all(context, worker, missing, len(all_jobs))
+    _make_all(context, worker, own_share(all_jobs, context), set(missing), len(all_jobs))
+    if context.rank != 0:
+        return  # the first rank publishes for all
+    for done in wait_for_others(context, all_jobs, lambda job: finished.get(_key(job)) is not None, time.sleep):
+        context.progress.update(done, len(all_jobs), "videos", note="waiting for other ranks")
     samples = _collect(context.output("samples"), finished, config, artifact, all_jobs)
     context.summary(
         "samples",
@@ -90,22 +97,23 @@ def run(context: StageContext) -> None:
     )  # fmt: skip
 
 
-def _make_all(context: StageContext, worker: Worker, missing: list[Job], total: int) -> None:
-    resources = context.resources
-    processes = 1 if resources.device != "cpu" else min(max(resources.workers, resources.threads), len(missing))
-    progress = _Progress(context, total, total - len(missing), (worker.config.frames - 1) // 8 + 1)
+def _make_all(context: StageContext, worker: Worker, share: list[Job], unmade: set[Job], total: int) -> None:
+    missing = [job for job in share if job in unmade]
+    devices = sampling_devices(context)[: max(1, len(missing))]
+    progress = _Progress(context, total, total - len(unmade), (worker.config.frames - 1) // 8 + 1)
     started = time.monotonic()
-    if processes > 1:
-        _make_in_processes(context, worker, missing, processes, progress)
+    if len(devices) > 1:
+        _make_in_processes(context, worker, missing, devices, progress)
     elif missing:
-        sampler, config = worker.open(), worker.config
+        sampler, config = replace(worker, device=devices[0]).open(), worker.config
         store = ItemStore(Storage(worker.state_uri))
         for job in missing:
             _make(sampler, config, store, job, progress.frame)
             progress.video()
             context.check_drain()
     seconds = time.monotonic() - started
-    context.metrics({"videos_made": len(missing), "videos_resumed": total - len(missing), "processes": processes})
+    resumed = len(share) - len(missing)
+    context.metrics({"videos_made": len(missing), "videos_resumed": resumed, "processes": len(devices)})
     if missing:
         context.metrics({"seconds_per_video": round(seconds / len(missing), 3)})
 
@@ -144,7 +152,7 @@ def _make(
 
     seed = video_seed(config.base_seed, prompt_index, sample_index)
     video = io.BytesIO()
-    chunks = sampler.stream(config.prompts[prompt_index].text, seed, config, on_latent=seen)
+    chunks = sampler.stream(config.by_number[prompt_index].text, seed, config, on_latent=seen)
     encode_frames(chunks, video, config.fps, config.crf)
     if config.keep_latents:
         stream = io.BytesIO()
@@ -159,9 +167,9 @@ _WORKER: list[Worker] = []
 _SAMPLER: list[CheckpointSampler] = []
 
 
-def _start_worker(worker: Worker) -> None:
+def _start_worker(worker: Worker, devices: SimpleQueue[str]) -> None:
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
-    _WORKER[:] = [worker]
+    _WORKER[:] = [replace(worker, device=devices.get())]
 
 
 def _end_with_parent() -> None:
@@ -180,17 +188,21 @@ def _make_in_worker(job: Job) -> None:
 
 
 def _make_in_processes(
-    context: StageContext, worker: Worker, missing: list[Job], processes: int, progress: _Progress
+    context: StageContext, worker: Worker, missing: list[Job], devices: list[str], progress: _Progress
 ) -> None:
     """At most one job a process is under way, so that a drain waits for no more than these."""
     waiting: Iterator[Job] = iter(missing)
+    spawn = get_context("spawn")
+    queue: SimpleQueue[str] = spawn.SimpleQueue()
+    for device in devices:
+        queue.put(device)
     with ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(worker,)
+        len(devices), mp_context=spawn, initializer=_start_worker, initargs=(worker, queue)
     ) as pool:
         running: set[Future[None]] = set()
         for job in waiting:
             running.add(pool.submit(_make_in_worker, job))
-            if len(running) == processes:
+            if len(running) == len(devices):
                 running = _settle(running, progress)
             if context.drain_requested:
                 break
@@ -230,16 +242,24 @@ def _collect(
         prompts=len(config.prompts),
         samples_per_prompt=config.samples_per_prompt,
         videos=videos,
+        counts=_counts(config),
     )
     write_record(output / SAMPLES, samples)
     return samples
+
+
+def _counts(config: GenerateConfig) -> dict[int, int]:
+    """Samples by prompt number, where the set is not simply the list times `samples_per_prompt`."""
+    if all(p.number is None and p.samples is None for p in config.prompts):
+        return {}
+    return {number: p.samples or config.samples_per_prompt for number, p in config.by_number.items()}
 
 
 def _publish(output: Path, finished: ItemStore, config: GenerateConfig, job: Job) -> SampleVideo:
     data = finished.get(_key(job))
     if data is None:
         raise DataIntegrityError("finished video is gone from the resume state", value=video_name(*job))
-    prompt = config.prompts[job[0]]
+    prompt = config.by_number[job[0]]
     file = video_name(*job)
     write_atomic(output / file, data)
     latent = finished.get(_key(job, "latent")) if config.keep_latents else None
@@ -250,6 +270,7 @@ def _publish(output: Path, finished: ItemStore, config: GenerateConfig, job: Job
         file=file, prompt=prompt.text, prompt_index=job[0], sample_index=job[1],
         seed=video_seed(config.base_seed, *job), facts=prompt.stated, frames=config.frames, fps=config.fps,
         height=config.height, width=config.width, sha256=digest_bytes(data), latent=latent_file,
+        scored_as=prompt.scored_as,
     )  # fmt: skip
 
 

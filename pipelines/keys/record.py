@@ -82,7 +82,7 @@ def key_record(
         code=_code(node.spec, code_root, seen if seen is not None else {}),
         lock_digest=None if target.lock_file is None else file_digest(Path(target.lock_file)),
         weights=_weights(node),
-        numerics=numerics_record(node.config, node.resources, target).canonical() if spec.numeric else None,
+        numerics=_numerics(node, target) if spec.numeric else None,
         probe=probe,
     )
 
@@ -92,6 +92,11 @@ def _code(spec: StageSpec, root: Path, seen: SeenCode) -> dict[str, str]:
     if wanted not in seen:
         seen[wanted] = reachable_files(wanted[:2], spec.data_files, root)
     return dict(seen[wanted])
+
+
+def _numerics(node: StageNode, target: Target) -> dict[str, object]:
+    record = numerics_record(node.config, node.resources, target).canonical()
+    return {name: value for name, value in record.items() if name != "world_size" or not node.spec.sharded}
 
 
 def probe_value(node: StageNode) -> str | None:

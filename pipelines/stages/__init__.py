@@ -124,6 +124,8 @@ GENERATE = StageSpec(
     inputs={"checkpoint": InputSpec(Kind.CHECKPOINT), **_IMPORTED},
     outputs={"samples": Kind.SAMPLES},
     numeric=True,
+    distributed=True,
+    sharded=True,
 )
 EVALUATE = StageSpec(
     name="evaluate",
