@@ -52,10 +52,10 @@ class SourceEntry(FrozenModel):
 class WeightsEntry(WeightsConfig):
     """Third-party weights to import, and where their published files lie.
 
-    `name` is what `encode.codec.weights`, `encode.text_encoder.weights` and `init.weights` say; `entry` is a row of
-    `m4v weights list`. `location` (a directory, the entry's place below the weights root by default) is never in
-    a key: the files' bytes are. `artifact:ID` takes an import that the ledger has; the published files may be gone.
-    `published` false takes a model of one's own in the same format.
+    `name` is what `encode.codec.weights`, `encode.text_encoder.weights`, `init.weights` and the reward's scorers say;
+    `entry` is a row of `m4v weights list`. `location` (a directory, the entry's place below the weights root by default)
+    is never in a key: the files' bytes are. `artifact:ID` takes an import that the ledger has; the published files may
+    be gone. `published` false takes a model of one's own in the same format.
     """
 
     location: str | None = None
@@ -176,6 +176,8 @@ class Recipe(FrozenModel):
         }  # fmt: skip
         if self.curate.captions is not None and self.curate.captions.text_encoder is not None:
             uses["curate.captions.text_encoder"] = self.curate.captions.text_encoder
+        for number, weighted in enumerate(self.reward.reward.scorers if self.reward is not None else ()):
+            uses[f"reward.reward.scorers.{number}.scorer"] = weighted.scorer
         used: set[str] = set()
         for section, config in uses.items():
             for name in weights_names(config):
@@ -226,7 +228,7 @@ def _unique(section: str, names: Sequence[str]) -> None:
 
 _FORMATS: Mapping[str, tuple[str, ...]] = {
     "init": ("pyramidflow_dit",), "causal_vae": ("pyramidflow_vae",), "wan_vae": ("wan_diffusers", "wan_original"),
-    "t5_clip": ("t5_clip",),
+    "t5_clip": ("t5_clip",), "hpsv2": ("state_dict",), "clip": ("state_dict",),
 }  # fmt: skip
 
 

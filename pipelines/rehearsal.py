@@ -2,7 +2,7 @@
 own, so that no key, channel or history of the real run is touched.
 
 What a rehearsal cannot have is stood in for, and said: drawn clips for a collection that is not here, the seed for
-weights that are not imported, the packaged text encoder and the transform codec for theirs.
+weights that are not imported, the packaged text encoder, score and transform codec for theirs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from m4v.codec.config import DctCodecConfig
 from m4v.core.assets import resolve
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
+from m4v.scores.config import ConseConfig
 from m4v.text.config import MiniLmConfig
 from m4v.weights.source import probe as weights_probe
 from pipelines.lookup import PINNED
@@ -43,12 +44,14 @@ def rehearse(recipe: Recipe) -> Rehearsal:
     data: dict[str, Any] = recipe.model_dump(mode="json")
     data["name"] = recipe.name + SUFFIX
     data["sources"] = [_source(entry, recipe, notes) for entry in recipe.sources]
-    _weights(recipe, data, notes)
+    absent = {entry.name for entry in recipe.weights if not _is_here(entry)}
+    _weights(recipe, data, absent, notes)
     _profile(recipe, data, notes)
     ranks = _ranks(data)
     data["train"] = [_stage(config, recipe, f"train.{config.name}", ranks) for config in recipe.train]
     if recipe.reward is not None:
         data["reward"] = _stage(recipe.reward, recipe, "reward", ranks)
+        _scorers(data["reward"]["reward"], absent, notes)
     _ending(data)
     return Rehearsal(parse(Recipe, data, f"rehearsal of {recipe.name}"), tuple(notes))
 
@@ -70,9 +73,8 @@ def _source(entry: SourceEntry, recipe: Recipe, notes: list[str]) -> dict[str, A
     return data
 
 
-def _weights(recipe: Recipe, data: dict[str, Any], notes: list[str]) -> None:
+def _weights(recipe: Recipe, data: dict[str, Any], absent: set[str], notes: list[str]) -> None:
     """Drop what starts from, or encodes with, weights that are not here."""
-    absent = {entry.name for entry in recipe.weights if not _is_here(entry)}
     if recipe.init is not None and recipe.init.weights in absent:
         notes.append(f"weights {recipe.init.weights} are not here: the model starts from the seed")
         data["init"] = None
@@ -86,6 +88,16 @@ def _weights(recipe: Recipe, data: dict[str, Any], notes: list[str]) -> None:
         data["encode"]["text_encoder"] = packaged.model_dump(mode="json")
         data["model"] |= {"text_dim": packaged.embedding_dim, "pooled_dim": packaged.pooled_dim}
     data["weights"] = [row for row in data["weights"] if row["name"] not in absent]
+
+
+def _scorers(reward: dict[str, Any], absent: set[str], notes: list[str]) -> None:
+    """The packaged score once, in place of all whose weights are not here."""
+    here = [row for row in reward["scorers"] if row["scorer"].get("weights") not in absent]
+    if len(here) < len(reward["scorers"]):
+        gone = [row["scorer"]["weights"] for row in reward["scorers"] if row not in here]
+        notes.append(f"weights {', '.join(gone)} are not here: the packaged score stands in for the reward's")
+        here.append({"scorer": ConseConfig().model_dump(mode="json"), "weight": 1.0})
+    reward["scorers"] = here
 
 
 def _is_here(entry: WeightsEntry) -> bool:

@@ -14,7 +14,7 @@ from m4v.codec.config import CodecConfig, DctCodecConfig
 from m4v.codec.shape import TEMPORAL, nearest_frames
 from m4v.config import Dtype, ModelConfig, Recompute, SamplerConfig, ScheduleConfig
 from m4v.core.config import FrozenModel, weights_names
-from m4v.scores.config import ConseConfig
+from m4v.scores.config import ConseConfig, ScorerConfig
 from m4v.text.config import MiniLmConfig, TextEncoderConfig
 
 PYRAMID_STAGES = 3
@@ -250,9 +250,9 @@ class TrainConfig(FrozenModel):
 
 
 class WeightedScorer(FrozenModel):
-    """One image-text score of the reward and its share. HPSv2 and CLIP join `ConseConfig` in a tagged union."""
+    """One image-text score of the reward and its share."""
 
-    scorer: ConseConfig = ConseConfig()
+    scorer: ScorerConfig = ConseConfig()
     weight: float = Field(1.0, gt=0)
 
 
@@ -287,4 +287,4 @@ class RewardConfig(TrainConfig):
 
 def weights_of(config: RewardConfig) -> dict[str, str]:
     """Asset name -> sha256 of the frozen models that the reward reads."""
-    return {name: digest for s in config.reward.scorers for name, digest in s.scorer.weights().items()}
+    return {name: digest for s in config.reward.scorers for name, digest in s.scorer.packaged().items()}

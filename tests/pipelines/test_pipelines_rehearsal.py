@@ -38,7 +38,7 @@ def test_what_is_not_here_is_stood_in_for_and_said(tmp_path: Path, monkeypatch: 
     assert recipe.active_profile.resources("train").ranks == 2
     # As many packs for each GPU as in the real run: 128 over 8.
     assert {t.order.packs for t in recipe.train if t.order.frames < 241} == {2 * 128 // 8}
-    assert len(made.notes) == 5 + 3 + 2
+    assert len(made.notes) == 5 + 3 + 2 + 1
     assert any("drawn clips" in note for note in made.notes)
 
 

@@ -16,6 +16,7 @@ from m4v.codec import open_codec
 from m4v.codec.config import CausalVaeConfig, DctCodecConfig
 from m4v.codec.interface import LatentCodec
 from m4v.config import ModelConfig, ScheduleConfig
+from m4v.core.errors import DataIntegrityError
 from m4v.core.shard_index import INDEX, read_index
 from m4v.flow.schedule import PyramidSchedule
 from m4v.model import build_model
@@ -27,6 +28,7 @@ from training.exposure import rows_of
 from training.loader import Batch
 from training.objective import FlowObjective, Objective
 from training.order import DataOrder
+from training.reward.gradient_path import check_gradient_path
 from training.reward.objective import RewardObjective
 from training.reward.rewards import Rewards, WeightedScore
 
@@ -188,6 +190,31 @@ def test_high_columns_can_be_kept_to_the_last_latents(order: DataOrder) -> None:
     units = [c.unit for pack in order.streams[0].cycle for c in pack if c.stage == 2]
     assert set(units) == {2, 3}
     assert {c.unit for pack in order.streams[0].cycle for c in pack if c.stage < 2} == {1, 2, 3}
+
+
+class NoGradient:
+    """A codec whose decode forgets where its frames came from."""
+
+    def __init__(self, codec: LatentCodec) -> None:
+        self.codec, self.constants = codec, codec.constants
+
+    @torch.no_grad()
+    def decode_tensor(self, latents: Tensor, context: int = 0) -> Tensor:
+        return self.codec.decode_tensor(latents, context)
+
+
+class Deaf(Redness):
+    def score(self, frames: Tensor, text_features: Tensor) -> Tensor:
+        return 0 * super().score(frames, text_features)
+
+
+def test_a_reward_that_cannot_reach_the_model_is_refused_before_the_first_step() -> None:
+    codec, heard = open_codec(DctCodecConfig()), Rewards([WeightedScore(Redness(), 1.0)])
+    check_gradient_path(codec, heard)
+    with pytest.raises(DataIntegrityError, match="the codec decodes without a gradient"):
+        check_gradient_path(NoGradient(codec), heard)  # type: ignore[arg-type]
+    with pytest.raises(DataIntegrityError, match="the gradient at the latent is zero"):
+        check_gradient_path(codec, Rewards([WeightedScore(Deaf(), 1.0)]))
 
 
 def test_weights_of_the_reward_enter_the_stage_key() -> None:

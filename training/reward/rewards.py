@@ -6,13 +6,14 @@ The scorers stay outside the engine: frozen, never sharded, on this rank's devic
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from m4v.scores.conse import open_conse
+from m4v.scores import open_scorer
 from m4v.scores.interface import Scorer
 from training.config import WeightedScorer
 
@@ -67,6 +68,7 @@ class Rewards:
         return Scored(reward, {name: score.detach() for name, score in by_scorer.items()})
 
 
-def open_rewards(configs: Sequence[WeightedScorer], device: str = "cpu") -> Rewards:
-    """Scorers of a recipe, self-tested; raises InputError when a model's files have not been fetched."""
-    return Rewards([WeightedScore(open_conse(c.scorer, device), c.weight) for c in configs])
+def open_rewards(configs: Sequence[WeightedScorer], folders: Mapping[str, Path], device: str = "cpu") -> Rewards:
+    """Scorers of a recipe, self-tested; `folders`: those of imported weights. Raises InputError when a model's files
+    have not been fetched or imported."""
+    return Rewards([WeightedScore(open_scorer(c.scorer, folders, device), c.weight) for c in configs])

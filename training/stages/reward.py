@@ -11,6 +11,7 @@ from m4v.core.stage import StageContext
 from m4v.flow.schedule import PyramidSchedule
 from training.config import RewardConfig
 from training.objective import Objective
+from training.reward.gradient_path import check_gradient_path
 from training.reward.objective import RewardObjective
 from training.reward.rewards import open_rewards
 from training.session import run_training
@@ -23,8 +24,10 @@ def run(context: StageContext) -> None:
     def objective(checkpoint: CheckpointConfig) -> Objective:
         codec: CodecConfig = TypeAdapter(CodecConfig).validate_python(checkpoint.codec)
         device = context.resources.device
-        opened = open_codec(codec, context.weights_folders(), device)
-        rewards = open_rewards(config.reward.scorers, device)
+        folders = context.weights_folders()
+        opened = open_codec(codec, folders, device)
+        rewards = open_rewards(config.reward.scorers, folders, device)
+        check_gradient_path(opened, rewards, device)
         return RewardObjective(config.reward, PyramidSchedule(checkpoint.schedule), opened, rewards)
 
     run_training(context, config, objective)

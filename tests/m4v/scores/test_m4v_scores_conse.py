@@ -9,8 +9,10 @@ from m4v.core.asset_catalog import asset_path
 from m4v.core.errors import DataIntegrityError, InputError
 from m4v.scores import conse as conse_module
 from m4v.scores.config import ConseConfig
-from m4v.scores.conse import Conse, class_names, open_conse, preprocess, resize_by_products
+from m4v.scores.conse import Conse, class_names, open_conse, preprocess
 from m4v.scores.efficientnet import SIDE, EfficientNetLite2, load_efficientnet_lite2
+from m4v.scores.resizing import resize_by_products
+from m4v.scores.self_test import self_test
 
 CAPTIONS = {
     "astronaut.png": "portrait of a smiling astronaut in an orange space suit",
@@ -132,7 +134,7 @@ def test_self_test_refuses_a_network_without_gradient(conse):
 
     broken = Conse(ConseConfig(), Constant(), conse._encoder, conse._classes)
     with pytest.raises(DataIntegrityError, match="self-test"):
-        broken.self_test()
+        self_test(broken)
 
 
 def test_other_weights_are_refused(tmp_path):
