@@ -117,7 +117,11 @@ def main(home: str, switches: str, options_json: str = "{}") -> None:
     print(json.dumps({name: outcome.to_json() for name, outcome in outcomes.items()}))
 
 
+def from_command_line() -> None:
+    main(*sys.argv[1:])
+
+
 if __name__ == "__main__":
     # A test run started in the background hands down an ignored SIGINT; a person at a terminal does not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    main(*sys.argv[1:])
+    from_command_line()

@@ -1,17 +1,18 @@
 """kill -9 of the executor at every boundary and at random moments: a re-run completes with the same artifacts,
 nothing is half published, no work is lost, and nothing of the dead run lives on."""
 
+import itertools
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from warm_start import WarmProcess, start_warm
 
 from m4v.core.artifacts import MANIFEST, verify
 from m4v.core.storage import Storage
@@ -19,21 +20,32 @@ from pipelines.ledger import Ledger, Status
 from pipelines.processes import descendants, identify, is_alive, send
 from pipelines.store import ArtifactStore
 
-BENCH = Path(__file__).with_name("bench.py")
 SLOW = {"items": 10, "seconds_an_item": 0.04}
 TIMEOUT_S = 400
+NUMBERS = itertools.count(1)
 
 
-def start(home: Path, switches: Path, **options) -> subprocess.Popen:
+class Running(NamedTuple):
+    """The small pipeline in a process of its own; what it says goes to the file `said`."""
+
+    process: WarmProcess
+    said: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+
+def start(home: Path, switches: Path, **options) -> Running:
     switches.mkdir(exist_ok=True)
-    command = [sys.executable, str(BENCH), str(home), str(switches), json.dumps(options)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    said = switches / f"said-{next(NUMBERS)}.txt"
+    arguments = [str(home), str(switches), json.dumps(options)]
+    return Running(start_warm("bench:from_command_line", arguments, stdout=said), said)
 
 
-def finish(process: subprocess.Popen) -> dict[str, dict]:
-    out, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0
-    return json.loads(out)
+def finish(running: Running) -> dict[str, dict]:
+    assert running.process.wait(TIMEOUT_S) == 0, running.said.read_text()
+    return json.loads(running.said.read_text().splitlines()[-1])
 
 
 def artifacts(outcomes: dict[str, dict]) -> dict[str, str]:
@@ -45,18 +57,18 @@ def work(switches: Path) -> Counter:
     return Counter(path.read_text().splitlines() if path.exists() else [])
 
 
-def kill_group(process: subprocess.Popen) -> None:
+def kill_group(running: Running) -> None:
     """The executor's process group; supervisors have sessions of their own and notice by themselves."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    os.killpg(running.pid, signal.SIGKILL)
+    running.process.wait()
 
 
-def kill_tree(process: subprocess.Popen) -> None:
+def kill_tree(running: Running) -> None:
     """Everything at once, supervisors and stages too, as when a container is killed."""
-    tree = [*([own] if (own := identify(process.pid)) else []), *descendants(process.pid)]
+    tree = [*([own] if (own := identify(running.pid)) else []), *descendants(running.pid)]
     for one in tree:
         send(one, signal.SIGKILL)
-    process.communicate()
+    running.process.wait()
 
 
 def check_home(home: Path) -> None:
@@ -142,8 +154,7 @@ def test_kill_at_a_boundary(tmp_path, undisturbed, place, finished_items):
     """`finished_items` were done when the kill came: they must never be done again."""
     home, switches = tmp_path / "home", tmp_path / "switches"
     killed = start(home, switches, nodes=1, count={"items": 3}, die_at=place, grace_s=0.0)
-    killed.communicate(timeout=TIMEOUT_S)
-    assert killed.returncode == -signal.SIGKILL
+    assert killed.process.wait(TIMEOUT_S) == -signal.SIGKILL, killed.said.read_text()
     check_home(home)
     if finished_items:
         assert sum(work(switches).values()) == finished_items, "the kill came at another moment than meant"
@@ -159,12 +170,10 @@ def killed_again_and_again(tmp_path: Path, uninterrupted: tuple[dict[str, str], 
     expected, seconds = uninterrupted
     home, switches, rng = tmp_path / "home", tmp_path / "switches", random.Random(seed)
     for _ in range(kills):
-        process = start(home, switches, count=SLOW, grace_s=0.3)
+        running = start(home, switches, count=SLOW, grace_s=0.3)
         time.sleep(rng.uniform(0.1, 0.8) * seconds)
-        if process.poll() is None:
-            (kill_group if rng.random() < 0.5 else kill_tree)(process)
-        else:
-            process.communicate()
+        if running.process.poll() is None:
+            (kill_group if rng.random() < 0.5 else kill_tree)(running)
         check_home(home)
     outcomes = finish(start(home, switches, count=SLOW))
     with Ledger.open(f"sqlite:///{home / 'ledger.db'}") as ledger:
@@ -227,11 +236,11 @@ def test_a_waiting_process_takes_over_from_a_killed_one(tmp_path):
 
 def test_kill_9_of_the_supervisor_is_retried_from_the_saved_state(tmp_path):
     home, switches = tmp_path / "home", tmp_path / "switches"
-    process = start(home, switches, nodes=1, count={"items": 30, "seconds_an_item": 0.05})
+    running = start(home, switches, nodes=1, count={"items": 30, "seconds_an_item": 0.05})
     wait_for(lambda: len(work(switches)) >= 3)
-    supervisors = [p for p in descendants(process.pid) if b"pipelines.supervise" in _command(p.pid)]
+    supervisors = [p for p in descendants(running.pid) if b"pipelines.supervise" in _command(p.pid)]
     send(supervisors[0], signal.SIGKILL)
-    outcomes = finish(process)
+    outcomes = finish(running)
     assert outcomes["count.a"]["status"] == "ran"
     done = work(switches)
     assert set(done) == {f"a {i}" for i in range(30)}
@@ -251,19 +260,18 @@ def _command(pid: int) -> bytes:
 
 def test_ctrl_c_drains_and_a_second_one_cancels(tmp_path):
     home, switches = tmp_path / "home", tmp_path / "switches"
-    process = start(home, switches, nodes=1, count={"items": 1000, "seconds_an_item": 0.05})
+    running = start(home, switches, nodes=1, count={"items": 1000, "seconds_an_item": 0.05})
     wait_for(lambda: len(work(switches)) >= 3)
-    process.send_signal(signal.SIGINT)
-    outcomes = finish(process)
+    running.process.send_signal(signal.SIGINT)
+    outcomes = finish(running)
     assert outcomes["count.a"]["status"] == "drained"
     done = len(work(switches))
     assert done < 1000
     long = start(home, switches, nodes=1, count={"items": 1000, "seconds_an_item": 1.0})
-    wait_for(lambda: len(work(switches)) > done or long.poll() is not None)
-    long.send_signal(signal.SIGINT)
+    wait_for(lambda: len(work(switches)) > done or long.process.poll() is not None)
+    long.process.send_signal(signal.SIGINT)
     time.sleep(0.3)
-    long.send_signal(signal.SIGINT)
-    long.communicate(timeout=TIMEOUT_S)
-    assert long.returncode != 0
+    long.process.send_signal(signal.SIGINT)
+    assert long.process.wait(TIMEOUT_S) != 0
     mark = f"M4V_WORK_DIR={home}".encode()
     assert [p for p in Path("/proc").glob("[0-9]*") if mark in _environment(p)] == []

@@ -1,13 +1,11 @@
 """Drain and cancel from another process: what stops, what is killed, and when it is said to be gone."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from warm_start import start_warm
 
 from m4v.core.errors import InfrastructureError, InputError
 from pipelines.ledger import Ledger, PipelineRunRow, Status
@@ -16,7 +14,6 @@ from pipelines.processes import survivors
 from pipelines.stopping import Cancellation, drain
 from pipelines.workspace import Workspace
 
-FAULTS = Path(__file__).parents[1] / "faults"
 START_S = 300
 
 
@@ -27,12 +24,8 @@ class Running:
         self.home, self.switches = root / "home", root / "switches"
         self.switches.mkdir()
         options = json.dumps({"count": count, "grace_s": 3.0})
-        path = os.pathsep.join([str(FAULTS.parents[1]), str(FAULTS)])
-        self.process = subprocess.Popen(
-            [sys.executable, str(FAULTS / "bench.py"), str(self.home), str(self.switches), options],
-            env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+        arguments = [str(self.home), str(self.switches), options]
+        self.process = start_warm("bench:from_command_line", arguments, stdout=root / "said.txt")
         deadline = time.monotonic() + START_S
         while not (self.switches / "work.log").exists():
             assert time.monotonic() < deadline
