@@ -85,6 +85,25 @@ class SampleSet(FrozenModel):
         return [(number, j) for number, count in sorted(counts.items()) for j in range(count)]
 
 
+class SuiteIdentity(FrozenModel):
+    """What a suite's score belongs to, beside the videos.
+
+    - mode, prompt_set: as in `eval.suites.SuiteInputs`; partial: comparable with nothing.
+    - videos: how many each dimension reads.
+    - environments, weights: digests by name; options: whatever else can move a number.
+    """
+
+    name: str
+    version: str
+    mode: str
+    prompt_set: str
+    partial: bool
+    videos: dict[str, int]
+    environments: dict[str, str]
+    weights: dict[str, str]
+    options: dict[str, JsonValue]
+
+
 class Identity(FrozenModel):
     """What a score belongs to. Two results that differ in anything but the model (checkpoint, whether it has
     averaged weights, its own codec and text encoder) stand side by side and are never subtracted."""
@@ -105,11 +124,18 @@ class Identity(FrozenModel):
     width: int
     metrics: dict[str, int]
     metric_config: dict[str, JsonValue]
+    suite: SuiteIdentity | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return {k: v for k, v in handler(self).items() if k != "suite" or v is not None}
 
     def differences(self, other: Identity) -> list[str]:
         """Fields, the model's own apart, in which two results are not of the same protocol."""
         own = {"checkpoint", "ema", "codec", "text_encoder"}
-        return [n for n in type(self).model_fields if n not in own and getattr(self, n) != getattr(other, n)]
+        found = [n for n in type(self).model_fields if n not in own and getattr(self, n) != getattr(other, n)]
+        partial = any(i.suite is not None and i.suite.partial for i in (self, other))
+        return [*found, "suite (partial)"] if partial and "suite" not in found else found
 
 
 class MetricScore(FrozenModel):
@@ -135,13 +161,27 @@ class VideoScore(FrozenModel):
     details: dict[str, dict[str, float | str | None]]
 
 
+class Figures(FrozenModel):
+    """Figures over a suite's dimensions (`vbench.total`), as fractions; None where `missing` names a dimension that
+    they need. `failed`: dimensions without a score, and why."""
+
+    figures: dict[str, float | None]
+    missing: dict[str, tuple[str, ...]]
+    failed: dict[str, str]
+
+
 class ScoreSet(FrozenModel):
-    """`scores.json`."""
+    """`scores.json`. `figures` only of a suite."""
 
     schema_version: int = 1
     identity: Identity
     metrics: dict[str, MetricScore]
     per_video: tuple[VideoScore, ...]
+    figures: Figures | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return {k: v for k, v in handler(self).items() if k != "figures" or v is not None}
 
 
 class RuleVerdict(FrozenModel):
