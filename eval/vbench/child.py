@@ -48,7 +48,8 @@ def run_worker(
     result = folder / RESULT
     result.unlink(missing_ok=True)
     write_atomic(folder / REQUEST, json.dumps({**request, "parent": os.getpid()}, sort_keys=True).encode())
-    command = [str(python), "-I", str(WORKER), str(folder / REQUEST), str(result)]
+    # Isolated, and without bytecode beside what others share.
+    command = [str(python), "-I", "-B", "-u", str(WORKER), str(folder / REQUEST), str(result)]
     with (folder / LOG).open("wb") as log:
         try:
             child = subprocess.Popen(
@@ -72,7 +73,7 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
     """Ours, less what would bring this product's packages or a network into the child."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**kept, **offline, "PYTHONUNBUFFERED": "1", **variables}
+    return {**kept, **offline, **variables}
 
 
 def _wait(child: subprocess.Popen[bytes], limit_s: float, should_stop: Callable[[], bool]) -> str | None:

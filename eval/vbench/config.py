@@ -1,0 +1,91 @@
+"""Config of the stage `vbench`, and where its interpreters and weights lie; torch-free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from eval.suites import Mode
+from eval.vbench.constants import DIMENSIONS
+from eval.vbench.environment import EnvironmentName, default_python
+from m4v.core.config import FrozenModel
+
+
+class VBenchConfig(FrozenModel):
+    """What VBench measures.
+
+    - dimensions: by name; `all` 16 of them; or `available`, those that this machine can measure, the rest named.
+    - mode: `standard` measures a dimension on the suite's prompts for it; `custom` on every video, whatever its
+      prompt, which the dimensions cannot that ask more of a prompt than its words.
+    - partial: take what videos there are; the result is marked and comparable with none.
+    - published_weights: hold the weights against their published digests; false for others in the same formats, and
+      the result says so.
+    - allow_zero: dimensions whose score may be 0.0, which otherwise is a failure (a detector that fails scores 0.0).
+    - failures: what becomes of the others when a dimension fails (a crash, the time limit, memory). `stop`: they are
+      kept, the stage ends, and the same command goes on with what is missing. `record`: the scores are published, and
+      the dimension stands in them with its reason.
+    - limit_s: seconds that one dimension may take; in no key.
+    """
+
+    dimensions: Literal["available", "all"] | tuple[str, ...] = "all"
+    mode: Mode = "standard"
+    partial: bool = False
+    published_weights: bool = True
+    allow_zero: tuple[str, ...] = ()
+    failures: Literal["stop", "record"] = "stop"
+    limit_s: float = Field(default=6 * 3600.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in (*self.wanted, *self.allow_zero):
+            if name not in DIMENSIONS:
+                raise ValueError(f"VBench has no dimension {name!r}; there are {', '.join(DIMENSIONS)}")
+        if not self.wanted:
+            raise ValueError("dimensions: name at least one")
+        return self
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Dimensions by name, in the published order."""
+        if isinstance(self.dimensions, str):
+            return DIMENSIONS
+        return tuple(d for d in DIMENSIONS if d in self.dimensions) + tuple(
+            d for d in self.dimensions if d not in DIMENSIONS
+        )
+
+    def key_config(self) -> dict[str, object]:
+        return {name: value for name, value in self.canonical().items() if name != "limit_s"}
+
+
+class Places(NamedTuple):
+    """Where interpreters and weights lie on this machine; none of it is in a key."""
+
+    core_python: Path
+    legacy_python: Path
+    cache_dir: Path
+    torch_home: Path
+    hf_home: Path
+
+    def python(self, name: EnvironmentName) -> Path:
+        return self.core_python if name == "core" else self.legacy_python
+
+    @classmethod
+    def of(cls, given: Mapping[str, str]) -> Places:
+        """What a recipe names, else the variable that VBench or its libraries read, else their default."""
+
+        def place(name: str, variable: str | None, default: Path) -> Path:
+            path = given.get(name) or (os.environ.get(variable) if variable else None)
+            return Path(path).expanduser().absolute() if path else default
+
+        cache = Path.home() / ".cache"
+        return cls(
+            core_python=place("core_python", None, default_python("core")),
+            legacy_python=place("legacy_python", None, default_python("legacy")),
+            cache_dir=place("cache_dir", "VBENCH_CACHE_DIR", cache / "vbench"),
+            torch_home=place("torch_home", "TORCH_HOME", cache / "torch"),
+            hf_home=place("hf_home", "HF_HOME", cache / "huggingface"),
+        )

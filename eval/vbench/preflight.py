@@ -1,0 +1,133 @@
+"""What VBench needs on this machine before the first video is sampled, and what of it is there. Torch-free.
+
+JSON: dimensions [{dimension, environment, available, reasons}], requirements [name, kind, dimensions, place, present,
+problem, size_bytes, sha256 (where bytes were read), source, variable, next_step].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from eval.suites import Requirement
+from eval.vbench.config import Places, VBenchConfig
+from eval.vbench.environment import SPECS, EnvironmentName, environment_of, find_record
+from eval.vbench.weights import catalogue, digest_of, find, requirements
+from m4v.core.canonical import digest_file, digest_json
+from m4v.core.config import FrozenModel
+from m4v.core.errors import ConfigError, InputError
+
+WORKER_FILE = Path(__file__).with_name("worker.py")
+
+
+class DimensionCheck(FrozenModel):
+    """One dimension: whether it can be measured here, and every reason why not."""
+
+    dimension: str
+    environment: EnvironmentName
+    available: bool
+    reasons: tuple[str, ...]
+
+
+class Preflight(FrozenModel):
+    """The whole look: of dimensions and of what they need."""
+
+    dimensions: tuple[DimensionCheck, ...]
+    requirements: tuple[Requirement, ...]
+
+    @property
+    def available(self) -> tuple[str, ...]:
+        return tuple(d.dimension for d in self.dimensions if d.available)
+
+    @property
+    def refused(self) -> dict[str, tuple[str, ...]]:
+        """Dimensions that cannot be measured here, with every reason."""
+        return {d.dimension: d.reasons for d in self.dimensions if not d.available}
+
+
+def preflight(config: VBenchConfig, places: Places, *, hashing: bool = False) -> Preflight:
+    """Look at environments and files; `hashing` reads every byte of them. Changes nothing."""
+    wanted = config.wanted
+    needed = _environments(wanted, places)
+    needed += requirements(wanted, places, hashing=hashing, published=config.published_weights)
+    return Preflight(dimensions=tuple(_check(d, needed) for d in wanted), requirements=tuple(needed))
+
+
+def _check(dimension: str, needed: Sequence[Requirement]) -> DimensionCheck:
+    reasons = tuple(f"{r.name} {r.problem} ({r.place})" for r in needed if r.problem and dimension in r.dimensions)
+    return DimensionCheck(
+        dimension=dimension, environment=environment_of(dimension), available=not reasons, reasons=reasons
+    )
+
+
+def _environments(wanted: Sequence[str], places: Places) -> list[Requirement]:
+    found = []
+    for name, spec in SPECS.items():
+        if mine := tuple(d for d in spec.dimensions if d in wanted):
+            found += _environment(name, mine, places.python(name))
+    return found
+
+
+def _environment(name: EnvironmentName, dimensions: tuple[str, ...], python: Path) -> list[Requirement]:
+    """A row of the interpreter, and one of each dimension that it cannot import."""
+    step = f"m4v evaluate setup {name}"
+    facts = {"kind": "environment", "place": str(python), "source": "pip", "variable": "M4V_VBENCH"}
+    try:
+        record = find_record(name, python)
+    except ConfigError as error:
+        problem = {"present": True, "problem": error.what, "next_step": step}
+        return [Requirement.model_validate({"name": name, "dimensions": dimensions, **facts, **problem})]
+    if record is None:
+        problem = {"present": False, "problem": "environment is not there", "next_step": step}
+        return [Requirement.model_validate({"name": name, "dimensions": dimensions, **facts, **problem})]
+    rows = [Requirement.model_validate({"name": name, "dimensions": dimensions, **facts, "present": True,
+                                        "sha256": record.installed_digest})]  # fmt: skip
+    for dimension in dimensions:
+        why = record.dimensions.get(dimension, "was not looked at")
+        if why is not None:
+            problem = {"present": True, "problem": f"environment cannot import it: {why}", "next_step": step}
+            rows.append(Requirement.model_validate({"name": name, "dimensions": (dimension,), **facts, **problem}))
+    return rows
+
+
+def chosen(config: VBenchConfig, found: Preflight) -> tuple[str, ...]:
+    """The dimensions to measure. Raises InputError with the exact list where one that was asked for cannot be, and
+    where none of `available` can."""
+    if config.dimensions == "available" and found.available:
+        return found.available
+    if not found.refused:
+        return found.available
+    missing = [r for r in found.requirements if r.problem]
+    listed = "; ".join(f"{r.name} {r.problem} ({r.place})" for r in missing)
+    raise InputError(
+        f"VBench cannot measure {len(found.refused)} of {len(found.dimensions)} dimensions here "
+        f"({', '.join(found.refused)}): {listed}",
+        next_step="m4v evaluate run --check says what to put where; or take dimensions: available",
+    )
+
+
+def probe(config: VBenchConfig, locations: Mapping[str, str]) -> str:
+    """Digest of what will measure (StageSpec.probe): dimensions, what is installed, sampled bytes of the weights.
+
+    Raises InputError naming what is not there: no fallback stands in for a dimension.
+    """
+    places = Places.of(locations)
+    dimensions = chosen(config, preflight(config, places))
+    return digest_json([list(dimensions), environments(dimensions, places), weights(dimensions, places, "sampled")])
+
+
+def environments(dimensions: Sequence[str], places: Places) -> dict[str, str]:
+    """Digest of what is installed, by environment, and of our own worker."""
+    names = dict.fromkeys(environment_of(d) for d in dimensions)
+    found: dict[str, str] = {"worker": digest_file(WORKER_FILE)}
+    for name in names:
+        if (record := find_record(name, places.python(name))) is not None:
+            found[name] = record.installed_digest
+    return found
+
+
+def weights(dimensions: Sequence[str], places: Places, how: str = "all") -> dict[str, str]:
+    """Digest of every weight file of the dimensions, by name: of all bytes, or `sampled`."""
+    names = dict.fromkeys(n for d in dimensions for n in catalogue().needs[d])
+    paths = {n: p for n in names if (p := find(n, places)) is not None}
+    return {n: digest_of(n, p, "all" if how == "all" else "sampled") for n, p in paths.items()}

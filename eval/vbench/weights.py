@@ -1,0 +1,162 @@
+"""Weight files of VBench: which dimension reads which, where each lies, and whether it is sound. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from eval.suites import Requirement
+from eval.vbench.config import Places
+from eval.vbench.environment import VOCABULARY, vocabulary_of
+from m4v.core.canonical import digest_file, digest_json
+from m4v.core.config import FrozenModel
+from m4v.core.storage import storage_faults
+from m4v.weights.source import sampled_digest
+
+_BERT = ("bert_tokenizer", "bert_weights")
+_BERT_CACHES = ("models--bert-base-uncased", "models--google-bert--bert-base-uncased")
+_DINO_FILES = ("hubconf.py", "utils.py", "vision_transformer.py")
+_VARIABLES = ("VBENCH_CACHE_DIR", "TORCH_HOME", "HF_HOME")
+
+
+class WeightFile(FrozenModel):
+    """A row of `weights.json`. `place` starts with the variable that moves it."""
+
+    place: str
+    url: str
+    sha256: str | None = None
+    note: str | None = None
+    approx_mib: float | None = None
+
+    @property
+    def variable(self) -> str:
+        return next(v for v in _VARIABLES if self.place.startswith(f"${v}"))
+
+    @property
+    def below(self) -> str:
+        """Path below the variable's folder."""
+        return self.place.removeprefix(f"${self.variable}").strip("/")
+
+    @property
+    def is_folder(self) -> bool:
+        return self.place.endswith("/")
+
+
+class WeightCatalogue(FrozenModel):
+    """`weights.json`, with where it is from."""
+
+    source: str
+    mode: str
+    defaults: dict[str, str]
+    files: dict[str, WeightFile]
+    needs: dict[str, tuple[str, ...]]
+    core_environment: tuple[str, ...]
+    legacy_environment: tuple[str, ...]
+
+
+@cache
+def catalogue() -> WeightCatalogue:
+    return WeightCatalogue.model_validate(
+        json.loads((resources.files("eval.vbench.data") / "weights.json").read_text())
+    )
+
+
+def candidates(name: str, places: Places) -> list[Path]:
+    """Where a file may lie, the place of the table first."""
+    if name in _BERT:
+        snapshots = [p for c in _BERT_CACHES for p in sorted((places.hf_home / "hub" / c / "snapshots").glob("*"))]
+        return [places.cache_dir / "bert-base-uncased", *snapshots]
+    row = catalogue().files[name]
+    roots = {"VBENCH_CACHE_DIR": places.cache_dir, "TORCH_HOME": places.torch_home, "HF_HOME": places.hf_home}
+    found = [roots[row.variable] / row.below]
+    if name == "dino":  # where VBench itself puts the copy that it then does not read
+        found.append(places.cache_dir / "dino_model" / Path(row.below).name)
+    if name == "viclip_bpe" and (packaged := vocabulary_of(places.core_python)) is not None:
+        found.append(packaged)
+    return found
+
+
+def find(name: str, places: Places) -> Path | None:
+    """The first place that has it; None when none does."""
+    return next((path for path in candidates(name, places) if _missing_part(name, path) is None), None)
+
+
+def _missing_part(name: str, path: Path) -> str | None:
+    """What the place lacks; None when it has all."""
+    if name == "dino_repo":
+        return next((part for part in _DINO_FILES if not (path / part).is_file()), None)
+    if name == "bert_tokenizer":
+        return None if (path / "vocab.txt").is_file() else "vocab.txt"
+    if name == "bert_weights":
+        weights = any((path / part).is_file() for part in ("model.safetensors", "pytorch_model.bin"))
+        return None if weights and (path / "config.json").is_file() else "config.json and model.safetensors"
+    return None if path.is_file() else path.name
+
+
+def parts_of(name: str, path: Path) -> list[Path]:
+    """The files that count: of a folder those that are read."""
+    if not path.is_dir():
+        return [path]
+    if name == "dino_repo":
+        return [path / part for part in _DINO_FILES]
+    wanted: tuple[str, ...] = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
+    wanted += ("config.json", "model.safetensors", "pytorch_model.bin") if name == "bert_weights" else ()
+    return [path / part for part in wanted if (path / part).is_file()]
+
+
+@cache
+def _digest_seen(path: Path, size_bytes: int, changed_ns: int, how: Literal["all", "sampled"]) -> str:
+    with storage_faults(str(path)):
+        return digest_file(path) if how == "all" else sampled_digest(path)
+
+
+def digest_of(name: str, path: Path, how: Literal["all", "sampled"] = "all") -> str:
+    """sha256 of a file, of a folder's parts by name; `sampled`: quick, and no published one."""
+    parts = parts_of(name, path)
+    found = []
+    for part in parts:
+        facts = part.stat()
+        found.append([part.name, _digest_seen(part, facts.st_size, facts.st_mtime_ns, how)])
+    return found[0][1] if len(found) == 1 and not path.is_dir() else digest_json(found)
+
+
+def requirements(
+    dimensions: Sequence[str], places: Places, *, hashing: bool = False, published: bool = True
+) -> list[Requirement]:
+    """Every file that the dimensions read, each once, in the order of the table. `hashing` reads every byte; with
+    `published` what is known of a published digest must hold then."""
+    known = catalogue()
+    names = [n for n in known.files if any(n in known.needs[d] for d in dimensions)]
+    return [_requirement(n, [d for d in dimensions if n in known.needs[d]], places, hashing, published) for n in names]
+
+
+def _requirement(name: str, dimensions: list[str], places: Places, hashing: bool, published: bool) -> Requirement:
+    row = catalogue().files[name]
+    path = find(name, places)
+    place = path or candidates(name, places)[0]
+    digest = digest_of(name, path) if hashing and path is not None else None
+    problem = "is not there" if path is None else None
+    if digest is not None and published and not _is_published(row, place, digest):
+        problem = f"is not the published file: its sha256 is {digest}"
+    step = f"put it there, from {row.url}" + (f" ({row.note})" if row.note else "")
+    return Requirement(
+        name=name, kind="folder" if row.is_folder or name in _BERT else "file", dimensions=tuple(dimensions),
+        place=str(place), present=path is not None, problem=problem,
+        size_bytes=None if path is None else sum(part.stat().st_size for part in parts_of(name, path)),
+        sha256=digest, source=row.url, variable=row.variable, next_step=None if problem is None else step,
+    )  # fmt: skip
+
+
+def _is_published(row: WeightFile, path: Path, digest: str) -> bool:
+    """Whole digests where the table has one; a name that ends in -XXXXXXXX carries the digest's beginning."""
+    if row.sha256 is not None:
+        return digest == row.sha256
+    tail = path.stem.rpartition("-")[2]
+    return len(tail) != 8 or any(c not in "0123456789abcdef" for c in tail) or digest.startswith(tail)
+
+
+__all__ = ["VOCABULARY", "WeightFile", "candidates", "catalogue", "digest_of", "find", "parts_of", "requirements"]
