@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "ledger": ("ledger", "exports"),
     "weights": ("weights",),
     "generate": ("generate",),
+    "study": ("study",),
     "flops": ("flops",),
     "evaluate": ("evaluate",),
     "deploy": ("deploy",),

@@ -145,6 +145,22 @@ GATE = StageSpec(
     inputs={"scores": InputSpec(Kind.SCORES), "baseline": InputSpec(Kind.SCORES)},
     outputs={"scores": Kind.SCORES},
 )
+STUDY = StageSpec(
+    name="study",
+    version=1,
+    function="eval.stages.study:run",
+    config_model="eval.study.config:StudyConfig",
+    inputs={"samples": InputSpec(Kind.SAMPLES, many=True)},
+    outputs={"study": Kind.REPORT},
+)
+STUDY_RESULTS = StageSpec(
+    name="study_results",
+    version=1,
+    function="eval.stages.study_results:run",
+    config_model="eval.study.config:ResultsConfig",
+    inputs={"study": InputSpec(Kind.REPORT)},
+    outputs={"scores": Kind.SCORES},
+)
 REPORT = StageSpec(
     name="report",
     version=1,
@@ -157,5 +173,5 @@ REPORT = StageSpec(
 
 ALL = (
     SOURCE, WEIGHTS, CURATE, REDACT, ENCODE, IMPORT, VERSION, INIT, CONVERT, TRAIN, REWARD, GENERATE, EVALUATE, GATE,
-    REPORT,
+    STUDY, STUDY_RESULTS, REPORT,
 )  # fmt: skip
