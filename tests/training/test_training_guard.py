@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from training_bench import SCRIPT, Bench, checkpoint, digest, make_bench
+from training_bench import Bench, checkpoint, digest, make_bench
 from training_helpers import TEXT
+from training_nursery import Nursery
 
 from m4v.config import ModelConfig, SamplerConfig
 from m4v.core.errors import ExitClass
@@ -87,8 +86,9 @@ def test_a_recorded_roll_back_names_its_steps(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_bench(tmp_path_factory.mktemp("guarded"), InitConfig(model=TINY, text_encoder=TEXT), CONFIG)
+def bench(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Bench:
+    made = make_bench(tmp_path_factory.mktemp("guarded"), InitConfig(model=TINY, text_encoder=TEXT), CONFIG)
+    return dataclasses.replace(made, nursery=nursery)
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +99,7 @@ def runs(bench: Bench) -> dict[str, Path]:
         "drained": bench.write("again", CONFIG, 1, 0),
         "resumed": bench.write("again", CONFIG, 1, 1),
     }
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "M4V_TEST_FAULT": FAULT, "PYTHONPATH": str(Path(__file__).parents[2]),
-        "M4V_EXPOSURE_LOG": str(bench.root / "log"),
-    }  # fmt: skip
-    command = [sys.executable, str(SCRIPT), *(str(work / "request.json") for work in works.values())]
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=400, check=False)
-    (works["straight"] / "output.log").write_bytes(done.stderr)
+    bench.start(".", 1, [*works.values()], FAULT).wait()
     return works
 
 
@@ -169,7 +163,7 @@ def test_debug_log_has_what_was_learned_from(bench: Bench, runs: dict[str, Path]
         else []
         for s in range(STEPS)
     ]
-    assert Bench(bench.root, bench.inputs, CONFIG).line(".") == expected
+    assert bench.line(".") == expected
 
 
 def test_validation_is_measured_when_due_and_its_videos_are_in_the_checkpoint(runs: dict[str, Path]) -> None:

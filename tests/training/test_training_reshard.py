@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from training_bench import torchrun
+from training_nursery import Nursery
 
 from m4v.core.errors import ConfigError
 from m4v.core.storage import Storage
@@ -23,16 +20,9 @@ SCRIPT = Path(__file__).parent / "training_reshard_probe.py"
 Lines = list[tuple[int, float, float]]
 
 
-def steps(out: Path, ranks: int, first: int, saves: str, stages: str, mode: str) -> None:
+def steps(nursery: Nursery, out: Path, ranks: int, first: int, saves: str, stages: str, mode: str) -> None:
     """Take steps at a number of ranks, from the save at `first`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    launcher = torchrun(ranks) if ranks > 1 else [sys.executable]
-    environment |= {} if ranks > 1 else {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    done = subprocess.run(
-        [*launcher, str(SCRIPT), str(out), str(first), saves, stages, mode],
-        env=environment, capture_output=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    nursery.run(ranks, [str(SCRIPT), str(out), str(first), saves, stages, mode], out / "output.log")
 
 
 def lines(out: Path, stage: int) -> Lines:
@@ -55,28 +45,28 @@ def assert_same_bits(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tens
         assert torch.equal(ours[name].view(torch.int32), value.view(torch.int32)), name
 
 
-def test_in_a_fixed_order_two_ranks_go_on_with_the_bits_of_one(tmp_path: Path) -> None:
+def test_in_a_fixed_order_two_ranks_go_on_with_the_bits_of_one(nursery: Nursery, tmp_path: Path) -> None:
     alone, resized = tmp_path / "alone", tmp_path / "resized"
     alone.mkdir()
     resized.mkdir()
-    steps(alone, 1, 0, "1,3", "23", "fixed")
+    steps(nursery, alone, 1, 0, "1,3", "23", "fixed")
     for stage in (2, 3):
         shutil.copytree(alone / f"state{stage}", resized / f"state{stage}")
         shutil.rmtree(resized / f"state{stage}" / "saves" / "0000000003-00000000")
-    steps(resized, 2, 1, "3", "23", "fixed")
+    steps(nursery, resized, 2, 1, "3", "23", "fixed")
     for stage in (2, 3):
         assert lines(resized, stage) == lines(alone, stage)[1:]
         assert_same_bits(state(resized, stage), state(alone, stage))
 
 
-def resize(out: Path, mode: str, length: int) -> dict[int, tuple[Lines, Lines]]:
+def resize(nursery: Nursery, out: Path, mode: str, length: int) -> dict[int, tuple[Lines, Lines]]:
     """Lines of 1 -> 2 -> 4 -> 1 ranks and of one rank all the way, for every ZeRO stage, `length` steps a world."""
     alone, resized = out / "alone", out / "resized"
     alone.mkdir()
     resized.mkdir()
-    steps(alone, 1, 0, str(4 * length), "0123", mode)
+    steps(nursery, alone, 1, 0, str(4 * length), "0123", mode)
     for place, ranks in enumerate((1, 2, 4, 1)):
-        steps(resized, ranks, place * length, str((place + 1) * length), "0123", mode)
+        steps(nursery, resized, ranks, place * length, str((place + 1) * length), "0123", mode)
     return {stage: (lines(resized, stage), lines(alone, stage)) for stage in range(4)}
 
 
@@ -87,9 +77,9 @@ def worst(pairs: list[tuple[tuple[int, float, float], tuple[int, float, float]]]
 
 
 @pytest.mark.deep
-def test_one_two_four_one_ranks_agree_within_rounding(tmp_path: Path) -> None:
+def test_one_two_four_one_ranks_agree_within_rounding(nursery: Nursery, tmp_path: Path) -> None:
     """The first step after each change within 1e-6, 20 steps after it within 1e-4."""
-    for stage, (resized, alone) in resize(tmp_path, "fast", 20).items():
+    for stage, (resized, alone) in resize(nursery, tmp_path, "fast", 20).items():
         pairs = list(zip(resized, alone, strict=True))
         first = worst([pairs[20]])
         all_of_them = worst(pairs)
@@ -99,8 +89,8 @@ def test_one_two_four_one_ranks_agree_within_rounding(tmp_path: Path) -> None:
 
 
 @pytest.mark.deep
-def test_one_two_four_one_ranks_are_equal_in_a_fixed_order(tmp_path: Path) -> None:
-    for stage, (resized, alone) in resize(tmp_path, "fixed", 5).items():
+def test_one_two_four_one_ranks_are_equal_in_a_fixed_order(nursery: Nursery, tmp_path: Path) -> None:
+    for stage, (resized, alone) in resize(nursery, tmp_path, "fixed", 5).items():
         assert resized == alone, stage
         assert_same_bits(state(tmp_path / "resized", stage), state(tmp_path / "alone", stage))
 

@@ -1,13 +1,11 @@
-"""Kill and resume with real torchrun ranks: final bytes and consumed samples equal the uninterrupted run's."""
+"""Kill and resume with real ranks: final bytes and consumed samples equal those of torchrun's uninterrupted run."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,8 +13,9 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_bench import Bench, checkpoint, digest, make_bench, torchrun
+from training_bench import Bench, checkpoint, digest, make_bench
 from training_helpers import TEXT, Clip, write_dataset
+from training_nursery import Nursery
 
 from m4v.config import ModelConfig
 from m4v.core.artifacts import ArtifactKind
@@ -45,14 +44,15 @@ CONFIG = TrainConfig(
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_bench(tmp_path_factory.mktemp("training"), InitConfig(model=TINY, text_encoder=TEXT), CONFIG)
+def bench(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Bench:
+    made = make_bench(tmp_path_factory.mktemp("training"), InitConfig(model=TINY, text_encoder=TEXT), CONFIG)
+    return dataclasses.replace(made, nursery=nursery)
 
 
 @pytest.fixture(scope="module")
 def straight(bench: Bench) -> Path:
-    """The uninterrupted run on two ranks."""
-    return bench.run("straight")
+    """The uninterrupted run on two ranks of torchrun."""
+    return dataclasses.replace(bench, nursery=None).run("straight")
 
 
 @pytest.mark.deep  # the same is asked of every stage of a whole pipeline by tests/e2e/test_micro_pipeline.py
@@ -96,7 +96,7 @@ def kill_from_outside(bench: Bench, name: str, attempt: int, lines: int) -> None
         time.sleep(0.02)
     for process in [psutil.Process(agent.pid), *psutil.Process(agent.pid).children(recursive=True)]:
         process.kill()
-    agent.wait(timeout=300)
+    agent.wait()
     assert not (work / "result.json").exists()
 
 
@@ -104,7 +104,7 @@ def drain(bench: Bench, name: str, attempt: int) -> None:
     """A run that is asked to stop before it starts: it takes one step, saves it and leaves with class 40."""
     work = bench.write(name, CONFIG, 2, attempt)
     (work / "drain").touch()
-    bench.start(name, 2, [work]).wait(timeout=400)
+    bench.start(name, 2, [work]).wait()
     assert [e.exit_class for e in read_exits(work)] == [ExitClass.DRAINED] * 2
 
 
@@ -176,7 +176,7 @@ def test_a_drain_whose_save_takes_too_long_leaves_in_time_with_the_last_save(ben
     bench.run("late", config, fault="commit:4")
     work = bench.write("late", config, 2, 1)
     (work / "drain").touch()
-    bench.start("late", 2, [work], "slow:5").wait(timeout=400)
+    bench.start("late", 2, [work], "slow:5").wait()
     exits = read_exits(work)
     assert [e.exit_class for e in exits] == [ExitClass.DRAINED] * 2
     assert all("not over after 3 s: the save of step 4 stands" in e.message for e in exits)
@@ -198,19 +198,11 @@ def test_world_size_may_change_between_attempts(bench: Bench, straight: Path) ->
         torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=2e-5)
 
 
-def run_alone(work: Path) -> None:
-    """One rank without torchrun."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "pipelines.stage_process", str(work / "request.json")]
-    subprocess.run(command, env=environment, capture_output=True, timeout=400, check=False)
-
-
 def test_a_loss_that_is_not_finite_stops_the_stage_with_the_samples(bench: Bench, tmp_path: Path) -> None:
     """The step is not taken and nothing is skipped: a person must decide (exit class 50)."""
     dataset = write_dataset(tmp_path / "dataset", [Clip(0, 3), Clip(1, 3, broken=True)])
     inputs = [("dataset", ArtifactKind.DATASET, dataset, tmp_path / "dataset"), bench.inputs[1]]
-    work = Bench(tmp_path, inputs, CONFIG).write("broken", CONFIG, 1, 0)
-    run_alone(work)
+    work = dataclasses.replace(bench, root=tmp_path, inputs=inputs).run("broken", ranks=1)
     (record,) = read_exits(work)
     bad = {r["source_id"]: r["sample_id"] for r in read_index(tmp_path / "dataset" / INDEX).to_pylist()}["1"]
     assert record.exit_class == ExitClass.NEEDS_HUMAN
@@ -227,8 +219,7 @@ def test_loss_falls_on_a_small_set(bench: Bench) -> None:
             "optimizer": OptimizerConfig(lr=8e-3, warmup_steps=4, decay="cosine"),
         }
     )  # fmt: skip
-    work = bench.write("overfit", config, 1, 0)
-    run_alone(work)
+    work = bench.run("overfit", config, ranks=1)
     rows = [json.loads(line) for line in (checkpoint(work) / "metrics.jsonl").read_text().splitlines()]
     videos = [r["loss"] for r in rows if r["media"] == "video"]
     assert sum(videos[-8:]) < 0.75 * sum(videos[:8])
@@ -238,13 +229,10 @@ def test_loss_falls_on_a_small_set(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.deep)])
-def test_zero_stages_agree_and_resume_bit_equal(tmp_path: Path, ranks: int) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    script = Path(__file__).parent / "training_engine_probe.py"
-    done = subprocess.run(
-        [*torchrun(ranks), str(script), str(tmp_path)], env=environment, capture_output=True, timeout=400, check=False
+def test_zero_stages_agree_and_resume_bit_equal(nursery: Nursery, tmp_path: Path, ranks: int) -> None:
+    nursery.run(
+        ranks, [str(Path(__file__).parent / "training_engine_probe.py"), str(tmp_path)], tmp_path / "output.log"
     )
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
     expected = load_file(tmp_path / "stage0.straight.safetensors")
     for stage in range(4):
         straight, resumed = (load_file(tmp_path / f"stage{stage}.{k}.safetensors") for k in ("straight", "resumed"))

@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from training_helpers import clips, publish, request, write_dataset
+from training_nursery import Gang, Nursery
 
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.stage import StageContext
@@ -27,13 +28,13 @@ def torchrun(ranks: int) -> list[str]:
 
 @dataclass
 class Bench:
-    """Inputs of a training stage, and runs of it in named folders."""
+    """Inputs of a training stage, and runs of it in named folders: under torchrun, or forked where a nursery is."""
 
     root: Path
     inputs: list[tuple[str, ArtifactKind, str, Path]]
     config: TrainConfig
     device: str = "cpu"
-    finished: dict[str, Path] = field(default_factory=dict)
+    nursery: Nursery | None = None
 
     def write(self, name: str, config: TrainConfig, ranks: int, attempt: int) -> Path:
         work = self.root / name / f"attempt-{attempt}"
@@ -45,23 +46,25 @@ class Bench:
         (work / "request.json").write_text(made.model_dump_json())
         return work
 
-    def command(self, ranks: int, works: list[Path]) -> list[str]:
-        return [*torchrun(ranks), str(SCRIPT), *(str(w / "request.json") for w in works)]
+    def arguments(self, works: list[Path]) -> list[str]:
+        return [str(SCRIPT), *(str(w / "request.json") for w in works)]
 
-    def start(self, name: str, ranks: int, works: list[Path], fault: str = "") -> subprocess.Popen[bytes]:
+    def start(self, name: str, ranks: int, works: list[Path], fault: str = "") -> subprocess.Popen[bytes] | Gang:
+        own = {"M4V_EXPOSURE_LOG": str(self.root / name / "log"), "M4V_TEST_FAULT": fault}
+        if self.nursery is not None:
+            return self.nursery.start(ranks, self.arguments(works), works[0] / "output.log", own)
         environment = {
-            **os.environ, "OMP_NUM_THREADS": "1", "M4V_EXPOSURE_LOG": str(self.root / name / "log"),
+            **os.environ, **own, "OMP_NUM_THREADS": "1", "TORCHELASTIC_ERROR_FILE": "",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
-            "M4V_TEST_FAULT": fault, "TORCHELASTIC_ERROR_FILE": "",
         }  # fmt: skip
         log = (works[0] / "output.log").open("wb")
-        return subprocess.Popen(self.command(ranks, works), env=environment, stdout=log, stderr=log)
+        return subprocess.Popen([*torchrun(ranks), *self.arguments(works)], env=environment, stdout=log, stderr=log)
 
     def run(
         self, name: str, config: TrainConfig | None = None, ranks: int = 2, attempt: int = 0, fault: str = ""
     ) -> Path:
         work = self.write(name, config or self.config, ranks, attempt)
-        self.start(name, ranks, [work], fault).wait(timeout=400)
+        self.start(name, ranks, [work], fault).wait()
         return work
 
     def line(self, name: str, config: TrainConfig | None = None) -> list[list[tuple[int, str, int]]]:

@@ -139,7 +139,7 @@ def plant(point: str, at: int) -> None:
         before(Trainer, "_settle", lambda trainer, step, _: step == at and drained(trainer), lambda: None)
     elif point == "export":
         module: Any = export
-        module.save_checkpoint = die
+        module.parse_rows = die  # weights are written, numbers of the run are not
     else:
         raise ValueError(point)
 
