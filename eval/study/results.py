@@ -107,8 +107,8 @@ def _tally(study: Study, key: str, counted: Sequence[Sequence[Answer]]) -> _Tall
                 tally.wins[number, one, other] += 0.5 * (1 + np.sign(ranks[other] - ranks[one]))
             order = sorted(ranks)
             tally.by_task[answer.task].append(np.array([ranks[n] for n in order]))
-            # Of a pair, the second's rank follows from the first's: one unit, not two.
-            for system in order if study.mode == "rank" else order[:1]:
+            # A pair is counted from both sides, so that which system is written first says nothing.
+            for system in order:
                 tally.units[answer.task, system].append(ranks[system])
     return tally
 

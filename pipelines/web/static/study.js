@@ -26,7 +26,7 @@
   const choose = (input) => {
     input.checked = true;
     const own = input.closest("fieldset");
-    own.classList.remove("missing");
+    own.classList.remove("unanswered");
     if (unique) {
       for (const group of groups) {
         const other = chosen(group);
@@ -41,7 +41,7 @@
 
   form.addEventListener("submit", (event) => {
     const missing = groups.filter((group) => !chosen(group));
-    for (const group of groups) { group.classList.toggle("missing", missing.includes(group)); }
+    for (const group of groups) { group.classList.toggle("unanswered", missing.includes(group)); }
     if (missing.length === 0) {
       for (const button of form.querySelectorAll("button")) { button.disabled = true; }
       return;
