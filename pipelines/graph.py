@@ -147,11 +147,10 @@ def _training(build: _Builder, encode: str, datasets: Mapping[str, str]) -> tupl
             )
     if recipe.reward is not None:
         dataset = datasets.get(REWARD_STAGE, encode)
-        scorers = [weighted.scorer for weighted in recipe.reward.reward.scorers]
         inputs = {
             "dataset": (dataset, "dataset"),
             "checkpoint": (checkpoint, "checkpoint"),
-            **imported(codec, *scorers),
+            **imported(codec, *recipe.reward.scorers),
         }
         checkpoint = build.add("reward", stages.REWARD, recipe.reward, inputs)
         trained.append(checkpoint)

@@ -51,7 +51,7 @@ def rehearse(recipe: Recipe) -> Rehearsal:
     data["train"] = [_stage(config, recipe, f"train.{config.name}", ranks) for config in recipe.train]
     if recipe.reward is not None:
         data["reward"] = _stage(recipe.reward, recipe, "reward", ranks)
-        _scorers(data["reward"]["reward"], absent, notes)
+        _scorers(data["reward"], absent, notes)
     _ending(data)
     return Rehearsal(parse(Recipe, data, f"rehearsal of {recipe.name}"), tuple(notes))
 
@@ -90,8 +90,10 @@ def _weights(recipe: Recipe, data: dict[str, Any], absent: set[str], notes: list
     data["weights"] = [row for row in data["weights"] if row["name"] not in absent]
 
 
-def _scorers(reward: dict[str, Any], absent: set[str], notes: list[str]) -> None:
-    """The packaged score once, in place of all whose weights are not here."""
+def _scorers(stage: dict[str, Any], absent: set[str], notes: list[str]) -> None:
+    """The packaged score once, in place of all whose weights are not here; nothing stands in for one that is held out."""
+    reward, watch = stage["reward"], stage["watch"]
+    watch["held_out"] = [scorer for scorer in watch["held_out"] if scorer.get("weights") not in absent]
     here = [row for row in reward["scorers"] if row["scorer"].get("weights") not in absent]
     if len(here) < len(reward["scorers"]):
         gone = [row["scorer"]["weights"] for row in reward["scorers"] if row not in here]

@@ -15,6 +15,7 @@ from m4v.codec.shape import TEMPORAL, nearest_frames
 from m4v.config import Dtype, ModelConfig, Recompute, SamplerConfig, ScheduleConfig
 from m4v.core.config import FrozenModel, weights_names
 from m4v.scores.config import ConseConfig, ScorerConfig
+from training.reward.watch_config import WatchConfig
 from m4v.text.config import MiniLmConfig, TextEncoderConfig
 
 PYRAMID_STAGES = 3
@@ -283,8 +284,18 @@ class RewardConfig(TrainConfig):
     """Reward post-training: the flow loss stays on, the reward is added at the high stage."""
 
     reward: RewardTermConfig = RewardTermConfig()
+    watch: WatchConfig = WatchConfig()
+
+    @property
+    def scorers(self) -> tuple[ScorerConfig, ...]:
+        """Of the reward, and held out of it."""
+        return (*(weighted.scorer for weighted in self.reward.scorers), *self.watch.held_out)
+
+    def key_config(self) -> dict[str, object]:
+        """Without what an alarm leads to: a stage that it paused goes on from its state when asked to finish."""
+        return {**super().key_config(), "watch": self.watch.key_config()}
 
 
 def weights_of(config: RewardConfig) -> dict[str, str]:
     """Asset name -> sha256 of the frozen models that the reward reads."""
-    return {name: digest for s in config.reward.scorers for name, digest in s.scorer.packaged().items()}
+    return {name: digest for scorer in config.scorers for name, digest in scorer.packaged().items()}

@@ -50,14 +50,14 @@ def export_checkpoint(
         order=config.order,
         seed=context.seed,
         global_batch=tuple(order.step_size(step).samples for step in order.round),
-        cursor=config.steps,
+        cursor=manifest.step,  # fewer than asked for where the hacking watch ended the stage
         init_from=start.id,
         skipped=skipped,
     )
     write_atomic(directory / TRAINING_STATE, canonical_json(state.canonical()))
     write_atomic(directory / METRICS, lines)
     write_atomic(directory / METRICS_TABLE, metrics_table(rows))
-    for path in video_paths(config):
+    for path in video_paths(config, manifest.step):
         if context.state.exists(path):  # there are fewer where the dataset holds out fewer samples
             (directory / path).parent.mkdir(exist_ok=True)
             write_atomic(directory / path, context.state.read_bytes(path))

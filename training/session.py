@@ -5,6 +5,7 @@ Shared by `train` and `reward`, which differ in their objective only.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import json
@@ -25,12 +26,12 @@ from m4v.codec.config import CodecConfig
 from m4v.codec.interface import LatentCodec
 from m4v.config import CheckpointConfig
 from m4v.core.artifacts import Artifact
-from m4v.core.errors import ConfigError
+from m4v.core.errors import ConfigError, NeedsHuman
 from m4v.core.shard_index import INDEX, read_index
 from m4v.core.stage import StageContext
 from m4v.flow.schedule import PyramidSchedule
 from training.clock import time_collectives
-from training.config import TrainConfig
+from training.config import RewardConfig, TrainConfig
 from training.ema import Ema
 from training.encoders import check_samples, codec_constants
 from training.engine import DeepSpeedEngine, Engine, device_of_rank, init_process_group
@@ -43,6 +44,7 @@ from training.loader import INDEX_COLUMNS, Collator, SampleStore, Text
 from training.monitor import Monitor
 from training.objective import Objective
 from training.order import DataOrder, check_world_size
+from training.reward.watch import Alarm, Watch, WatchFinished
 from training.samples import COLUMNS
 from training.saved import Row, SaveManifest
 from training.saving import SaveFacts, Saver, record_save
@@ -85,6 +87,9 @@ def run_training(context: StageContext, config: TrainConfig, objective: Objectiv
                 break
             except RolledBack as news:
                 _record_roll_back(session, news)
+            except WatchFinished as news:
+                manifest = _good_save(session, news.alarm)
+                break
             gc.collect()  # the engine left behind, before another takes its room
             began, manifest = time.perf_counter(), _agree_on_save(session)
         if context.rank == 0 and manifest is not None:
@@ -116,6 +121,19 @@ def _train(
             monitor.close()
 
 
+def _good_save(session: Session, alarm: Alarm) -> SaveManifest:
+    """The save that a hacked reward stage ends with."""
+    session.context.metrics({"watch_alarm": dataclasses.asdict(alarm)})
+    saves = (candidate.manifest for candidate in session.states.candidates())
+    for manifest in saves:
+        if manifest is not None and manifest.step == alarm.good and not session.states.faults(manifest):
+            return manifest
+    raise NeedsHuman(
+        f"the last good save of stage {session.config.name!r} is not there any more", value=alarm.good, where="watch",
+        next_step="raise keep_saves, or keep_every, and train again",
+    )  # fmt: skip
+
+
 def _record_roll_back(session: Session, news: RolledBack) -> None:
     """Keep the decision, so that it holds from now on. An emergency save may be of a step that is left out: such saves
     go first, or a kill in between would have the stage go on from one."""
@@ -138,7 +156,9 @@ def open_session(context: StageContext, config: TrainConfig) -> Session:
     dataset, start = context.input("dataset"), context.input("checkpoint")
     index = read_index(dataset.path(INDEX), dict.fromkeys((*COLUMNS, CLIP, *INDEX_COLUMNS)))
     order = DataOrder(rows_of(index), config.order, context.seed, config.name)
-    states = StateStore(context.state, config.keep_saves, context.request.attempt_id)
+    # The good save of an alarm is the one before the last two; a drain's emergency save must not push it out.
+    keep = config.keep_saves + 2 * isinstance(config, RewardConfig)
+    states = StateStore(context.state, keep, context.request.attempt_id)
     return Session(context, config, dataset, start, index, order, states)
 
 
@@ -208,6 +228,7 @@ def _start(
         validator=_validator(session, checkpoint, collate, engine) if config.validation.every else None,
         costs=None if peak is None else StepCosts(checkpoint.model, session.order).start(),
         peak=peak,
+        watch=Watch(config.watch, config.save_every, rows) if isinstance(config, RewardConfig) else None,
     )
 
 

@@ -5,6 +5,7 @@ The engine computes, the order decides what is seen; `Trainer` holds what a rank
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from training.metrics import Speed
 from training.monitor import Monitor
 from training.order import DataOrder
 from training.prefetch import Prefetcher
+from training.reward.watch import Alarm, Watch, WatchFinished
 from training.saved import Kind, Row, SaveManifest, Shard
 from training.saving import DrainClock, Saver, is_due, is_permanent, record_save
 from training.stepping import Outcome, Stepper, suspects
@@ -60,6 +62,7 @@ class Trainer:
     pulse: Pulse
     step: int
     validator: Validator | None = None
+    watch: Watch | None = None  # of a reward stage
     monitor: Monitor | None = None  # of rank 0
     costs: StepCosts | None = None  # of rank 0, on a GPU whose `peak` operations a second are known
     peak: float | None = None
@@ -116,6 +119,27 @@ class Trainer:
             _log.warning("step %d of stage %r took no update: %s", step, self.config.name, outcome.row[SKIPPED])
         self.rows.append(outcome.row)
         self.step = step + 1
+        if self.watch is not None and (alarm := self.watch.add(outcome.row)) is not None:
+            self._heed(alarm, self.watch.on_alarm)
+
+    def _heed(self, alarm: Alarm, action: str) -> None:
+        """Say that the reward seems to be hacked, and leave the loop unless that is to be ignored. Every rank does the
+        same."""
+        record_save(self.context, {"event": "watch_alarm", **dataclasses.asdict(alarm)})
+        reasons = "; ".join(alarm.reasons)
+        if action == "ignore":
+            _log.warning("the hacking watch raised an alarm at step %d: %s", alarm.step, reasons)
+            return
+        self.saver.finish()  # the good save may be the one that is being written
+        if action == "finish" and alarm.good:
+            raise WatchFinished(alarm)
+        kept = f"the save of step {alarm.good} is good" if alarm.good else "no save is good, only the start model"
+        raise NeedsHuman(
+            f"the reward of stage {self.config.name!r} seems to be hacked at step {alarm.step}: {reasons}; {kept}",
+            where="watch",
+            next_step="look at the metrics, then run again with the stage's watch.on_alarm set to finish (the good save"
+            " is then its checkpoint) or ignore, or with a lower reward.weight",
+        )
 
     def _validate(self, row: Row, clock: StepClock) -> None:
         """Add the held-out losses to the step's row."""

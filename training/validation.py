@@ -151,8 +151,8 @@ def video_path(step: int, number: int) -> str:
     return f"{VIDEOS}/step-{step:08d}-{number:02d}.mp4"
 
 
-def video_paths(config: TrainConfig) -> list[str]:
-    """Names that videos of the stage may have."""
-    every, steps = config.validation.every, config.steps
+def video_paths(config: TrainConfig, steps: int) -> list[str]:
+    """Names that videos of the stage's first `steps` steps may have."""
+    every = config.validation.every
     due = sorted({*range(every, steps + 1, every), steps}) if every else []
     return [video_path(step, number) for step in due for number in range(config.validation.videos)]

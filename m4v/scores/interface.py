@@ -25,6 +25,10 @@ class Scorer(Protocol):
         """(n, d) features of captions, to be computed once."""
         ...
 
+    def image_features(self, frames: Tensor) -> Tensor:
+        """(B, d) unit vectors of frames (B, 3, H, W) in [0, 1]."""
+        ...
+
     def score(self, frames: Tensor, text_features: Tensor) -> Tensor:
         """(B,) fp32 score of frames (B, 3, H, W) in [0, 1] against row b of (B, d) features."""
         ...

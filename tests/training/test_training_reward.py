@@ -31,6 +31,8 @@ from training.order import DataOrder
 from training.reward.gradient_path import check_gradient_path
 from training.reward.objective import RewardObjective
 from training.reward.rewards import Rewards, WeightedScore
+from training.reward.watch import Watch
+from training.reward.watch_config import WatchConfig
 
 ORDER = OrderConfig(frames=17, tokens_per_pack=120, packs=1, image_every=0, high_units=2)
 MODEL = ModelConfig(
@@ -50,6 +52,9 @@ class Redness:
     def text_features(self, texts: Sequence[str]) -> Tensor:
         self.captions += texts
         return torch.ones(len(texts), 1)
+
+    def image_features(self, frames: Tensor) -> Tensor:
+        return nn.functional.normalize(frames.mean((2, 3)), dim=1)
 
     def score(self, frames: Tensor, text_features: Tensor) -> Tensor:
         return (frames[:, 0] - frames[:, 2]).mean((1, 2)) * text_features[:, 0]
@@ -190,6 +195,29 @@ def test_high_columns_can_be_kept_to_the_last_latents(order: DataOrder) -> None:
     units = [c.unit for pack in order.streams[0].cycle for c in pack if c.stage == 2]
     assert set(units) == {2, 3}
     assert {c.unit for pack in order.streams[0].cycle for c in pack if c.stage < 2} == {1, 2, 3}
+
+
+def test_a_reward_with_a_cheap_way_up_trips_the_watch_and_an_honest_stage_does_not(
+    dataset: Path, order: DataOrder
+) -> None:
+    """Redness is raised by painting everything red: the frames' saturation gives it away."""
+    data, every = batches(dataset, order, 3), 6
+
+    def watched(weight: float) -> Watch:
+        engine, goal, watch = PlainEngine(model(), lr=5e-3), objective(weight=weight), Watch(WatchConfig(), every)
+        for step in range(8 * every):
+            batch, size = data[step % len(data)], order.step_size(step % len(data))
+            terms = goal(engine, batch, size)  # type: ignore[arg-type]
+            means = {name: total / count for name, (total, count) in terms.logged.items() if count}
+            watch.add({"step": step, "loss": terms.flow / size.samples, **means})
+            engine.backward(terms.loss / size.samples)
+            engine.step()
+        return watch
+
+    alarm = watched(weight=30.0).alarm
+    assert alarm is not None
+    assert "frame_saturation" in " ".join(alarm.reasons)
+    assert watched(weight=1e-6).alarm is None
 
 
 class NoGradient:

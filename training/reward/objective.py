@@ -21,7 +21,9 @@ from training.engine import Engine
 from training.loader import Batch
 from training.objective import FLOW_NAMES, Logged, Terms, add_to, flow_terms
 from training.order import StepSize
-from training.reward.rewards import Rewards
+from training.reward.frames import contrast, frame_difference, grid_energy, saturation, similarity
+from training.reward.rewards import Rewards, Scored
+from training.reward.watch import FRAME_NAMES, REWARD
 from training.template import HIGH, Column
 
 
@@ -44,8 +46,8 @@ class RewardObjective:
     ) -> None:
         self._config, self._schedule, self._codec, self._rewards = config, schedule, codec, rewards
         self.high_window: tuple[float, float] | None = config.noise_window
-        extra = ("reward", *(f"score_{name}" for name in rewards.names), "reward_gradient", "flow_gradient", "clipped")
-        self.names = FLOW_NAMES + extra
+        shown = ("reward_gradient", "flow_gradient", "clipped", *FRAME_NAMES)
+        self.names = (*FLOW_NAMES, REWARD, *rewards.names, *shown)
 
     def __call__(self, engine: Engine, batch: Batch, size: StepSize) -> Terms:
         flow = flow_terms(engine, batch)
@@ -76,31 +78,39 @@ class RewardObjective:
         if not rows:
             return None
         velocity = prediction.detach().requires_grad_()
+        captions = [batch.captions[self._row(batch, i, c)] for i in rows]
         with torch.enable_grad():
-            frames = self._decode(batch.latents[c][rows], column.unit, _take(batch.columns[c], rows), velocity[rows])
-            scored = self._rewards(frames, [batch.captions[self._row(batch, i, c)] for i in rows])
+            video = self._decode(batch.latents[c][rows], column.unit, _take(batch.columns[c], rows), velocity[rows])
+            scored = self._rewards(video[:, :, -1], captions)
             (gradient,) = torch.autograd.grad(scored.reward.sum(), velocity)
+        return ScoredColumn(gradient, self._watched(video.detach(), captions, scored))
+
+    @torch.no_grad()
+    def _watched(self, video: Tensor, captions: list[str], scored: Scored) -> Logged:
+        """The scores, those that are held out of the loss, and what the frames look like."""
         logged: Logged = {}
-        add_to(logged, "reward", scored.reward.detach())
-        for name, scores in scored.by_scorer.items():
-            add_to(logged, f"score_{name}", scores)
-        frames = frames.detach()
-        edges = ((frames <= 0) | (frames >= 1)).float().flatten(1).mean(dim=1)
-        add_to(logged, "clipped", edges)
-        return ScoredColumn(gradient, logged)
+        add_to(logged, REWARD, scored.reward.detach())
+        frames = video[:, :, -1]
+        for name, scores in (scored.by_scorer | self._rewards.held_out(frames, captions)).items():
+            add_to(logged, name, scores)
+        add_to(logged, "clipped", ((frames <= 0) | (frames >= 1)).float().flatten(1).mean(dim=1))
+        looks = (saturation(frames), contrast(frames), grid_energy(frames), frame_difference(video))
+        for name, values in zip(FRAME_NAMES, (*looks, similarity(self._rewards.features(frames))), strict=True):
+            add_to(logged, name, values)
+        return logged
 
     @staticmethod
     def _row(batch: Batch, sample: int, column: int) -> int:
         return sample * len(batch.pack.columns) + column
 
     def _decode(self, clean: Tensor, unit: int, column: PackedColumn, velocity: Tensor) -> Tensor:
-        """Last pixel frame (b, 3, H, W) of the estimate of latent `unit`, decoded after the first latent and
-        the clean ones just before it (the codec is causal and treats the first latent apart)."""
+        """Pixel frames (b, 3, T, H, W) of the estimate of latent `unit`, of which the last is scored, decoded after the
+        first latent and the clean ones just before it (the codec is causal and treats the first latent apart)."""
         estimate = clean_estimate(self._schedule, column, velocity)
         begin = max(1, unit - 1 - self._config.context_latents)
         before = [clean[:, :, :1], clean[:, :, begin : unit - 1]] if unit > 1 else []
         latents = denormalise(torch.cat([*before, estimate], dim=2), self._codec.constants)
-        return self._codec.decode_tensor(latents, context=latents.shape[2] - 1)[:, :, -1]
+        return self._codec.decode_tensor(latents, context=latents.shape[2] - 1)
 
 
 def _take(column: PackedColumn, rows: list[int]) -> PackedColumn:

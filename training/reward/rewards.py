@@ -13,9 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from m4v.core.errors import ConfigError
 from m4v.scores import open_scorer
+from m4v.scores.config import ScorerConfig
 from m4v.scores.interface import Scorer
 from training.config import WeightedScorer
+from training.reward.watch import HELD_OUT
 
 REMEMBERED_CAPTIONS = 4096
 
@@ -43,32 +46,57 @@ class WeightedScore:
 
 @dataclass(frozen=True)
 class Scored:
-    """Weighted reward (b,) with gradient, and each scorer's own scores (b,) by name."""
+    """Weighted reward (b,) with gradient, and each scorer's own scores (b,) by metric name, without."""
 
     reward: Tensor
     by_scorer: dict[str, Tensor]
 
 
 class Rewards:
-    """All scorers of a stage."""
+    """All scorers of a stage: those of the reward, and those held out of it, which are only watched."""
 
-    def __init__(self, scores: Sequence[WeightedScore]) -> None:
-        self._scores = tuple(scores)
+    def __init__(self, scores: Sequence[WeightedScore], held_out: Sequence[WeightedScore] = ()) -> None:
+        self._scores = {f"score_{s.scorer.name}": s for s in scores}
+        self._held_out = {f"{HELD_OUT}{s.scorer.name}": s for s in held_out}
+        if len(self._scores) < len(scores) or len(self._held_out) < len(held_out):
+            raise ConfigError("two scorers of a reward have one name", value=[s.scorer.name for s in scores])
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(s.scorer.name for s in self._scores)
+        """Metric names of all scores."""
+        return (*self._scores, *self._held_out)
 
     def __call__(self, frames: Tensor, captions: Sequence[str]) -> Scored:
         """Score frames (b, 3, H, W) in [0, 1] against their captions, in float32."""
-        by_scorer = {
-            s.scorer.name: s.scorer.score(frames, s.text_features(captions).to(frames.device)) for s in self._scores
-        }
-        reward = torch.stack([s.weight * by_scorer[s.scorer.name] for s in self._scores]).sum(dim=0)
-        return Scored(reward, {name: score.detach() for name, score in by_scorer.items()})
+        found = {name: _score(s, frames, captions) for name, s in self._scores.items()}
+        reward = torch.stack([s.weight * found[name] for name, s in self._scores.items()]).sum(dim=0)
+        return Scored(reward, {name: score.detach() for name, score in found.items()})
+
+    @torch.no_grad()
+    def held_out(self, frames: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Scores (b,) of the scorers that no gradient comes from, by metric name."""
+        return {name: _score(s, frames, captions) for name, s in self._held_out.items()}
+
+    @torch.no_grad()
+    def features(self, frames: Tensor) -> Tensor:
+        """(b, d) unit vectors of frames, by a scorer that is held out where there is one."""
+        first = next(iter((self._held_out or self._scores).values()))
+        return first.scorer.image_features(frames)
 
 
-def open_rewards(configs: Sequence[WeightedScorer], folders: Mapping[str, Path], device: str = "cpu") -> Rewards:
+def _score(scored: WeightedScore, frames: Tensor, captions: Sequence[str]) -> Tensor:
+    return scored.scorer.score(frames, scored.text_features(captions).to(frames.device))
+
+
+def open_rewards(
+    configs: Sequence[WeightedScorer],
+    held_out: Sequence[ScorerConfig],
+    folders: Mapping[str, Path],
+    device: str = "cpu",
+) -> Rewards:
     """Scorers of a recipe, self-tested; `folders`: those of imported weights. Raises InputError when a model's files
-    have not been fetched or imported."""
-    return Rewards([WeightedScore(open_scorer(c.scorer, folders, device), c.weight) for c in configs])
+    have not been fetched or imported, ConfigError when two scorers have one name."""
+    return Rewards(
+        [WeightedScore(open_scorer(c.scorer, folders, device), c.weight) for c in configs],
+        [WeightedScore(open_scorer(config, folders, device), 0.0) for config in held_out],
+    )

@@ -26,7 +26,7 @@ def run(context: StageContext) -> None:
         device = context.resources.device
         folders = context.weights_folders()
         opened = open_codec(codec, folders, device)
-        rewards = open_rewards(config.reward.scorers, folders, device)
+        rewards = open_rewards(config.reward.scorers, config.watch.held_out, folders, device)
         check_gradient_path(opened, rewards, device)
         return RewardObjective(config.reward, PyramidSchedule(checkpoint.schedule), opened, rewards)
 
