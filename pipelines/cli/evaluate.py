@@ -23,7 +23,8 @@ evaluate = typer.Typer(help="Evaluation: VBench, its totals and the leaderboard.
 
 
 def register(app: typer.Typer) -> None:
-    import pipelines.cli.evaluate_setup  # noqa: F401 - adds setup
+    import pipelines.cli.evaluate_leaderboard
+    import pipelines.cli.evaluate_setup  # noqa: F401 - adds its verb, as the one above
 
     app.add_typer(evaluate, name="evaluate")
 

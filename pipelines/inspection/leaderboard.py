@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
-from eval.records import SCORES, Identity, MetricScore, ScoreSet, read_record
-from eval.stages.gate import MIN_PROMPTS
+from eval.records import SCORES, Identity, ScoreSet, read_record
 from m4v.core.artifacts import MANIFEST, Artifact, ArtifactKind
 from m4v.core.canonical import digest_json
 from m4v.core.errors import DataIntegrityError
-from m4v.core.rng import generator
-from pipelines import stages
+from pipelines.inspection.scored import (
+    CONFIDENCE,
+    RESAMPLES,
+    Change,
+    Score,
+    changes_of,
+    figures_of,
+    interval,
+    scores_of,
+)
 from pipelines.ledger import ArtifactRow, Ledger, RunRow
 
-RESAMPLES = 2000
-CONFIDENCE = 0.95
+__all__ = [
+    "CONFIDENCE", "NEWEST", "RESAMPLES", "Board", "Change", "Entry", "Gate", "Leaderboard", "Metric", "Score",
+    "interval", "leaderboard", "protocol_of", "read_scores",
+]  # fmt: skip
+SCORING = ("evaluate", "vbench")  # stages whose output is scores of samples
+GATE = "gate"
+
 NEWEST = 200  # evaluations looked at unless asked for more
-_SEED = 0
 _MODEL_FIELDS = ("checkpoint", "ema", "codec", "text_encoder")  # of an identity: the model's own
 
 
@@ -35,17 +44,6 @@ class Metric:
     description: str
     higher_is_better: bool | None
     chance: float | None
-
-
-@dataclass(frozen=True)
-class Score:
-    """Mean over the videos that the metric applies to; `interval` is a bootstrap over prompts, None below
-    `MIN_PROMPTS` of them."""
-
-    mean: float | None
-    interval: tuple[float, float] | None
-    videos: int
-    prompts: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class Entry:
-    """One evaluation of one checkpoint."""
+    """One evaluation of one checkpoint.
+
+    - figures: over a suite's dimensions (`vbench.total`, as fractions); failed: dimensions without a score, and why.
+    - changes: by metric, against the scores `against`: those of a channel's checkpoint, else of the evaluation before.
+    """
 
     checkpoint: str
     stage: str | None
@@ -73,6 +75,14 @@ class Entry:
     scores: Mapping[str, Score]
     gates: tuple[Gate, ...]
     channels: tuple[str, ...]
+    figures: Mapping[str, Score] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
+    against: str | None = None
+    changes: Mapping[str, Change] = field(default_factory=dict)
+
+    def score(self, name: str) -> Score | None:
+        """Of a figure or a metric."""
+        return self.figures.get(name) or self.scores.get(name)
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class Board:
     facts: Mapping[str, object]
     metrics: tuple[Metric, ...]
     entries: tuple[Entry, ...]
+    figures: tuple[str, ...] = ()
 
     def sorted_by(self, metric: str | None, descending: bool | None = None) -> tuple[Entry, ...]:
         """Best first, those without a value last; `descending` turns it round. Without a metric, newest first."""
@@ -92,7 +103,8 @@ class Board:
             descending = next((m.higher_is_better for m in self.metrics if m.name == metric), True) is not False
 
         def key(entry: Entry) -> tuple[bool, float]:
-            value = entry.scores[metric].mean if metric in entry.scores else None
+            score = entry.score(metric)
+            value = None if score is None else score.mean
             return value is None, 0.0 if value is None else (-value if descending else value)
 
         return tuple(sorted(self.entries, key=key))
@@ -109,7 +121,8 @@ class Leaderboard:
 
 def leaderboard(ledger: Ledger, cache: Path, *, newest: int = NEWEST) -> Leaderboard:
     """Boards by protocol, the one with the newest evaluation first; an evaluation of the same scores counts once."""
-    runs = ledger.runs(stage=stages.EVALUATE.name, limit=newest + 1)
+    both = [run for stage in SCORING for run in ledger.runs(stage=stage, limit=newest + 1)]
+    runs = sorted(both, key=lambda run: run.committed_at, reverse=True)[: newest + 1]
     gates = _gates(ledger, newest * 2)
     channels = _channels(ledger)
     found: dict[str, list[tuple[ScoreSet, Entry]]] = {}
@@ -152,22 +165,6 @@ def _present(artifact: Artifact) -> Artifact:
     return artifact
 
 
-def interval(score: MetricScore, prompts: Sequence[int], metric: str) -> tuple[tuple[float, float] | None, int]:
-    """Bootstrap interval of the mean over prompts (a prompt's samples averaged), and the number of prompts. The draws
-    depend on the metric's name alone, so a page shows the same figures every time."""
-    groups: dict[int, list[float]] = {}
-    for prompt, value in zip(prompts, score.values, strict=True):
-        if value is not None:
-            groups.setdefault(prompt, []).append(value)
-    means = np.array([np.mean(groups[p]) for p in sorted(groups)])
-    if len(means) < MIN_PROMPTS:
-        return None, len(means)
-    draws = generator(_SEED, "leaderboard", metric).integers(0, len(means), size=(RESAMPLES, len(means)))
-    tail = (1.0 - CONFIDENCE) / 2
-    low, high = np.quantile(means[draws].mean(axis=1), [tail, 1.0 - tail])
-    return (float(low), float(high)), len(means)
-
-
 def _entry(
     ledger: Ledger,
     run: RunRow,
@@ -182,29 +179,24 @@ def _entry(
     return Entry(
         checkpoint=checkpoint, stage=_stage(makers[-1]) if makers else None, scores_id=row.artifact_id,
         samples_id=samples, run_id=run.run_id, evaluated_at=run.committed_at, videos=len(scores.per_video),
-        scores=_scores_of(row.uri, row.artifact_id, scores), gates=gates.get(row.artifact_id, ()),
-        channels=channels.get(checkpoint, ()),
+        scores=scores_of(row.uri, row.artifact_id, scores), gates=gates.get(row.artifact_id, ()),
+        channels=channels.get(checkpoint, ()), figures=figures_of(row.uri, row.artifact_id, scores),
+        failed=scores.figures.failed if scores.figures is not None else {},
     )  # fmt: skip
 
 
-_SCORES: dict[tuple[str, str], dict[str, Score]] = {}
-_KEPT = 4096
-
-
-def _scores_of(uri: str, artifact_id: str, scores: ScoreSet) -> Mapping[str, Score]:
-    """Of immutable scores, so the draws are made once a process."""
-    place = (uri, artifact_id)
-    if place not in _SCORES:
-        if len(_SCORES) >= _KEPT:
-            _SCORES.pop(next(iter(_SCORES)))
-        prompts = [video.prompt_index for video in scores.per_video]
-        _SCORES[place] = {name: _score(name, metric, prompts) for name, metric in scores.metrics.items()}
-    return _SCORES[place]
-
-
-def _score(name: str, metric: MetricScore, prompts: Sequence[int]) -> Score:
-    bounds, count = interval(metric, prompts, name)
-    return Score(metric.mean, bounds, metric.count, count)
+def _with_changes(pairs: Sequence[tuple[ScoreSet, Entry]]) -> tuple[Entry, ...]:
+    """Entries of a board (newest first), each against the newest that a channel names, else the one before it."""
+    promoted = next((pair for pair in pairs if pair[1].channels), None)
+    found = []
+    for number, (scores, entry) in enumerate(pairs):
+        other = promoted or (pairs[number + 1] if number + 1 < len(pairs) else None)
+        if other is None or other[1] is entry:
+            found.append(entry)
+            continue
+        ids = (entry.scores_id, other[1].scores_id)
+        found.append(replace(entry, against=ids[1], changes=changes_of(ids, scores, other[0])))
+    return tuple(found)
 
 
 def _stage(run: RunRow) -> str:
@@ -227,13 +219,18 @@ def _board(protocol: str, pairs: Sequence[tuple[ScoreSet, Entry]]) -> Board:
         "seed": f"{identity.base_seed} ({identity.seed_rule})", "sampler": json.dumps(identity.sampler, sort_keys=True),
         "video codec": identity.video_codec,
     }  # fmt: skip
-    return Board(protocol, facts, tuple(metrics.values()), tuple(entry for _, entry in pairs))
+    if identity.suite is not None:
+        facts["suite"] = (
+            f"{identity.suite.name} {identity.suite.version}, {identity.suite.mode}, {identity.suite.prompt_set}"
+        )
+    figures = tuple(dict.fromkeys(name for _, entry in pairs for name in entry.figures))
+    return Board(protocol, facts, tuple(metrics.values()), _with_changes(pairs), figures)
 
 
 def _gates(ledger: Ledger, limit: int) -> dict[str, tuple[Gate, ...]]:
     """Verdicts by the scores that they judge, newest first; each verdict once."""
     found: dict[str, dict[str, Gate]] = {}
-    for run in ledger.runs(stage=stages.GATE.name, limit=limit):
+    for run in ledger.runs(stage=GATE, limit=limit):
         inputs = {port.name: port.artifact_id for port in run.inputs}
         row = ledger.artifact(run.output("scores").artifact_id, ArtifactKind.SCORES)
         gate = Gate(

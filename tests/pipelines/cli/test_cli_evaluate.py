@@ -1,11 +1,18 @@
-"""`m4v evaluate totals`: JSON, tables and what is refused."""
+"""`m4v evaluate totals` and `leaderboard`: JSON, tables and what is refused."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "inspection"))
+
+from evaluated_home import GOOD, EvaluatedHome
+
 from eval.vbench.constants import DIMENSIONS
 from m4v.core.errors import ExitClass
+from pipelines.ledger import Ledger
+from pipelines.workspace import Workspace
 
 M4v = Callable[..., tuple[int, str, str]]
 
@@ -36,3 +43,27 @@ def test_totals_refuse_in_one_line(m4v: M4v, tmp_path: Path) -> None:
     assert "no such dimension: 'colour'" in err
     assert err.count("\n") == 1
     assert m4v("evaluate", "totals", str(tmp_path / "none.json"))[0] == ExitClass.CONFIG
+
+
+def test_leaderboard_of_an_empty_home_names_published_systems_and_sources(m4v: M4v) -> None:
+    code, out, _ = m4v("evaluate", "leaderboard", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["boards"] == []
+    assert {row["source"] for row in found["published"]["rows"]} == set(found["published"]["sources"])
+    text = m4v("evaluate", "leaderboard")[1]
+    assert "M4V (Wan2.1)\tpaper-table-1\t86.14\t87.56\t80.45" in text
+
+
+def test_leaderboard_shows_scores_with_intervals_and_marks(m4v: M4v, tmp_path: Path) -> None:
+    with Ledger.open(Workspace.open(tmp_path / "home").ledger_url) as ledger:
+        home = EvaluatedHome(tmp_path, ledger)
+        first, *_ = home.evaluated([0.4, 0.5, 0.6, 0.5, 0.4, 0.6])
+        worse, *_ = home.evaluated([0.3, 0.4, 0.5, 0.4, 0.3, 0.5])
+        ledger.move_channel("production", first, expected=None, moved_by="me", reason="")
+    entries = json.loads(m4v("evaluate", "leaderboard", "--sort", GOOD, "--json")[1])["boards"][0]["entries"]
+    assert [e["checkpoint"] for e in entries] == [first, worse]
+    assert entries[1]["changes"][GOOD]["regression"]
+    assert entries[0]["channels"] == ["production"]
+    lines = m4v("evaluate", "leaderboard")[1].splitlines()
+    assert any(line.startswith(worse) and "0.4 [" in line and "▼" in line and "▲" in line for line in lines)

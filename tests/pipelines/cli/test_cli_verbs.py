@@ -28,7 +28,7 @@ FROZEN = {
     "weights": ("list", "check", "import"),
 }  # fmt: skip
 LATER = {
-    "reconcile", "evaluate run", "evaluate setup", "evaluate leaderboard", "study create",
+    "reconcile", "evaluate run", "study create",
     "study serve", "study results",
 }  # fmt: skip
 # Beside DESIGN's: what reads, and what puts back or brings up to date something that a frozen verb made.
@@ -43,6 +43,7 @@ READS = (
     "lineage up", "lineage down", "lineage exposure", "channels list", "channels gates", "takedown impact",
     "takedown list", "takedown show", "takedown verify", "takedown plan", "ledger verify", "ledger sinks", "flops",
     "data sources", "data inspect", "data quarantine", "weights list", "weights check", "evaluate totals",
+    "evaluate leaderboard",
 )  # fmt: skip
 
 M4v = Callable[..., tuple[int, str, str]]

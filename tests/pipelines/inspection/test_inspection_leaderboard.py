@@ -77,6 +77,23 @@ def test_gates_and_channels_stand_beside_their_checkpoint(home: EvaluatedHome) -
     assert next(e for e in _board(home).entries if e.scores_id == scores_id).channels == ()
 
 
+def test_a_regression_is_marked_against_the_channel_or_the_evaluation_before(home: EvaluatedHome) -> None:
+    first, first_scores, _ = home.evaluated([0.4, 0.5, 0.6, 0.5, 0.4, 0.6])
+    _, worse, _ = home.evaluated([0.3, 0.4, 0.5, 0.4, 0.3, 0.5])
+    _, equal, _ = home.evaluated([0.5, 0.4, 0.6, 0.5, 0.6, 0.4])
+    entries = {e.scores_id: e for e in _board(home).entries}
+    assert entries[first_scores].against is None
+    change = entries[worse].changes[GOOD]
+    assert (entries[worse].against, change.regression, change.gain) == (first_scores, True, pytest.approx(-0.1))
+    assert entries[worse].changes[BAD].improvement, "of noise less is better"
+    assert entries[equal].against == worse
+    home.ledger.move_channel("production", first, expected=None, moved_by="me", reason="")
+    entries = {e.scores_id: e for e in _board(home).entries}
+    assert entries[first_scores].changes == {}
+    assert entries[equal].against == first_scores
+    assert not entries[equal].changes[GOOD].regression
+
+
 def test_scores_whose_bytes_are_gone_are_named(home: EvaluatedHome) -> None:
     _, gone, record = home.evaluated([0.1] * 6)
     home.evaluated([0.9] * 6)
