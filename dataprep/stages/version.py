@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from dataprep.encode.dataset import DATASET, write_facts
@@ -16,19 +15,9 @@ from dataprep.quarantine import QUARANTINE
 from dataprep.shards import SHARDS
 from dataprep.versions import facts as version_facts
 from dataprep.versions.config import Merge, Remove, Subset, VersionConfig
-from dataprep.versions.parents import (
-    COLUMNS,
-    MERGED_COLUMNS,
-    Mask,
-    Parent,
-    check_encoders,
-    overlaps,
-    repeated_clips,
-    samples_of,
-    warn,
-    without_repeats,
-)
+from dataprep.versions.parents import Mask, Parent, check_encoders, samples_of, without_repeats
 from dataprep.versions.select import remove, subset
+from dataprep.versions.twice import overlaps, repeated_clips
 from dataprep.versions.write import Plan, plan, write_shards
 from m4v.core.errors import InputError
 from m4v.core.stage import StageContext
@@ -46,7 +35,7 @@ def run(context: StageContext) -> None:
     check_encoders(parents)
     reasons = remove(parents[0].batches, operation) if isinstance(operation, Remove) else None
     masks = _masks(operation, parents, reasons)
-    kept = samples_of(parents, masks, [*COLUMNS, *(MERGED_COLUMNS if isinstance(operation, Merge) else ())])
+    kept = samples_of(parents, masks)
     # A sample that a merge finds twice is not left out: it is there once.
     gone = 0 if isinstance(operation, Merge) else sum(p.rows for p in parents) - len(kept)
     if not len(kept):
@@ -57,12 +46,12 @@ def run(context: StageContext) -> None:
     planned = plan(parents, kept)
     written = _write(context, config, parents, planned)
     version_facts.share_null_text(context, parents)
-    version_facts.bring_reconstructions(context, out, parents, kept)
+    version_facts.bring_reconstructions(context, out, parents, masks)
     quarantined = version_facts.bring_quarantine(out / QUARANTINE, parents, config)
     if reasons is not None:
         version_facts.write_removed(out / version_facts.REMOVED, parents[0], reasons)
     counted = version_facts.dataset_facts(parents, kept, len(planned.shared) + len(written), quarantined)
-    version = _version(config, parents, kept, gone, len(planned.shared), len(written))
+    version = _version(config, parents, masks, gone, len(planned.shared), len(written))
     write_facts(out / DATASET, {**counted, "version": version})
     told = {k: counted[k] for k in ("samples", "videos", "images", "captions", "tokens", "shards")}
     context.summary(OUTPUT, {**told, "operation": config.operation.kind, "parents": version["parents"]})
@@ -106,13 +95,13 @@ def _write(context: StageContext, config: VersionConfig, parents: list[Parent], 
 
 
 def _version(
-    config: VersionConfig, parents: list[Parent], kept: pa.Table, gone: int, shared: int, written: int
+    config: VersionConfig, parents: list[Parent], masks: list[Mask], gone: int, shared: int, written: int
 ) -> dict[str, object]:
     """What `dataset.json` says of how this dataset came to be; only a merge can bring clips together that overlap."""
     twice: dict[str, object] = {}
     if isinstance(config.operation, Merge):
-        twice["overlaps"] = warn(overlaps(kept), "pairs of clips overlap in time")
-        twice["repeated_clips"] = warn(repeated_clips(kept), "clips are encoded at several sizes")
+        twice["overlaps"] = overlaps(parents, masks).warn("pairs of clips overlap in time")
+        twice["repeated_clips"] = repeated_clips(parents, masks).warn("clips are encoded at several sizes")
     return {
         "operation": version_facts.operation_facts(config),
         "parents": [parent.artifact.id for parent in parents],

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dataprep.encode.dataset import NULL_TEXT, RECONSTRUCTIONS, write_facts
 from dataprep.quarantine import QUARANTINE, QuarantineRow, read_quarantine, write_quarantine
 from dataprep.versions.config import MixtureWeight, Remove, Subset, VersionConfig
-from dataprep.versions.parents import Parent
+from dataprep.versions.parents import Mask, Parent
 from dataprep.versions.select import REASON, REASONS
 from m4v.core.canonical import digest_json
 from m4v.core.errors import ConfigError
@@ -102,8 +102,8 @@ def bring_quarantine(path: Path, parents: Sequence[Parent], config: VersionConfi
     return len(rows)
 
 
-def bring_reconstructions(context: StageContext, out: Path, parents: Sequence[Parent], kept: pa.Table) -> None:
-    """Reconstructions of clips that stay; their videos are shared."""
+def bring_reconstructions(context: StageContext, out: Path, parents: Sequence[Parent], kept: Sequence[Mask]) -> None:
+    """Reconstructions of clips that stay; their videos are shared. `kept`: which rows of each parent."""
     listing = f"{RECONSTRUCTIONS}.json"
     shown: dict[str, dict[str, Any]] = {}
     report: dict[str, Any] = {}
@@ -112,14 +112,25 @@ def bring_reconstructions(context: StageContext, out: Path, parents: Sequence[Pa
             continue
         found = json.loads(parent.artifact.path(listing).read_bytes())
         report = report or found
-        ids = pa.array([clip["clip_id"] for clip in found["clips"]], pa.string())
-        stays = pc.is_in(ids, value_set=kept["clip_id"]).to_pylist()
-        for clip, is_kept in zip(found["clips"], stays, strict=True):
-            if is_kept and clip["clip_id"] not in shown:
+        stay = _staying(parents, kept, [clip["clip_id"] for clip in found["clips"]])
+        for clip in found["clips"]:
+            if clip["clip_id"] in stay and clip["clip_id"] not in shown:
                 shown[clip["clip_id"]] = clip
                 context.share("dataset", clip["file"], parent.artifact, clip["file"])
     if report:
         write_facts(out / listing, {**report, "clips": list(shown.values())})
+
+
+def _staying(parents: Sequence[Parent], kept: Sequence[Mask], clips: Sequence[str]) -> set[str]:
+    """Those of some clips that have a sample which stays."""
+    asked, found = pa.array(clips, pa.string()), set[str]()
+    for parent, mask in zip(parents, kept, strict=True):
+        start = 0
+        for batch in parent.batches(["clip_id"]):
+            here = pa.array(mask[start : start + len(batch)])
+            start += len(batch)
+            found.update(batch["clip_id"].filter(pc.and_(here, pc.is_in(batch["clip_id"], asked))).to_pylist())
+    return found
 
 
 def share_null_text(context: StageContext, parents: Sequence[Parent]) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +23,9 @@ from m4v.core.shard_index import INDEX, MEMBERS, RUN_ROWS, SCHEMA, index_rows
 PARENT, ROW = "parent", "row"  # columns: number of the dataset that a row is of, and its place in that index
 # What is kept in memory of the samples of a version; the rest of an index is read in batches, ten million rows of it
 # are 7 GB.
-COLUMNS = ("clip_id", "source", "media", "shard", "bucket_t", "bucket_h", "bucket_w", "tokens", "captions")
-MERGED_COLUMNS = ("source_id", "start_us", "end_us")  # beside these: what can overlap
+_TEXTS = ("source", "media", "shard")  # few different ones, so that numbers stand for them
+_COLUMNS = (*_TEXTS, "bucket_t", "bucket_h", "bucket_w", "tokens", "captions")
 EXAMPLES = 10
-_log = logging.getLogger(__name__)
-
 Mask = NDArray[np.bool_]
 
 
@@ -65,15 +62,6 @@ class Parent:
         return dict(held)
 
 
-class Overlap(NamedTuple):
-    """Two clips of one source file that share time."""
-
-    source: str
-    source_id: str
-    first: str
-    second: str
-
-
 def check_encoders(parents: Sequence[Parent]) -> None:
     """Raises InputError when the samples of two datasets mean different things."""
     first = parents[0]
@@ -88,21 +76,27 @@ def check_encoders(parents: Sequence[Parent]) -> None:
                 )
 
 
-def samples_of(parents: Sequence[Parent], kept: Sequence[Mask], columns: Sequence[str]) -> pa.Table:
-    """Columns of the samples that stay, of all parents in order, with their `parent` and `row`. `kept`: which rows of
-    each parent."""
+def samples_of(parents: Sequence[Parent], kept: Sequence[Mask]) -> pa.Table:
+    """What is kept in memory of the samples that stay, of all parents in order, with their `parent` and `row`. `kept`:
+    which rows of each parent."""
     places = pa.schema([(PARENT, pa.int32()), (ROW, pa.int64())])
-    parts = [pa.schema([*(SCHEMA.field(name) for name in columns), *places]).empty_table()]
+    parts = [_numbered(pa.schema([*(SCHEMA.field(name) for name in _COLUMNS), *places]).empty_table())]
     for number, (parent, mask) in enumerate(zip(parents, kept, strict=True)):
         start = 0
-        for batch in parent.batches(columns):
+        for batch in parent.batches(_COLUMNS):
             here = mask[start : start + len(batch)]
             rows = np.flatnonzero(here) + start
             start += len(batch)
-            part = batch.select(columns).filter(pa.array(here))
-            part = part.append_column(places.field(PARENT), pa.array(np.full(len(rows), number, np.int32)))
-            parts.append(part.append_column(places.field(ROW), pa.array(rows)))
-    return pa.concat_tables(parts)
+            part = batch.select(_COLUMNS).filter(pa.array(here))
+            part = part.append_column(PARENT, pa.array(np.full(len(rows), number, np.int32)))
+            parts.append(_numbered(part.append_column(ROW, pa.array(rows))))
+    return pa.concat_tables(parts).unify_dictionaries()
+
+
+def _numbered(table: pa.Table) -> pa.Table:
+    for name in _TEXTS:
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].dictionary_encode())
+    return table
 
 
 def without_repeats(parents: Sequence[Parent]) -> list[Mask]:
@@ -164,35 +158,3 @@ def _check_equal(parents: Sequence[Parent], repeated: pa.Array) -> None:
             f"{len(names)} samples have different bytes in two datasets", value=names[:EXAMPLES],
             where=", ".join(p.artifact.id[:12] for p in parents), next_step="remove them from one of the two first",
         )  # fmt: skip
-
-
-def overlaps(table: pa.Table) -> list[Overlap]:
-    """Clips of one source file whose spans overlap, each with the one it runs into; images have no span."""
-    columns = ["source", "source_id", "start_us", "end_us", "clip_id"]
-    videos = table.select(columns).filter(pc.greater(table["end_us"], table["start_us"]))
-    ordered = videos.sort_by([(name, "ascending") for name in columns])
-    found: list[Overlap] = []
-    file, reaches, longest = None, 0, ""
-    for batch in ordered.to_batches(max_chunksize=65_536):
-        for source, source_id, start, end, clip in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-            if (source, source_id) != file:
-                file, reaches, longest = (source, source_id), 0, ""
-            if start < reaches and clip != longest:
-                found.append(Overlap(source, source_id, longest, clip))
-            if end > reaches:
-                reaches, longest = end, clip
-    return sorted(set(found))
-
-
-def repeated_clips(table: pa.Table) -> list[str]:
-    """Clips with more than one sample (encoded at several sizes)."""
-    counts = table.group_by("clip_id", use_threads=False).aggregate([([], "count_all")])
-    return sorted(counts.filter(pc.greater(counts["count_all"], 1))["clip_id"].to_pylist())
-
-
-def warn(found: Sequence[object], what: str) -> dict[str, object]:
-    """Log a warning about what training would meet twice; returns what stands in the version's facts."""
-    if found:
-        _log.warning("%d %s, e.g. %s", len(found), what, found[0])
-    shown = [list(one) if isinstance(one, tuple) else one for one in found[:EXAMPLES]]
-    return {"count": len(found), "examples": shown}

@@ -46,18 +46,19 @@ def plan(parents: Sequence[Parent], kept: pa.Table) -> Plan:
             if held.get((number, source)) == samples:
                 size = parent.artifact.manifest.entry(f"{SHARDS}/{source}").size_bytes
                 shared.append(SharedShard(shard_name(len(shared)), number, source, size))
-    places = pa.array([_place(s.parent, s.source) for s in shared], pa.string())
-    stays = pc.is_in(_places(kept), value_set=places)
+    places = {(s.parent, s.source) for s in shared}
+    stay = [_stays(batch, places) for batch in kept.select([PARENT, "shard"]).to_batches()]
+    stays = pa.chunked_array(stay, pa.bool_())
     rows = kept.select([PARENT, ROW])
     return Plan(shared, rows.filter(stays), rows.filter(pc.invert(stays)))
 
 
-def _place(parent: int, shard: str) -> str:
-    return f"{parent}/{shard}"
-
-
-def _places(table: pa.Table) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(pc.cast(table[PARENT], pa.string()), table["shard"], "/")
+def _stays(rows: pa.RecordBatch, places: set[tuple[int, str]]) -> pa.Array:
+    """Whether the shard of each row, all of one parent, is among the (parent, shard)."""
+    shards = rows["shard"].dictionary.to_pylist()
+    parent = rows[PARENT][0].as_py() if len(rows) else 0
+    shared = np.array([(parent, shard) in places for shard in shards], dtype=np.bool_)
+    return pa.array(shared[rows["shard"].indices.to_numpy()])
 
 
 def _counts(table: pa.Table) -> dict[tuple[int, str], int]:
