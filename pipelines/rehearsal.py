@@ -91,7 +91,7 @@ def _weights(recipe: Recipe, data: dict[str, Any], absent: set[str], notes: list
 
 
 def _scorers(stage: dict[str, Any], absent: set[str], notes: list[str]) -> None:
-    """The packaged score once, in place of all whose weights are not here; nothing stands in for one that is held out."""
+    """The packaged score once, in place of all whose weights are not here; nothing stands in for one held out."""
     reward, watch = stage["reward"], stage["watch"]
     watch["held_out"] = [scorer for scorer in watch["held_out"] if scorer.get("weights") not in absent]
     here = [row for row in reward["scorers"] if row["scorer"].get("weights") not in absent]

@@ -15,8 +15,8 @@ from m4v.codec.shape import TEMPORAL, nearest_frames
 from m4v.config import Dtype, ModelConfig, Recompute, SamplerConfig, ScheduleConfig
 from m4v.core.config import FrozenModel, weights_names
 from m4v.scores.config import ConseConfig, ScorerConfig
-from training.reward.watch_config import WatchConfig
 from m4v.text.config import MiniLmConfig, TextEncoderConfig
+from training.reward.watch_config import WatchConfig
 
 PYRAMID_STAGES = 3
 
