@@ -89,6 +89,7 @@ def words_of(error: BaseException) -> str:
 
 def environment(request: dict[str, Any]) -> dict[str, Any]:
     """Installed packages and, of each dimension asked for, why it does not import (null: it does)."""
+    packages = installed()
     schemas = import_torchvision(request["device"])
     refuse_downloads()
     found: dict[str, str | None] = {}
@@ -99,10 +100,11 @@ def environment(request: dict[str, Any]) -> dict[str, Any]:
         except Exception as error:
             traceback.print_exc()
             found[name] = words_of(error)
-    return {"dimensions": found, "operator_schemas": schemas, **installed()}
+    return {"dimensions": found, "operator_schemas": schemas, **packages}
 
 
 def installed() -> dict[str, Any]:
+    """Before anything is imported: `pkg_resources` puts what setuptools carries among the installed."""
     rows = {(d.metadata["Name"] or "").lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
     return {"python": platform.python_version(), "packages": dict(sorted(rows.items()))}
 
@@ -153,6 +155,7 @@ def refuse_downloads() -> None:
 
 def evaluate(request: dict[str, Any]) -> dict[str, Any]:
     dimension, device_name = request["dimension"], request["device"]
+    packages = installed()
     schemas = import_torchvision(device_name)
     refuse_downloads()
     import torch
@@ -170,7 +173,7 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
     with watched_detector(dimension, parts, device, request.get("picture")):
         score, rows = getattr(module, f"compute_{dimension}")(full_info, device, parts)
     rows = [[r["video_path"], plain(r["video_results"])] for r in rows]
-    return {"score": plain(score), "videos": rows, "operator_schemas": schemas, **installed()}
+    return {"score": plain(score), "videos": rows, "operator_schemas": schemas, **packages}
 
 
 def plain(value: Any) -> bool | float:

@@ -1,0 +1,115 @@
+"""Run in the core environment: `python standin_weights.py CACHE TORCH_HOME`. Random weights in the formats that VBench
+reads, each as small as the format allows. They say nothing of any video; only tests use them.
+"""
+
+import gzip
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+spec = importlib.util.spec_from_file_location("worker", os.environ["M4V_WORKER"])
+worker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(worker)
+
+HUB = '''
+"""STAND-IN of a test for facebookresearch/dino: a tiny network under the name of DINO's, loaded as DINO's hubconf does."""
+import torch
+from vision_transformer import Tiny
+
+dependencies = ["torch"]
+
+
+def dino_vitb16(pretrained=True, **kwargs):
+    model = Tiny()
+    url = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
+    model.load_state_dict(torch.hub.load_state_dict_from_url(url, map_location="cpu"))
+    return model.eval()
+'''
+NETWORK = """
+import torch
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches = torch.nn.Conv2d(3, 32, 16, 16)
+
+    def forward(self, x):
+        return self.patches(x).relu().mean(dim=(2, 3))
+"""
+
+
+def main(cache: Path, torch_home: Path) -> None:
+    vocabulary = Path(importlib.util.find_spec("clip").origin).with_name("bpe_simple_vocab_16e6.txt.gz")
+    place(cache / "ViCLIP").joinpath(vocabulary.name)
+    shutil.copy(vocabulary, place(cache / "ViCLIP") / vocabulary.name)
+    assert gzip.open(vocabulary).readline()
+    os.environ["VBENCH_CACHE_DIR"] = str(cache)
+    worker.import_torchvision("cpu")
+    import torch
+
+    torch.manual_seed(0)
+    dino(torch, cache, torch_home)
+    clip_archive(torch, place(cache / "clip_model") / "ViT-B-32.pt", embedding=512)
+    clip_archive(torch, cache / "clip_model" / "ViT-L-14.pt", embedding=768)
+    torch.save(
+        torch.nn.Linear(768, 1).state_dict(),
+        place(cache / "aesthetic_model" / "emb_reader") / "sa_0_4_vit_l_14_linear.pth",
+    )
+    flow_and_interpolation(torch, cache)
+    from pyiqa.archs.musiq_arch import MUSIQ
+
+    torch.save(MUSIQ(pretrained=False).state_dict(), place(cache / "pyiqa_model") / "musiq_spaq_ckpt-358bb6af.pth")
+    from vbench.third_party.ViCLIP.simple_tokenizer import SimpleTokenizer
+    from vbench.third_party.ViCLIP.viclip import ViCLIP
+
+    model = ViCLIP(tokenizer=SimpleTokenizer(str(cache / "ViCLIP" / vocabulary.name)), pretrain=None)
+    for weight in model.parameters():  # some are left as memory was
+        torch.nn.init.normal_(weight, std=0.02)
+    torch.save({"model": model.state_dict()}, cache / "ViCLIP" / "ViClip-InternVid-10M-FLT.pth")
+
+
+def place(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def dino(torch, cache: Path, torch_home: Path) -> None:
+    repository = place(cache / "dino_model" / "facebookresearch_dino_main")
+    (repository / "hubconf.py").write_text(HUB)
+    (repository / "vision_transformer.py").write_text(NETWORK)
+    (repository / "utils.py").write_text("")
+    sys.path.insert(0, str(repository))
+    from vision_transformer import Tiny
+
+    torch.save(Tiny().state_dict(), place(torch_home / "hub" / "checkpoints") / "dino_vitbase16_pretrain.pth")
+
+
+def clip_archive(torch, path: Path, embedding: int) -> None:
+    """A TorchScript archive, as OpenAI publishes them; one narrow layer, from whose shapes the package learns sizes."""
+    from clip.model import CLIP
+
+    model = CLIP(embedding, 224, 1, 64, 32, 77, 49408, 64, 1, 1).eval()
+    example = (torch.zeros(1, 3, 224, 224), torch.zeros(1, 77, dtype=torch.long))
+    torch.jit.save(torch.jit.trace(model, example, check_trace=False), str(path))
+
+
+def flow_and_interpolation(torch, cache: Path) -> None:
+    import vbench
+    from easydict import EasyDict
+    from omegaconf import OmegaConf
+    from vbench.third_party.amt.utils.build_utils import build_from_cfg
+    from vbench.third_party.RAFT.core.raft import RAFT
+
+    raft = RAFT(EasyDict(small=False, mixed_precision=False, alternate_corr=False))
+    weights = {f"module.{name}": value for name, value in raft.state_dict().items()}
+    torch.save(weights, place(cache / "raft_model" / "models") / "raft-things.pth")
+    config = Path(vbench.__file__).parent / "third_party" / "amt" / "cfgs" / "AMT-S.yaml"
+    amt = build_from_cfg(OmegaConf.load(config).network)
+    torch.save({"state_dict": amt.state_dict()}, place(cache / "amt_model") / "amt-s.pth")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
