@@ -53,7 +53,7 @@ class WeightsEntry(WeightsConfig):
     """Third-party weights to import, and where their published files lie.
 
     `name` is what `encode.codec.weights`, `encode.text_encoder.weights`, `init.weights` and the reward's scorers say;
-    `entry` is a row of `m4v weights list`. `location` (a directory; by default the entry's place below the weights root)
+    `entry` is a row of `m4v weights list`. `location` (a directory, else the entry's place below the weights root)
     is never in a key: the files' bytes are. `artifact:ID` takes an import that the ledger has; the published files may
     be gone. `published` false takes a model of one's own in the same format.
     """
