@@ -41,7 +41,6 @@ train:
   - {{name: 17f, remove: true}}
   - {{name: 33f, remove: true}}
 reward: null
-profiles: {{local: {{stages: {{train: {{ranks: 1}}}}}}}}  # two are the recipe micro's own matter
 """
 UNTIL = ("--no-prefect", "--until", "generate.trained")
 

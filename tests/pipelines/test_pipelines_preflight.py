@@ -107,7 +107,7 @@ def test_the_next_estimate_is_corrected_by_what_a_run_measured(home: Path) -> No
     before = preflight(session.recipe, session.nodes, made, session.ledger)["train.17f"].estimate
     assert before.step_seconds is None
     assert any("no time is told" in words for words in before.assumptions)
-    measured(session, "train.17f", 0.25, 2)
+    measured(session, "train.17f", 0.25, 1)
     found = preflight(session.recipe, session.nodes, made, session.ledger)
     assert found["train.17f"].estimate.step_seconds == pytest.approx(0.25)
     assert any("measured in an earlier run" in words for words in found["train.17f"].estimate.assumptions)
