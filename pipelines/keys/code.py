@@ -7,6 +7,7 @@ functions count, as do the `__init__` files on the way and a stage's declared da
 from __future__ import annotations
 
 import ast
+import atexit
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from m4v.core.canonical import digest_file
 from m4v.core.errors import ConfigError
+from pipelines.keys.parsed import ParsedImports, place
 
 OUR_PACKAGES = frozenset({"dataprep", "eval", "m4v", "pipelines", "training"})
 CODE_ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +92,18 @@ def _imports(path: Path, name: str) -> tuple[str, ...]:
 @lru_cache(maxsize=4096)
 def _parse_imports(path: Path, package: str, _mtime_ns: int, _size: int) -> tuple[str, ...]:
     source = path.read_bytes()
+    return _parsed().names(source, package, lambda: _parse(path, source, package))
+
+
+@lru_cache(maxsize=1)
+def _parsed() -> ParsedImports:
+    """The store of this process, written when it ends; this file's own digest says which parser it is."""
+    parsed = ParsedImports(place(), _digest(Path(__file__)))
+    atexit.register(parsed.save)
+    return parsed
+
+
+def _parse(path: Path, source: bytes, package: str) -> tuple[str, ...]:
     try:
         tree = ast.parse(source, filename=path.name)
     except SyntaxError as error:

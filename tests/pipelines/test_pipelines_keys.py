@@ -1,7 +1,8 @@
 """Stage keys: what is in them, what is not, and how differences are put in words."""
 
+import ast
+import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,17 @@ from m4v.core.config import FrozenModel
 from m4v.core.errors import ConfigError
 from m4v.core.stage import Resources
 from pipelines.environment import Target
-from pipelines.keys import CODE_ROOT, KeyRecord, changes, flatten, key_record, probe_value, reachable_files, summarise
+from pipelines.keys import (
+    CODE_ROOT,
+    KeyRecord,
+    changes,
+    code,
+    flatten,
+    key_record,
+    probe_value,
+    reachable_files,
+    summarise,
+)
 from pipelines.keys.code import OUR_PACKAGES
 from pipelines.spec import InputSpec, StageNode, StageSpec
 
@@ -267,8 +278,55 @@ def test_flatten_keeps_empty_containers():
     assert flatten({"a": {}, "b": [], "c": {"d": [1, {"e": 2}]}}) == {"a": {}, "b": [], "c.d.0": 1, "c.d.1.e": 2}
 
 
-def test_the_walk_is_quick():
-    start = time.perf_counter()
-    for _ in range(20):
-        reachable_files(["pipelines.stage_process:main", "pipelines.launchers.local:LocalLauncher"])
-    assert time.perf_counter() - start < 1.0
+def parsed_files(monkeypatch, root, *references):
+    """Names of the files that a new process would parse, and what it finds."""
+    parsed, real = [], ast.parse
+    monkeypatch.setattr(code.ast, "parse", lambda source, filename: parsed.append(filename) or real(source, filename))
+    code._parse_imports.cache_clear()
+    code._parsed.cache_clear()
+    found = reachable_files(references, root=root)
+    code._parsed().save()
+    return parsed, found
+
+
+def test_a_file_is_parsed_once_for_all_processes(tmp_path, monkeypatch):
+    store = tmp_path / "cache" / "imports.json"
+    monkeypatch.setattr(code, "place", lambda: store)
+    root = tmp_path / "tree"
+    write_tree(root, {"eval/__init__.py": "", "eval/a.py": "from . import b\n", "eval/b.py": "import m4v.core\n"})
+    parsed, first = parsed_files(monkeypatch, root, "eval.a:run")
+    assert sorted(parsed) == ["__init__.py", "a.py", "b.py"]
+    parsed, second = parsed_files(monkeypatch, root, "eval.a:run")
+    assert (parsed, second) == ([], first)
+    write_tree(root, {"eval/b.py": "import eval.c\n", "eval/c.py": "x = 1\n"})
+    parsed, edited = parsed_files(monkeypatch, root, "eval.a:run")
+    assert (sorted(parsed), set(edited)) == (["b.py", "c.py"], {*first, "eval/c.py"})
+    write_tree(root, {"m4v/a.py": "from . import b\n", "m4v/b.py": "import eval.a\n", "m4v/__init__.py": ""})
+    assert "m4v/b.py" in parsed_files(monkeypatch, root, "m4v.a:run")[1], "the same bytes mean other files elsewhere"
+
+
+@pytest.mark.parametrize("damage", ["", "[1]", '{"parser": 1}', "truncated", "altered", "another parser"])
+def test_a_damaged_store_of_parsed_files_is_parsed_anew(tmp_path, monkeypatch, damage):
+    store = tmp_path / "imports.json"
+    monkeypatch.setattr(code, "place", lambda: store)
+    write_tree(tmp_path, {"eval/__init__.py": "", "eval/a.py": "import eval.b\n", "eval/b.py": "y = 1\n"})
+    _, expected = parsed_files(monkeypatch, tmp_path, "eval.a:run")
+    stored = json.loads(store.read_bytes())
+    changed = {
+        "truncated": store.read_text()[:-9],
+        "altered": json.dumps({**stored, "files": stored["files"].replace("eval.b", "eval.x")}),
+        "another parser": json.dumps({**stored, "parser": "0" * 64}),
+    }
+    store.write_text(changed.get(damage, damage))
+    parsed, found = parsed_files(monkeypatch, tmp_path, "eval.a:run")
+    assert (len(parsed), found) == (3, expected)
+
+
+def test_without_a_place_to_keep_them_files_are_parsed(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    write_tree(tmp_path, {"eval/__init__.py": "", "eval/a.py": "x = 1\n"})
+    for where in (None, blocked / "imports.json"):
+        monkeypatch.setattr(code, "place", lambda where=where: where)
+        parsed, found = parsed_files(monkeypatch, tmp_path, "eval.a:run")
+        assert (len(parsed), set(found)) == (2, {"eval/__init__.py", "eval/a.py"})
