@@ -1,11 +1,11 @@
-"""Runs the command line as a user does, in processes of its own, and looks at what it leaves."""
+"""Runs the command line in processes of its own, which have its imports already, and looks at what it leaves."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
+from warm_start import WarmProcess, start_warm
 
 from m4v.core.errors import ExitClass
 from pipelines.ledger import AttemptRow, Ledger, Status
 
 PIPELINE_TIMEOUT_S = 400
 COMMAND = (sys.executable, "-m", "pipelines.cli.main")
+ENTRY = "pipelines.cli.main:main"
 FoundT = TypeVar("FoundT")
 Nodes = dict[str, dict[str, Any]]
 
@@ -27,34 +29,26 @@ def m4v(
     home: Path, *arguments: str, code: int = ExitClass.OK, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a verb on `home` to its end; fails the test when it ends with another code."""
-    done = subprocess.run(
-        [*COMMAND, "--home", str(home), *arguments],
-        env={**os.environ, **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PIPELINE_TIMEOUT_S,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        said, complained = Path(folder) / "stdout", Path(folder) / "stderr"
+        process = start(home, *arguments, output=said, errors=complained, environment=environment)
+        try:
+            ended = process.wait(PIPELINE_TIMEOUT_S)
+        finally:
+            process.kill()
+        done = subprocess.CompletedProcess(arguments, ended, said.read_text(), complained.read_text())
     if done.returncode != code:
-        said = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        pytest.fail(f"m4v {' '.join(arguments)} ended with {done.returncode}, not {code}\n{said}")
+        said_last = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        pytest.fail(f"m4v {' '.join(arguments)} ended with {done.returncode}, not {code}\n{said_last}")
     return done
 
 
 def start(
-    home: Path, *arguments: str, output: Path, environment: Mapping[str, str] | None = None
-) -> subprocess.Popen[bytes]:
-    """Start a verb in a process group of its own; both streams go to the file `output`."""
-    with output.open("wb") as stream:
-        return subprocess.Popen(
-            [*COMMAND, "--home", str(home), *arguments],
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    home: Path, *arguments: str, output: Path, errors: Path | None = None, environment: Mapping[str, str] | None = None
+) -> WarmProcess:
+    """Start a verb in a process group of its own; both streams go to the file `output`, unless `errors` is another."""
+    words = ["--home", str(home), *arguments]
+    return start_warm(ENTRY, words, stdout=output, stderr=errors, environment=environment)
 
 
 def run_json(
@@ -83,7 +77,7 @@ def statuses(nodes: Nodes) -> set[str]:
     return {node["status"] for node in nodes.values()}
 
 
-def wait_for(find: Callable[[], FoundT | None], process: subprocess.Popen[bytes], output: Path, what: str) -> FoundT:
+def wait_for(find: Callable[[], FoundT | None], process: WarmProcess, output: Path, what: str) -> FoundT:
     """What `find` returns at last; fails the test when the process ends before, or the time is up."""
     deadline = time.monotonic() + PIPELINE_TIMEOUT_S
     while time.monotonic() < deadline:
