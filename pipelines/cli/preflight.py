@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipelines.cli.output import duration, print_rows, size
+from pipelines.generation_cost import GenerationCost
 from pipelines.plan import hours_text
 from pipelines.preflight import Preflight
 from pipelines.session import Session
 
 BILLION = 1e9
+PETA = 1e15
 
 
 def print_notes(session: Session) -> None:
@@ -46,6 +48,22 @@ def print_preflight(found: Mapping[str, Preflight]) -> None:
     for node, each in found.items():
         if each.advice is not None:
             print(f"{node}: {each.advice}")
+
+
+def print_generation(found: Mapping[str, GenerationCost]) -> None:
+    """A row for each stage that samples videos on GPUs: what they cost on each type."""
+    if not found:
+        return
+    types = tuple(next(iter(found.values())).gpu_hours)
+    columns = ("stage", "prompts", "videos", "PFLOP a video", *(f"{name}: a video, GPU-hours" for name in types))
+    rows = [
+        (node, each.prompts, f"{each.videos:,}", f"{each.flops / PETA:.3g}",
+         *(f"{duration(each.seconds[name])}, {hours_text(each.gpu_hours[name])}" for name in types))
+        for node, each in found.items()
+    ]  # fmt: skip
+    print_rows(columns, rows, title="Videos to sample")
+    for words in dict.fromkeys(w for each in found.values() for w in each.assumptions):
+        print(f"assumed: {words}")
 
 
 _KEPT = {"none": "all activations", "selective": "products", "block": "block inputs"}

@@ -25,8 +25,9 @@ from pipelines.cli.output import (
     short,
     size,
 )
-from pipelines.cli.preflight import print_notes, print_preflight
+from pipelines.cli.preflight import print_generation, print_notes, print_preflight
 from pipelines.execute import PipelineRun
+from pipelines.generation_cost import generation_costs
 from pipelines.plan import Plan, PlanStep, hours_text
 from pipelines.preflight import preflight, refuse, with_estimates
 from pipelines.session import Session, open_session
@@ -73,6 +74,7 @@ def plan(
     made = session.plan(until, tolerant=diff is None)
     found = preflight(session.recipe, session.nodes, made, session.ledger)
     made = with_estimates(made, found)
+    videos = generation_costs(session.nodes, made)
     if diff is not None:
         from pipelines.cli.plan_diff import print_plan_diff
         from pipelines.compare.plans import compare_plan
@@ -81,11 +83,15 @@ def plan(
         print_json({**compared.to_json(), "plan": made.to_json()}) if json_ else print_plan_diff(compared)
     elif json_:
         stages = {node: each.to_json() for node, each in found.items()}
-        print_json({**made.to_json(), "preflight": stages, "notes": list(session.notes)})
+        costs = {node: each.to_json() for node, each in videos.items()}
+        print_json({**made.to_json(), "preflight": stages, "generation": costs, "notes": list(session.notes)})
     else:
         print_notes(session)
         print_plan(made)
         print_preflight(found)
+        print_generation(
+            {s.node_id: videos[s.node_id] for s in made.steps if s.node_id in videos and s.device != "cpu"}
+        )
     refuse(found)
 
 

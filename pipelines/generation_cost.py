@@ -1,0 +1,106 @@
+"""What the videos of an evaluation cost before the first is sampled, by type of GPU.
+
+JSON of `m4v plan --json`, key `generation`: {node id: GenerationCost}; seconds and GPU-hours of each type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from eval.config import GenerateConfig
+from eval.prompts import jobs
+from m4v.codec.shape import TEMPORAL
+from m4v.config import ModelConfig, SamplerConfig
+from pipelines.plan import Plan, PlanStatus
+from pipelines.spec import StageNode
+from training.preflight import GPUS
+from training.preflight.work import forward_flops
+from training.template import Column
+
+SPATIAL = 8  # pixels per latent place
+HIGH = 2  # the pyramid's highest stage
+GPU_TYPES = ("h200", "h100-80gb", "a100-80gb")
+# Table 4 of the paper: 226 s for a video of 121 frames at 768p on one A100 (text, sampling, decoding), where this
+# arithmetic counts 15.0 PFLOP; the same share of the peak is assumed of other GPUs.
+ASSUMED_UTILISATION = 0.213
+
+
+@dataclass(frozen=True)
+class GenerationCost:
+    """Of one `generate` node. `forwards`, `flops`: of one video; `seconds`: of one video by GPU type; `gpu_hours`: of
+    all of them."""
+
+    prompts: int
+    videos: int
+    forwards: int
+    flops: float
+    seconds: dict[str, float]
+    gpu_hours: dict[str, float]
+    assumptions: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def generation_costs(nodes: Sequence[StageNode], plan: Plan) -> dict[str, GenerationCost]:
+    """Of the `generate` nodes that `plan` expects to run; none of a checkpoint whose model the graph does not tell."""
+    by_id = {node.id: node for node in nodes}
+    found = {}
+    for step in plan.steps:
+        node = by_id[step.node_id]
+        if step.status is PlanStatus.HIT or not isinstance(node.config, GenerateConfig):
+            continue
+        model = _model_behind(node, by_id)
+        if isinstance(model, ModelConfig) and isinstance(node.config.sampler, SamplerConfig):
+            found[node.id] = cost_of(model, node.config)
+    return found
+
+
+def cost_of(model: ModelConfig, config: GenerateConfig) -> GenerationCost:
+    """Every forward of the sampler, counted: latent frame by latent frame with its history, each stage of the pyramid,
+    twice where guidance is on, thrice where self-quality guidance is, too."""
+    forwards, flops = video_work(model, config)
+    videos = len(jobs(config.prompts, config.samples_per_prompt))
+    seconds = {}
+    for name in GPU_TYPES:
+        peak = GPUS[name].bfloat16 if config.dtype == "bfloat16" else GPUS[name].float32
+        seconds[name] = flops / (peak * 1e12 * ASSUMED_UTILISATION)
+    return GenerationCost(
+        prompts=len(config.prompts),
+        videos=videos,
+        forwards=forwards,
+        flops=flops,
+        seconds=seconds,
+        gpu_hours={name: videos * each / 3600 for name, each in seconds.items()},
+        assumptions=(f"videos are sampled at {ASSUMED_UTILISATION:.1%} of a GPU's peak, decoding included: the share "
+                     "that the paper's 226 s a video of 121 frames at 768p on an A100 make",),
+    )  # fmt: skip
+
+
+def video_work(model: ModelConfig, config: GenerateConfig) -> tuple[int, float]:
+    """Forwards of one video and their operations."""
+    sampler, height, width = config.sampler, config.height // SPATIAL, config.width // SPATIAL
+    assert isinstance(sampler, SamplerConfig)
+    forwards, flops = 0, 0.0
+    for unit in range(1, (config.frames - 1) // TEMPORAL + 2):
+        first = unit == 1
+        guidance = sampler.guidance_first if first else sampler.guidance_later
+        for stage, steps in enumerate(sampler.steps_first if first else sampler.steps_later):
+            quality = sampler.self_guidance > 0 and stage == HIGH and unit >= sampler.self_guidance_from
+            times = steps * (1 + (guidance > 0) + quality)
+            forwards += times
+            flops += times * forward_flops(model, Column(stage, unit), height, width)
+    return forwards, flops
+
+
+def _model_behind(node: StageNode, by_id: Mapping[str, StageNode]) -> object:
+    """Model of the nearest stage upstream whose config has one; None where another pipeline made the checkpoint."""
+    source = node.inputs.get("checkpoint")
+    while source is not None:
+        upstream = by_id[source[0]]
+        if (model := getattr(upstream.config, "model", None)) is not None:
+            return model
+        source = upstream.inputs.get("checkpoint")
+    return None
