@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -196,9 +195,7 @@ def test_fetch_brings_everything_once(shop: Path, tmp_path: Path, capsys: pytest
     assert not (root / ".packages").exists()
     for path in shop.iterdir():
         path.unlink()  # from here on, pip would fail
-    begin = time.perf_counter()
     assert assets.fetch("micro") == 0
-    assert time.perf_counter() - begin < 1
     assert assets.main(["verify", "micro"]) == 0
     assert assets.main(["fetch", "micro", "--list"]) == 0
     assert capsys.readouterr().out.count("present\tmicro") == 4

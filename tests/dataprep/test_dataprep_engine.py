@@ -140,11 +140,9 @@ def test_the_meter_counts_items_and_their_processor_time(engine: Engine) -> None
 
 @with_children
 def test_a_hanging_item_is_killed_and_the_rest_goes_on(engine: Engine) -> None:
-    started = time.monotonic()
     results = list(engine.map(hang_on_two, [1, 2, 3, 4], timeout_s=6.0))
     assert [r for r in results if not isinstance(r, ItemFailure)] == [1, 3, 4]
     assert results[1] == ItemFailure(Reason.TIMEOUT, "no answer within 6 s")
-    assert time.monotonic() - started < 300
 
 
 @with_children
@@ -156,9 +154,10 @@ def test_closing_early_leaves_the_engine_usable(engine: Engine) -> None:
 
 
 def test_isolate_gives_even_one_worker_its_own_process() -> None:
+    before = {*multiprocessing.active_children()}
     with open_engine(Resources(workers=1), isolate=True) as isolated:
         assert list(isolated.map(process_id, [0])) != [os.getpid()]
-    assert not multiprocessing.active_children()
+    assert not {*multiprocessing.active_children()} - before
 
 
 def test_unknown_engine_is_a_config_error() -> None:

@@ -59,13 +59,13 @@ def test_a_copy_that_a_worker_uses_stays(tmp_path: Path) -> None:
     def use(ready: object) -> None:
         MediaCache(tmp_path, 1000).get(name(1), 600, filled(600))
         ready.set()  # type: ignore[attr-defined]
-        time.sleep(60)
+        time.sleep(600)
 
     ready = FORK.Event()
     worker = FORK.Process(target=use, args=(ready,))
     worker.start()
     try:
-        assert ready.wait(20)
+        assert ready.wait(300)
         with pytest.raises(InfrastructureError, match="all others are in use"):
             MediaCache(tmp_path, 1000, patience_s=0.3).get(name(2), 600, filled(600))
         assert held(tmp_path) == ["01"]
