@@ -77,7 +77,7 @@
     if (event.ctrlKey || event.metaKey || event.altKey) { return; }
     const onButton = event.target.closest?.("button, a");
     if (/^[0-9]$/.test(event.key) && type(event.key)) { event.preventDefault(); }
-    if (event.key === " " && !onButton && !event.target.closest?.("input")) { event.preventDefault(); play(!running()); }
+    if (event.key.toLowerCase() === "p") { play(!running()); }
     if (event.key === "Enter" && !onButton) { event.preventDefault(); form.requestSubmit(); }
   });
 

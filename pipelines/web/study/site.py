@@ -35,7 +35,7 @@ SiteDep = Annotated[StudySite, Depends(site_of)]
 def page(request: Request, template: str, status: int = 200, **values: object) -> HTMLResponse:
     """A whole page: `study/<template>.html.jinja`. It is kept nowhere: its address is the invitation."""
     text = environment().get_template(f"study/{template}.html.jinja").render(study=site_of(request).study, **values)
-    return HTMLResponse(text, status, headers={"cache-control": "no-store", "referrer-policy": "no-referrer"})
+    return HTMLResponse(text, status, headers={"cache-control": "no-store"})
 
 
 @cache
