@@ -110,6 +110,8 @@ class DedupConfig(FrozenModel):
 class CurateConfig(FrozenModel):
     """Config of the `curate` stage.
 
+    `decoder`: `pyav` decodes VP8 and VP9 twice and holds AV1 to the letter, since these carry no checksums and most
+    damage would pass; `pyav-once` does not, for collections whose encoder bends the rules.
     `interlaced`: what becomes of clips past `filters.max_interlaced`; deinterlacing takes the upper field of every
     frame, half the lines.
     `missing_caption`: what becomes of a clip that no caption covers (at least `min_caption_overlap` of its
@@ -122,7 +124,7 @@ class CurateConfig(FrozenModel):
     `captions`: clean-up, provenance and re-captioning; null takes captions as the sources give them.
     """
 
-    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    decoder: Literal["pyav", "pyav-once", "decord", "torchcodec"] = "pyav"
     limits: LimitsConfig = LimitsConfig()
     shots: ShotConfig = ShotConfig()
     signals: SignalConfig = SignalConfig()

@@ -62,7 +62,7 @@ def latent_error(codec: LatentCodec, path: Path, frames: list[int], stored: Tens
     (16, t, h, w), over the rms of that, both normalised. Raises ItemError when the media cannot be decoded."""
     _, t, h, w = stored.shape
     wanted = frames[: 1 if t == 1 else frames_to_check(codec)]
-    pictures = [picture for _, picture in sound(open_reader(path, "pyav").shown(wanted))]
+    pictures = [picture for _, picture in sound(open_reader(path, "pyav-once").shown(wanted))]
     covered = np.stack([cover(picture, SPATIAL * h, SPATIAL * w) for picture in pictures])
     made = normalise(torch.from_numpy(codec.encode(covered))[None], codec.constants)
     held = normalise(stored[None], codec.constants)[:, :, : made.shape[2]]

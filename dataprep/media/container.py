@@ -27,6 +27,8 @@ _CHECKED = {"err_detect": "crccheck+explode"}
 _CHECKED_CODECS = frozenset(("hevc", "mpeg4", "mpeg1video", "mpeg2video", "vp9"))
 # The H.264 decoder would take a jump to an open group of pictures for damage.
 _CHECKED_WHEN_CLOSED = frozenset(("h264",))
+# dav1d compares the bits after a tile's last symbol (AV1 specification, 8.2.4) only then.
+_STRICT, _STRICT_CODECS = {"strict": "strict"}, frozenset(("libdav1d",))
 # FFmpeg's own VP8 and VP9 decoders drop the alpha plane, and read on past the end of damaged data without a word;
 # those of libvpx refuse such a packet and all that depends on it, at the same speed and with the same pixels.
 _CAREFUL_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -80,12 +82,13 @@ def _open_failure(path: Path, error: Exception) -> ItemError:
 
 @contextlib.contextmanager
 def open_video(
-    path: Path, max_pixels: int = MAX_PIXELS, *, closed: bool = False, edited: bool = True
+    path: Path, max_pixels: int = MAX_PIXELS, *, closed: bool = False, edited: bool = True, strict: bool = False
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its main video stream, single-threaded; a frame of more than `max_pixels` fails to decode.
 
     `closed`: no picture refers to one before the last key frame, so that whatever does not decode is damage.
     `edited`: as the file's edit list says; else all that is in it.
+    `strict`: the decoder holds the stream to rules of its format that are of no use to decoding.
 
     Raises ItemError: empty, not_media, no_index, no_video, missing_file.
     """
@@ -102,6 +105,8 @@ def open_video(
         stream.codec_context.thread_count = 1
         codecs = _CHECKED_CODECS | _CHECKED_WHEN_CLOSED if closed else _CHECKED_CODECS
         checked = _CHECKED if stream.codec_context.name in codecs else {}
+        if strict and stream.codec_context.name in _STRICT_CODECS:
+            checked = _STRICT
         stream.codec_context.options = {**checked, "max_pixels": str(max_pixels)}
         yield container, stream
 

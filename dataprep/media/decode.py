@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +17,10 @@ from dataprep.media.reader import FrameReader, PyAvReader, sound
 from dataprep.media.sampling import sample_frames
 from dataprep.media.torchcodec_reader import TorchcodecReader
 
-Backend = Literal["pyav", "decord", "torchcodec"]
+Backend = Literal["pyav", "pyav-once", "decord", "torchcodec"]
 _READERS: dict[str, Callable[[Path], FrameReader]] = {
     "pyav": PyAvReader,
+    "pyav-once": partial(PyAvReader, watched=False),
     "decord": DecordReader,
     "torchcodec": TorchcodecReader,
 }
@@ -38,7 +40,7 @@ def decode_span(
     size: tuple[int, int],
     crop: tuple[int, int, int, int] | None = None,
     end_frame: int | None = None,
-    backend: Backend = "pyav",
+    backend: Backend = "pyav-once",
     deinterlace: bool = False,
 ) -> Frame:
     """`frames` pictures at `fps`, from source frame `first_frame`: uint8 (frames, height, width, 3) RGB.
@@ -46,7 +48,7 @@ def decode_span(
     `size` is (height, width): the picture (after `crop`, a box x0, y0, x1, y1 of displayed pixels) is scaled to
     cover it and its centre is cut. Sample k is the source frame nearest in time to first + k / fps.
     `end_frame` (exclusive, a source frame) bounds the clip; `deinterlace` takes one field of each frame.
-    Deterministic.
+    Deterministic. The default backend takes the file for one that curation has looked through.
     Raises ItemError: too_short when the clip ends before the last sample, and every reason of the decoders.
     """
     reader = open_reader(path, backend)

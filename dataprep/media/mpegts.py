@@ -19,6 +19,8 @@ _CHUNK = 1 << 13  # packets a read
 _MAX_FAULTS = 1000
 _ANY = -1
 _FIRST_STREAM = 0xBC  # lowest stream id of a PES packet
+_PLAIN = frozenset((0xBC, 0xBE, 0xBF, 0xF0, 0xF1, 0xF2, 0xF8, 0xFF))  # streams whose PES packets have a short header
+_TIMES = {0: 0, 2: 5, 3: 10}  # bytes of a PES header's time stamps by the two bits that announce them; 1 is forbidden
 
 
 def is_transport_stream(head: bytes) -> bool:
@@ -125,6 +127,22 @@ class _Counters:
         if pid == self._pid:
             begins = np.where(adapted, 5 + packets[:, 4].astype(np.int64), 4)
             for k in np.flatnonzero((packets[:, 1] & 0x40 > 0) & payload & (begins <= _PACKET - 4)):
-                start = packets[k, begins[k] : begins[k] + 4]
-                bad[k] = bytes(start[:3]) != b"\0\0\1" or start[3] < _FIRST_STREAM
+                bad[k] = not _is_pes_header(bytes(packets[k, begins[k] :]))
         return bad
+
+
+def _is_pes_header(data: bytes) -> bool:
+    """Whether a payload of 4 bytes or more begins a PES packet (ISO 13818-1, section 2.4.3.6), as far as it goes."""
+    if data[:3] != b"\0\0\1" or data[3] < _FIRST_STREAM:
+        return False
+    if data[3] in _PLAIN or len(data) < 9:
+        return True
+    announced, length = data[7] >> 6, data[8]
+    times = _TIMES.get(announced, length + 1)
+    if data[6] & 0xC0 != 0x80 or times > length:
+        return False
+    stamps = [data[9 + 5 * k : 14 + 5 * k] for k in range(times // 5)]
+    return all(
+        len(stamp) < 5 or (stamp[0] >> 4 == (1 if k else announced) and stamp[0] & stamp[2] & stamp[4] & 1)
+        for k, stamp in enumerate(stamps)
+    )

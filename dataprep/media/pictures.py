@@ -18,6 +18,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from dataprep.media.container import decoder_of
+from dataprep.media.witness import witness_of
 
 _LATE_CODEC = "hevc"
 _OWN_FAULTS = "mpegts"  # its demuxer takes a joint of two recordings for damage; `mpegts.faults` does not
@@ -37,13 +38,19 @@ class Pictures:
     """Decoder frames in the order of the decoder; bad packets are skipped and noted by their place."""
 
     def __init__(
-        self, container: InputContainer, stream: VideoStream, faults: Sequence[int] = (), keyed: bool = False
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        faults: Sequence[int] = (),
+        keyed: bool = False,
+        watched: bool = False,
     ) -> None:
         """`faults`: byte offsets, increasing, of damage to the container; `keyed`: the stream has key frames, so that
-        what comes before the first of them lacks its references.
+        what comes before the first of them lacks its references; `watched`: with a second decoder where that helps.
         """
         self._container, self._stream = container, stream
         self._decoder: CodecContext = decoder_of(stream)
+        self._witness = witness_of(stream, self._decoder) if watched else None
         self._decoder.flags |= Flags.copy_opaque
         self._faults = faults
         self._offset: int | None = None  # of the packet before
@@ -61,6 +68,8 @@ class Pictures:
             return False
         if self._decoder is not self._stream.codec_context:
             self._decoder.flush_buffers()
+        if self._witness is not None:
+            self._witness.flush()
         self._key_pts = self._offset = None
         return True
 
@@ -98,6 +107,8 @@ class Pictures:
                 self._spoil(before)
         else:
             if packet.size and packet.is_corrupt and self._container.format.name != _OWN_FAULTS:
+                self._spoil(self._last)
+            if packet.size and self._witness is not None and not self._witness.confirms(bytes(packet), frames):
                 self._spoil(self._last)
         return frames  # type: ignore[no-any-return]
 

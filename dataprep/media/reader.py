@@ -75,8 +75,12 @@ def sound(shown: Iterator[Shown]) -> Iterator[tuple[Display, Frame]]:
 
 
 class PyAvReader:
-    def __init__(self, path: Path) -> None:
-        self.path, self.index, self.display = path, frame_index(path), display(path)
+    """`watched`: every check is made that is known, also those that decode a picture twice or are stricter than what
+    decoders hold encoders to.
+    """
+
+    def __init__(self, path: Path, watched: bool = True) -> None:
+        self.path, self.index, self.display, self._watched = path, frame_index(path), display(path), watched
 
     def frames(self, wanted: Sequence[int], size: Size = None, *, deinterlace: bool = False) -> Iterator[Frame]:
         return (picture for _, picture in sound(self.shown(wanted, size, deinterlace=deinterlace)))
@@ -86,7 +90,7 @@ class PyAvReader:
         converters: dict[tuple[int, int, bytes | None], tuple[Display, Picture]] = {}
         combs = _Combs()
         last = self.display
-        for number, frame in decoded(self.path, self.index, wanted):
+        for number, frame in decoded(self.path, self.index, wanted, self._watched):
             if frame is None:
                 yield Shown(number, None, last)
                 continue
@@ -117,12 +121,15 @@ class _Combs:
         return share
 
 
-def decoded(path: Path, index: FrameIndex, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame | None]]:
-    """Decoder frames of increasing frame numbers; None for those that are damaged."""
+def decoded(
+    path: Path, index: FrameIndex, wanted: Sequence[int], watched: bool = True
+) -> Iterator[tuple[int, VideoFrame | None]]:
+    """Decoder frames of increasing frame numbers; None for those that are damaged. `watched`: as of `PyAvReader`."""
     if any(a >= b for a, b in itertools.pairwise(wanted)):
         raise ValueError("wanted frame numbers are not increasing")
-    with open_video(path, closed=index.closed, edited=not index.reordered) as (container, stream), decoding("decoding"):
-        walk = Walk(container, stream, index) if index.seekable else Count(container, stream, index)
+    opened = open_video(path, closed=index.closed, edited=not index.reordered, strict=watched)
+    with opened as (container, stream), decoding("decoding"):
+        walk = (Walk if index.seekable else Count)(container, stream, index, watched)
         for number in wanted:
             yield number, walk.to(number)
 

@@ -17,9 +17,11 @@ _SEEK_ATTEMPTS = 3
 class Walk:
     """Frames by presentation time, jumping to a key frame where that saves decoding."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, index: FrameIndex) -> None:
+    def __init__(
+        self, container: InputContainer, stream: VideoStream, index: FrameIndex, watched: bool = False
+    ) -> None:
         self._index = index
-        self._pictures = Pictures(container, stream, index.faults, keyed=len(index.keys) > 0)
+        self._pictures = Pictures(container, stream, index.faults, keyed=len(index.keys) > 0, watched=watched)
         self._frames = iter(self._pictures)
         self._position: int | None = None  # pts of the last decoded frame
         self._held: VideoFrame | None = None  # decoded while landing, not yet passed
@@ -81,8 +83,10 @@ class Walk:
 class Count:
     """Frames by counting from the start, for files without usable times."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, index: FrameIndex) -> None:
-        self._pictures = Pictures(container, stream, index.faults, keyed=len(index.keys) > 0)
+    def __init__(
+        self, container: InputContainer, stream: VideoStream, index: FrameIndex, watched: bool = False
+    ) -> None:
+        self._pictures = Pictures(container, stream, index.faults, keyed=len(index.keys) > 0, watched=watched)
         self._frames = enumerate(self._pictures)
 
     def to(self, number: int) -> VideoFrame | None:

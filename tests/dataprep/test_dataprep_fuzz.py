@@ -27,8 +27,7 @@ FLAGS = {"partial", "damaged"}
 VISIBLE_DB = 30.0
 VISIBLE, UNSEEN = "accepted, visibly wrong", "accepted, changed beneath sight"
 IN_PART_VISIBLE, IN_PART_UNSEEN = "flagged, rest visibly wrong", "flagged, rest changed beneath sight"
-# Of 2,000 measured: 1 and 4, where a few changed bits left an arithmetic coder or a table of codes in step.
-VISIBLE_LIMIT, IN_PART_LIMIT = 0.003, 0.003
+IN_PART_LIMIT = 0.002  # of 2,000 measured: 3, all MPEG-4, where changed bits are other codes of the same length
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +128,7 @@ def test_a_hundred_mutated_files(sources: list[Original], tmp_path: Path) -> Non
     assert sum(outcomes.values()) == QUICK
     assert sum(n for name, n in outcomes.items() if name.startswith("rejected")) > QUICK // 5
     assert outcomes["flagged"] > QUICK // 20
-    assert outcomes[VISIBLE] <= 1  # case 35: a changed bit of VP9 after which its arithmetic coder stays in step
+    assert outcomes[VISIBLE] == 0
     assert outcomes[IN_PART_VISIBLE] == 0
     assert outcomes["rejected timeout"] + outcomes["rejected worker_died"] + outcomes["rejected out_of_memory"] == 0
 
@@ -139,7 +138,7 @@ def test_two_thousand_mutated_files(sources: list[Original], tmp_path: Path) -> 
     outcomes = fuzz(sources, tmp_path, range(QUICK, QUICK + DEEP))
     print(dict(sorted(outcomes.items())))
     assert sum(outcomes.values()) == DEEP
-    assert outcomes[VISIBLE] <= VISIBLE_LIMIT * DEEP
+    assert outcomes[VISIBLE] == 0
     assert outcomes[IN_PART_VISIBLE] <= IN_PART_LIMIT * DEEP
 
 

@@ -163,3 +163,15 @@ def test_a_group_with_damage_is_in_doubt_as_a_whole() -> None:
     bad[17] = True
     assert np.flatnonzero(index.doubtful(bad)).tolist() == list(range(12, 24))
     assert np.flatnonzero(index.doubtful(bad[10:20], 10)).tolist() == list(range(2, 10))
+
+
+@pytest.mark.parametrize(("at", "value"), [(6, 0x00), (6, 0xFF), (7, 0x40), (8, 0x02), (9, 0x00), (13, 0x00)])
+def test_a_broken_pes_header_is_a_fault(folder: Path, at: int, value: int) -> None:
+    path = written(folder, "a.ts")
+    data = bytearray(path.read_bytes())
+    begins = [k for k in range(0, len(data), 188) if data[k + 1] & 0x5F == 0x41 and data[k + 3] & 0x10]
+    packet = begins[len(begins) // 2]
+    header = data.index(b"\0\0\1\xe0", packet)
+    assert header + 14 < packet + 188
+    data[header + at] = value
+    assert structure_faults(changed(path, "header.ts", bytes(data)), 0x100) == (packet,)
