@@ -34,7 +34,7 @@ class WeightFile(FrozenModel):
 
     @property
     def variable(self) -> str:
-        return next(v for v in _VARIABLES if self.place.startswith(f"${v}"))
+        return next((v for v in _VARIABLES if self.place.startswith(f"${v}")), "HF_HOME")
 
     @property
     def below(self) -> str:

@@ -24,7 +24,8 @@ evaluate = typer.Typer(help="Evaluation: VBench, its totals and the leaderboard.
 
 def register(app: typer.Typer) -> None:
     import pipelines.cli.evaluate_leaderboard
-    import pipelines.cli.evaluate_setup  # noqa: F401 - adds its verb, as the one above
+    import pipelines.cli.evaluate_run
+    import pipelines.cli.evaluate_setup  # noqa: F401 - each adds its verb
 
     app.add_typer(evaluate, name="evaluate")
 

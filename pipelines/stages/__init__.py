@@ -137,6 +137,17 @@ EVALUATE = StageSpec(
     weights="eval.config:weights_of",
     data_files=("m4v/scores/imagenet_names.txt",),
 )
+VBENCH = StageSpec(
+    name="vbench",
+    version=1,
+    function="eval.stages.vbench:run",
+    config_model="eval.vbench.config:VBenchConfig",
+    inputs={"samples": InputSpec(Kind.SAMPLES)},
+    outputs={"scores": Kind.SCORES},
+    numeric=True,
+    probe="eval.vbench.preflight:probe",
+    data_files=("eval/vbench/data/*.json", "eval/vbench/data/prompts/*"),
+)
 GATE = StageSpec(
     name="gate",
     version=1,
@@ -172,6 +183,6 @@ REPORT = StageSpec(
 )
 
 ALL = (
-    SOURCE, WEIGHTS, CURATE, REDACT, ENCODE, IMPORT, VERSION, INIT, CONVERT, TRAIN, REWARD, GENERATE, EVALUATE, GATE,
-    STUDY, STUDY_RESULTS, REPORT,
+    SOURCE, WEIGHTS, CURATE, REDACT, ENCODE, IMPORT, VERSION, INIT, CONVERT, TRAIN, REWARD, GENERATE, EVALUATE, VBENCH,
+    GATE, STUDY, STUDY_RESULTS, REPORT,
 )  # fmt: skip

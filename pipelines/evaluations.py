@@ -1,0 +1,56 @@
+"""Samples of the ledger evaluated by a suite, recorded as a pipeline run of its own.
+
+run = evaluation_run(workspace, ledger, launcher, samples_id, VBenchConfig(), locations)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from eval.vbench.config import VBenchConfig
+from m4v.core.artifacts import ArtifactKind
+from m4v.core.errors import InputError
+from m4v.core.stage import Resources
+from pipelines import stages
+from pipelines.dataset_versions import pinned_node
+from pipelines.execute import NodeEvent, PipelineRun
+from pipelines.launchers import Launcher
+from pipelines.ledger import ArtifactRow, Ledger
+from pipelines.spec import StageNode
+from pipelines.workspace import Workspace
+
+NODE = "vbench"
+RUN_NAME = "evaluation"  # stands where runs of a recipe have their name, and is no recipe's
+
+
+def samples_of(ledger: Ledger, given: str) -> ArtifactRow:
+    """The samples with this id or beginning; raises InputError for another artifact, saying what to do with it."""
+    row = ledger.artifact(given)
+    if row.kind != ArtifactKind.SAMPLES:
+        step = "m4v artifacts list --kind samples"
+        if row.kind == ArtifactKind.CHECKPOINT:
+            step = "sample it first: a recipe with `evaluation`, or one with `generate.prompts: vbench`; then " + step
+        raise InputError(f"a suite evaluates samples, this is of kind {row.kind}", value=given, next_step=step)
+    return row
+
+
+def evaluation_run(
+    workspace: Workspace,
+    ledger: Ledger,
+    launcher: Launcher,
+    samples: str,
+    config: VBenchConfig,
+    locations: Mapping[str, str],
+    resources: Resources | None = None,
+    on_event: Callable[[NodeEvent], None] = lambda _: None,
+) -> PipelineRun:
+    """A run, not yet started, whose node `vbench` makes the scores; the same evaluation again is a cache hit."""
+    pinned = pinned_node(ledger, samples_of(ledger, samples))
+    node = StageNode(
+        id=NODE, spec=stages.VBENCH, config=config, inputs={"samples": (pinned.id, "samples")},
+        locations=dict(locations), resources=resources or Resources(ranks=1, threads=1, workers=1),
+    )  # fmt: skip
+    resolved = {"samples": pinned.id, **config.canonical()}
+    return PipelineRun(
+        RUN_NAME, resolved, [pinned, node], workspace, ledger=ledger, launcher=launcher, on_event=on_event
+    )
