@@ -1,0 +1,156 @@
+"""The stage on a real child process that misbehaves in every way that VBench was seen to."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_interpreter import fake_environment
+from vbench_samples import prompts_for, sample_artifact, vbench_context
+
+from eval.records import SCORES, ScoreSet
+from eval.stages.vbench import run
+from eval.vbench.weights import catalogue
+from m4v.core.artifacts import Artifact
+from m4v.core.errors import DataIntegrityError, Drained, InfrastructureError, InputError
+
+FLICKER, SMOOTH, STYLE = "temporal_flickering", "motion_smoothness", "temporal_style"
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    prompts = prompts_for(FLICKER, "object_class", STYLE, SMOOTH)
+    return sample_artifact(tmp_path_factory.mktemp("vbench") / "samples", prompts, samples=2, frames=3)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Something at every weight file's place."""
+    folder = tmp_path / "cache"
+    for row in catalogue().files.values():
+        if row.variable == "VBENCH_CACHE_DIR" and not row.is_folder:
+            (folder / row.below).parent.mkdir(parents=True, exist_ok=True)
+            (folder / row.below).write_text(row.url)
+    (folder / "bert-base-uncased").mkdir()
+    (folder / "bert-base-uncased" / "vocab.txt").write_text("word")
+    return folder
+
+
+def evaluated(
+    tmp_path: Path, samples: Artifact, cache: Path, python: Path, attempt: str = "1", **config: Any
+) -> ScoreSet:
+    locations = {"core_python": str(python), "legacy_python": str(python), "cache_dir": str(cache)}
+    options = {"partial": True, "published_weights": False, "failures": "record", **config}
+    context = vbench_context(tmp_path, samples, locations, attempt, **options)
+    run(context)
+    return ScoreSet.model_validate_json((context.output("scores") / SCORES).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("hang", "timeout: took longer than the limit of 0.8 s"),
+        ("kill", "killed: was ended by SIGKILL, as the kernel does when memory runs out"),
+        ("exit", "crashed: ended with code 7: the library gave up"),
+        ("nan", "failed: VBench gave nan, which is no number [number]"),
+        ("drop", "VBench gave 1 of 2 videos; the first without a value is videos/"),
+        ("zero", "the score is 0.0, as of a detector that fails without a word"),
+        ("last frame", "VBench's own score is 1.0, and 0.750000 is what its list of videos gives"),
+        ("strange", "VBench gave a value of a video that it was not given: elsewhere.mp4"),
+        ("download", "failed: VBench would fetch a file that is not there: wget http"),
+        ("memory", "failed: MemoryError: no room [memory]"),
+    ],
+)
+def test_a_dimension_that_fails_costs_itself_alone(
+    tmp_path: Path, samples: Artifact, cache: Path, word: str, reason: str
+) -> None:
+    python = fake_environment(tmp_path / "env", **{SMOOTH: word})
+    started = time.monotonic()
+    found = evaluated(
+        tmp_path, samples, cache, python, dimensions=(FLICKER, SMOOTH), limit_s=0.8 if word == "hang" else 60
+    )
+    assert time.monotonic() - started < 30, "what the child started is ended with it"
+    assert found.metrics[f"vbench.{FLICKER}"].mean == 0.75
+    assert found.metrics[f"vbench.{SMOOTH}"].mean is None
+    assert found.figures is not None
+    assert found.figures.failed[f"vbench.{SMOOTH}"].startswith(reason)
+    assert found.figures.figures["vbench.total"] is None
+
+
+def test_a_detector_that_fails_without_a_word_is_caught(tmp_path: Path, samples: Artifact, cache: Path) -> None:
+    def failure(name: str, detector: str) -> str:
+        python = fake_environment(tmp_path / name, "legacy", detector=detector)
+        found = evaluated(tmp_path / name, samples, cache, python, dimensions=("object_class",))
+        assert found.figures is not None
+        return found.figures.failed.get("vbench.object_class", "")
+
+    assert "does not work on a known picture: RuntimeError: no nms" in failure("all", "raise RuntimeError('no nms')")
+    later = failure("later", "\n        if isinstance(image, int) and image: raise RuntimeError('no nms')")
+    assert "the detector failed on 2 of 3 frames: RuntimeError: no nms" in later
+    assert failure("sound", "pass") == ""
+
+
+def test_a_failure_stops_the_stage_and_the_next_attempt_goes_on(tmp_path: Path, samples: Artifact, cache: Path) -> None:
+    python = fake_environment(tmp_path / "env", **{SMOOTH: "exit"})
+    options: dict[str, Any] = {"dimensions": (FLICKER, SMOOTH), "failures": "stop"}
+    with pytest.raises(InfrastructureError, match=r"1 of 2 dimensions failed: motion_smoothness: crashed"):
+        evaluated(tmp_path, samples, cache, python, **options)
+    words = tmp_path / "env" / "packages" / "vbench" / "behaviour.json"
+    words.write_text(json.dumps({FLICKER: "exit"}))  # measured already, so nobody asks again
+    found = evaluated(tmp_path, samples, cache, python, "2", **options)
+    assert [found.metrics[f"vbench.{d}"].count for d in (FLICKER, SMOOTH)] == [2, 2]
+    assert found.identity.suite is not None
+    assert found.identity.suite.partial
+    assert set(found.identity.suite.weights) == {"amt"}
+    assert set(found.identity.suite.environments) == {"core", "worker"}
+
+
+def test_what_is_missing_is_refused_by_name_before_any_video_is_read(
+    tmp_path: Path, samples: Artifact, cache: Path
+) -> None:
+    python = fake_environment(tmp_path / "env")
+    (cache / "amt_model" / "amt-s.pth").unlink()
+    with pytest.raises(InputError, match=r"1 of 2 .*\(motion_smoothness\): amt is not there \(.*amt-s\.pth\)"):
+        evaluated(tmp_path, samples, cache, python, dimensions=(FLICKER, SMOOTH))
+    with pytest.raises(DataIntegrityError, match=r"videos of temporal_flickering are missing"):
+        evaluated(tmp_path, samples, cache, python, dimensions=(FLICKER,), partial=False)
+    legacy = {"legacy_python": str(tmp_path / "none"), "core_python": str(python), "cache_dir": str(cache)}
+    context = vbench_context(
+        tmp_path, samples, legacy, "3", dimensions="available", partial=True, published_weights=False,
+        failures="record",
+    )  # fmt: skip
+    run(context)
+    found = ScoreSet.model_validate_json((context.output("scores") / SCORES).read_bytes())
+    assert found.figures is not None
+    assert "is yes or no, VBench gave 0.5" in found.figures.failed["vbench.dynamic_degree"]
+    reason = f"legacy environment is not there ({tmp_path / 'none'})"
+    assert found.figures.failed["vbench.human_action"] == reason
+    assert "amt is not there" in found.figures.failed[f"vbench.{SMOOTH}"]
+    assert found.metrics[f"vbench.{STYLE}"].mean == 0.75
+
+
+def test_a_corrupt_video_is_named_before_anything_is_measured(tmp_path: Path, cache: Path) -> None:
+    mine = sample_artifact(tmp_path / "samples", prompts_for(FLICKER), samples=1, frames=3)
+    video = next((tmp_path / "samples" / "videos").iterdir())
+    video.write_bytes(video.read_bytes()[:-200] + bytes(200))
+    with pytest.raises(DataIntegrityError, match=f"video differs.*{video.name}"):
+        evaluated(tmp_path, mine, cache, fake_environment(tmp_path / "env"), dimensions=(FLICKER,))
+
+
+def test_a_drain_ends_the_children(tmp_path: Path, samples: Artifact, cache: Path) -> None:
+    python = fake_environment(tmp_path / "env", **{SMOOTH: "hang"})
+    locations = {"core_python": str(python), "cache_dir": str(cache)}
+    context = vbench_context(
+        tmp_path, samples, locations, dimensions=(SMOOTH,), partial=True, published_weights=False
+    )  # fmt: skip
+    original = context.progress.update
+
+    def update(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        if args[2] == "dimensions":
+            context.request_drain()
+
+    context.progress.update = update  # type: ignore[method-assign]
+    with pytest.raises(Drained):
+        run(context)
