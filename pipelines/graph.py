@@ -172,7 +172,21 @@ def _evaluation(build: _Builder, checkpoint: str) -> Inputs:
         outputs[f"scores{suffix}"] = (scores, "scores")
     gate = {"scores": outputs["scores"], "baseline": outputs["scores_untrained"]}
     outputs["gate"] = (build.add("gate", stages.GATE, recipe.gate, gate), "scores")
+    _vbench(build, checkpoint)
     return outputs
+
+
+def _vbench(build: _Builder, checkpoint: str) -> None:
+    """The suite's prompts sampled from the trained model, and VBench on them."""
+    recipe, entry = build.recipe, build.recipe.evaluation.vbench
+    if entry is None:
+        return
+    sampled = {"prompts": entry.prompts, "samples_per_prompt": entry.samples_per_prompt}
+    config = recipe.generate.model_copy(update=sampled)
+    inputs = {"checkpoint": (checkpoint, "checkpoint"), **imported(recipe.encode.codec, recipe.encode.text_encoder)}
+    weights = packaged_weights(recipe.encode)
+    samples = build.add("generate.vbench", stages.GENERATE, config, inputs, weights=weights)
+    build.add("vbench", stages.VBENCH, entry.config, {"samples": (samples, "samples")}, entry.locations)
 
 
 def _report(build: _Builder, sources: Inputs, curate: str, encode: str, trained: list[str], evaluated: Inputs) -> None:

@@ -18,6 +18,8 @@ from pydantic import Field, model_validator
 from dataprep.config import AdapterConfig, CurateConfig, EncodeConfig, SourceConfig
 from dataprep.encode_config import BucketConfig
 from eval.config import EvaluateConfig, GateConfig, GenerateConfig
+from eval.prompts import PromptList
+from eval.vbench.config import VBenchConfig
 from m4v.codec.config import PIXEL_MULTIPLE
 from m4v.codec.shape import CHANNELS
 from m4v.config import ModelConfig, ScheduleConfig
@@ -106,6 +108,38 @@ class EncodingEntry(FrozenModel):
     stages: tuple[str, ...] = Field(min_length=1)
 
 
+class VBenchEntry(VBenchConfig):
+    """VBench on the trained model: its prompts are sampled as `generate` says, then measured.
+
+    `core_python` and `legacy_python` are the interpreters that have VBench (default: what `m4v evaluate setup` made);
+    `cache_dir`, `torch_home` and `hf_home` hold its weights. No place is in a key: what is installed there is.
+    """
+
+    prompts: PromptList = Field(default="vbench", validate_default=True)  # type: ignore[assignment]
+    samples_per_prompt: int = Field(default=5, ge=1)
+    core_python: str | None = None
+    legacy_python: str | None = None
+    cache_dir: str | None = None
+    torch_home: str | None = None
+    hf_home: str | None = None
+
+    @property
+    def config(self) -> VBenchConfig:
+        return VBenchConfig.model_validate({name: getattr(self, name) for name in VBenchConfig.model_fields})
+
+    @property
+    def locations(self) -> dict[str, str]:
+        """The places that are named."""
+        names = ("core_python", "legacy_python", "cache_dir", "torch_home", "hf_home")
+        return {name: place for name in names if (place := getattr(self, name)) is not None}
+
+
+class EvaluationConfig(FrozenModel):
+    """Suites that the trained model is measured by, beside the local metrics of `evaluate`."""
+
+    vbench: VBenchEntry | None = None
+
+
 class PromoteConfig(FrozenModel):
     """A run whose gate passed promotes its checkpoint to `channel`, or asks for the approvals that it takes."""
 
@@ -131,6 +165,7 @@ class Recipe(FrozenModel):
     reward: RewardConfig | None = None
     generate: GenerateConfig
     evaluate: EvaluateConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig
     promote: PromoteConfig | None = None
     report: ReportConfig

@@ -145,7 +145,7 @@ def _stage(config: TrainConfig, recipe: Recipe, node_id: str, ranks: dict[str, i
 
 
 def _ending(data: dict[str, Any]) -> None:
-    """One video in few steps; a gate that anything passes; no promotion."""
+    """One video in few steps; a gate that anything passes; no suite, no promotion."""
     generate = data["generate"]
     if isinstance(generate["prompts"], list):
         generate["prompts"] = generate["prompts"][:1]
@@ -153,6 +153,7 @@ def _ending(data: dict[str, Any]) -> None:
     generate["sampler"] |= {"steps_first": [1, 1, 1], "steps_later": [1, 1, 1]}
     data["gate"]["rules"] = [{"rule": "minimum", "metric": "local.flicker", "value": 0.0}]
     data["promote"] = None
+    data["evaluation"] = {}
 
 
 def gpus_here() -> int:
