@@ -79,7 +79,7 @@ def create_run(
     pinned = {
         name: pinned_node(ledger, ledger.artifact(given, ArtifactKind.SAMPLES)) for name, given in samples.items()
     }
-    inputs = {f"samples.{name}": (node.id, str(ArtifactKind.SAMPLES)) for name, node in pinned.items()}
+    inputs = {f"samples.{name}": (node.id, next(iter(node.spec.outputs))) for name, node in pinned.items()}
     nodes = list({node.id: node for node in pinned.values()}.values())
     study = StageNode(id=NODE, spec=stages.STUDY, config=config, inputs=inputs)
     return PipelineRun(
@@ -105,7 +105,7 @@ def results_run(
     config = ResultsConfig(answers=digest, keep_all=keep_all)
     node = StageNode(
         id=NODE, spec=stages.STUDY_RESULTS, config=config, locations={"answers": str(place)},
-        inputs={"study": (pinned.id, str(ArtifactKind.REPORT))},
+        inputs={"study": (pinned.id, next(iter(pinned.spec.outputs)))},
     )  # fmt: skip
     return PipelineRun(
         RESULTS_NAME, config.canonical(), [pinned, node], workspace,

@@ -77,15 +77,18 @@ def create(
                 print_json({"exit_class": int(run.exit_class), "node": outcome.to_json(), "study": None})
             raise typer.Exit(int(run.exit_class))
         found = open_study(workspace, ledger, outcome.outputs["study"].artifact_id)
-    facts = {
-        "study": found.id, "mode": config.mode, "systems": ", ".join(config.systems),
-        "prompts": len(found.study.prompts), "tasks of a participant": _tasks(found),
-    }  # fmt: skip
     if json_:
-        print_json({"exit_class": 0, "node": outcome.to_json(), **facts, "systems": list(config.systems),
-                    "tasks_of_a_participant": _tasks(found)})  # fmt: skip
+        print_json({
+            "exit_class": 0, "node": outcome.to_json(), "study": found.id, "mode": config.mode,
+            "systems": list(config.systems), "prompts": len(found.study.prompts),
+            "tasks_of_a_participant": _tasks(found),
+        })  # fmt: skip
     else:
-        print_facts({**facts, "next": f"m4v study invite {found.id[:12]} --count 20"})
+        print_facts({
+            "study": found.id, "mode": config.mode, "systems": ", ".join(config.systems),
+            "prompts": len(found.study.prompts), "tasks of a participant": _tasks(found),
+            "next": f"m4v study invite {found.id[:12]} --count 20",
+        })  # fmt: skip
 
 
 @study.command("invite")
