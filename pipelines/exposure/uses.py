@@ -28,6 +28,7 @@ _MOST_PLANS = 4096
 
 Held = Callable[[str], Iterator[SamplePlace]]  # samples in a dataset
 Rank = Callable[[SamplePlace, Sequence[GroupKey]], int]  # smaller ids of these groups in the sample's dataset
+Expect = Callable[[str, Sequence[GroupKey]], None]  # a sample's id and groups
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -91,8 +92,9 @@ class CourseUses:
 class ClipUses:
     """Which steps consumed some clips. One for a question: what it has read of the ledger does not change."""
 
-    def __init__(self, ledger: Ledger, held: Held, rank: Rank) -> None:
-        self._ledger, self._held, self._rank = ledger, held, rank
+    def __init__(self, ledger: Ledger, held: Held, rank: Rank, expect: Expect | None = None) -> None:
+        """`expect` is told what `rank` may be asked for, if it wants to know."""
+        self._ledger, self._held, self._rank, self._expect = ledger, held, rank, expect
         self._plans: dict[str, SamplingPlan] = {}
         self._parts: dict[str | None, list[Part]] = {}  # by data order
         self._held_any: dict[str, bool] = {}
@@ -100,14 +102,15 @@ class ClipUses:
     @classmethod
     def everywhere(cls, ledger: Ledger, clip_ids: Sequence[str], datasets: Collection[str]) -> ClipUses:
         """In many datasets: what they share is read and ranked once."""
-        by_part, ranks = ledger.sample_parts(clip_ids), SampleRanks(ledger, datasets)
+        names = ledger.group_names()
+        by_part, ranks = ledger.sample_parts(clip_ids, names), SampleRanks(ledger, datasets, names)
         parts_of = cache(partial(ranks.parts, of=np.array(sorted(by_part), dtype=np.int64)))
 
         def held(dataset_id: str) -> Iterator[SamplePlace]:
             for part in parts_of(dataset_id):
                 yield from (SamplePlace(dataset_id, *place) for place in by_part[part])
 
-        return cls(ledger, held, ranks.rank)
+        return cls(ledger, held, ranks.rank, ranks.expect)
 
     @classmethod
     def within(cls, ledger: Ledger, clip_ids: Sequence[str], datasets: Iterable[str]) -> ClipUses:
@@ -166,11 +169,14 @@ class ClipUses:
         """Uses of all the clips by a course."""
         plan = self.plan(course)
         if course.order_id not in self._parts:
-            self._parts[course.order_id] = [
+            self._parts[course.order_id] = parts = [
                 Part(sample, stream, plan.keys(stream))
                 for sample in self._trained(course)
                 for stream in plan.streams_with(sample.group)
             ]
+            if self._expect is not None:
+                for part in parts:
+                    self._expect(part.sample.sample_id, part.keys)
         return CourseUses(plan.timetable, self._parts[course.order_id], partial(self._draw_in, course))
 
     def _draw_in(self, course: Course, part: Part, epoch: int) -> int:
@@ -223,7 +229,8 @@ def plans_of(ledger: Ledger, order_ids: Iterable[str]) -> dict[str, SamplingPlan
             known.clear()
         known |= {order_id: SamplingPlan.from_json(plan) for order_id, plan in ledger.data_plans(missing).items()}
     plans = {order_id: known[order_id] for order_id in wanted if order_id in known}
-    for order_id, order in ledger.data_orders(i for i in wanted if i not in plans).items():
+    unplanned = [order_id for order_id in wanted if order_id not in plans]
+    for order_id, order in (ledger.data_orders(unplanned) if unplanned else {}).items():
         config = OrderConfig.model_validate(order.config)
         plans[order_id] = plan_on(ledger, order.dataset_id, config, "training")
     return plans

@@ -25,7 +25,7 @@ def impact(ledger: Ledger, selector: ClipSelector) -> Impact:
 
 
 def _impact(ledger: Ledger, selector: ClipSelector) -> Impact:
-    clips = ledger.find_clips(selector)
+    clips = ledger.find_clips(selector, hashes=False)
     clip_ids = [c.clip_id for c in clips]
     held = ledger.holders_of(clip_ids)
     holders = [

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
-from sqlalchemy import Row, and_, select
+from sqlalchemy import Row, Select, and_, bindparam, select
 from sqlalchemy.orm import Session
 
 from m4v.core.errors import InputError
 from pipelines.ledger import schema_clips as tables
 from pipelines.ledger.clip_hashes import by_hashes, hash_words, hashes_of
-from pipelines.ledger.clip_load import among, chunks, source_key, url_key, word_key
+from pipelines.ledger.clip_load import chunks, source_key, table_of, url_key, word_key
+from pipelines.ledger.statements import among_given, is_sqlite
 from pipelines.membership.facts import ClipFacts
 from pipelines.membership.selector import CLIP_DIGITS, WORD_DIGITS, ClipSelector
 
@@ -23,10 +24,24 @@ Span = tuple[int, int]
 _SHOWN = 3  # near ids or names in an error
 _ROWS_A_CLIP = 4  # enough for clips whose files were replaced thrice
 _clip = tables.Clip
+_columns, _names = table_of(tables.Clip).c, table_of(tables.ClipSource).c
+_WITH_PREFIX = (
+    select(_columns.clip_id)
+    .where(_columns.clip_id.between(bindparam("low"), bindparam("high")))
+    .distinct()
+    .order_by(_columns.clip_id)
+    .limit(bindparam("most"))
+)
+_SOURCES = select(_names.name, _names.source_no)
 
 
 def find(
-    session: Session, selector: ClipSelector, *, missing_ok: bool, of_source: int | None = None
+    session: Session,
+    selector: ClipSelector,
+    *,
+    missing_ok: bool,
+    of_source: int | None = None,
+    hashes: bool = True,
 ) -> list[ClipFacts]:
     """Clips of every term, and what overlaps them; of a whole source `of_source` at most, if that is given."""
     matches: Matches = {}
@@ -54,10 +69,9 @@ def find(
             note(f"phash:{phash}", clips, lambda: f"allow more than {selector.phash_bits} bits to differ")
     if missing and not missing_ok:
         raise missing[0]
-    _add_overlaps(session, matches, selector.sources)
-    return sorted(
-        facts_of(session, matches).values(), key=lambda c: (c.source, c.source_id, c.start_us, c.end_us, c.clip_id)
-    )
+    known = _add_overlaps(session, matches, selector.sources)
+    facts = facts_of(session, matches, known=known, hashes=hashes)
+    return sorted(facts.values(), key=lambda c: (c.source, c.source_id, c.start_us, c.end_us, c.clip_id))
 
 
 _WORDS = {"clip": "id", "source": "source", "url": "URL", "sha256": "file digest", "phash": "perceptual hash"}
@@ -74,8 +88,7 @@ def _by_prefix(session: Session, prefix: str) -> list[bytes]:
 
 def _with_prefix(session: Session, prefix: str, limit: int) -> list[bytes]:
     low, high = (bytes.fromhex(prefix.ljust(CLIP_DIGITS, digit)) for digit in "0f")
-    query = select(_clip.clip_id).where(_clip.clip_id.between(low, high)).distinct().order_by(_clip.clip_id)
-    return list(session.scalars(query.limit(limit)))
+    return list(session.scalars(_WITH_PREFIX, {"low": low, "high": high, "most": limit}))
 
 
 def _near_clips(session: Session, prefix: str) -> str:
@@ -125,7 +138,7 @@ def _of_source(session: Session, source_no: int, limit: int | None) -> Iterable[
 
 
 def _source_numbers(session: Session) -> dict[str, int]:
-    return {row.name: row.source_no for row in session.scalars(select(tables.ClipSource))}
+    return dict(session.execute(_SOURCES).tuples().all())
 
 
 def _of_file(session: Session, source_no: int, source_id: str) -> Sequence[bytes]:
@@ -151,18 +164,22 @@ def _by_digest(session: Session, digest: bytes) -> Sequence[bytes]:
 # Overlaps and facts
 
 
-def _add_overlaps(session: Session, matches: Matches, sources: Collection[str]) -> None:
+def _add_overlaps(session: Session, matches: Matches, sources: Collection[str]) -> dict[bytes, list[Row[Any]]]:
     """Clips that share footage with a matched one: their spans of one source file overlap. A span 0, 0 is the whole
-    of a file. All clips of `sources` are matched already."""
-    whole = {f"source:{source}" for source in sources if source in _source_numbers(session)}
+    of a file. All clips of `sources` are matched already. Returns the rows of clips that were looked at."""
+    names = _source_numbers(session) if sources else {}
+    whole = {f"source:{source}" for source in sources if source in names}
     by_file: dict[_File, dict[bytes, Span]] = {}
+    known: dict[bytes, list[Row[Any]]] = {}
     for row in _rows(session, [clip for clip, terms in matches.items() if not whole.intersection(terms)]):
         by_file.setdefault(_file(row), {})[row.clip_id] = row.start_us, row.end_us
+        known.setdefault(row.clip_id, []).append(row)
     for row in _of_files(session, by_file):
         own = by_file.get(_file(row), {})
         over = [c for c, span in own.items() if _overlap(span, (row.start_us, row.end_us))]
         if over and row.clip_id not in matches:
             matches[row.clip_id] = tuple(f"overlaps {c.hex()}" for c in over)
+    return known
 
 
 def _file(row: Row[Any]) -> _File:
@@ -179,26 +196,45 @@ def _of_files(session: Session, files: Iterable[_File]) -> Iterator[Row[Any]]:
     keys: dict[int, set[int]] = {}
     for number, key, _ in files:
         keys.setdefault(number, set()).add(key)
+    query = _in_files(is_sqlite(session))
     for number, wanted in keys.items():
-        query = select(*_clip.__table__.c).where(_clip.source_no == number)
         for some in chunks(sorted(wanted)):
-            yield from session.execute(query.where(among(session, _clip.source_key, some)))
+            yield from session.execute(query, {"source": number, "keys": some})
 
 
 def _rows(session: Session, clips: Iterable[bytes]) -> Iterator[Row[Any]]:
     """Rows of `clip`, of one clip together."""
-    query = select(*_clip.__table__.c).order_by(_clip.clip_id, _clip.digest_key)
+    query = _of_clips(is_sqlite(session))
     for some in chunks(clips):
-        yield from session.execute(query.where(among(session, _clip.clip_id, some)))
+        yield from session.execute(query, {"clips": some})
 
 
-def facts_of(session: Session, matches: Mapping[bytes, tuple[str, ...]]) -> dict[str, ClipFacts]:
-    """Facts of clips by id, with the terms that matched each."""
-    found: dict[bytes, list[Row[Any]]] = {}
-    for row in _rows(session, matches):
+@cache
+def _in_files(sqlite: bool) -> Select[Any]:
+    wanted = among_given(sqlite, _columns.source_key, "keys")
+    return select(*_columns).where(_columns.source_no == bindparam("source"), wanted)
+
+
+@cache
+def _of_clips(sqlite: bool) -> Select[Any]:
+    wanted = among_given(sqlite, _columns.clip_id, "clips")
+    return select(*_columns).where(wanted).order_by(_columns.clip_id, _columns.digest_key)
+
+
+def facts_of(
+    session: Session,
+    matches: Mapping[bytes, tuple[str, ...]],
+    *,
+    known: Mapping[bytes, list[Row[Any]]] | None = None,
+    hashes: bool = True,
+) -> dict[str, ClipFacts]:
+    """Facts of clips by id, with the terms that matched each. `known`: rows that were read already."""
+    found = dict(known or {})
+    for row in _rows(session, [clip for clip in matches if clip not in found]):
         found.setdefault(row.clip_id, []).append(row)
     names = {number: name for name, number in _source_numbers(session).items()}
-    hashes = hashes_of(session, {clip: rows[0].block_no for clip, rows in found.items()})
+    blocks = {clip: rows[0].block_no for clip, rows in found.items()} if hashes else {}
+    words = hashes_of(session, blocks)
     return {
         clip.hex(): ClipFacts(
             clip_id=clip.hex(),
@@ -207,7 +243,7 @@ def facts_of(session: Session, matches: Mapping[bytes, tuple[str, ...]]) -> dict
             start_us=rows[0].start_us,
             end_us=rows[0].end_us,
             source_digests=tuple(row.digest.hex() for row in rows),
-            phash=hashes[clip],
+            phash=words.get(clip),
             matched_by=matches[clip],
         )
         for clip, rows in found.items()

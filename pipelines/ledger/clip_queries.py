@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Collection, Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
 from m4v.core.artifacts import ArtifactKind
@@ -15,8 +16,9 @@ from pipelines.ledger import schema
 from pipelines.ledger import schema_clips as tables
 from pipelines.ledger.clip_find import facts_of, find
 from pipelines.ledger.clip_index import INDEXED_KINDS
-from pipelines.ledger.clip_load import among, chunks
+from pipelines.ledger.clip_load import among, chunks, table_of
 from pipelines.ledger.database import Database
+from pipelines.ledger.statements import among_given, is_sqlite
 from pipelines.membership.facts import ClipFacts, SampleGroup, SampleRef
 from pipelines.membership.selector import ClipSelector
 
@@ -44,17 +46,17 @@ class ClipQueryOps:
     _db: Database
 
     def find_clips(
-        self, selector: ClipSelector, *, missing_ok: bool = False, of_source: int | None = None
+        self, selector: ClipSelector, *, missing_ok: bool = False, of_source: int | None = None, hashes: bool = True
     ) -> list[ClipFacts]:
         """Every clip that a term names or that overlaps such a clip, by source, file and time; with `of_source` only so
-        many of each whole source, whose clips may be millions.
+        many of each whole source, whose clips may be millions. Perceptual hashes are read if `hashes`.
 
         Raises InputError (with near ids or names) for a term that matches nothing, unless `missing_ok`, and for a
         clip prefix that is not unique.
         """
         try:
             with self._db.read() as session:
-                return find(session, selector, missing_ok=missing_ok, of_source=of_source)
+                return find(session, selector, missing_ok=missing_ok, of_source=of_source, hashes=hashes)
         except InputError as error:
             if not (waiting := [m for m in self.unindexed() if not m.deleted]):
                 raise
@@ -63,16 +65,9 @@ class ClipQueryOps:
 
     def unindexed(self) -> list[Unindexed]:
         """Clip tables, datasets and sources whose clips or URLs no search finds, oldest first."""
-        artifact, index = schema.Artifact, tables.ClipIndex
-        same = and_(index.artifact_id == artifact.artifact_id, index.kind == artifact.kind, index.complete)
-        query = (
-            select(artifact.artifact_id, artifact.kind, artifact.uri, artifact.deletion)
-            .outerjoin(index, same)
-            .where(artifact.kind.in_([str(k) for k in INDEXED_KINDS]), index.artifact_no.is_(None))
-            .order_by(artifact.recorded_at, artifact.artifact_id)
-        )
         with self._db.read() as session:
-            return [Unindexed(i, kind, uri, deletion is not None) for i, kind, uri, deletion in session.execute(query)]
+            rows = session.execute(_unindexed()).all()
+        return [Unindexed(i, kind, uri, deletion is not None) for i, kind, uri, deletion in rows]
 
     def clip_facts(self, clip_ids: Iterable[str]) -> dict[str, ClipFacts]:
         """What is known of clips; unknown ids are left out."""
@@ -82,20 +77,10 @@ class ClipQueryOps:
     def holders_of(self, clip_ids: Iterable[str]) -> dict[tuple[str, str], HeldClips]:
         """Clip tables and datasets of the ledger that hold or list any of the clips, by id and kind, and which."""
         found: dict[tuple[str, str], HeldClips] = {}
-        own, index = tables.ArtifactPart, tables.ClipIndex
-        sample, artifact = tables.PartSample, schema.Artifact
-        query = (
-            select(index.artifact_id, index.kind, sample.clip_id, sample.group_no == tables.DROPPED)
-            .select_from(sample)
-            .join(own, own.part_no == sample.part_no)
-            .join(index, index.artifact_no == own.artifact_no)
-            .join(artifact, and_(artifact.artifact_id == index.artifact_id, artifact.kind == index.kind))
-            .where(index.complete)
-            .distinct()
-        )
         with self._db.read() as session:
+            query = _holders(is_sqlite(session))
             for ids in chunks(bytes.fromhex(c) for c in dict.fromkeys(clip_ids)):
-                for *key, clip, dropped in session.execute(query.where(among(session, sample.clip_id, ids))):
+                for *key, clip, dropped in session.execute(query, {"clips": ids}):
                     held = found.setdefault((key[0], key[1]), HeldClips(set(), set()))
                     (held.dropped if dropped else held.kept).add(clip.hex())
         return found
@@ -148,6 +133,33 @@ class ClipQueryOps:
             wanted = set(groups)
             numbers = [no for no, group in _groups(session).items() if group in wanted]
             return [_rank(session, number, numbers, bytes.fromhex(sample)) for sample in sample_ids]
+
+
+@cache
+def _unindexed() -> Select[Any]:
+    artifact, index = table_of(schema.Artifact), table_of(tables.ClipIndex)
+    same = and_(index.c.artifact_id == artifact.c.artifact_id, index.c.kind == artifact.c.kind, index.c.complete)
+    return (
+        select(artifact.c.artifact_id, artifact.c.kind, artifact.c.uri, artifact.c.deletion)
+        .select_from(artifact.outerjoin(index, same))
+        .where(artifact.c.kind.in_([str(k) for k in INDEXED_KINDS]), index.c.artifact_no.is_(None))
+        .order_by(artifact.c.recorded_at, artifact.c.artifact_id)
+    )
+
+
+@cache
+def _holders(sqlite: bool) -> Select[Any]:
+    own, index = table_of(tables.ArtifactPart), table_of(tables.ClipIndex)
+    sample, artifact = table_of(tables.PartSample), table_of(schema.Artifact)
+    return (
+        select(index.c.artifact_id, index.c.kind, sample.c.clip_id, sample.c.group_no == tables.DROPPED)
+        .select_from(sample)
+        .join(own, own.c.part_no == sample.c.part_no)
+        .join(index, index.c.artifact_no == own.c.artifact_no)
+        .join(artifact, and_(artifact.c.artifact_id == index.c.artifact_id, artifact.c.kind == index.c.kind))
+        .where(index.c.complete, among_given(sqlite, sample.c.clip_id, "clips"))
+        .distinct()
+    )
 
 
 def _rank(session: Session, artifact_no: int, group_nos: Sequence[int], sample: bytes) -> int:

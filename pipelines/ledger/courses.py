@@ -12,7 +12,7 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from pipelines.ledger import schema
-from pipelines.ledger.clip_load import next_number
+from pipelines.ledger.clip_load import next_number, table_of
 from pipelines.ledger.database import AS_BYTES
 from pipelines.ledger.members import ids_in
 from pipelines.ledger.numbers import Key, numbers_of
@@ -21,6 +21,11 @@ from pipelines.ledger.schema_exposure import CheckpointCourse, CheckpointExposur
 CHECKPOINT = "checkpoint"
 STATE = np.dtype([("number", "<i4"), ("start", "<i4"), ("cursor", "<i8")])
 _NONE = 0  # number of no checkpoint
+_course, _artifact = table_of(CheckpointCourse).c, table_of(schema.Artifact).c
+_COURSES = select(
+    _course.stage, _course.dataset_id, _course.order_id, _course.seed, _course.ids, _course.states
+).order_by(_course.course_no)
+_RECORDED = select(func.count()).where(_artifact.kind == CHECKPOINT)
 
 
 class Course(NamedTuple):
@@ -43,15 +48,18 @@ class PackedStates(NamedTuple):
 
 
 def read_courses(session: Session) -> PackedStates:
-    row = CheckpointCourse
-    columns = (row.stage, row.dataset_id, row.order_id, row.seed, row.ids, row.states)
-    rows = session.execute(select(*columns).order_by(row.course_no), execution_options=AS_BYTES).all()
-    packed = [r.states for r in rows]
+    courses: list[Course] = []
+    ids: list[str] = []
+    packed: list[bytes] = []
+    for stage, dataset, order, seed, named, states in session.execute(_COURSES, execution_options=AS_BYTES).all():
+        courses.append(Course(stage, dataset, order, int(seed)))
+        ids.append(named)
+        packed.append(states)
     counts = [len(states) // STATE.itemsize for states in packed]
     return PackedStates(
-        courses=[Course(r.stage, r.dataset_id, r.order_id, int(r.seed)) for r in rows],
-        checkpoint_ids=",".join([r.ids for r in rows]).split(",") if rows else [],
-        course=np.repeat(np.arange(len(rows)), counts),
+        courses=courses,
+        checkpoint_ids=",".join(ids).split(",") if ids else [],
+        course=np.repeat(np.arange(len(courses)), counts),
         states=np.frombuffer(b"".join(packed), dtype=STATE),
     )
 
@@ -110,8 +118,7 @@ def _packed(row: CheckpointExposure, numbers: dict[Key, int]) -> tuple[int, int,
 def unread_checkpoints(session: Session, known: int) -> list[str]:
     """Recorded checkpoints whose state the ledger does not have, sorted; `known` is how many it has."""
     artifact, state = schema.Artifact, CheckpointExposure
-    recorded = session.scalar(select(func.count()).where(artifact.kind == CHECKPOINT))
-    if recorded == known:
+    if session.scalar(_RECORDED) == known:
         return []
     query = select(artifact.artifact_id).where(artifact.kind == CHECKPOINT)
     return sorted(session.scalars(query.where(artifact.artifact_id.not_in(select(state.checkpoint_id)))))

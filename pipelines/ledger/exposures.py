@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import Select, literal, select, update
@@ -11,10 +12,12 @@ from sqlalchemy.orm import Session
 
 from m4v.core.canonical import digest_json
 from pipelines.ledger import schema
+from pipelines.ledger.clip_load import table_of
 from pipelines.ledger.courses import record_courses
 from pipelines.ledger.database import Database
 from pipelines.ledger.members import ids_in
 from pipelines.ledger.schema_exposure import CheckpointExposure, DataOrder
+from pipelines.ledger.statements import as_ids, ids_given, is_sqlite
 from pipelines.ledger.trained import TrainedStates, trained_states
 
 LONGEST_LINE = 10_000  # checkpoints before one; a ring of them (which no run can make) ends here
@@ -133,10 +136,15 @@ class ExposureOps:
 
     def data_plans(self, order_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The recorded timetables of data orders; those that have none are left out."""
-        order = DataOrder
         with self._db.read() as session:
-            query = select(order.order_id, order.plan).where(order.order_id.in_(ids_in(session, order_ids)))
-            return {order_id: plan for order_id, plan in session.execute(query) if plan is not None}
+            rows = session.execute(_plans(is_sqlite(session)), {"ids": as_ids(order_ids)})
+            return {order_id: plan for order_id, plan in rows if plan is not None}
+
+
+@cache
+def _plans(sqlite: bool) -> Select[Any]:
+    order = table_of(DataOrder).c
+    return select(order.order_id, order.plan).where(ids_given(sqlite, order.order_id, "ids"))
 
 
 def _record_order(

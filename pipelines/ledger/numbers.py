@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ARRAY, ColumnElement, Integer, String, cast, func, insert, literal, select
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy import Select, insert, select
+from sqlalchemy.orm import Session
 
-from pipelines.ledger.clip_load import next_number
-from pipelines.ledger.members import ids_in
+from pipelines.ledger.clip_load import next_number, table_of
 from pipelines.ledger.schema_exposure import ArtifactNumber
+from pipelines.ledger.statements import as_ids, as_numbers, ids_given, is_sqlite, numbers_given
 
 Numbers = NDArray[np.int64]
 Key = tuple[str, str]  # artifact id and kind
@@ -21,11 +22,8 @@ _PACKED = np.dtype("<i4")
 
 def known_numbers(session: Session, keys: Collection[Key]) -> dict[Key, int]:
     """Numbers of artifacts; those that have none are left out."""
-    row = ArtifactNumber
-    query = select(row.artifact_id, row.kind, row.number).where(
-        row.artifact_id.in_(ids_in(session, dict.fromkeys(i for i, _ in keys)))
-    )
-    return {key: number for *found, number in session.execute(query) if (key := (found[0], found[1])) in keys}
+    rows = session.execute(_known(is_sqlite(session)), {"ids": as_ids(dict.fromkeys(i for i, _ in keys))})
+    return {key: number for *found, number in rows if (key := (found[0], found[1])) in keys}
 
 
 def numbers_of(session: Session, keys: Iterable[Key]) -> dict[Key, int]:
@@ -42,17 +40,20 @@ def numbers_of(session: Session, keys: Iterable[Key]) -> dict[Key, int]:
 
 def ids_of(session: Session, numbers: Iterable[int]) -> dict[int, str]:
     """Ids of numbered artifacts."""
-    row = ArtifactNumber
-    query = select(row.number, row.artifact_id).where(numbered(session, row.number, list(numbers)))
-    return {row.number: row.artifact_id for row in session.execute(query)}
+    rows = session.execute(_numbered(is_sqlite(session)), {"numbers": as_numbers(numbers)})
+    return dict(rows.tuples().all())
 
 
-def numbered(session: Session, column: InstrumentedAttribute[Any], numbers: Sequence[int]) -> ColumnElement[bool]:
-    """`column` is one of many numbers, which are one parameter."""
-    if session.get_bind().dialect.name == "sqlite":
-        members = func.json_each(f"[{','.join(map(str, numbers))}]").table_valued("value")
-        return column.in_(select(cast(members.c.value, Integer)))
-    return column == func.any(cast(literal(f"{{{','.join(map(str, numbers))}}}", String), ARRAY(Integer)))
+@cache
+def _known(sqlite: bool) -> Select[Any]:
+    row = table_of(ArtifactNumber).c
+    return select(row.artifact_id, row.kind, row.number).where(ids_given(sqlite, row.artifact_id, "ids"))
+
+
+@cache
+def _numbered(sqlite: bool) -> Select[Any]:
+    row = table_of(ArtifactNumber).c
+    return select(row.number, row.artifact_id).where(numbers_given(sqlite, row.number, "numbers"))
 
 
 def pack(numbers: Iterable[int]) -> bytes:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
-from sqlalchemy import String, cast, select
+from sqlalchemy import Select, String, cast, select
 
 from pipelines.ledger import schema
+from pipelines.ledger.clip_load import table_of
 from pipelines.ledger.database import Database
 from pipelines.ledger.members import ids_in
 from pipelines.ledger.numbers import Key, Numbers, ids_of, known_numbers, unpack
+from pipelines.ledger.statements import as_ids, ids_given, is_sqlite, joined
 from pipelines.ledger.stems import products_of
-from pipelines.ledger.trained import joined
 from pipelines.ledger.types import iso_text
 
 
@@ -32,6 +34,25 @@ class ChannelMove(NamedTuple):
     artifact_id: str
     moved_at: str
     current: bool
+
+
+@cache
+def _sources(sqlite: bool) -> Select[Any]:
+    made, taken, artifact = (table_of(model) for model in (schema.RunOutput, schema.RunInput, schema.Artifact))
+    same = (artifact.c.artifact_id == taken.c.artifact_id) & (artifact.c.kind == taken.c.kind)
+    return (
+        select(taken.c.artifact_id, artifact.c.summary, made.c.artifact_id)
+        .select_from(taken.join(made, made.c.run_id == taken.c.run_id).join(artifact, same))
+        .where(ids_given(sqlite, made.c.artifact_id, "clips"), made.c.kind == "clips", taken.c.kind == "source")
+    )
+
+
+@cache
+def _moves(sqlite: bool) -> Select[Any]:
+    """One row a channel: thousands of rows take longer to fetch than to find."""
+    channel = table_of(schema.Channel).c
+    columns = (cast(channel.seq, String), channel.artifact_id, iso_text(sqlite, channel.moved_at))
+    return select(channel.name, *(joined(sqlite, column) for column in columns)).group_by(channel.name)
 
 
 class ReachOps:
@@ -80,26 +101,15 @@ class ReachOps:
 
     def sources_of(self, clips_ids: Iterable[str]) -> list[SourceLink]:
         """Source listings that these clip tables were curated from, sorted."""
-        made, taken, artifact = schema.RunOutput, schema.RunInput, schema.Artifact
         with self._db.read() as session:
-            query = (
-                select(taken.artifact_id, artifact.summary, made.artifact_id)
-                .join(made, made.run_id == taken.run_id)
-                .join(artifact, (artifact.artifact_id == taken.artifact_id) & (artifact.kind == taken.kind))
-                .where(made.artifact_id.in_(ids_in(session, clips_ids)), made.kind == "clips", taken.kind == "source")
-            )
-            rows = session.execute(query).all()
+            rows = session.execute(_sources(is_sqlite(session)), {"clips": as_ids(clips_ids)}).all()
         return sorted({SourceLink(source, str(summary.get("name", "")), clips) for source, summary, clips in rows})
 
     def moves_to(self, artifact_ids: Container[str]) -> list[ChannelMove]:
         """Moves of channels to any of these artifacts, by channel and time."""
         found: list[ChannelMove] = []
         with self._db.read() as session:
-            # One row a channel: thousands of rows take longer to fetch than to find.
-            channel = schema.Channel
-            columns = (cast(channel.seq, String), channel.artifact_id, iso_text(session, channel.moved_at))
-            query = select(channel.name, *(joined(session, column) for column in columns)).group_by(channel.name)
-            rows = session.execute(query).all()
+            rows = session.execute(_moves(is_sqlite(session))).all()
         for name, *texts in sorted(map(tuple, rows)):
             seqs, targets, times = (text.split(",") for text in texts)
             numbers = list(map(int, seqs))

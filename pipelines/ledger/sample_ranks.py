@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import String, cast, func, select
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy import LargeBinary, Select, bindparam, func, select
+from sqlalchemy.orm import Session
 
-from pipelines.ledger.clip_load import among, unpack_ranges
+from pipelines.ledger.clip_load import table_of, unpack_ranges
 from pipelines.ledger.database import AS_BYTES, Database
-from pipelines.ledger.members import ids_in
 from pipelines.ledger.schema_clips import (
     KEPT,
     ClipIndex,
@@ -27,6 +27,7 @@ from pipelines.ledger.schema_clips import (
     PartSample,
     SampleGroup,
 )
+from pipelines.ledger.statements import among_given, as_ids, ids_given, is_sqlite, joined
 
 GroupKey = tuple[str, str, int, int, int]  # source, media, latent t, h, w
 Numbers = NDArray[np.int64]
@@ -63,27 +64,24 @@ class RankOps:
 
     _db: Database
 
-    def sample_parts(self, clip_ids: Sequence[str]) -> dict[int, list[PartPlace]]:
-        """Every sample of these clips, sorted, by the part that holds it."""
+    def sample_parts(
+        self, clip_ids: Sequence[str], names: Mapping[int, GroupKey] | None = None
+    ) -> dict[int, list[PartPlace]]:
+        """Every sample of these clips, sorted, by the part that holds it; `names` as `group_names` says."""
         found: dict[int, list[PartPlace]] = {}
         with self._db.read() as session:
-            names = _group_names(session)
-            sample = PartSample
-            query = select(sample.part_no, sample.clip_id, sample.sample_id, sample.group_no)
-            query = query.where(sample.group_no > KEPT)
+            names = _group_names(session) if names is None else names
+            query = _samples(is_sqlite(session))
             for some in _batches(clip_ids):
-                for part, clip, identity, group in session.execute(query.where(among(session, sample.clip_id, some))):
+                for part, clip, identity, group in session.execute(query, {"clips": some}):
                     found.setdefault(part, []).append(PartPlace(clip.hex(), identity.hex(), names[group]))
         return {part: sorted(places) for part, places in found.items()}
 
     def dataset_parts(self, dataset_ids: Iterable[str]) -> dict[str, Numbers]:
         """The parts of each dataset as runs of their numbers; datasets that are not indexed are left out."""
-        index = ClipIndex
         with self._db.read() as session:
-            query = select(index.artifact_id, index.parts).where(
-                index.artifact_id.in_(ids_in(session, dataset_ids)), index.kind == "dataset", index.complete
-            )
-            return {dataset: unpack_ranges(packed or b"") for dataset, packed in session.execute(query)}
+            rows = session.execute(_parts(is_sqlite(session)), {"ids": as_ids(dataset_ids)}, execution_options=AS_BYTES)
+            return {dataset: unpack_ranges(packed or b"") for dataset, packed in rows.all()}
 
     def group_names(self) -> dict[int, GroupKey]:
         """What groups are called, by number."""
@@ -98,15 +96,8 @@ class RankOps:
         found: dict[GroupKey, tuple[list[Numbers], list[Numbers]]] = {group: ([], []) for group in groups}
         numbers = [number for number, name in names.items() if name in wanted]
         with self._db.read() as session:
-            group = PartGroup
-            whole = (
-                select(group.group_no, _joined(session, group.part_no), _joined(session, group.samples))
-                .where(among(session, group.group_no, numbers), group.last < at)
-                .group_by(group.group_no)
-            )
-            below = [(names[n], _split(parts), _split(samples)) for n, parts, samples in session.execute(whole)]
-            for n, parts, sizes, ids in _cut(session, numbers, at):
-                below.append((names[n], parts, _smaller(ids, sizes, at)))
+            ranked = _ranked_here(session, numbers, at) if is_sqlite(session) else _ranked(session, numbers, at)
+            below = [(names[n], parts, counts) for n, parts, counts in ranked]
         for name, parts, counts in below:
             found[name][0].append(parts)
             found[name][1].append(counts)
@@ -117,13 +108,16 @@ class RankOps:
 class SampleRanks:
     """Ranks of samples in some datasets. What it has read of the ledger does not change."""
 
-    def __init__(self, ledger: RankOps, dataset_ids: Iterable[str]) -> None:
-        self._ledger = ledger
+    def __init__(
+        self, ledger: RankOps, dataset_ids: Iterable[str], names: Mapping[int, GroupKey] | None = None
+    ) -> None:
+        """`names` as `RankOps.group_names` says."""
+        self._ledger, self._names = ledger, names
         self._parts = ledger.dataset_parts(dataset_ids)
         self._place = {name: place for place, name in enumerate(self._parts)}
         self._runs = np.concatenate([_NO_RUNS, *self._parts.values()])
         self._ends = np.append(0, np.cumsum([len(runs) for runs in self._parts.values()])).astype(np.int64)
-        self._names: dict[int, GroupKey] = {}
+        self._expected: dict[str, set[GroupKey]] = {}
         self._of_group: dict[tuple[str, GroupKey], PartRanks] = {}
         self._ranks: dict[tuple[str, tuple[GroupKey, ...]], list[int]] = {}
 
@@ -136,6 +130,10 @@ class SampleRanks:
         found: list[int] = of[inside].tolist()
         return found
 
+    def expect(self, sample_id: str, groups: Iterable[GroupKey]) -> None:
+        """That `rank` may be asked of these groups: the first question that reads then reads them all."""
+        self._expected.setdefault(sample_id, set()).update(groups)
+
     def rank(self, place: SamplePlace, groups: Sequence[GroupKey]) -> int:
         """How many sample ids of these groups together are smaller, in the dataset of the sample."""
         asked = place.sample_id, tuple(groups)
@@ -145,9 +143,10 @@ class SampleRanks:
 
     def _summed(self, sample_id: str, groups: Sequence[GroupKey]) -> list[int]:
         """The rank in every dataset: each adds up its runs of parts."""
-        missing = [group for group in groups if (sample_id, group) not in self._of_group]
-        if missing:
-            self._names = self._names or self._ledger.group_names()
+        if any((sample_id, group) not in self._of_group for group in groups):
+            self._names = self._ledger.group_names() if self._names is None else self._names
+            wanted = {*groups, *self._expected.pop(sample_id, ())}
+            missing = sorted(group for group in wanted if (sample_id, group) not in self._of_group)
             found = self._ledger.part_ranks(sample_id, missing, self._names)
             self._of_group |= {(sample_id, group): ranks for group, ranks in found.items()}
         of_groups = [self._of_group[sample_id, group] for group in groups]
@@ -167,44 +166,90 @@ def _batches(ids: Iterable[str]) -> Iterable[list[bytes]]:
         yield some
 
 
+_group, _source = table_of(SampleGroup).c, table_of(ClipSource).c
+_NAMES = select(_group.group_no, _source.name, _group.media, _group.t, _group.h, _group.w).where(
+    _source.source_no == _group.source_no
+)
+
+
 def _group_names(session: Session) -> dict[int, GroupKey]:
-    group = SampleGroup
-    query = select(group.group_no, ClipSource.name, group.media, group.t, group.h, group.w)
-    rows = session.execute(query.join(ClipSource, ClipSource.source_no == group.source_no))
-    return {number: (source, media, t, h, w) for number, source, media, t, h, w in rows}
+    return {number: (source, media, t, h, w) for number, source, media, t, h, w in session.execute(_NAMES).all()}
 
 
-def _joined(session: Session, column: InstrumentedAttribute[int]) -> Any:
-    # One text of thousands of numbers: as rows they take far longer to fetch than to find.
-    if session.get_bind().dialect.name == "sqlite":
-        return func.group_concat(column)
-    return func.string_agg(cast(column, String), ",")
-
-
-def _split(numbers: str) -> Numbers:
-    return np.fromstring(numbers, dtype=np.int64, sep=",")
-
-
-def _cut(session: Session, groups: Sequence[int], at: bytes) -> Iterator[tuple[int, Numbers, Numbers, bytes]]:
-    """Of each group the parts that have ids below `at` and others: their numbers, ids of each, and those ids."""
-    group, held = PartGroup, PartIds
-    query = (
-        select(group.group_no)
-        .join(held, (held.part_no == group.part_no) & (held.group_no == group.group_no))
-        .where(among(session, group.group_no, groups), group.first < at, group.last >= at)
+@cache
+def _samples(sqlite: bool) -> Select[Any]:
+    sample = table_of(PartSample).c
+    wanted = among_given(sqlite, sample.clip_id, "clips")
+    return select(sample.part_no, sample.clip_id, sample.sample_id, sample.group_no).where(
+        sample.group_no > KEPT, wanted
     )
-    if session.get_bind().dialect.name != "sqlite":
-        columns = (_joined(session, group.part_no), _joined(session, group.samples), func.string_agg(held.ids, b""))
-        rows = session.execute(query.add_columns(*columns).group_by(group.group_no), execution_options=AS_BYTES)
-        yield from ((number, _split(parts), _split(sizes), ids) for number, parts, sizes, ids in rows)
-        return
-    # SQLite has no aggregate that joins bytes.
+
+
+@cache
+def _parts(sqlite: bool) -> Select[Any]:
+    index = table_of(ClipIndex).c
+    wanted = ids_given(sqlite, index.artifact_id, "ids")
+    return select(index.artifact_id, index.parts).where(wanted, index.kind == "dataset", index.complete)
+
+
+# The parts of some groups that have ids below a sample's, and how many. Numbers of thousands of parts come as one value
+# a group: as rows they take far longer to fetch than to find.
+Ranked = Iterator[tuple[int, Numbers, Numbers]]
+_part, _held = table_of(PartGroup).c, table_of(PartIds).c
+_AT = bindparam("at", type_=LargeBinary)
+_WHOLE, _CUT = _part.last < _AT, _part.last >= _AT  # parts whose ids are all below, parts that have others
+
+
+def _ranked(session: Session, groups: Sequence[int], at: bytes) -> Ranked:
+    rows = session.execute(_packed(), {"groups": list(groups), "at": at}, execution_options=AS_BYTES)
+    for number, *packed, ids in rows:
+        parts, samples, cut, sizes = (np.frombuffer(p or b"", dtype=">i4").astype(np.int64) for p in packed)
+        yield number, parts, samples
+        if ids:
+            yield number, cut, _smaller(ids, sizes, at)
+
+
+@cache
+def _packed() -> Select[Any]:
+    """For PostgreSQL, numbers in four bytes each. Ids are looked up by key: a join would read those of all parts."""
+    ids = select(_held.ids).where(_held.part_no == _part.part_no, _held.group_no == _part.group_no).scalar_subquery()
+
+    def strung(value: Any, which: Any) -> Any:
+        return func.string_agg(value, bindparam("none", b"", LargeBinary), type_=LargeBinary()).filter(which)
+
+    numbers = (func.int4send(_part.part_no), func.int4send(_part.samples))
+    return (
+        select(_part.group_no, *(strung(n, which) for which in (_WHOLE, _CUT) for n in numbers), strung(ids, _CUT))
+        .where(among_given(False, _part.group_no, "groups"), _part.first < _AT)
+        .group_by(_part.group_no)
+    )
+
+
+_IN_GROUPS = among_given(True, _part.group_no, "groups")
+_WHOLE_HERE = (
+    select(_part.group_no, joined(True, _part.part_no), joined(True, _part.samples))
+    .where(_IN_GROUPS, _WHOLE)
+    .group_by(_part.group_no)
+)
+_CUT_HERE = (
+    select(_part.group_no, _part.part_no, _part.samples, _held.ids)
+    .where(_held.part_no == _part.part_no, _held.group_no == _part.group_no)
+    .where(_IN_GROUPS, _part.first < _AT, _CUT)
+)
+
+
+def _ranked_here(session: Session, groups: Sequence[int], at: bytes) -> Ranked:
+    """SQLite has no aggregate that joins bytes."""
+    asked = {"groups": list(groups), "at": at}
+    for number, *texts in session.execute(_WHOLE_HERE, asked):
+        parts, samples = (np.fromstring(text, dtype=np.int64, sep=",") for text in texts)
+        yield number, parts, samples
     of_group: dict[int, list[tuple[int, int, bytes]]] = {}
-    for number, *row in session.execute(query.add_columns(group.part_no, group.samples, held.ids)):
+    for number, *row in session.execute(_CUT_HERE, asked):
         of_group.setdefault(number, []).append((row[0], row[1], row[2]))
     for number, cut in of_group.items():
-        parts, sizes, ids = zip(*cut, strict=True)
-        yield number, np.array(parts), np.array(sizes), b"".join(ids)
+        numbers, sizes, ids = zip(*cut, strict=True)
+        yield number, np.array(numbers), _smaller(b"".join(ids), np.array(sizes), at)
 
 
 def _smaller(ids: bytes, sizes: Numbers, at: bytes) -> Numbers:

@@ -10,9 +10,11 @@ from sqlalchemy import LargeBinary, bindparam, insert, select, text, type_coerce
 from sqlalchemy.orm import Session
 from sqlalchemy.types import NullType
 
+from pipelines.ledger.clip_load import table_of
 from pipelines.ledger.database import AS_BYTES
-from pipelines.ledger.numbers import Key, Numbers, numbered, numbers_of, pack, unpack
+from pipelines.ledger.numbers import Key, Numbers, numbers_of, pack, unpack
 from pipelines.ledger.schema_exposure import Stem
+from pipelines.ledger.statements import as_numbers, is_sqlite, numbers_given
 
 PRODUCTS = ("samples", "scores", "report")
 
@@ -45,6 +47,11 @@ SELECT mark, string_agg(samples, ''), string_agg(scores, ''), string_agg(report,
     FROM stem
 ) AS marked WHERE mark > 0 GROUP BY mark
 """).bindparams(bindparam("marks", type_=LargeBinary))
+_stem = table_of(Stem).c
+# Without the column type, which copies every value.
+_OF_NUMBERS = select(*(type_coerce(_stem[kind], NullType()) for kind in PRODUCTS)).where(
+    numbers_given(True, _stem.number, "numbers")
+)
 _AS_BYTES: dict[str, Any] = {"execution_options": AS_BYTES}
 
 
@@ -94,7 +101,7 @@ def load_stems(session: Session, pairs: Iterable[tuple[Key, Key]]) -> None:
 
 def products_of(session: Session, stems: Sequence[Numbers]) -> list[dict[str, bytes]]:
     """Packed numbers of the products of each of some sets of stems, by kind."""
-    if session.get_bind().dialect.name == "sqlite":
+    if is_sqlite(session):
         return [_joined_here(session, numbers) for numbers in stems]
     # Which set each number is in: PostgreSQL takes as long to plan with ten thousand numbers as to read the rows.
     marks = np.zeros(max((int(numbers.max(initial=0)) for numbers in stems), default=0) + 1, dtype=np.uint8)
@@ -108,7 +115,7 @@ def products_of(session: Session, stems: Sequence[Numbers]) -> list[dict[str, by
 
 def _joined_here(session: Session, numbers: Numbers) -> dict[str, bytes]:
     """SQLite has no aggregate that joins bytes."""
-    # Without the column type, which copies every value.
-    columns = [type_coerce(getattr(Stem, kind), NullType()) for kind in PRODUCTS]
-    rows = session.execute(select(*columns).where(numbered(session, Stem.number, numbers.tolist()))).all()
+    if not len(numbers):
+        return dict.fromkeys(PRODUCTS, b"")
+    rows = session.execute(_OF_NUMBERS, {"numbers": as_numbers(numbers.tolist())}).all()
     return {kind: b"".join([row[place] for row in rows]) for place, kind in enumerate(PRODUCTS)}

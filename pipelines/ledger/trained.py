@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, func
 from sqlalchemy.orm import Session
 
 from pipelines.ledger.courses import Course, read_courses, unread_checkpoints
@@ -84,9 +82,3 @@ def hops(parent: Numbers) -> list[Numbers]:
         found.append(hop)
         hop = hop[hop]
     return found
-
-
-def joined(session: Session, column: ColumnElement[str] | Any) -> Any:
-    """Aggregate of texts without commas as one text."""
-    sqlite = session.get_bind().dialect.name == "sqlite"
-    return func.group_concat(column) if sqlite else func.string_agg(column, ",")

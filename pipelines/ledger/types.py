@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Dialect, String, Text, func, type_coerce
 from sqlalchemy.dialects.postgresql import TIMESTAMP
-from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from m4v.core.canonical import canonical_json
@@ -25,9 +24,9 @@ def iso(at: datetime) -> str:
     return at.astimezone(UTC).strftime(ISO_FORMAT)
 
 
-def iso_text(session: Session, column: Any) -> ColumnElement[str]:
+def iso_text(sqlite: bool, column: Any) -> ColumnElement[str]:
     """`iso` of a column of times, in SQL."""
-    if session.get_bind().dialect.name == "sqlite":
+    if sqlite:
         return type_coerce(column, String)
     return func.to_char(func.timezone("UTC", column), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"', type_=String())
 

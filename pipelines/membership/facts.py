@@ -29,8 +29,9 @@ class ClipFacts:
     """A clip of the index. Its span [start, end) is in microseconds, 0, 0 for an image.
 
     `source_digests` are of the source file, more than one where it was replaced under its name; `phash` holds the
-    perceptual hashes of its frames as hex words joined by dashes. `matched_by` says which terms of the question
-    found it, as `overlaps CLIP` where it shares footage of one source file with a clip that a term named.
+    perceptual hashes of its frames as hex words joined by dashes, None where they were not asked for. `matched_by`
+    says which terms of the question found it, as `overlaps CLIP` where it shares footage of one source file with a
+    clip that a term named.
     """
 
     clip_id: str
@@ -39,7 +40,7 @@ class ClipFacts:
     start_us: int
     end_us: int
     source_digests: tuple[str, ...]
-    phash: str
+    phash: str | None
     matched_by: tuple[str, ...]
 
     @property

@@ -127,8 +127,8 @@ def _blocked(clip: ClipFacts, measured: Mapping[str, Any]) -> list[BlockedClip]:
     return [
         BlockedClip(
             clip_id=clip.clip_id, source=clip.source, source_id=clip.source_id, source_digest=digest,
-            start_us=clip.start_us, end_us=clip.end_us, media="image" if clip.is_image else "video", phash=clip.phash,
-            content=measured.get("content", ""), drawn=measured.get("drawn", False),
+            start_us=clip.start_us, end_us=clip.end_us, media="image" if clip.is_image else "video",
+            phash=clip.phash or "", content=measured.get("content", ""), drawn=measured.get("drawn", False),
         )
         for digest in clip.source_digests or ("",)
     ]  # fmt: skip

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from sqlalchemy.event import listen
 
 from pipelines.exposure import clip_exposure
 from pipelines.impact import impact
@@ -44,7 +45,10 @@ def test_the_generated_ledger_answers_by_its_own_rules(ledger: Ledger) -> None:
     number = sizes.clips // 2
     first = number // sizes.batch
     clip = clips.clip_id(number)
+    asked: list[str] = []
+    listen(ledger._db.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
     found = impact(ledger, ClipSelector(clips=(clip,)))
+    assert len(asked) <= 18, "an impact is a handful of statements, however large the ledger"
     assert sorted(found.holding("dataset")) == sorted(identity("dataset", v) for v in range(first, VERSIONS))
     assert found.holding("clips") == [identity("clips", first)]
     assert len(found.checkpoints) == (VERSIONS - first) * sizes.checkpoints // VERSIONS
