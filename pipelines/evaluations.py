@@ -5,9 +5,10 @@ run = evaluation_run(workspace, ledger, launcher, samples_id, VBenchConfig(), lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from eval.vbench.config import VBenchConfig
+from eval.vbench.config import Places, VBenchConfig
+from eval.vbench.preflight import Preflight, preflight
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import InputError
 from m4v.core.stage import Resources
@@ -16,6 +17,7 @@ from pipelines.dataset_versions import pinned_node
 from pipelines.execute import NodeEvent, PipelineRun
 from pipelines.launchers import Launcher
 from pipelines.ledger import ArtifactRow, Ledger
+from pipelines.plan import Plan, PlanStatus
 from pipelines.spec import StageNode
 from pipelines.workspace import Workspace
 
@@ -32,6 +34,18 @@ def samples_of(ledger: Ledger, given: str) -> ArtifactRow:
             step = "sample it first: a recipe with `evaluation`, or one with `generate.prompts: vbench`; then " + step
         raise InputError(f"a suite evaluates samples, this is of kind {row.kind}", value=given, next_step=step)
     return row
+
+
+def suite_preflights(nodes: Sequence[StageNode], plan: Plan) -> dict[str, Preflight]:
+    """What the suites of a plan need on this machine, by node, before their first video is sampled; of a cache hit
+    nothing."""
+    hits = {step.node_id for step in plan.steps if step.status is PlanStatus.HIT}
+    shown = {step.node_id for step in plan.steps} - hits
+    return {
+        node.id: preflight(node.config, Places.of(node.locations))
+        for node in nodes
+        if node.id in shown and isinstance(node.config, VBenchConfig)
+    }
 
 
 def evaluation_run(

@@ -13,14 +13,15 @@ import typer
 
 from eval.vbench.aggregate import FAST_DIMENSIONS
 from eval.vbench.config import Places, VBenchConfig
-from eval.vbench.preflight import Preflight, preflight
+from eval.vbench.preflight import preflight
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError, ExitClass
 from m4v.core.stage import Resources
 from pipelines.cli.display import RunDisplay
 from pipelines.cli.evaluate import evaluate
-from pipelines.cli.output import JsonOption, print_facts, print_json, print_rows, size
+from pipelines.cli.output import JsonOption, print_facts, print_json
 from pipelines.cli.run import drain_on_signal
+from pipelines.cli.suites import print_suite_preflight
 from pipelines.evaluations import NODE, evaluation_run
 from pipelines.launchers import LocalLauncher
 from pipelines.ledger import Ledger
@@ -81,7 +82,7 @@ def run(
     locations = {name: str(path.expanduser().absolute()) for name, path in given.items() if path is not None}
     if check:
         found = preflight(config, Places.of(locations), hashing=digest)
-        print_json(found.canonical()) if json_ else print_preflight(found)
+        print_json(found.canonical()) if json_ else print_suite_preflight(found)
         raise typer.Exit(int(ExitClass.CONFIG if found.refused else ExitClass.OK))
     if samples is None:
         raise ConfigError("no samples are named", next_step="m4v artifacts list --kind samples")
@@ -114,21 +115,3 @@ def _measure(
     elif sys.stdout.isatty():  # elsewhere the display said it in full
         print(f"{outcome.node_id} {outcome.status}: {outcome.error}")
     raise typer.Exit(int(made.exit_class))
-
-
-def print_preflight(found: Preflight) -> None:
-    """Dimensions with every reason, then every file and environment."""
-    rows = [(d.dimension, d.environment, d.available, "; ".join(d.reasons)) for d in found.dimensions]
-    print_rows(("dimension", "environment", "here", "why not"), rows, title="VBench on this machine", text=("why not",))
-    needs = [
-        (r.name, r.problem or "here", size(r.size_bytes), r.sha256, r.place, r.variable, r.source)
-        for r in found.requirements
-    ]
-    print_rows(
-        ("needs", "state", "size", "sha256", "place", "moved by", "from"), needs, text=("state", "place", "from")
-    )
-    for step in dict.fromkeys(r.next_step for r in found.requirements if r.next_step and r.kind == "environment"):
-        print(f"next: {step}")
-
-
-__all__ = ["print_preflight"]

@@ -26,6 +26,8 @@ from pipelines.cli.output import (
     size,
 )
 from pipelines.cli.preflight import print_generation, print_notes, print_preflight
+from pipelines.cli.suites import print_suite_preflight
+from pipelines.evaluations import suite_preflights
 from pipelines.execute import PipelineRun
 from pipelines.generation_cost import generation_costs
 from pipelines.plan import Plan, PlanStep, hours_text
@@ -75,6 +77,7 @@ def plan(
     found = preflight(session.recipe, session.nodes, made, session.ledger)
     made = with_estimates(made, found)
     videos = generation_costs(session.nodes, made)
+    suites = suite_preflights(session.nodes, made)
     if diff is not None:
         from pipelines.cli.plan_diff import print_plan_diff
         from pipelines.compare.plans import compare_plan
@@ -84,7 +87,9 @@ def plan(
     elif json_:
         stages = {node: each.to_json() for node, each in found.items()}
         costs = {node: each.to_json() for node, each in videos.items()}
-        print_json({**made.to_json(), "preflight": stages, "generation": costs, "notes": list(session.notes)})
+        needs = {node: each.canonical() for node, each in suites.items()}
+        print_json({**made.to_json(), "preflight": stages, "generation": costs, "suites": needs,
+                    "notes": list(session.notes)})  # fmt: skip
     else:
         print_notes(session)
         print_plan(made)
@@ -92,6 +97,8 @@ def plan(
         print_generation(
             {s.node_id: videos[s.node_id] for s in made.steps if s.node_id in videos and s.device != "cpu"}
         )
+        for needed in suites.values():
+            print_suite_preflight(needed)
     refuse(found)
 
 
