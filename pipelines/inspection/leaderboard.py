@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
-from eval.records import SCORES, Identity, ScoreSet, read_record
+from eval.records import SCORES, Identity, MetricScore, ScoreSet, read_record
 from m4v.core.artifacts import MANIFEST, Artifact, ArtifactKind
 from m4v.core.canonical import digest_json
 from m4v.core.errors import DataIntegrityError
@@ -27,7 +27,7 @@ from pipelines.ledger import ArtifactRow, Ledger, RunRow
 
 __all__ = [
     "CONFIDENCE", "NEWEST", "RESAMPLES", "Board", "Change", "Entry", "Gate", "Leaderboard", "Metric", "Score",
-    "interval", "leaderboard", "protocol_of", "read_scores",
+    "interval", "leaderboard", "metric_of", "protocol_of", "read_scores",
 ]  # fmt: skip
 SCORING = ("evaluate", "vbench")  # stages whose output is scores of samples
 GATE = "gate"
@@ -205,13 +205,13 @@ def _stage(run: RunRow) -> str:
     return f"{run.stage} {name}" if name and name != run.stage else run.stage
 
 
+def metric_of(name: str, score: MetricScore) -> Metric:
+    return Metric(name, score.title, score.unit, score.description, score.higher_is_better, score.chance)
+
+
 def _board(protocol: str, pairs: Sequence[tuple[ScoreSet, Entry]]) -> Board:
     first = pairs[0][0]
-    metrics = {
-        name: Metric(name, m.title, m.unit, m.description, m.higher_is_better, m.chance)
-        for scores, _ in pairs
-        for name, m in scores.metrics.items()
-    }
+    metrics = {name: metric_of(name, m) for scores, _ in pairs for name, m in scores.metrics.items()}
     identity = first.identity
     facts: dict[str, object] = {
         "prompts": identity.prompt_set, "samples a prompt": identity.samples_per_prompt,
