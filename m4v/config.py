@@ -6,18 +6,23 @@ smaller ones.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
+    Discriminator,
     Field,
     JsonValue,
     SerializerFunctionWrapHandler,
+    Tag,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
 
+from m4v.codec.shape import TEMPORAL
 from m4v.core.config import FrozenModel
+from m4v.wan.flow_config import WanFlowConfig, WanSamplerConfig
 
 Mixer = Literal["attention", "mm_dim"]
 Dtype = Literal["float32", "bfloat16"]
@@ -148,6 +153,9 @@ class SamplerConfig(FrozenModel):
     older scores stay comparable.
     """
 
+    time_stride: ClassVar[int] = TEMPORAL
+    pixel_multiple: ClassVar[int] = PIXEL_MULTIPLE
+
     steps_first: tuple[int, ...] = (20, 20, 20)
     steps_later: tuple[int, ...] = (10, 10, 10)
     guidance_first: float = Field(7.0, ge=0)  # 0 turns classifier-free guidance off
@@ -174,34 +182,56 @@ class SamplerConfig(FrozenModel):
         return data
 
 
+def family_of(value: object) -> str:
+    """`kind` of a section that a family of models has its own form of: `wan`, or `pyramid`, which recipes wrote before
+    there was another and whose sections do not say it."""
+    kind = value.get("kind", "pyramid") if isinstance(value, dict) else getattr(value, "kind", "pyramid")
+    return str(kind)
+
+
+AnySchedule = Annotated[
+    Annotated[ScheduleConfig, Tag("pyramid")] | Annotated[WanFlowConfig, Tag("wan")],
+    Discriminator(family_of, custom_error_type="family", custom_error_message="kind is wan, or not there"),
+]
+AnySampler = Annotated[
+    Annotated[SamplerConfig, Tag("pyramid")] | Annotated[WanSamplerConfig, Tag("wan")],
+    Discriminator(family_of, custom_error_type="family", custom_error_message="kind is wan, or not there"),
+]
+
+
 class VideoConfig(FrozenModel):
     """How a video is made from a checkpoint, whatever its prompt and seed.
 
-    - frames: 8k + 1, as the causal codec has them; fps is the true rate the model was trained at.
+    - sampler: of the model's family; `kind: wan` for Wan's.
+    - frames: 8k + 1, as the causal codec has them, 4k + 1 for Wan; fps is the true rate the model was trained at.
     - crf: H.264 quality; at most 12 for figures one wants to keep (compression moves flicker).
     """
 
+    sampler: AnySampler = SamplerConfig.model_validate({})  # first: sizes depend on its family
     frames: int = Field(ge=1)
-    height: int = Field(ge=PIXEL_MULTIPLE)
-    width: int = Field(ge=PIXEL_MULTIPLE)
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
     fps: float = Field(default=24.0, gt=0)
-    sampler: SamplerConfig = SamplerConfig.model_validate({})
     crf: int = Field(default=12, ge=0, le=51)
 
     @field_validator("frames")
     @classmethod
-    def _causal(cls, frames: int) -> int:
-        if frames % 8 != 1:
-            near = max(1, (frames - 1) // 8 * 8 + 1)
-            raise ValueError(f"must be 8k + 1 (the codec is causal): use {near} or {near + 8}")
+    def _causal(cls, frames: int, info: ValidationInfo) -> int:
+        stride = info.data.get("sampler", SamplerConfig).time_stride
+        if frames % stride != 1:
+            near = max(1, (frames - 1) // stride * stride + 1)
+            raise ValueError(f"must be {stride}k + 1 (the codec is causal): use {near} or {near + stride}")
         return frames
 
     @field_validator("height", "width")
     @classmethod
-    def _whole_tokens(cls, size: int) -> int:
-        if size % PIXEL_MULTIPLE:
-            near = size // PIXEL_MULTIPLE * PIXEL_MULTIPLE
-            raise ValueError(f"not a multiple of {PIXEL_MULTIPLE}: use {near} or {near + PIXEL_MULTIPLE}")
+    def _whole_tokens(cls, size: int, info: ValidationInfo) -> int:
+        multiple = info.data.get("sampler", SamplerConfig).pixel_multiple
+        if size < multiple:
+            raise ValueError(f"Input should be greater than or equal to {multiple}")
+        if size % multiple:
+            near = size // multiple * multiple
+            raise ValueError(f"not a multiple of {multiple}: use {near} or {near + multiple}")
         return size
 
 

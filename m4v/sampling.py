@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from m4v.codec import open_codec
 from m4v.codec.config import CodecConfig
 from m4v.codec.interface import Frames, Latent
 from m4v.codec.shape import latent_shape
-from m4v.config import CheckpointConfig, Dtype, SamplerConfig, VideoConfig, default_dtype
+from m4v.config import Dtype, SamplerConfig, VideoConfig, default_dtype
 from m4v.core.artifacts import Artifact
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.devices import DTYPES, usable_device
+from m4v.family import AnyCheckpoint, read_checkpoint_config
 from m4v.flow.sampler import stream
 from m4v.flow.schedule import PyramidSchedule
 from m4v.image_io import Picture, cover, read_image
@@ -33,6 +34,7 @@ from m4v.text import open_text_encoder
 from m4v.text.config import TextEncoderConfig
 from m4v.text.interface import TextFeatures
 from m4v.video_io import write_mp4
+from m4v.wan.config import WanCheckpointConfig
 
 ConfigT = TypeVar("ConfigT")
 
@@ -49,6 +51,42 @@ class Video:
         """Write an H.264 MP4 file; a reader sees the whole file or none."""
         write_mp4(Path(path), self.frames, self.fps, crf)
         return Path(path)
+
+
+class VideoSampler(Protocol):
+    """A loaded checkpoint of either family; `open_sampler` opens one."""
+
+    def stream(
+        self,
+        prompt: str,
+        seed: int,
+        config: VideoConfig,
+        *,
+        negative: str | None = None,
+        image: Picture | None = None,
+        on_latent: Callable[[int, Latent], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Frames]:
+        """See `CheckpointSampler.stream`. `on_progress(done, total)` follows the work: latent frames where they are
+        made one after the other, steps of the sampler where all are made at once."""
+        ...
+
+
+def open_sampler(
+    path_of: Callable[[str], Path],
+    *,
+    ema: bool = True,
+    device: str = "cpu",
+    dtype: Dtype | None = None,
+    folders: Mapping[str, Path] | None = None,
+    threads: int | None = 1,
+) -> VideoSampler:
+    """The sampler of the checkpoint's family; options and errors as of `CheckpointSampler.open`."""
+    if isinstance(read_checkpoint_config(path_of("config.json")), WanCheckpointConfig):
+        from m4v.wan.sampling import WanCheckpointSampler
+
+        return WanCheckpointSampler(path_of, ema=ema, device=device, dtype=dtype, folders=folders, threads=threads)
+    return CheckpointSampler(path_of, ema=ema, device=device, dtype=dtype, folders=folders, threads=threads)
 
 
 class CheckpointSampler:
@@ -148,6 +186,7 @@ class CheckpointSampler:
         negative: str | None = None,
         image: Picture | None = None,
         on_latent: Callable[[int, Latent], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[Frames]:
         """uint8 RGB frames (n, H, W, 3) in order, decoded as soon as their latent is done: neither frames nor
         full-size latents are kept, so memory does not grow with length.
@@ -155,12 +194,20 @@ class CheckpointSampler:
         `negative` None means the sampler's own. `image` (H, W, 3) of any size becomes the first frame: covered,
         cut around its centre, encoded to the posterior's mean (PyramidFlow takes a sample of it, so that its
         first frame differs a little with every seed); later frames then have `guidance_image`.
-        `on_latent(index, latent)` sees each latent frame (16, 1, h, w), de-normalised, before it is decoded.
-        Raises DataIntegrityError when the model's numbers are not finite, ConfigError when the GPU has too little
-        memory.
+        `on_latent(index, latent)` sees each latent frame (16, 1, h, w), de-normalised, before it is decoded, and
+        `on_progress(done, total)` counts them. Raises DataIntegrityError when the model's numbers are not finite,
+        ConfigError when the GPU has too little memory.
         """
-        chunks = self.codec.decode_stream(self._latents(prompt, seed, config, negative, image, on_latent))
-        return _memory_told(chunks, f"{config.frames} frames of {config.width}x{config.height}")
+        total = latent_shape(config.frames, config.height, config.width, self.codec.time_stride)[0]
+
+        def seen(index: int, latent: Latent) -> None:
+            if on_latent is not None:
+                on_latent(index, latent)
+            if on_progress is not None:
+                on_progress(index + 1, total)
+
+        chunks = self.codec.decode_stream(self._latents(prompt, seed, config, negative, image, seen))
+        return memory_told(chunks, f"{config.frames} frames of {config.width}x{config.height}")
 
     def _latents(
         self,
@@ -169,9 +216,14 @@ class CheckpointSampler:
         config: VideoConfig,
         negative: str | None,
         image: Picture | None,
-        on_latent: Callable[[int, Latent], None] | None,
+        on_latent: Callable[[int, Latent], None],
     ) -> Iterator[Latent]:
         sampler = config.sampler
+        if not isinstance(sampler, SamplerConfig):
+            raise ConfigError(
+                "the checkpoint's model has a pyramid and the sampler is of another family", value=sampler.kind,
+                where="sampler.kind", next_step="leave kind out of the sampler",
+            )  # fmt: skip
         first = None
         if image is not None:
             sampler = sampler.model_copy(update={"guidance_later": sampler.guidance_image})
@@ -185,13 +237,8 @@ class CheckpointSampler:
         for index, frame in enumerate(made):
             forget_layouts()
             latent = frame[0].float().cpu().numpy()
-            if not np.isfinite(latent).all():
-                raise DataIntegrityError(
-                    "model made latents that are not finite", value=prompt, where=f"seed {seed}, latent frame {index}",
-                    next_step="look at the loss curves of the checkpoint's training",
-                )  # fmt: skip
-            if on_latent is not None:
-                on_latent(index, latent)
+            check_finite(latent, prompt, f"seed {seed}, latent frame {index}")
+            on_latent(index, latent)
             yield latent
 
     def _features(self, text: str) -> TextFeatures:
@@ -205,7 +252,17 @@ class CheckpointSampler:
         return self._negative[1]
 
 
-def _memory_told(chunks: Iterator[Frames], what: str) -> Iterator[Frames]:
+def check_finite(latent: Latent, prompt: str, where: str) -> None:
+    """Raises DataIntegrityError for latents that are not."""
+    if not np.isfinite(latent).all():
+        raise DataIntegrityError(
+            "model made latents that are not finite", value=prompt, where=where,
+            next_step="look at the loss curves of the checkpoint's training",
+        )  # fmt: skip
+
+
+def memory_told(chunks: Iterator[Frames], what: str) -> Iterator[Frames]:
+    """The chunks; raises ConfigError naming `what` was made when the GPU's memory ends."""
     try:
         yield from chunks
     except torch.OutOfMemoryError as error:
@@ -215,12 +272,12 @@ def _memory_told(chunks: Iterator[Frames], what: str) -> Iterator[Frames]:
         ) from None
 
 
-def codec_config(checkpoint: CheckpointConfig) -> CodecConfig:
+def codec_config(checkpoint: AnyCheckpoint) -> CodecConfig:
     """Raises DataIntegrityError when the checkpoint names no codec that is known here."""
     return _parse(TypeAdapter(CodecConfig), dict(checkpoint.codec), "codec")
 
 
-def text_encoder_config(checkpoint: CheckpointConfig) -> TextEncoderConfig:
+def text_encoder_config(checkpoint: AnyCheckpoint) -> TextEncoderConfig:
     """Raises DataIntegrityError when the checkpoint names no text encoder that is known here."""
     return _parse(TypeAdapter(TextEncoderConfig), dict(checkpoint.text_encoder), "text_encoder")
 

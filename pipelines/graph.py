@@ -10,6 +10,7 @@ from m4v.core.assets import resolve
 from m4v.core.config import FrozenModel, weights_names
 from m4v.core.errors import ConfigError
 from m4v.core.stage import WEIGHTS_INPUT, Resources
+from m4v.wan.published_config import read_published_config
 from m4v.weights import catalogue
 from m4v.weights.config import WeightsConfig
 from m4v.weights.pyramidflow import read_model_config
@@ -105,9 +106,13 @@ def _check_start(recipe: Recipe, node: StageNode) -> None:
     `init`, but only after hours of curation. Where the file is not there, the node's probe says so."""
     assert isinstance(node.config, WeightsConfig)
     entry = catalogue.entry(node.config.entry)
+    is_wan = entry.format.startswith("wan_")
     for file in source_files(entry, source_folder(node.config, node.locations)):
-        if file.path.name == "config.json" and file.path.is_file():
-            check_sizes(read_model_config(file.path), recipe.start_model, node.config.name)
+        # Wan's entries have configs of other models, too: the transformer's is its own, or lies at the top.
+        own = file.place in ("transformer/config.json", "config.json") if is_wan else file.path.name == "config.json"
+        if own and file.path.is_file():
+            read = read_published_config if is_wan else read_model_config
+            check_sizes(read(file.path), recipe.start_model, node.config.name)
 
 
 def imported(*configs: FrozenModel | None) -> Inputs:

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 from dataprep.encode_config import EncodeConfig
 from dataprep.sources.config import SourceConfig
-from m4v.codec.shape import TEMPORAL
+from m4v.codec.shape import latent_frames
 from m4v.config import ModelConfig
 from m4v.core.errors import ConfigError
+from m4v.family import AnyModel
+from m4v.wan.config import WanConfig
 from pipelines.ledger import Ledger, RunRow
 from pipelines.plan import Plan, PlanStatus, PlanStep
 from pipelines.recipe import Recipe
@@ -110,13 +112,13 @@ def _setup(recipe: Recipe, node: StageNode, by_id: Mapping[str, StageNode]) -> S
     return Setup(node.id, model, node.config, groups, resources.ranks, gpu)
 
 
-def _model_behind(node: StageNode, by_id: Mapping[str, StageNode]) -> ModelConfig | None:
+def _model_behind(node: StageNode, by_id: Mapping[str, StageNode]) -> AnyModel | None:
     """Model of the checkpoint that a stage starts from: of the nearest stage upstream whose config has one."""
     source = node.inputs.get("checkpoint")
     while source is not None:
         upstream = by_id[source[0]]
         model = getattr(upstream.config, "model", None)
-        if isinstance(model, ModelConfig):
+        if isinstance(model, ModelConfig | WanConfig):
             return model
         source = upstream.inputs.get("checkpoint")
     return None
@@ -131,7 +133,7 @@ def _groups_behind(node: StageNode, by_id: Mapping[str, StageNode]) -> tuple[Sam
     buckets = encode.config.buckets
     names = [by_id[n].config for n, _ in encode.inputs.values()]
     sources = [config.name for config in names if isinstance(config, SourceConfig)]
-    latents = [(frames - 1) // TEMPORAL + 1 for frames in buckets.frames]
+    latents = [latent_frames(frames, encode.config.codec.time_stride) for frames in buckets.frames]
     found = []
     for name in sources:
         found += [

@@ -22,16 +22,18 @@ from eval.prompts import PromptList
 from eval.vbench.config import VBenchConfig
 from m4v.codec.config import PIXEL_MULTIPLE
 from m4v.codec.shape import CHANNELS
-from m4v.config import ModelConfig, ScheduleConfig
+from m4v.config import AnySchedule
 from m4v.core.config import FrozenModel, parse, weights_names
 from m4v.core.errors import ConfigError
 from m4v.core.stage import Resources
+from m4v.family import AnyModel
+from m4v.wan.config import WanConfig
 from m4v.weights import catalogue
 from m4v.weights.config import WeightsConfig
 from pipelines.launchers.slurm_config import SlurmConfig
 from pipelines.recipe_files import apply_override, read_recipe, shipped_recipes
 from pipelines.web.config import ReportConfig
-from training.config import RewardConfig, StartConfig, TrainConfig, check_start
+from training.config import RewardConfig, StartConfig, TrainConfig, check_families, check_start
 from training.heartbeat import HangLimits
 
 REWARD_STAGE = "reward"
@@ -157,8 +159,8 @@ class Recipe(FrozenModel):
     curate: CurateConfig
     encode: EncodeConfig
     encodings: tuple[EncodingEntry, ...] = ()
-    model: ModelConfig
-    schedule: ScheduleConfig
+    model: AnyModel
+    schedule: AnySchedule
     init: StartConfig | None = None  # absent: the model starts from the seed
     train: tuple[TrainConfig, ...] = Field(min_length=1)
     attention_until: str | None = None  # stage up to which the model mixes with attention, then is converted
@@ -177,6 +179,7 @@ class Recipe(FrozenModel):
         _unique("sources", [s.name for s in self.sources])
         _unique("train", [t.name for t in self.train])
         _unique("weights", [w.name for w in self.weights])
+        self._check_family()
         self._check_ladder()
         self._check_weights()
         self._check_encoded()
@@ -185,9 +188,23 @@ class Recipe(FrozenModel):
         return self
 
     @property
-    def start_model(self) -> ModelConfig:
+    def start_model(self) -> AnyModel:
         """The model that the first stage trains: with attention where it is converted later (paper D.2)."""
         return self.model if self.attention_until is None else self.model.model_copy(update={"mixer": "attention"})
+
+    def _check_family(self) -> None:
+        """Schedule, sampler and orders are of the model's family."""
+        check_families(self.model, schedule=self.schedule, **{"generate.sampler": self.generate.sampler})
+        is_wan = isinstance(self.model, WanConfig)
+        if is_wan and self.reward is not None:
+            raise ValueError("reward: post-training by reward is for models with a pyramid; leave the section out")
+        for stage in self.train:
+            if stage.validation.every and stage.validation.videos:
+                check_families(self.model, **{f"{stage.name}: validation.sampler": stage.validation.sampler})
+            if is_wan and stage.order.columns:
+                raise ValueError(f"{stage.name}: a Wan model trains on whole clips: set order.columns to []")
+            if not is_wan and not stage.order.columns:
+                raise ValueError(f"{stage.name}: name the pyramid stage of each column in order.columns")
 
     def _check_ladder(self) -> None:
         names = [t.name for t in self.train]
@@ -219,7 +236,8 @@ class Recipe(FrozenModel):
         for section, config in uses.items():
             for name in weights_names(config):
                 used.add(name)
-                _check_use(section, name, getattr(config, "kind", section), entries)
+                needed = "init wan" if section == "init" and isinstance(self.model, WanConfig) else section
+                _check_use(section, name, getattr(config, "kind", needed), entries)
         if self.init is not None:
             check_start(self.init, self.start_model)
         if unused := sorted(entries.keys() - used):
@@ -236,10 +254,13 @@ class Recipe(FrozenModel):
             "latent_channels": (f"codec ({codec.kind})", CHANNELS),
         }
         for key, (section, needs) in pairs.items():
-            if (has := getattr(self.model, key)) != needs:
+            has = getattr(self.model, key, None)  # Wan has no pooled text
+            if has not in (None, needs):
                 raise ValueError(f"model.{key} is {has} and encode.{section} gives {needs}: set model.{key} to {needs}")
         for section, buckets in (("encode", self.encode.buckets), *((e.name, e.buckets) for e in self.encodings)):
             buckets.check_codec(codec)
+            if isinstance(self.model, WanConfig):
+                continue  # what its codec takes it takes
             if wrong := [s for s in buckets.all_sizes if any(side % PIXEL_MULTIPLE for side in s)]:
                 raise ValueError(
                     f"{section}.buckets: the pyramid model halves latents twice and needs multiples of "
@@ -264,7 +285,8 @@ def _unique(section: str, names: Sequence[str]) -> None:
 
 
 _FORMATS: Mapping[str, tuple[str, ...]] = {
-    "init": ("pyramidflow_dit",), "causal_vae": ("pyramidflow_vae",), "wan_vae": ("wan_diffusers", "wan_original"),
+    "init": ("pyramidflow_dit",), "init wan": ("wan_diffusers", "wan_original"), "causal_vae": ("pyramidflow_vae",),
+    "wan_vae": ("wan_diffusers", "wan_original"), "umt5": ("wan_diffusers", "wan_original"),
     "t5_clip": ("t5_clip",), "hpsv2": ("state_dict",), "clip": ("state_dict",),
 }  # fmt: skip
 

@@ -81,12 +81,13 @@ def _weights(recipe: Recipe, data: dict[str, Any], absent: set[str], notes: list
     codec, text = recipe.encode.codec, recipe.encode.text_encoder
     if getattr(codec, "weights", None) in absent:
         notes.append("the codec's weights are not here: the transform codec stands in, latents have the same shape")
-        data["encode"]["codec"] = DctCodecConfig().model_dump(mode="json")
+        data["encode"]["codec"] = DctCodecConfig(time_stride=codec.time_stride).model_dump(mode="json")
     if getattr(text, "weights", None) in absent:
         packaged = MiniLmConfig(slots=text.slots)
         notes.append(f"the text encoder's weights are not here: the packaged one stands in, with {text.slots} slots")
         data["encode"]["text_encoder"] = packaged.model_dump(mode="json")
-        data["model"] |= {"text_dim": packaged.embedding_dim, "pooled_dim": packaged.pooled_dim}
+        widths = {"text_dim": packaged.embedding_dim, "pooled_dim": packaged.pooled_dim}
+        data["model"] |= {name: width for name, width in widths.items() if name in data["model"]}
     data["weights"] = [row for row in data["weights"] if row["name"] not in absent]
 
 
@@ -150,7 +151,8 @@ def _ending(data: dict[str, Any]) -> None:
     if isinstance(generate["prompts"], list):
         generate["prompts"] = generate["prompts"][:1]
     generate["samples_per_prompt"] = 1
-    generate["sampler"] |= {"steps_first": [1, 1, 1], "steps_later": [1, 1, 1]}
+    few = {"steps_first": [1, 1, 1], "steps_later": [1, 1, 1], "steps": 2}
+    generate["sampler"] |= {name: steps for name, steps in few.items() if name in generate["sampler"]}
     data["gate"]["rules"] = [{"rule": "minimum", "metric": "local.flicker", "value": 0.0}]
     data["promote"] = None
     data["evaluation"] = {}

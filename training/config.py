@@ -12,8 +12,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from m4v.codec.config import CodecConfig, DctCodecConfig
 from m4v.codec.shape import TEMPORAL, nearest_frames
-from m4v.config import Dtype, ModelConfig, Recompute, SamplerConfig, ScheduleConfig
+from m4v.config import AnySampler, AnySchedule, Dtype, ModelConfig, Recompute, SamplerConfig, ScheduleConfig, family_of
 from m4v.core.config import FrozenModel, weights_names
+from m4v.family import AnyModel
 from m4v.scores.config import ConseConfig, ScorerConfig
 from m4v.text.config import MiniLmConfig, TextEncoderConfig
 from training.reward.watch_config import WatchConfig
@@ -40,16 +41,17 @@ class StartConfig(FrozenModel):
 
 class InitConfig(FrozenModel):
     """The model that training starts from, saved in the checkpoint layout: built from the stage's seed, or from
-    imported weights, which are then the input `weights.NAME`."""
+    imported weights, which are then the input `weights.NAME`. Model and schedule are of one family (`kind`)."""
 
-    model: ModelConfig = ModelConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    model: AnyModel = ModelConfig()
+    schedule: AnySchedule = ScheduleConfig()
     codec: CodecConfig = DctCodecConfig()
     text_encoder: TextEncoderConfig = MiniLmConfig()
     start: StartConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> InitConfig:
+        check_families(self.model, schedule=self.schedule)
         if self.start is not None:
             check_start(self.start, self.model)
         return self
@@ -64,11 +66,20 @@ class ConvertConfig(FrozenModel):
     """A trained attention model becomes one with the mixers of `model` (paper D.2): its attention weights start them,
     what has no counterpart is drawn from the stage's seed. `start_from`: weights that are converted."""
 
-    model: ModelConfig = ModelConfig()
+    model: AnyModel = ModelConfig()
     start_from: Literal["weights", "ema"] = "weights"
 
 
-def check_start(start: StartConfig, model: ModelConfig) -> None:
+def check_families(model: AnyModel, **sections: AnySchedule | AnySampler) -> None:
+    """Raise ValueError naming the first of `sections` that is of another family than the model."""
+    needs = family_of(model)
+    for name, section in sections.items():
+        if (has := family_of(section)) != needs:
+            fix = f"set {name}.kind to {needs}" if needs == "wan" else f"leave kind out of {name}"
+            raise ValueError(f"the model is of the {needs} family and {name} of the {has} family: {fix}")
+
+
+def check_start(start: StartConfig, model: AnyModel) -> None:
     """Raise ValueError when the way of starting does not lead to the model's mixers."""
     if start.convert == "none" and model.mixer != "attention":
         raise ValueError(
@@ -98,7 +109,8 @@ class OrderConfig(FrozenModel):
     min_frames: int = Field(9, ge=1)  # shorter clips are left out of a video stage
     time_stride: Literal[4, 8] = 8  # the codec's: frames that share a latent after the first
     mixture: tuple[MixtureEntry, ...] = (MixtureEntry(name="all"),)
-    columns: tuple[int, ...] = (0, 1, 1, 2)  # pyramid stage of each column of a pack; ratio 1:2:1
+    # Pyramid stage of each column of a pack, ratio 1:2:1. None at all: whole clips, for a model without a pyramid.
+    columns: tuple[int, ...] = (0, 1, 1, 2)
     tokens_per_pack: int = Field(2048, ge=1)
     packs: int = Field(2, ge=1)  # per optimiser step, over all ranks; world size divides it
     image_every: int = Field(8, ge=0)  # one image step after so many video steps; 0: no image steps
@@ -133,7 +145,7 @@ class OrderConfig(FrozenModel):
             if frames % self.time_stride != 1:
                 near = " or ".join(map(str, nearest_frames(frames, self.time_stride)))
                 raise ValueError(f"{key} is {frames}; the causal codec needs {self.time_stride}n+1: use 1, {near}")
-        if not self.columns or any(not 0 <= c < PYRAMID_STAGES for c in self.columns):
+        if any(not 0 <= c < PYRAMID_STAGES for c in self.columns):
             raise ValueError(f"columns {self.columns} must name pyramid stages 0 (low) to 2 (high)")
         names = [e.name for e in self.mixture]
         if not names or len(set(names)) != len(names):
@@ -220,7 +232,7 @@ class ValidationConfig(FrozenModel):
     every: int = Field(0, ge=0)  # steps from one validation to the next, and after the last step; 0: none
     samples: int = Field(16, ge=1)  # at most so many held-out samples of each latent size
     videos: int = Field(0, ge=0)  # videos made at each validation
-    sampler: SamplerConfig = SamplerConfig()
+    sampler: AnySampler = SamplerConfig()  # of the model's family
 
 
 class TrainConfig(FrozenModel):

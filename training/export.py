@@ -12,13 +12,14 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m4v.checkpoint import read_config, save_checkpoint
 from m4v.core.artifacts import Artifact
 from m4v.core.canonical import canonical_json
 from m4v.core.stage import StageContext
 from m4v.core.storage import write_atomic
+from m4v.family import read_checkpoint_config
 from training.config import TrainConfig
 from training.exposure import TRAINING_STATE, ExposureState
+from training.families import family_of
 from training.guard import SKIPPED
 from training.order import DataOrder
 from training.saved import Row, SaveManifest
@@ -40,7 +41,8 @@ def export_checkpoint(
     """Write the checkpoint's files, its facts and the run's numbers. Rank 0."""
     directory = context.output("checkpoint")
     ema = states.whole(manifest, "ema") if manifest.has_ema else None
-    save_checkpoint(directory, read_config(start.path("config.json")), states.whole(manifest, "master"), ema)
+    family = family_of(read_checkpoint_config(start.path("config.json")))
+    family.save(directory, states.whole(manifest, "master"), ema)
     lines = states.metric_rows(manifest)
     rows = parse_rows(lines)
     skipped = tuple(int(str(row["step"])) for row in rows if SKIPPED in row)

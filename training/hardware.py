@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from m4v.config import ModelConfig
+from m4v.family import AnyModel
+from m4v.wan.config import WanConfig
 from training.order import DataOrder
 from training.preflight.gpus import PEAKS
+from training.preflight.work import forward_flops
 from training.streams import Stream
 from training.template import Column
 
@@ -40,7 +42,7 @@ class StepCosts:
     """Operations of training steps, counted on the meta device in a thread of its own: a big model's shapes take
     minutes, and no step waits for them."""
 
-    def __init__(self, config: ModelConfig, order: DataOrder) -> None:
+    def __init__(self, config: AnyModel, order: DataOrder) -> None:
         self._config, self._order = config, order
         self._forward: dict[Shape, int] = {}
         self._thread = threading.Thread(target=self._count, name="flops", daemon=True)
@@ -63,11 +65,19 @@ class StepCosts:
         return TRAINING_FORWARDS * total
 
     def _count(self) -> None:
-        from m4v.flops import Setting, count_forward, meta_model  # torch's counter takes a second to import
-
-        model, streams = meta_model(self._config), self._order.streams
+        count, streams = forward_counter(self._config), self._order.streams
         for shape in sorted({s for x in streams for columns in x.cycle for s in shapes_of(x, columns)}):
-            self._forward[shape] = count_forward(model, Setting(*shape)).forward
+            self._forward[shape] = count(shape)
+
+
+def forward_counter(config: AnyModel) -> Callable[[Shape], int]:
+    """Operations of one forward of a shape: counted on the built model, for Wan by the closed form that plans use."""
+    if isinstance(config, WanConfig):
+        return lambda shape: round(forward_flops(config, Column(shape[1], shape[0]), *shape[2:]))
+    from m4v.flops import Setting, count_forward, meta_model  # torch's counter takes a second to import
+
+    model = meta_model(config)
+    return lambda shape: count_forward(model, Setting(*shape)).forward
 
 
 def shapes_of(stream: Stream, columns: Sequence[Column]) -> list[Shape]:

@@ -24,13 +24,12 @@ from m4v.core.rng import generator, torch_seed
 from m4v.core.shard_index import MEMBER_FIELDS, MEMBERS, MemberRef
 from m4v.core.shard_reader import ShardReader
 from m4v.flow.latents import normalise
-from m4v.flow.packing import ColumnDraws, PackedColumn, pack_column
-from m4v.flow.schedule import PyramidSchedule
+from m4v.flow.packing import PackedColumn
+from training.families.interface import Packing
 from training.order import Draw, Pack
 from training.samples import id_array
 from training.shard_source import SHARDS, MemberReader
 from training.streams import Stream
-from training.template import HIGH, Column
 from training.tensor_file import read_tensors
 
 INDEX_COLUMNS = ("shard", "captions", *(f"{name}_{field}" for name in MEMBERS for field, _ in MEMBER_FIELDS))
@@ -155,7 +154,7 @@ class Collator:
     """
 
     store: SampleStore
-    schedule: PyramidSchedule
+    packing: Packing  # the model's family
     null_text: Text
     seed: int
     stage: str
@@ -176,7 +175,7 @@ class Collator:
             draws = pack.draws[c::count]
             clean = torch.stack([self._latent(draw, pack.stream, seed) for draw in draws])
             latents.append(normalise(clean, self.constants))
-            columns.append(self._column(column, latents[-1], draws, seed))
+            columns.append(self.packing.pack(latents[-1], column, draws, seed, self.high_window))
         texts, captions, dropped = zip(*(self._text(draw, seed) for draw in pack.draws), strict=True)
         return Batch(
             pack=pack,
@@ -198,14 +197,6 @@ class Collator:
         if draw.sample_id in self.held_out:
             return torch.zeros(CHANNELS, stream.t, stream.h, stream.w)
         return self.store.latent(*draw, seed, stream.t)
-
-    def _column(self, column: Column, latents: Tensor, draws: tuple[Draw, ...], seed: int) -> PackedColumn:
-        _, channels, frames, height, width = latents.shape
-        keyed = ColumnDraws.from_keys(seed, draws, (channels, frames, height, width), column.stage, column.unit)
-        if self.high_window is not None and column.stage == HIGH:
-            low, high = self.high_window  # of the noise ratio, which is 1 - step
-            keyed = replace(keyed, step=1 - high + keyed.step * (high - low))
-        return pack_column(self.schedule, latents, column.stage, column.unit, keyed)
 
     def _text(self, draw: Draw, seed: int) -> tuple[Text, str, bool]:
         if draw.sample_id in self.held_out:

@@ -17,10 +17,8 @@ STAGE_NAMES = ("low", "mid", "high")
 
 
 TIMESTEP_BINS = 5
-FLOW_NAMES = (
-    *(f"loss_{name}" for name in STAGE_NAMES),
-    *(f"loss_t{100 * i // TIMESTEP_BINS:02d}" for i in range(TIMESTEP_BINS)),  # from so many % of the timesteps on
-)
+TIMESTEP_NAMES = tuple(f"loss_t{100 * i // TIMESTEP_BINS:02d}" for i in range(TIMESTEP_BINS))  # from so many % on
+FLOW_NAMES = (*(f"loss_{name}" for name in STAGE_NAMES), *TIMESTEP_NAMES)  # of the pyramid family
 Logged = dict[str, tuple[float, int]]
 
 
@@ -72,9 +70,10 @@ class FlowTerms:
         fed = torch.cat([c.timestep[rows] for c, rows in zip(batch.columns, self.trained, strict=True)]).cpu()
         bins = (fed.double() * TIMESTEP_BINS / train_steps).long().clamp_(0, TIMESTEP_BINS - 1).split(counts)
         for (stage, _), of_column, of_bin in zip(batch.pack.columns, losses, bins, strict=True):
-            add_to(found, FLOW_NAMES[stage], of_column)
-            for number in range(TIMESTEP_BINS):
-                add_to(found, FLOW_NAMES[len(STAGE_NAMES) + number], of_column[of_bin == number])
+            if stage < len(STAGE_NAMES):
+                add_to(found, FLOW_NAMES[stage], of_column)
+            for number, name in enumerate(TIMESTEP_NAMES):
+                add_to(found, name, of_column[of_bin == number])
         return found
 
 
@@ -93,14 +92,13 @@ def flow_terms(engine: VelocityModel, batch: Batch) -> FlowTerms:
 
 
 class FlowObjective:
-    """Flow matching alone; timesteps run to `train_steps`."""
+    """Flow matching alone; timesteps run to `train_steps`, `names` are the family's columns of the metrics."""
 
-    names = FLOW_NAMES
     high_window: tuple[float, float] | None = None
     needs_captions = False
 
-    def __init__(self, train_steps: int) -> None:
-        self._train_steps = train_steps
+    def __init__(self, train_steps: int, names: tuple[str, ...] = FLOW_NAMES) -> None:
+        self._train_steps, self.names = train_steps, names
 
     def __call__(self, engine: Engine, batch: Batch, size: StepSize) -> Terms:
         terms = flow_terms(engine, batch)

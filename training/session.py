@@ -20,16 +20,14 @@ from pydantic import TypeAdapter
 from safetensors import safe_open
 from torch import distributed
 
-from m4v.checkpoint import load_checkpoint
 from m4v.codec import open_codec
 from m4v.codec.config import CodecConfig
 from m4v.codec.interface import LatentCodec
-from m4v.config import CheckpointConfig
 from m4v.core.artifacts import Artifact
 from m4v.core.errors import ConfigError, NeedsHuman
 from m4v.core.shard_index import INDEX, read_index
 from m4v.core.stage import StageContext
-from m4v.flow.schedule import PyramidSchedule
+from m4v.family import AnyCheckpoint, read_checkpoint_config
 from training.clock import time_collectives
 from training.config import RewardConfig, TrainConfig
 from training.ema import Ema
@@ -37,6 +35,7 @@ from training.encoders import check_samples, codec_constants
 from training.engine import DeepSpeedEngine, Engine, device_of_rank, init_process_group
 from training.export import export_checkpoint, parse_rows
 from training.exposure import rows_of
+from training.families import Family, family_of
 from training.guard import Guard, RollBack, RollBacks, RolledBack
 from training.hardware import StepCosts, device_peak
 from training.heartbeat import Pulse
@@ -57,7 +56,7 @@ from training.validation import Validator
 
 DATASET, NULL_TEXT = "dataset.json", "null_text.safetensors"  # beside the index of a dataset version
 _log = logging.getLogger(__name__)
-ObjectiveMaker = Callable[[CheckpointConfig], Objective]
+ObjectiveMaker = Callable[[Family], Objective]
 
 
 @dataclass(frozen=True)
@@ -195,10 +194,13 @@ def _start(
 ) -> Trainer:
     """The trainer of this rank at a save whose steps' metric rows are `rows`."""
     context, config = session.context, session.config
-    model, checkpoint = load_checkpoint(session.start.path, ema=config.start_from == "ema")
+    checkpoint = read_checkpoint_config(session.start.path("config.json"))
+    family = family_of(checkpoint)
+    family.check_order(config.order.columns, f"stage {config.name!r}")
+    model = family.load(session.start.path, ema=config.start_from == "ema")
     check_encoders(session.dataset, checkpoint)
     check_samples(session.dataset, session.config.order)
-    made = objective(checkpoint)
+    made = objective(family)
     if manifest is not None:
         model.load_state_dict(session.states.whole(manifest, "master"))
     packs = config.order.packs // (1 if config.engine.fixed_order else context.world_size)
@@ -209,7 +211,7 @@ def _start(
     before = () if manifest is None else tuple(e for e in manifest.lineage if e[0] < step)
     saver = _saver(session, manifest, SaveFacts(engine.shapes, ema is not None, before + here))
     guard, left_out = Guard(config.guard, rows), RollBacks(context.state).left_out()
-    collate = _collator(session, checkpoint, made)
+    collate = _collator(session, family, made)
     peak = device_peak(device, config.engine.dtype) if context.rank == 0 else None
     if manifest is not None:
         session.states.load_into(manifest, shards_of(engine, ema))
@@ -225,22 +227,22 @@ def _start(
         saver=saver,
         pulse=pulse,
         step=step,
-        validator=_validator(session, checkpoint, collate, engine) if config.validation.every else None,
+        validator=_validator(session, family, collate, engine) if config.validation.every else None,
         costs=None if peak is None else StepCosts(checkpoint.model, session.order).start(),
         peak=peak,
         watch=Watch(config.watch, config.save_every, rows) if isinstance(config, RewardConfig) else None,
     )
 
 
-def _validator(session: Session, checkpoint: CheckpointConfig, collate: Collator, engine: Engine) -> Validator:
+def _validator(session: Session, family: Family, collate: Collator, engine: Engine) -> Validator:
     context = session.context
 
     @functools.cache
     def codec() -> LatentCodec:
-        config: CodecConfig = TypeAdapter(CodecConfig).validate_python(checkpoint.codec)
+        config: CodecConfig = TypeAdapter(CodecConfig).validate_python(family.config.codec)
         return open_codec(config, context.weights_folders(), context.resources.device)
 
-    return Validator.of(session.config, session.index, collate, engine, context.state, codec)
+    return Validator.of(session.config, session.index, collate, engine, family, context.state, codec)
 
 
 def _saver(session: Session, manifest: SaveManifest | None, facts: SaveFacts) -> Saver:
@@ -257,12 +259,12 @@ def _saver(session: Session, manifest: SaveManifest | None, facts: SaveFacts) ->
     )
 
 
-def _collator(session: Session, checkpoint: CheckpointConfig, objective: Objective) -> Collator:
+def _collator(session: Session, family: Family, objective: Objective) -> Collator:
     with safe_open(session.dataset.path(NULL_TEXT), framework="pt") as null:
         null_text = Text(*(null.get_tensor(key)[0] for key in Text._fields))
     return Collator(
         store=SampleStore(session.dataset.path, session.index, member_reader(session.dataset)),
-        schedule=PyramidSchedule(checkpoint.schedule),
+        packing=family,
         null_text=null_text,
         seed=session.context.seed,
         stage=session.config.name,
@@ -274,7 +276,7 @@ def _collator(session: Session, checkpoint: CheckpointConfig, objective: Objecti
     )
 
 
-def check_encoders(dataset: Artifact, checkpoint: CheckpointConfig) -> None:
+def check_encoders(dataset: Artifact, checkpoint: AnyCheckpoint) -> None:
     """Raise ConfigError when the dataset was encoded with another codec or text encoder than the model's."""
     facts = json.loads(dataset.path(DATASET).read_bytes())
     for name, expected in (("codec", checkpoint.codec), ("text_encoder", checkpoint.text_encoder)):

@@ -93,7 +93,7 @@ def _stream(
     entry: str, kind: Media, size: Size, members: list[int], groups: Sequence[SampleGroup], config: OrderConfig
 ) -> Stream:
     cycle, tokens = _unit_cycle(config.columns, size, config.high_units)
-    batch = max(1, round(config.tokens_per_pack / (tokens / size.t)))
+    batch = max(1, round(config.tokens_per_pack / (tokens / len(cycle))))
     count = sum(groups[number].samples for number in members)
     return Stream(entry, kind, *size, tuple(members), count, batch, cycle)
 

@@ -1,7 +1,8 @@
 """The cyclic template: which stream every pack of a period takes, and the units of its columns. Torch-free.
 
 A pack is one forward pass: `len(columns) * batch` samples of one stream, column c at pyramid stage `columns[c]`
-with `unit` latent frames (the last one noisy). Packs are equal in tokens as far as the shapes allow.
+with `unit` latent frames (the last one noisy). Packs are equal in tokens as far as the shapes allow. Without
+columns there is no pyramid, and a sample is its whole clip, all noisy.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from m4v.core.errors import ConfigError
 
 MAX_PERIOD_PACKS = 1 << 16
 HIGH = 2  # highest pyramid stage
+WHOLE = 3  # in place of a stage: all frames of the clip at full size, noisy together
 PACKS_PER_BUCKET = 4  # resolution of bucket shares inside a mixture entry
 
 
 class Column(NamedTuple):
-    """Pyramid stage (0 low, 1 mid, 2 high) and number of latent frames of one column."""
+    """Pyramid stage (0 low, 1 mid, 2 high, or `WHOLE`) and number of latent frames of one column."""
 
     stage: int
     unit: int
@@ -35,6 +37,8 @@ def column_tokens(column: Column, height: int, width: int) -> int:
     """Visual tokens of a column: the noisy frame, one history frame of its own size, one of half of it, the
     rest at the lowest size (temporal pyramid, PyramidFlow section 3.4)."""
     stage, unit = column
+    if stage == WHOLE:
+        return unit * stage_tokens(HIGH, height, width)
     tokens = stage_tokens(stage, height, width)
     if unit >= 2:
         tokens += stage_tokens(stage, height, width)
@@ -50,7 +54,10 @@ def unit_cycle(
 
     Columns are placed from the costliest spread to the smallest; each gives its cheapest unit to the pack
     that is fullest so far. With `high_units`, columns of the high stage go round the last so many units instead.
+    Without columns it is one pack of the whole clip.
     """
+    if not stages:
+        return ((Column(WHOLE, units),),)
     last = min(high_units, units) or units
 
     def cost(stage: int, unit: int) -> int:

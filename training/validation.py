@@ -16,23 +16,20 @@ import torch
 from m4v.codec.interface import LatentCodec
 from m4v.core.errors import ConfigError
 from m4v.core.storage import Storage
-from m4v.flow.sampler import stream as sample_stream
-from m4v.flow.schedule import PyramidSchedule
-from m4v.model.layout import forget_layouts
 from m4v.text.interface import TextFeatures
 from m4v.video_io import encode_mp4
 from training.config import MixtureEntry, TrainConfig
 from training.engine import Engine
+from training.families import Family
 from training.loader import Collator
 from training.metrics import StepSums
-from training.objective import FLOW_NAMES, Terms, flow_terms
+from training.objective import Terms, flow_terms
 from training.order import Draw, Pack
 from training.samples import Samples
 from training.split import held_out_rows
 from training.streams import Media, streams_of
 
 PREFIX, VIDEOS = "validation_", "validation"
-FRAMES_PER_SECOND = 24.0
 _NAME = "validation"  # of the stage and the mixture entry in the keys of its random numbers
 _SEED = 0  # never the run's: runs of different seeds are compared
 
@@ -72,7 +69,7 @@ class Validator:
     packs: Sequence[Pack]
     collate: Collator
     engine: Engine
-    schedule: PyramidSchedule
+    family: Family
     storage: Storage
     codec: Callable[[], LatentCodec]
 
@@ -83,6 +80,7 @@ class Validator:
         index: pa.Table,
         training: Collator,
         engine: Engine,
+        family: Family,
         storage: Storage,
         codec: Callable[[], LatentCodec],
     ) -> Validator:
@@ -91,7 +89,7 @@ class Validator:
             training, seed=_SEED, stage=_NAME, text_drop=0.0, high_window=None, with_captions=False,
             held_out=frozenset(),
         )  # fmt: skip
-        return cls(config, validation_packs(index, config), collate, engine, training.schedule, storage, codec)
+        return cls(config, validation_packs(index, config), collate, engine, family, storage, codec)
 
     def is_due(self, step: int) -> bool:
         """Whether the state after `step` steps is validated."""
@@ -100,7 +98,7 @@ class Validator:
     def __call__(self, step: int) -> dict[str, float | None]:
         """Means over the held-out samples of the weights after `step` steps, by name; makes the videos."""
         world, rank = self.engine.world_size, self.engine.rank
-        sums = StepSums(FLOW_NAMES, self.engine.device)
+        sums = StepSums(self.family.names, self.engine.device)
         for first in range(0, len(self.packs), world):
             own = first + rank
             # Every rank makes as many forwards, or those that share the weights would wait for it.
@@ -116,7 +114,7 @@ class Validator:
         batch = self.collate(pack).to(self.engine.device)
         found = flow_terms(self.engine.evaluate, batch)
         loss = torch.cat(found.losses).sum()
-        logged = found.logged(batch, self.schedule.config.train_steps)
+        logged = found.logged(batch, self.family.train_steps)
         return Terms(loss, float(loss), found.samples, logged)
 
     def _video(self, step: int, number: int) -> None:
@@ -128,22 +126,11 @@ class Validator:
             for t in (text, null)
         )
         size = (pack.stream.t, pack.stream.h, pack.stream.w)
-        frames = list(
-            sample_stream(
-                self.engine.evaluate,
-                self.schedule,
-                self.config.validation.sampler,
-                positive,
-                negative,
-                size,
-                [number],
-            )
-        )
-        forget_layouts()
+        sampler, constants = self.config.validation.sampler, self.collate.constants
+        latents = self.family.sample(self.engine.evaluate, sampler, positive, negative, size, number, constants)
         if self.engine.rank == 0:
-            latents = [frame[0].float().cpu() for frame in frames]
             decoded = np.concatenate(list(self.codec().decode_stream(x.numpy() for x in latents)))
-            self.storage.write_bytes(video_path(step, number), encode_mp4(decoded, FRAMES_PER_SECOND))
+            self.storage.write_bytes(video_path(step, number), encode_mp4(decoded, self.family.frames_per_second))
 
 
 def video_path(step: int, number: int) -> str:

@@ -21,7 +21,10 @@ MAX_CHARS = 50_000
 CUT = "cut"
 _SENTENCE_END = re.compile(r"[.!?…]['\")\]”’]*(?=\s|$)|[。！？]")
 _WORD = re.compile(r"\S+")
-_TOKENIZER = "tokenizer_2/tokenizer.json"  # T5's in the layout of imported text encoders
+# In the layouts of imported text encoders, by kind; CLIP's stands beside T5's.
+_TOKENIZERS = {
+    "t5_clip": ("tokenizer_2/tokenizer.json",), "umt5": ("tokenizer/tokenizer.json", "google/umt5-xxl/tokenizer.json")
+}  # fmt: skip
 _MIN_SHARE = 0.5  # a sentence end earlier than this share of what fits loses too much
 
 
@@ -82,7 +85,8 @@ def open_lengths(encoder: TextEncoderConfig | None, weights: Mapping[str, Artifa
             next_step="name them in the recipe's weights section, or set curate.captions.count to words",
         )  # fmt: skip
     artifact = weights[encoder.weights]
-    return _open(artifact.path(_TOKENIZER)) if _TOKENIZER in artifact.names() else Words()
+    found = next((name for name in _TOKENIZERS[encoder.kind] if name in artifact.names()), None)
+    return Words() if found is None else _open(artifact.path(found))
 
 
 def _open(path: Path) -> Tokens:

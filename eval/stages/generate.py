@@ -27,17 +27,17 @@ from eval.config import GenerateConfig
 from eval.prompts import SEED_RULE, jobs, prompt_set_digest, video_name, video_seed
 from eval.records import SAMPLES, SampleSet, SampleVideo, write_record
 from eval.stages.sharing import own_share, sampling_devices, use_device, wait_for_others
-from m4v.config import CheckpointConfig
 from m4v.core.artifacts import Artifact
 from m4v.core.canonical import digest_bytes
 from m4v.core.errors import DataIntegrityError, InfrastructureError
 from m4v.core.items import ItemStore
 from m4v.core.stage import StageContext
 from m4v.core.storage import Storage, write_atomic
+from m4v.family import read_checkpoint_config
 from m4v.video_io import encode_frames
 
 if TYPE_CHECKING:
-    from m4v.sampling import CheckpointSampler
+    from m4v.sampling import VideoSampler
 
 Job = tuple[int, int]
 _CONFIG = "config.json"
@@ -53,14 +53,12 @@ class Worker:
     device: str
     folders: dict[str, Path]  # of imported weights, by name
 
-    def open(self) -> CheckpointSampler:
-        from m4v.sampling import CheckpointSampler
+    def open(self) -> VideoSampler:
+        from m4v.sampling import open_sampler
 
         config = self.config
         use_device(self.device)
-        return CheckpointSampler(
-            self._path_of, ema=config.ema, device=self.device, dtype=config.dtype, folders=self.folders
-        )
+        return open_sampler(self._path_of, ema=config.ema, device=self.device, dtype=config.dtype, folders=self.folders)
 
     def _path_of(self, name: str) -> Path:
         if name not in self.files:
@@ -100,7 +98,7 @@ def run(context: StageContext) -> None:
 def _make_all(context: StageContext, worker: Worker, share: list[Job], unmade: set[Job], total: int) -> None:
     missing = [job for job in share if job in unmade]
     devices = sampling_devices(context)[: max(1, len(missing))]
-    progress = _Progress(context, total, total - len(unmade), (worker.config.frames - 1) // 8 + 1)
+    progress = _Progress(context, total, total - len(unmade))
     started = time.monotonic()
     if len(devices) > 1:
         _make_in_processes(context, worker, missing, devices, progress)
@@ -108,7 +106,7 @@ def _make_all(context: StageContext, worker: Worker, share: list[Job], unmade: s
         sampler, config = replace(worker, device=devices[0]).open(), worker.config
         store = ItemStore(Storage(worker.state_uri))
         for job in missing:
-            _make(sampler, config, store, job, progress.frame)
+            _make(sampler, config, store, job, progress.part)
             progress.video()
             context.check_drain()
     seconds = time.monotonic() - started
@@ -119,15 +117,15 @@ def _make_all(context: StageContext, worker: Worker, share: list[Job], unmade: s
 
 
 class _Progress:
-    """Counts videos, in steps of their latent frames where one process makes them."""
+    """Counts videos, and parts of them where one process makes them."""
 
-    def __init__(self, context: StageContext, total: int, done: int, latent_frames: int) -> None:
-        self._context, self._total, self._done, self._latent_frames = context, total, done, latent_frames
+    def __init__(self, context: StageContext, total: int, done: int) -> None:
+        self._context, self._total, self._done = context, total, done
         context.progress.update(done, total, "videos")
 
-    def frame(self, frames_done: int) -> None:
-        part = min(frames_done / (self._latent_frames + 1), 1.0)
-        self._context.progress.update(self._done + part, self._total, "videos")
+    def part(self, done: int, total: int) -> None:
+        """`done` of `total` latent frames, or steps of the sampler, of the video under way; decoding is one more."""
+        self._context.progress.update(self._done + done / (total + 1), self._total, "videos")
 
     def video(self) -> None:
         self._done += 1
@@ -135,11 +133,11 @@ class _Progress:
 
 
 def _make(
-    sampler: CheckpointSampler,
+    sampler: VideoSampler,
     config: GenerateConfig,
     store: ItemStore,
     job: Job,
-    on_frame: Callable[[int], None] | None,
+    on_progress: Callable[[int, int], None] | None,
 ) -> None:
     prompt_index, sample_index = job
     latents = []
@@ -147,12 +145,10 @@ def _make(
     def seen(index: int, latent: npt.NDArray[np.float32]) -> None:
         if config.keep_latents:
             latents.append(latent)
-        if on_frame is not None:
-            on_frame(index + 1)
 
     seed = video_seed(config.base_seed, prompt_index, sample_index)
     video = io.BytesIO()
-    chunks = sampler.stream(config.by_number[prompt_index].text, seed, config, on_latent=seen)
+    chunks = sampler.stream(config.by_number[prompt_index].text, seed, config, on_latent=seen, on_progress=on_progress)
     encode_frames(chunks, video, config.fps, config.crf)
     if config.keep_latents:
         stream = io.BytesIO()
@@ -164,7 +160,7 @@ def _make(
 
 # One sampler per worker process, loaded by its first job, so that what is wrong with it is that job's error.
 _WORKER: list[Worker] = []
-_SAMPLER: list[CheckpointSampler] = []
+_SAMPLER: list[VideoSampler] = []
 
 
 def _start_worker(worker: Worker, devices: SimpleQueue[str]) -> None:
@@ -228,7 +224,7 @@ def _collect(
     output: Path, finished: ItemStore, config: GenerateConfig, artifact: Artifact, all_jobs: list[Job]
 ) -> SampleSet:
     videos = tuple(_publish(output, finished, config, job) for job in all_jobs)
-    checkpoint = CheckpointConfig.model_validate_json(artifact.path(_CONFIG).read_bytes())
+    checkpoint = read_checkpoint_config(artifact.path(_CONFIG))
     samples = SampleSet(
         checkpoint=artifact.id,
         ema=config.ema and checkpoint.ema,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer
 
 from m4v.codec.shape import PATCH, PYRAMID, SPATIAL, TEMPORAL, TILE_MULTIPLE, WAN_TEMPORAL
 from m4v.config import Dtype
@@ -19,13 +19,24 @@ class DctCodecConfig(FrozenModel):
 
     `smoothing`: decode each block from itself and its eight neighbours (conditional mean under a
     Gauss-Markov picture), which removes block edges; without it, decode by the transposed transform.
+    `time_stride`: 4 gives latents of the shape of Wan's, for models without a pyramid, and takes the sides they take.
     """
-
-    time_stride: ClassVar[int] = TEMPORAL
-    pixel_multiple: ClassVar[int] = PIXEL_MULTIPLE
 
     kind: Literal["dct"] = "dct"
     smoothing: bool = True
+    time_stride: Literal[4, 8] = TEMPORAL
+
+    @property
+    def pixel_multiple(self) -> int:
+        return PIXEL_MULTIPLE if self.time_stride == TEMPORAL else WAN_PIXEL_MULTIPLE
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        # What came later stands in the canonical form only when it is used, so that older digests hold.
+        data: dict[str, object] = handler(self)
+        if self.time_stride == TEMPORAL:
+            del data["time_stride"]
+        return data
 
 
 class CausalVaeConfig(FrozenModel):

@@ -1,6 +1,6 @@
 """Training-free causal transform codec: 16 orthonormal 3-D DCT coefficients of each 8x8 block.
 
-The first frame is coded alone, then each group of eight; gains turn the coefficients into latents that have
+The first frame is coded alone, then each group of eight (or four); gains turn the coefficients into latents that have
 mean about 0 and variance about 1 on natural footage after the model family's fixed normalisation.
 """
 
@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from m4v.codec.basis import BasisFunction, Matrix, analysis, group_blocks
 from m4v.codec.config import DctCodecConfig
 from m4v.codec.constants import PYRAMID_CONSTANTS
-from m4v.codec.dct_tables import FIRST, GROUP
+from m4v.codec.dct_tables import FIRST, GROUP, group_functions
 from m4v.codec.interface import Frames, Latent, Moments
 from m4v.codec.pixels import as_tensor, check_frames, check_latents, to_frames, to_unit
-from m4v.codec.shape import CHANNELS, SPATIAL, TEMPORAL, latent_shape
+from m4v.codec.shape import CHANNELS, SPATIAL, latent_shape
 from m4v.codec.synthesis import CORRELATION, NEIGHBOURS, synthesis
 from m4v.core.canonical import digest_json
 
@@ -76,13 +76,12 @@ class _Unit:
 class DctCodec:
     """`LatentCodec` of `DctCodecConfig`; see the interface for shapes and errors."""
 
-    time_stride = TEMPORAL
     constants = PYRAMID_CONSTANTS
 
     def __init__(self, config: DctCodecConfig) -> None:
-        self._config = config
+        self._config, self.time_stride = config, int(config.time_stride)
         self._first = _Unit(FIRST, FIRST_CONSTANTS, 1, config.smoothing)
-        self._group = _Unit(GROUP, GROUP_CONSTANTS, TEMPORAL, config.smoothing)
+        self._group = _Unit(group_functions(self.time_stride), GROUP_CONSTANTS, self.time_stride, config.smoothing)
 
     @cached_property
     def digest(self) -> str:
@@ -99,12 +98,13 @@ class DctCodec:
 
     def encode(self, frames: Frames) -> Latent:
         check_frames(frames)
-        t, h, w = latent_shape(*frames.shape[:3])
+        stride = self.time_stride
+        t, h, w = latent_shape(frames.shape[0], frames.shape[1], frames.shape[2], stride)
         latent = np.empty((CHANNELS, t, h, w), np.float32)
         latent[:, 0] = self._first.encode(frames[:1]).reshape(CHANNELS, h, w)
         for i in range(1, t):
-            start = 1 + TEMPORAL * (i - 1)
-            latent[:, i] = self._group.encode(frames[start : start + TEMPORAL]).reshape(CHANNELS, h, w)
+            start = 1 + stride * (i - 1)
+            latent[:, i] = self._group.encode(frames[start : start + stride]).reshape(CHANNELS, h, w)
         return latent
 
     def encode_moments(self, frames: Frames) -> Moments:
@@ -132,5 +132,5 @@ class DctCodec:
     def _decode_groups(self, latents: Tensor) -> Tensor:
         b, _, t, h, w = latents.shape
         video = self._group.decode(latents.transpose(1, 2).reshape(b * t, CHANNELS, h, w))
-        joined = video.view(b, t, 3, TEMPORAL, h * SPATIAL, w * SPATIAL).transpose(1, 2)
-        return joined.reshape(b, 3, t * TEMPORAL, h * SPATIAL, w * SPATIAL)
+        joined = video.view(b, t, 3, self.time_stride, h * SPATIAL, w * SPATIAL).transpose(1, 2)
+        return joined.reshape(b, 3, t * self.time_stride, h * SPATIAL, w * SPATIAL)

@@ -1,14 +1,16 @@
 """Sizes of latents: 16 channels, 8x8 pixels a latent pixel, frame 0 alone and then `time_stride` frames a latent frame.
 
-The pyramid VAE and the transform codec take eight frames a latent, Wan's VAE four.
+The pyramid VAE and the transform codec take eight frames a latent, Wan's VAE four; the transform codec can, too.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 CHANNELS = 16
 SPATIAL = 8
-TEMPORAL = 8
-WAN_TEMPORAL = 4
+TEMPORAL: Final = 8
+WAN_TEMPORAL: Final = 4
 PATCH = 2  # latent pixels of a token's side
 PYRAMID = 4  # a pyramid model halves a latent twice
 TILE_MULTIPLE = 32  # pixels: the overlap of a spatial tile, a quarter, is whole latent pixels

@@ -19,12 +19,16 @@ def open_text_encoder(
     `folders`: local folder of each imported `weights` artifact by its name in the recipe
     (`StageContext.weights_folders`). Raises InputError when files have not been fetched or imported.
     """
-    from m4v.text.config import MiniLmConfig
+    from m4v.text.config import MiniLmConfig, Umt5Config
 
     if isinstance(config, MiniLmConfig):
         from m4v.text.minilm import open_minilm
 
         return open_minilm(config)
+    if isinstance(config, Umt5Config):
+        from m4v.wan.text import open_umt5_encoder
+
+        return open_umt5_encoder(config, folders or {}, device)
     from m4v.text.t5_clip import open_t5_clip
 
     return open_t5_clip(config, folders or {}, device)

@@ -50,6 +50,24 @@ class T5ClipConfig(FrozenModel):
     dtype: Dtype = "bfloat16"
 
 
+class Umt5Config(FrozenModel):
+    """UMT5's last hidden states, Wan's text encoder; it has no pooled vector.
+
+    `weights`: name of imported weights of the recipe (a Wan entry). `slots`: tokens that a text is cut or padded to.
+    `embedding_dim`: width of the model, UMT5 XXL unless stated. `dtype`: what the network computes in.
+    """
+
+    kind: Literal["umt5"] = "umt5"
+    weights: str = Field(min_length=1)
+    slots: int = Field(512, ge=2)
+    embedding_dim: int = Field(4096, gt=0)
+    dtype: Dtype = "bfloat16"
+
+    @property
+    def pooled_dim(self) -> int:
+        return 0
+
+
 def _kind(value: object) -> str:
     kind = value.get("kind", "minilm") if isinstance(value, dict) else getattr(value, "kind", "")
     return str(kind)
@@ -57,5 +75,8 @@ def _kind(value: object) -> str:
 
 # Tagged by `kind`; without one it is the packaged encoder, which recipes wrote before there was another.
 TextEncoderConfig = Annotated[
-    Annotated[MiniLmConfig, Tag("minilm")] | Annotated[T5ClipConfig, Tag("t5_clip")], Discriminator(_kind)
+    Annotated[MiniLmConfig, Tag("minilm")]
+    | Annotated[T5ClipConfig, Tag("t5_clip")]
+    | Annotated[Umt5Config, Tag("umt5")],
+    Discriminator(_kind),
 ]

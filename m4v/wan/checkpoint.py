@@ -10,25 +10,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from pydantic import JsonValue
 from torch import Tensor
 
 from m4v.checkpoint import write_weights
 from m4v.checkpoint_files import CONFIG, EMA, MODEL, read_config_of, refuse_pickles, write_config
-from m4v.core.config import FrozenModel
 from m4v.tensor_files import compare_shapes, read_weights, shapes_of
-from m4v.wan.config import WanConfig, WanFlowConfig
+from m4v.wan.config import WanCheckpointConfig
 from m4v.wan.initialise import empty_wan
 from m4v.wan.transformer import WanTransformer
 
-
-class WanCheckpointConfig(FrozenModel):
-    """What `config.json` of a checkpoint says: enough to rebuild the model and to go on training."""
-
-    model: WanConfig
-    flow: WanFlowConfig = WanFlowConfig()
-    weights: dict[str, JsonValue] = {}  # which VAE and text encoder it was trained with
-    ema: bool = False  # `ema.safetensors` lies beside the raw weights
+__all__ = ["WanCheckpointConfig", "load_wan", "read_wan_config", "save_wan"]
 
 
 def save_wan(

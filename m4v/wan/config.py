@@ -1,4 +1,4 @@
-"""Frozen configuration of the Wan2.1 variant: model, flow matching, sampler (torch- and diffusers-free).
+"""Frozen configuration of the Wan2.1 variant: model and checkpoint (torch- and diffusers-free).
 
 The sizes are those of the published text-to-video models; `wan_preset` names them.
 """
@@ -9,18 +9,16 @@ import difflib
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from m4v.config import Mixer, ModelConfig
 from m4v.core.config import FrozenModel, parse
 from m4v.core.errors import ConfigError
+from m4v.wan.flow_config import WAN_NEGATIVE_PROMPT, WanFlowConfig, WanSamplerConfig
 
-# Wan's own default; its text encoder is multilingual.
-WAN_NEGATIVE_PROMPT = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
-    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
-    "杂乱的背景，三条腿，背景人很多，倒着走"
-)
+__all__ = [
+    "WAN_NEGATIVE_PROMPT", "WanCheckpointConfig", "WanConfig", "WanFlowConfig", "WanSamplerConfig", "wan_preset",
+]  # fmt: skip
 
 
 class WanConfig(FrozenModel):
@@ -119,20 +117,12 @@ def wan_preset(name: str, **changes: object) -> WanConfig:
     return parse(WanConfig, {**_PRESETS[name], **changes}, f"Wan preset {name}")
 
 
-class WanFlowConfig(FrozenModel):
-    """Flow matching over whole clips: noise levels sigma in (0, 1], pushed towards noise by `shift`."""
+class WanCheckpointConfig(FrozenModel):
+    """What `config.json` of a checkpoint says: enough to rebuild the model and to go on training."""
 
-    train_steps: int = Field(1000, gt=1)  # the model is told sigma * train_steps
-    shift: float = Field(5.0, gt=0)  # sigma -> shift sigma / (1 + (shift - 1) sigma); Wan: 3 at 480p, 5 at 720p
-    sigma_draw: Literal["uniform", "logit_normal"] = "logit_normal"  # before the shift
-
-
-class WanSamplerConfig(FrozenModel):
-    """Sampling of whole clips, with Wan's published defaults for 720p."""
-
-    scheduler: Literal["unipc", "euler"] = "unipc"
-    steps: int = Field(50, ge=1)
-    shift: float = Field(5.0, gt=0)
-    guidance: float = Field(5.0, ge=0)  # 1 and less turn classifier-free guidance off, as in diffusers
-    train_steps: int = Field(1000, gt=1)
-    negative_prompt: str = WAN_NEGATIVE_PROMPT
+    model: WanConfig
+    flow: WanFlowConfig = WanFlowConfig()
+    codec: dict[str, JsonValue] = {}
+    text_encoder: dict[str, JsonValue] = {}
+    weights: dict[str, str] = {}  # artifact ids of the imported weights that codec and text encoder name
+    ema: bool = False  # `ema.safetensors` lies beside the raw weights

@@ -38,6 +38,9 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int, int]) -> Ten
     return torch.from_numpy(np.stack(rows))
 
 
+Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
 class WanSampler:
     """Samples normalised latents with diffusers' UniPC or Euler scheduler and classifier-free guidance."""
 
@@ -71,24 +74,38 @@ class WanSampler:
             other = _rows(negative, len(seeds), "negative prompts").to(like)
         channels = model.wan.latent_channels
         start = initial_noise(seeds, (channels, *latent_shape)) if noise is None else noise
-        x = start.to(like.device, torch.float32)
-        scheduler = make_scheduler(config, str(like.device))
-        total = len(scheduler.timesteps)
-        for step, timestep in enumerate(scheduler.timesteps):
-            x = scheduler.step(self._velocity(x, timestep, text, other), timestep, x, return_dict=False)[0]
-            if on_step is not None:
-                on_step(step + 1, total)
-        return x
 
-    def _velocity(self, x: Tensor, timestep: Tensor, text: Tensor, other: Tensor | None) -> Tensor:
-        inputs = x.to(text.dtype)
-        times = timestep.expand(x.shape[0])
-        with_text: Tensor = self.model(inputs, times, text, return_dict=False)[0]
-        if other is None:
-            return with_text
-        # A call of its own, as in Wan: the pair would double the activations of the longest sequences.
-        without: Tensor = self.model(inputs, times, other, return_dict=False)[0]
-        return without + self.config.guidance * (with_text - without)
+        def velocity(x: Tensor, times: Tensor, rows: Tensor) -> Tensor:
+            found: Tensor = self.model(x.to(rows.dtype), times, rows, return_dict=False)[0]
+            return found
+
+        return denoise(velocity, config, text, other, start.to(like.device, torch.float32), on_step)
+
+
+@torch.no_grad()
+def denoise(
+    velocity: Velocity,
+    config: WanSamplerConfig,
+    text: Tensor,
+    other: Tensor | None,
+    noise: Tensor,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """`noise` (b, c, t, h, w) brought to normalised latents under `text`, guided away from `other` where there is one.
+    `velocity` answers noisy latents, times (b,) and text rows."""
+    x, scheduler = noise, make_scheduler(config, str(noise.device))
+    total = len(scheduler.timesteps)
+    for step, timestep in enumerate(scheduler.timesteps):
+        times = timestep.expand(len(x))
+        found = velocity(x, times, text)
+        if other is not None:
+            # A call of its own, as in Wan: the pair would double the activations of the longest sequences.
+            without = velocity(x, times, other)
+            found = without + config.guidance * (found - without)
+        x = scheduler.step(found, timestep, x, return_dict=False)[0]
+        if on_step is not None:
+            on_step(step + 1, total)
+    return x
 
 
 def make_scheduler(

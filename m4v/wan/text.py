@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from m4v.core.canonical import digest_file, digest_json
-from m4v.core.errors import DataIntegrityError, InputError
+from m4v.core.errors import ConfigError, DataIntegrityError, InputError
+from m4v.devices import DTYPES
+from m4v.text.config import Umt5Config
 from m4v.text.interface import TextFeatures
 from m4v.text.remembering import RememberingEncoder
 
@@ -38,6 +41,11 @@ class Umt5(RememberingEncoder):
         sums = {str(path.relative_to(self._folder)): digest_file(path) for path in files}
         identity = {"kind": "umt5", "algorithm": ALGORITHM, "slots": self._slots, "dtype": str(self._model.dtype)}
         return digest_json({**identity, "weights": sums})
+
+    @property
+    def width(self) -> int:
+        """Channels of the embedding."""
+        return int(self._model.config.d_model)
 
     def _compute(self, text: str) -> TextFeatures:
         found = self._tokenizer(
@@ -90,3 +98,23 @@ def open_umt5(folder: Path, slots: int = SLOTS, dtype: torch.dtype = torch.bfloa
 
 def _is_part(path: Path, folder: Path) -> bool:
     return path.relative_to(folder).as_posix().startswith((f"{_MODEL}/", *(f"{name}/" for name in _TOKENS)))
+
+
+def open_umt5_encoder(config: Umt5Config, folders: Mapping[str, Path], device: str = "cpu") -> Umt5:
+    """The encoder of an encode stage or a checkpoint from the imported weights `folders[config.weights]`.
+
+    Raises InputError when they are not there or hold no UMT5, ConfigError when the model has another width than the
+    config states, DataIntegrityError when files are damaged.
+    """
+    if config.weights not in folders:
+        raise InputError(
+            "text encoder needs imported weights that are not here", value=config.weights, where="text_encoder.weights",
+            next_step=f"name them in the recipe's weights section, or run `m4v weights import {config.weights}`",
+        )  # fmt: skip
+    encoder = open_umt5(folders[config.weights], config.slots, DTYPES[config.dtype], device)
+    if encoder.width != config.embedding_dim:
+        raise ConfigError(
+            f"the imported text encoder gives {encoder.width} channels", value=config.embedding_dim,
+            where="text_encoder.embedding_dim", next_step=f"set it to {encoder.width}",
+        )  # fmt: skip
+    return encoder

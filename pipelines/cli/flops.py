@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from m4v.core.errors import ConfigError
 from pipelines.cli.output import JsonOption, SetOption, console, print_json, print_rows
 
 if TYPE_CHECKING:
@@ -137,6 +138,11 @@ def _what(recipe: str | None, overrides: list[str]) -> tuple[str, ModelConfig, l
 
         loaded = load_recipe(recipe, overrides)
         wanted = loaded.generate
+        if not isinstance(loaded.model, ModelConfig):
+            raise ConfigError(
+                "the tables are of models with a pyramid", value=loaded.name,
+                next_step=f"m4v plan {loaded.name} tells a Wan model's parameters and operations",
+            )  # fmt: skip
         name, config, height, width = loaded.name, loaded.model, wanted.height, wanted.width
         lengths = (wanted.frames,)
     settings = [

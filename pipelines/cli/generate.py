@@ -24,7 +24,7 @@ from pipelines.generation.prompts import MAX_SEED, Job, PromptLine, jobs_of, rea
 from pipelines.generation.settings import sampler_options, video_config
 
 if TYPE_CHECKING:
-    from m4v.sampling import CheckpointSampler
+    from m4v.sampling import VideoSampler
 
 PLAIN_INTERVAL_S = 15.0
 
@@ -110,8 +110,7 @@ def generate(
     lines = [*spoken, *(read_prompts(prompts) if prompts else [])]
     jobs = jobs_of(lines, seed=seed, samples=samples, negative=negative, image=image)
     found = find_checkpoint(checkpoint, parse_weights(weights or []), ema=ema)
-    sampler = sampler_options(found.config.schedule.stages, steps, guidance, guidance_decay, self_guidance)
-    sampler["prompt_suffix"] = suffix
+    sampler = sampler_options(found.config, steps, guidance, guidance_decay, self_guidance, suffix)
     size = {"frames": frames, "height": height, "width": width, "fps": fps, "crf": crf}
     config = video_config(found, size, sampler)
     _run(found, config, jobs, out, device, dtype, json_)
@@ -126,16 +125,16 @@ def _run(
     device = _chosen(device)
     dtype = dtype or default_dtype(device)
 
-    def open_sampler() -> CheckpointSampler:
-        from m4v.sampling import CheckpointSampler
+    def open_loaded() -> VideoSampler:
+        from m4v.sampling import open_sampler
 
-        return CheckpointSampler(found.path_of, ema=found.ema, device=device, dtype=dtype, folders=found.folders)
+        return open_sampler(found.path_of, ema=found.ema, device=device, dtype=dtype, folders=found.folders)
 
     started = time.monotonic()
     settings = _settings(found, config, device, dtype)
     display = GenerateDisplay(found, config, quiet=json_)
     with opened_folder(out, settings, config.sampler.negative_prompt) as folder, display:
-        records, made = make_videos(folder, jobs, config, open_sampler, display)
+        records, made = make_videos(folder, jobs, config, open_loaded, display)
     display.end(made, len(records), out)
     if json_:
         print_json(

@@ -14,15 +14,14 @@ from m4v.checkpoint_files import (
     MODEL,
     existing_file,
     file_facts,
-    read_config_of,
     read_json_object,
     refuse_pickles,
 )
-from m4v.config import CheckpointConfig
 from m4v.core.artifacts import MANIFEST, Artifact, ArtifactKind, build_manifest, verify
 from m4v.core.canonical import FileEntry, digest_file, merkle_root
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.core.storage import Storage
+from m4v.family import AnyCheckpoint, read_checkpoint_config
 from pipelines.ledger import Ledger
 from pipelines.workspace import Workspace
 
@@ -35,7 +34,7 @@ class FoundCheckpoint:
     recipe samples it, `origin` says where that stands. `folders` and `imported`: weights by name, as local folders
     and as ids."""
 
-    config: CheckpointConfig
+    config: AnyCheckpoint
     path_of: Callable[[str], Path]
     identity: str
     ema: bool
@@ -146,13 +145,13 @@ def _weights(ledger: Ledger, artifact_id: str, cache: Path) -> Artifact:
     return Artifact(row.uri, row.artifact_id, ArtifactKind.WEIGHTS, cache)
 
 
-def needed_names(config: CheckpointConfig) -> list[str]:
+def needed_names(config: AnyCheckpoint) -> list[str]:
     """Names of the imported weights that codec and text encoder use."""
     named = [section.get("weights") for section in (config.codec, config.text_encoder)]
     return [name for name in named if isinstance(name, str)]
 
 
-def _needed(config: CheckpointConfig, folders: Mapping[str, Path], how: str) -> dict[str, Path]:
+def _needed(config: AnyCheckpoint, folders: Mapping[str, Path], how: str) -> dict[str, Path]:
     names = needed_names(config)
     if missing := [name for name in names if name not in folders]:
         raise ConfigError(
@@ -162,26 +161,27 @@ def _needed(config: CheckpointConfig, folders: Mapping[str, Path], how: str) -> 
     return {name: folders[name] for name in names}
 
 
-def _config(path: Path) -> CheckpointConfig:
+def _config(path: Path) -> AnyCheckpoint:
     if not path.is_file():
         raise InputError(
             f"folder holds no checkpoint: it has no {CONFIG}", value=str(path.parent),
             next_step="give the folder with config.json and model.safetensors",
         )  # fmt: skip
     _refuse_others(path)
-    return read_config_of(path, CheckpointConfig)
+    return read_checkpoint_config(path)
 
 
 def _refuse_others(path: Path) -> None:
-    """Raises InputError for a folder that something else is for: Wan's, or a model as published."""
+    """Raises InputError for a Wan model that names no codec, and for a model as published."""
     try:
         data = read_json_object(path)
     except DataIntegrityError:
         return  # told in full by who parses it
     model, published = data.get("model"), str(data.get("_class_name", ""))
-    if published.startswith("Wan") or (isinstance(model, dict) and model.get("kind") == "wan"):
+    bare = isinstance(model, dict) and model.get("kind") == "wan" and not data.get("codec")
+    if published.startswith("Wan") or bare:
         raise InputError(
-            "the checkpoint is of the Wan variant, which m4v generate does not sample", value=str(path.parent),
+            "folder holds a Wan model without the names of its codec and text encoder", value=str(path.parent),
             next_step="in Python: m4v.wan.generate.WanGenerator.open(FOLDER, parts=FOLDER_WITH_VAE_AND_TEXT_ENCODER)"
             ".generate(PROMPT).save(FILE)",
         )  # fmt: skip

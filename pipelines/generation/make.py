@@ -14,7 +14,7 @@ from pipelines.generation.folder import OutputFolder, VideoRecord
 from pipelines.generation.prompts import Job
 
 if TYPE_CHECKING:
-    from m4v.sampling import CheckpointSampler
+    from m4v.sampling import VideoSampler
 
 
 class Reporter(Protocol):
@@ -27,7 +27,7 @@ class Reporter(Protocol):
         """The checkpoint is being loaded."""
 
     def frame(self, done: int, total: int) -> None:
-        """`done` of `total` latent frames of the video under way."""
+        """`done` of `total` latent frames, or steps of the sampler, of the video under way."""
 
     def video(self, record: VideoRecord) -> None:
         """A video is finished."""
@@ -37,7 +37,7 @@ def make_videos(
     folder: OutputFolder,
     jobs: Sequence[Job],
     config: VideoConfig,
-    open_sampler: Callable[[], CheckpointSampler],
+    open_sampler: Callable[[], VideoSampler],
     reporter: Reporter,
 ) -> tuple[list[VideoRecord], int]:
     """Records of all jobs in order, and how many were made now; finished ones are left as they are.
@@ -62,12 +62,11 @@ def make_videos(
     return [records[job] for job in jobs], len(missing)
 
 
-def _make(path: Path, job: Job, config: VideoConfig, sampler: CheckpointSampler, reporter: Reporter) -> None:
-    total = (config.frames - 1) // 8 + 1
+def _make(path: Path, job: Job, config: VideoConfig, sampler: VideoSampler, reporter: Reporter) -> None:
     image: Picture | None = None if job.image is None else read_image(job.image)
     chunks = sampler.stream(
         job.prompt, job.seed, config, negative=job.negative, image=image,
-        on_latent=lambda index, _: reporter.frame(index + 1, total),
+        on_progress=reporter.frame,
     )  # fmt: skip
     with storage_faults(str(path)):
         stream_mp4(path, chunks, config.fps, config.crf)

@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 from training_helpers import clips, latent_of, write_dataset
 
 from m4v.codec.constants import PYRAMID_CONSTANTS, Affine, LatentConstants
-from m4v.config import ScheduleConfig
+from m4v.config import CheckpointConfig, ModelConfig, ScheduleConfig
 from m4v.core.artifacts import Artifact, ArtifactKind
 from m4v.core.errors import ConfigError, DataIntegrityError
 from m4v.core.ids import sample_id
 from m4v.core.shard_index import INDEX, read_index, write_index
 from m4v.flow.latents import normalise
-from m4v.flow.schedule import PyramidSchedule
 from training.config import OrderConfig, latents_of
 from training.encoders import check_samples, codec_constants
+from training.families.pyramid import PyramidFamily
 from training.loader import Collator, SampleStore, Text
 from training.order import DataOrder
 from training.samples import Samples
@@ -78,7 +78,8 @@ def test_longer_latents_train_as_prefixes_normalised_as_the_dataset_says(tmp_pat
     assert pack.stream.t == 4
     null = load_file(folder / "null_text.safetensors")
     batch = Collator(
-        store=SampleStore(folder.joinpath, index), schedule=PyramidSchedule(ScheduleConfig()),
+        store=SampleStore(folder.joinpath, index),
+        packing=PyramidFamily(CheckpointConfig(model=ModelConfig(), schedule=ScheduleConfig())),
         null_text=Text(*(null[key][0] for key in Text._fields)), seed=5, stage="13f", text_drop=0.0, constants=WAN,
     )(pack)  # fmt: skip
     number = dict(zip(index["sample_id"].to_pylist(), index["source_id"].to_pylist(), strict=True))

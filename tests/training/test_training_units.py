@@ -15,17 +15,17 @@ import torch
 from safetensors.torch import load_file
 from training_helpers import clips, latent_of, write_dataset
 
-from m4v.config import ScheduleConfig
+from m4v.config import CheckpointConfig, ModelConfig, ScheduleConfig
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.core.shard_index import INDEX, read_index
 from m4v.core.storage import Storage
 from m4v.flow.latents import normalise
-from m4v.flow.schedule import PyramidSchedule
 from training.clock import Timing
 from training.config import OptimizerConfig, OrderConfig, RewardTermConfig, latents_of
 from training.ema import Ema, decay_at
 from training.engine import Fragment
 from training.exposure import DebugLog, ExposureState, order_of, seen, steps_that_saw, surviving_line
+from training.families.pyramid import PyramidFamily
 from training.loader import Batch, Collator, SampleStore, Text
 from training.metrics import Speed
 from training.order import Pack, check_world_size
@@ -52,7 +52,7 @@ def collator(dataset: Path, text_drop: float = 0.0, window: tuple[float, float] 
     null = load_file(dataset / "null_text.safetensors")
     return Collator(
         store=SampleStore(dataset.joinpath, read_index(dataset / INDEX)),
-        schedule=PyramidSchedule(ScheduleConfig()),
+        packing=PyramidFamily(CheckpointConfig(model=ModelConfig(), schedule=ScheduleConfig())),
         null_text=Text(*(null[key][0] for key in Text._fields)),
         seed=5,
         stage="17f",

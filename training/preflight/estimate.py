@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from m4v.config import ModelConfig
+from m4v.family import AnyModel
 from training.config import TrainConfig
 from training.preflight.gpus import Gpu
 from training.preflight.memory import Memory, checkpoint_bytes, memory_of, saved_bytes
@@ -30,7 +30,7 @@ class Setup:
     """
 
     stage: str
-    model: ModelConfig
+    model: AnyModel
     train: TrainConfig
     groups: tuple[SampleGroup, ...]
     ranks: int

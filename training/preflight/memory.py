@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from m4v.config import ModelConfig, Recompute
+from m4v.family import AnyModel
+from m4v.wan.config import WanConfig
 from training.config import EngineConfig
 from training.preflight.parameters import total_parameters
 from training.preflight.work import PackWork
@@ -24,6 +26,14 @@ class Kept(NamedTuple):
     edges: float  # embeddings and output
 
 
+class WanKept(NamedTuple):
+    """As `Kept`, of the Wan family's one kind of block."""
+
+    block: tuple[float, float]
+    temporal: float
+    edges: float
+
+
 # Counted by autograd's own hooks on the built model; the scan keeps what the kernel library's keeps. With bfloat16
 # the norms still work in float32. Tests count them again.
 _KEPT = {
@@ -32,6 +42,9 @@ _KEPT = {
 }
 # Results of products with weights and of attention, in channels: what `selective` keeps beside a block's input.
 _PRODUCTS = Kept((10.0, 1.0), (5.0, 1.0), (5.0, 1.0), 3.0, 0.0)
+# Of Wan's blocks with attention, counted likewise; mixers keep as much more than attention as in the pyramid's blocks.
+_WAN_KEPT = {"bfloat16": WanKept((69.0, 4.0), 26.1, 10.4), "float32": WanKept((89.4, 8.0), 36.1, 16.0)}
+_WAN_PRODUCTS = WanKept((9.0, 1.0), 3.0, 0.0)
 
 
 def elements_of_rank(elements: int, ranks: int) -> int:
@@ -55,7 +68,7 @@ class Memory(NamedTuple):
 
 
 def memory_of(
-    model: ModelConfig, engine: EngineConfig, ema: bool, ranks: int, largest: PackWork, device: str = "cuda"
+    model: AnyModel, engine: EngineConfig, ema: bool, ranks: int, largest: PackWork, device: str = "cuda"
 ) -> Memory:
     """Peak of a rank on a pack as large as `largest`."""
     elements = total_parameters(model)
@@ -82,8 +95,10 @@ def _buffers(elements: int, engine: EngineConfig, device: str) -> int:
     return buckets + copies + gathered + (FRAMEWORK_BYTES if device == "cuda" else 0)
 
 
-def activation_bytes(model: ModelConfig, engine: EngineConfig, pack: PackWork) -> int:
+def activation_bytes(model: AnyModel, engine: EngineConfig, pack: PackWork) -> int:
     """What a forward pass keeps for its backward pass, with the block that is computed again at the same time."""
+    if isinstance(model, WanConfig):
+        return _wan_activations(model, engine, pack)
     kept = _KEPT[engine.dtype]
     width = BFLOAT16 if engine.dtype == "bfloat16" else FLOAT32
     blocks = [_block_bytes(model, kept, number, pack) for number in range(-1, model.single_blocks)]
@@ -94,6 +109,24 @@ def activation_bytes(model: ModelConfig, engine: EngineConfig, pack: PackWork) -
     inputs = width * tokens * (model.double_blocks + model.single_blocks)
     products = _products(model, pack, width) if engine.checkpointing == "selective" else 0.0
     return round(edges + inputs + products + max(blocks))
+
+
+def _wan_activations(model: WanConfig, engine: EngineConfig, pack: PackWork) -> int:
+    kept, mixers = _WAN_KEPT[engine.dtype], _KEPT[engine.dtype]
+    width = BFLOAT16 if engine.dtype == "bfloat16" else FLOAT32
+    tokens = (pack.visual + (pack.text if model.sequence_text else 0)) * model.width
+    ratio, mm_dim = model.mlp_width / model.width, model.mixer == "mm_dim"
+    branch = pack.temporal * model.width if mm_dim and model.temporal_branch else 0
+    more = mixers.mamba[0] - mixers.attention[0] if mm_dim else 0.0
+    block = tokens * (kept.block[0] + more + kept.block[1] * ratio) + kept.temporal * branch
+    edges = kept.edges * tokens
+    if engine.checkpointing == "none":
+        return round(edges + model.blocks * block)
+    inputs = width * tokens * model.blocks
+    products = tokens * (_WAN_PRODUCTS.block[0] + _WAN_PRODUCTS.block[1] * ratio) + _WAN_PRODUCTS.temporal * branch
+    return round(
+        edges + inputs + block + (width * products * model.blocks if engine.checkpointing == "selective" else 0)
+    )
 
 
 def _block_bytes(model: ModelConfig, kept: Kept, number: int, pack: PackWork) -> float:
@@ -117,12 +150,12 @@ def _products(model: ModelConfig, pack: PackWork, width: int) -> float:
     return width * (model.double_blocks * _block_bytes(model, _PRODUCTS, -1, pack) + sum(singles))
 
 
-def saved_bytes(model: ModelConfig, ema: bool) -> int:
+def saved_bytes(model: AnyModel, ema: bool) -> int:
     """One resume state: masters, two moments and the average of every parameter."""
     return FLOAT32 * total_parameters(model) * (4 if ema else 3)
 
 
-def checkpoint_bytes(model: ModelConfig, ema: bool) -> int:
+def checkpoint_bytes(model: AnyModel, ema: bool) -> int:
     """The checkpoint artifact: weights and their average."""
     return FLOAT32 * total_parameters(model) * (2 if ema else 1)
 

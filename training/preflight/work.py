@@ -9,10 +9,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from m4v.config import ModelConfig
+from m4v.family import AnyModel
+from m4v.wan.config import WanConfig
 from training.config import OrderConfig
 from training.samples import SampleGroup
 from training.streams import Media, Stream, streams_of
-from training.template import Column, column_tokens, stage_tokens
+from training.template import HIGH, WHOLE, Column, column_tokens, stage_tokens
 
 SCAN_FLOPS = 9  # per token, channel and state place of a selective scan, as `m4v flops` counts
 
@@ -37,7 +39,7 @@ class StageWork:
 
 
 @lru_cache(maxsize=256)
-def stage_work(model: ModelConfig, order: OrderConfig, groups: tuple[SampleGroup, ...]) -> StageWork | None:
+def stage_work(model: AnyModel, order: OrderConfig, groups: tuple[SampleGroup, ...]) -> StageWork | None:
     """Work of a stage on samples of these sizes, each size of an entry as frequent as the others; None when the stage
     takes none of them."""
     main: Media = "image" if order.is_image_stage else "video"
@@ -70,24 +72,33 @@ def _shares(order: OrderConfig, groups: Sequence[SampleGroup], kind: Media) -> I
             yield stream, Fraction(weights[stream.entry], total * len(streams))
 
 
-def _packs(model: ModelConfig, stream: Stream) -> list[PackWork]:
+def _packs(model: AnyModel, stream: Stream) -> list[PackWork]:
     found = []
     for columns in stream.cycle:
         visual = sum(column_tokens(column, stream.h, stream.w) for column in columns)
-        temporal = sum(_temporal_pieces(column) * stage_tokens(0, stream.h, stream.w) for column in columns)
+        temporal = sum(_temporal_tokens(column, stream.h, stream.w) for column in columns)
         flops = sum(forward_flops(model, column, stream.h, stream.w) for column in columns)
         text, batch = len(columns) * model.text_slots, stream.batch
         found.append(PackWork(batch * visual, batch * text, batch * temporal, batch * flops))
     return found
 
 
+def _temporal_tokens(column: Column, height: int, width: int) -> int:
+    """Tokens of the branch between frames: pieces of the lowest size, or whole frames where there is no pyramid."""
+    if column.stage == WHOLE:
+        return column_tokens(column, height, width)
+    return _temporal_pieces(column) * stage_tokens(0, height, width)
+
+
 def _temporal_pieces(column: Column) -> int:
     return column.unit - 1 + (1 << 2 * column.stage)
 
 
-def forward_flops(config: ModelConfig, column: Column, height: int, width: int) -> float:
+def forward_flops(config: AnyModel, column: Column, height: int, width: int) -> float:
     """Operations (2 per multiply-add) of one forward of one column: matrix products, every score of the attention,
     scans and convolutions; `m4v flops` counts the same on the built model."""
+    if isinstance(config, WanConfig):
+        return _wan_flops(config, column, height, width)
     visual, noisy = column_tokens(column, height, width), stage_tokens(column.stage, height, width)
     tokens, d = visual + config.text_slots, config.width
     inner, token = config.mlp_ratio * d, config.latent_channels * config.patch**2
@@ -103,6 +114,25 @@ def forward_flops(config: ModelConfig, column: Column, height: int, width: int) 
                 mixed += _mamba_flops(config, column, tokens) + _temporal_flops(config, column, height, width)
     edges = 2 * visual * token * d + 2 * config.text_slots * config.text_dim * d + 2 * noisy * token * d
     return config.double_blocks * double + config.single_blocks * single + mixed + edges
+
+
+def _wan_flops(config: WanConfig, column: Column, height: int, width: int) -> float:
+    """One clip of `column.unit` latent frames: self-attention or mixers over it, cross-attention to the text."""
+    tokens, d, slots = column_tokens(column, height, width), config.width, config.text_slots
+    token = config.latent_channels * config.patch**2
+    crossed = 4 * tokens * d * d + 4 * slots * d * d + 4 * tokens * slots * d
+    mlp = 4 * tokens * d * config.mlp_width
+    if config.mixer == "attention":
+        mixed = 8.0 * tokens * d * d + 4 * tokens**2 * d
+    else:
+        packed = tokens + config.sequence_text
+        mixed = _mamba_flops(config.mixer_config, column, packed) + 2 * packed * d * d
+        if config.temporal_branch:
+            places = stage_tokens(HIGH, height, width)
+            mixed += 6 * tokens * d * d + 4 * column.unit**2 * places * d
+    time = 2 * config.frequency_dim * d + 2 * d * d + 12 * d * d
+    edges = 4 * tokens * token * d + 2 * slots * (config.text_dim * d + d * d) + time
+    return config.blocks * (mixed + crossed + mlp) + edges
 
 
 def _mamba_flops(config: ModelConfig, column: Column, tokens: int) -> float:

@@ -6,10 +6,11 @@ from pydantic import TypeAdapter
 
 from m4v.codec import open_codec
 from m4v.codec.config import CodecConfig
-from m4v.config import CheckpointConfig
+from m4v.core.errors import ConfigError
 from m4v.core.stage import StageContext
-from m4v.flow.schedule import PyramidSchedule
 from training.config import RewardConfig
+from training.families import Family
+from training.families.pyramid import PyramidFamily
 from training.objective import Objective
 from training.reward.gradient_path import check_gradient_path
 from training.reward.objective import RewardObjective
@@ -21,13 +22,15 @@ def run(context: StageContext) -> None:
     """Every rank runs this with codec and scorers of its own; rank 0 writes the checkpoint."""
     config = context.config(RewardConfig)
 
-    def objective(checkpoint: CheckpointConfig) -> Objective:
-        codec: CodecConfig = TypeAdapter(CodecConfig).validate_python(checkpoint.codec)
+    def objective(family: Family) -> Objective:
+        if not isinstance(family, PyramidFamily):
+            raise ConfigError("reward post-training is for models with a pyramid", where=f"stage {config.name!r}")
+        codec: CodecConfig = TypeAdapter(CodecConfig).validate_python(family.config.codec)
         device = context.resources.device
         folders = context.weights_folders()
         opened = open_codec(codec, folders, device)
         rewards = open_rewards(config.reward.scorers, config.watch.held_out, folders, device)
         check_gradient_path(opened, rewards, device)
-        return RewardObjective(config.reward, PyramidSchedule(checkpoint.schedule), opened, rewards)
+        return RewardObjective(config.reward, family.schedule, opened, rewards)
 
     run_training(context, config, objective)

@@ -10,6 +10,4 @@ from training.session import run_training
 
 def run(context: StageContext) -> None:
     """Every rank runs this; rank 0 writes the checkpoint."""
-    run_training(
-        context, context.config(TrainConfig), lambda checkpoint: FlowObjective(checkpoint.schedule.train_steps)
-    )
+    run_training(context, context.config(TrainConfig), lambda family: FlowObjective(family.train_steps, family.names))
