@@ -73,8 +73,13 @@ class TestBrokenFiles:
         )
         return path
 
-    def test_each_lands_in_quarantine_with_its_reason_and_the_stage_goes_on(self, recipe: Path, tmp_path: Path) -> None:
-        nodes = run_json(tmp_path / "home", str(recipe), "--no-prefect", "--until", "curate")
+    @pytest.fixture(scope="class")
+    def home(self, recipe: Path) -> Path:
+        """One for both: the second finds the sources and the measured videos there."""
+        return recipe.parent / "home"
+
+    def test_each_lands_in_quarantine_with_its_reason_and_the_stage_goes_on(self, recipe: Path, home: Path) -> None:
+        nodes = run_json(home, str(recipe), "--no-prefect", "--until", "curate")
         assert statuses(nodes) == {"ran"}
         clips = Path(nodes["curate"]["outputs"]["clips"]["uri"])
         reasons: dict[str, set[str]] = {}
@@ -93,8 +98,7 @@ class TestBrokenFiles:
         }
         assert any(source == "shapes" for source, _ in kept), "a bad file keeps no other source back"
 
-    def test_past_the_configured_rate_the_stage_fails_and_says_so(self, recipe: Path, tmp_path: Path) -> None:
-        home = tmp_path / "home"
+    def test_past_the_configured_rate_the_stage_fails_and_says_so(self, recipe: Path, home: Path) -> None:
         command = ("run", str(recipe), "--no-prefect", "--until", "encode", "--set", "curate.max_quarantine_rate=0.1")
         done = m4v(home, *command, code=ExitClass.DATA_INTEGRITY)
         assert "items were quarantined, more than the limit of 10%" in done.stdout
