@@ -49,7 +49,8 @@ def test_plan_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("M4V_WEIGHTS", str(tmp_path / "weights"))
     words = ["plan", "m4v-768p", "--set", "generate.prompts=vbench-fast50"]
     found = json.loads(CliRunner().invoke(build_app("plan"), [*words, "--json"]).stdout)["generation"]
-    assert set(found) == {"generate.trained", "generate.untrained"}
+    assert set(found) == {"generate.trained", "generate.untrained", "generate.vbench"}
+    assert found["generate.vbench"]["videos"] == 944 * 5
     assert found["generate.trained"]["videos"] == 50
     assert set(found["generate.trained"]["gpu_hours"]) == set(GPU_TYPES)
     each = found["generate.trained"]

@@ -27,15 +27,13 @@ FROZEN = {
     "study": ("create", "serve", "results"),
     "weights": ("list", "check", "import"),
 }  # fmt: skip
-LATER = {
-    "reconcile", "evaluate run", "study create",
-    "study serve", "study results",
-}  # fmt: skip
+LATER = {"reconcile"}
 # Beside DESIGN's: what reads, and what puts back or brings up to date something that a frozen verb made.
 ADDED = {
     "takedown list", "takedown show", "takedown receipt", "takedown verify", "takedown plan", "ledger sinks",
     "ledger deliver", "ledger index", "artifacts unpin",
     "takedown finish", "channels gates", "artifacts relocate",
+    "study invite",  # hands out and revokes the links of participants
     "data export", "data import",  # datasets to and from other trainers
 }  # fmt: skip
 READS = (
