@@ -118,7 +118,7 @@ class VBenchSuite:
             )
         key = digest_json([
             dimension, [v.canonical() for v in mine], inputs.samples, environments([dimension], self.places),
-            weights([dimension], self.places), self.config.key_config(), device.partition(":")[0],
+            weights([dimension], self.places), dimension in self.config.allow_zero, device.partition(":")[0],
         ])  # fmt: skip
         place = folder / dimension
         if (known := read_outcome(place, key)) is not None:
