@@ -107,7 +107,7 @@ class NonRegression(FrozenModel):
     - family_wise: chance that any of them refuses an equal (Holm over the dimensions).
     """
 
-    rule: Literal["non_regression"]
+    rule: Literal["non_regression"] = "non_regression"
     metrics: tuple[str, ...] = ()
     margin: float = Field(default=0.0, ge=0)
     margins: dict[str, Annotated[float, Field(ge=0)]] = {}

@@ -13,6 +13,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from eval.config import NonRegression
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.config import FrozenModel, parse
 from m4v.core.errors import ConfigError
@@ -60,13 +61,15 @@ class ChannelPolicy(FrozenModel):
 
     `approvals` counts people other than the promoter and, where a run promotes, other than who started the run;
     `promote` and `override` (past a gate that did not pass) are the least roles. `gate` pins the gate whose verdict
-    counts; without it that is whichever judged last.
+    counts; without it that is whichever judged last. `non_regression`: a checkpoint must also hold up against the one
+    that the channel names when it is promoted, by scores of one protocol.
     """
 
     approvals: int = Field(0, ge=0, le=10)
     promote: Role = Role.OPERATOR
     override: Role = Role.APPROVER
     gate: GatePin | None = None
+    non_regression: NonRegression | None = None
 
 
 class RetentionConfig(FrozenModel):

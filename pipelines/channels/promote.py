@@ -12,6 +12,7 @@ from m4v.core.errors import GateRefused, InputError
 from m4v.core.storage import Storage
 from pipelines.access import Actor, Role, require
 from pipelines.channels.gates import Verdict, gate_verdicts
+from pipelines.channels.regression import Regression, regression
 from pipelines.ledger import ArtifactRow, ChannelMoved, ChannelRow, Ledger, RequestRow, RequestStatus
 from pipelines.settings import ChannelPolicy, Settings
 
@@ -53,8 +54,9 @@ def promote(
 
     `override`: the reason for which a gate that did not pass is passed over. `expect`: what the channel must name
     now, an artifact or `none`; by default whatever it names when this begins. Raises AccessDenied, GateRefused (with
-    the reasons), ChannelMoved, Withdrawn, ArtifactDeleted, InputError for what is no checkpoint, and
-    DataIntegrityError for one whose files are not whole.
+    the reasons, also for one that is worse than what the channel names where its policy forbids that), ChannelMoved,
+    Withdrawn, ArtifactDeleted, InputError for what is no checkpoint, and DataIntegrityError for one whose files are not
+    whole.
     """
     policy = settings.policy(_channel(channel))
     require(actor, policy.promote, f"promote to {channel}")
@@ -64,10 +66,11 @@ def promote(
     verdict = _passed_gate(ledger, policy, actor, row, channel, override)
     if now is not None and now.artifact_id == row.artifact_id:
         return Promotion(Outcome.UNCHANGED, now, None, verdict)
+    held = _held_up(ledger, policy, actor, row, now, channel, override)
     starter = ledger.begun_by(pipeline_run_id) if pipeline_run_id is not None else None
     facts = {
         "action": "promote", "role": actor.role, "override": override, "gate": verdict.to_json() if verdict else None,
-        "pipeline_run_id": pipeline_run_id, "started_by": starter,
+        "regression": held.to_json() if held else None, "pipeline_run_id": pipeline_run_id, "started_by": starter,
     }  # fmt: skip
     why, before = reason or override or "", now.artifact_id if now else None
     if policy.approvals:
@@ -92,7 +95,9 @@ def approve(ledger: Ledger, settings: Settings, actor: Actor, request_id: str, c
     policy = settings.policy(request.channel)
     require(actor, Role.APPROVER, f"approve a promotion to {request.channel}")
     if request.status is RequestStatus.PENDING and request.facts.get("override") is None:
-        _passed_gate(ledger, policy, actor, ledger.artifact(request.artifact_id), request.channel, None)
+        row = ledger.artifact(request.artifact_id)
+        _passed_gate(ledger, policy, actor, row, request.channel, None)
+        _held_up(ledger, policy, actor, row, ledger.channel(request.channel), request.channel, None)
     return ledger.decide_promotion(
         request.request_id, actor=actor.name, role=actor.role, approve=True, comment=comment,
         approvals_needed=policy.approvals,
@@ -195,6 +200,33 @@ def _passed_gate(
         raise GateRefused(told, value=row.artifact_id, next_step=step)
     why = "; ".join(verdict.reasons) or "its rules do not hold"
     raise GateRefused(f"the gate refused this checkpoint: {why}", value=row.artifact_id, next_step=step)
+
+
+def _held_up(
+    ledger: Ledger,
+    policy: ChannelPolicy,
+    actor: Actor,
+    row: ArtifactRow,
+    now: ChannelRow | None,
+    channel: str,
+    override: str | None,
+) -> Regression | None:
+    """How the checkpoint stands against what the channel names, where its policy asks for that and it names something
+    else; raises GateRefused when it fell, unless an actor who may passes over it with a reason."""
+    if policy.non_regression is None or now is None or now.artifact_id == row.artifact_id:
+        return None
+    found = regression(ledger, policy.non_regression, row.artifact_id, now.artifact_id)
+    if found.passed:
+        return found
+    if override is None:
+        raise GateRefused(
+            f"worse than what channel {channel} names: {'; '.join(found.reasons)}", value=row.artifact_id,
+            next_step=f'--override "why" by {_article(policy.override)} {policy.override}, or one that holds up',
+        )  # fmt: skip
+    require(actor, policy.override, f"promote to {channel} against its rule of non-regression")
+    if not override.strip():
+        raise InputError("an override needs a reason", value=override, next_step='--override "why"')
+    return found
 
 
 def _article(role: Role) -> str:

@@ -10,16 +10,18 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import M4v
 
 from eval.study.design import tasks_of
 from m4v.core.artifacts import ArtifactKind
 from pipelines.ledger import Ledger
 from pipelines.studies import open_study
 from pipelines.workspace import Workspace
+
+M4v = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize(
