@@ -195,8 +195,7 @@ def test_a_second_interrupt_ends_at_once_and_leaves_nothing(baseline: Baseline, 
 def test_killed_on_its_way_it_ends_with_the_same_artifacts(
     baseline: Baseline, tmp_path: Path, points: tuple[str, ...]
 ) -> None:
-    """kill -9 of the whole process group at each point; also the double-run digest check. The run that gets to the end
-    has Prefect's temporary server, the baseline had none."""
+    """kill -9 of the whole process group at each point; also the double-run digest check."""
     home, output = tmp_path / "home", tmp_path / "output"
     for node_id in points:
         process = start(home, "run", "micro", "--no-prefect", output=output)
@@ -205,8 +204,7 @@ def test_killed_on_its_way_it_ends_with_the_same_artifacts(
         process.wait()
         verified = read_json(home, "artifacts", "verify")
         assert all(row["problem"] is None for row in verified), "a published artifact is never half there"
-    nodes = run_json(home, "micro")
+    nodes = run_json(home, "micro", "--no-prefect")
     assert statuses(nodes) <= {"ran", "hit"}
     assert artifact_ids(nodes) == artifact_ids(baseline.nodes)
-    assert flow_states(home)[-1][1] == "Completed"
     assert "the chain holds" in m4v(home, "ledger", "verify").stdout
