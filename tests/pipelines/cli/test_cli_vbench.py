@@ -1,0 +1,84 @@
+"""`m4v evaluate run`: what is needed is told before anything runs; samples of a run get scores with lineage."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "eval" / "vbench"))
+
+from fake_interpreter import fake_environment
+
+from eval.vbench.constants import DIMENSIONS
+from m4v.core.artifacts import ArtifactKind
+from pipelines.graph import build_graph
+from pipelines.ledger import Ledger
+from pipelines.recipe import load_recipe
+
+M4v = Callable[..., tuple[int, str, str]]
+
+
+def test_check_tells_every_need_and_ends_with_10_when_something_is_missing(
+    m4v: M4v, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("M4V_VBENCH", "VBENCH_CACHE_DIR", "TORCH_HOME", "HF_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "none"))
+    code, out, _ = m4v("evaluate", "run", "--check", "--json")
+    found = json.loads(out)
+    assert code == 10
+    assert [d["dimension"] for d in found["dimensions"]] == list(DIMENSIONS)
+    assert all(r["problem"] and r["next_step"] for r in found["requirements"])
+    assert {r["variable"] for r in found["requirements"]} == {"M4V_VBENCH", "VBENCH_CACHE_DIR", "TORCH_HOME", "HF_HOME"}
+    python = str(fake_environment(tmp_path / "core"))
+    flicker = ("evaluate", "run", "--check", "--dimensions", "temporal_flickering", "--core-python", python)
+    assert m4v(*flicker)[0] == 0
+    table = m4v("evaluate", "run", "--check")[1]
+    assert "amt\tis not there" in table
+    assert "next: m4v evaluate setup legacy" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run",), "no samples are named"),
+        (("run", "abc", "--dimensions", "beauty"), "VBench has no dimension 'beauty'"),
+        (("run", "abc"), "no such artifact"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(m4v: M4v, arguments: tuple[str, ...], words: str) -> None:
+    code, out, err = m4v("evaluate", *arguments)
+    assert (code, out) == (10, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_recipe_names_suite_and_interpreter() -> None:
+    overrides = ["evaluation.vbench.prompts=vbench-fast50", "evaluation.vbench.dimensions=available"]
+    nodes = {
+        n.id: n for n in build_graph(load_recipe("micro", [*overrides, "evaluation.vbench.core_python=/x/python"]))
+    }
+    assert nodes["vbench"].inputs == {"samples": ("generate.vbench", "samples")}
+    assert nodes["vbench"].locations == {"core_python": "/x/python"}
+    assert "core_python" not in nodes["vbench"].config.canonical()
+    made = nodes["generate.vbench"].config.canonical()
+    assert (len(made["prompts"]), made["samples_per_prompt"]) == (50, 5)
+    assert "vbench" not in {n.id for n in build_graph(load_recipe("micro"))}
+
+
+@pytest.mark.deep
+def test_samples_get_scores_with_lineage(m4v: M4v, micro_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M4V_HOME", str(micro_copy))
+    with Ledger.open(f"sqlite:///{micro_copy / 'ledger.db'}") as ledger:
+        samples = ledger.artifacts(kind=ArtifactKind.SAMPLES, limit=None)[0].artifact_id
+    python = str(fake_environment(micro_copy / "core"))
+    words = ("evaluate", "run", samples, "--suite", "fast", "--dimensions", "temporal_flickering", "--json")
+    code, out, err = m4v(*words, "--core-python", python)
+    assert code == 0, err
+    scores = json.loads(out)["scores"]
+    again = json.loads(m4v(*words, "--core-python", python)[1])
+    assert (again["node"]["status"], again["scores"]) == ("hit", scores)
+    assert samples[:12] in m4v("lineage", "up", scores)[1]
