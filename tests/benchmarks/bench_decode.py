@@ -1,6 +1,7 @@
-"""CPU cost of reading and measuring video, one thread: PyAV against decord, and curation's tiers per video minute.
+"""CPU cost of reading and measuring video, one thread: PyAV against decord, curation's tiers per video minute, and
+what the second decoder costs.
 
-    python tests/benchmarks/bench_decode.py [--repeats 5] [--video FILE]
+    python tests/benchmarks/bench_decode.py [--repeats 5] [--video FILE] [--watching]
 
 Figures are medians of CPU seconds (process time), so a busy machine does not matter. Needs the `micro` assets
 (`python -m dataprep.assets fetch micro`); with no --video it reads the 720p film excerpt.
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 
 from dataprep.engine import single_threaded
@@ -107,18 +110,48 @@ def curation_cost(path: Path, frames: int, repeats: int) -> None:
     )
 
 
+WATCHED = {"h264.mp4": "libx264", "vp8.webm": "libvpx", "vp9.webm": "libvpx-vp9", "av1.mp4": "libsvtav1"}
+FAST = {"libvpx": {"cpu-used": "5"}, "libvpx-vp9": {"cpu-used": "5"}, "libsvtav1": {"preset": "10"}}
+
+
+def watching_cost(path: Path, frames: int, repeats: int) -> None:
+    """The same pictures in other codecs, read with every check and without those that `pyav-once` leaves out."""
+    wanted = list(range(frames))
+    pictures = list(open_reader(path).frames(wanted))
+    print(f"\n{'CPU ms a frame, at ' + str(ANALYSIS_SIDE) + ' px':38}{'pyav-once':>10}{'pyav':>10}{'ratio':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, codec in WATCHED.items():
+            copy = Path(folder) / name
+            with av.open(str(copy), "w") as out:
+                stream = out.add_stream(codec, rate=24, options={"b": "2500k", "g": "48", **FAST.get(codec, {})})
+                stream.height, stream.width = pictures[0].shape[:2]
+                for picture in pictures:
+                    out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                out.mux(stream.encode(None))
+            once, twice = (
+                median_cpu(lambda b=b, c=copy: read(c, b, wanted, ANALYSIS_SIDE), repeats) * 1000 / frames  # type: ignore[misc]
+                for b in ("pyav-once", "pyav")
+            )
+            print(f"{name:38}{once:10.2f}{twice:10.2f}{twice / once:8.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--video", type=Path)
+    parser.add_argument("--watching", action="store_true", help="only the cost of the second decoder")
     options = parser.parse_args()
     path = options.video or asset_path("corpus/excerpt/bigbuckbunny.mp4")
     frames = min(open_reader(path).index.frames, 150)
     with single_threaded():
         read(path, "pyav", list(range(10)))
+        if options.watching:
+            return watching_cost(path, min(frames, 72), options.repeats)
         compare_backends(path, frames, options.repeats)
         compare_spans(path, SPAN, options.repeats)
         curation_cost(path, frames, options.repeats)
+        watching_cost(path, min(frames, 72), options.repeats)
+    return None
 
 
 if __name__ == "__main__":
