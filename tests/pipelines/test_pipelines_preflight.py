@@ -70,6 +70,24 @@ def test_paper_d1_says_what_the_paper_says() -> None:
     assert nodes["convert"].config.model.mixer == "mm_dim"  # type: ignore[attr-defined]
 
 
+def test_m4v_wan_says_what_the_paper_says(home: Path) -> None:
+    session = open_session("m4v-wan")
+    recipe = session.recipe
+    told = {t.name: (t.optimizer.lr, t.steps, t.order.frames, t.order.columns, t.engine.zero_stage)
+            for t in recipe.train}  # fmt: skip
+    assert told == {"480p": (1e-4, 60_000, 81, (), 3), "720p": (5e-5, 35_000, 81, (), 3)}
+    assert recipe.profiles["paper"].resources("train").ranks == 128
+    made = session.plan(tolerant=True)
+    assert "m4v weights check wan2.1-t2v-1.3b" in {s.node_id: s.reason for s in made.steps}["weights.wan"]
+    found = preflight(recipe, session.nodes, made, session.ledger)
+    refuse(found)
+    # A video is a pack, and so are as many images; these bring more text: 22 of 624 x 624, 21 of 720 x 1280.
+    assert {name: each.estimate.largest_pack_tokens for name, each in found.items()} == {
+        "train.480p": 22 * (39 * 39 + 512), "train.720p": 21 * (45 * 80 + 512),
+    }  # fmt: skip
+    assert {round(each.estimate.parameters / 1e9, 2) for each in found.values()} == {1.7}
+
+
 def test_plan_refuses_what_cannot_fit_with_code_10(home: Path) -> None:
     wrong = ["--set", "profiles.node.gpu=a100-40gb"]
     done = CliRunner().invoke(build_app(), ["plan", "m4v-768p", "--json", *wrong])

@@ -42,6 +42,17 @@ def test_what_is_not_here_is_stood_in_for_and_said(tmp_path: Path, monkeypatch: 
     assert any("drawn clips" in note for note in made.notes)
 
 
+def test_wan_is_rehearsed_in_latents_of_its_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M4V_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(rehearsal, "gpus_here", lambda: 1)
+    real = load_recipe("m4v-wan")
+    recipe = rehearse(real).recipe
+    assert (recipe.encode.codec.kind, recipe.encode.codec.time_stride) == ("dct", 4)
+    assert recipe.encode.buckets == real.encode.buckets
+    assert (recipe.model.text_dim, recipe.model.text_slots) == (384, 512)
+    assert recipe.generate.sampler.canonical()["steps"] == 2
+
+
 def test_a_rehearsal_has_keys_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("M4V_HOME", str(tmp_path))
     keys = [

@@ -228,3 +228,18 @@ def test_moments_are_the_mean_alone(codec):
     moments = codec.encode_moments(_clip(9))
     assert np.array_equal(moments.mean, codec.encode(_clip(9)))
     assert moments.logvar is None
+
+
+def test_four_frames_a_latent_are_coded_alike() -> None:
+    """Latents of the shape of Wan's: causal, of about the variance of the others, decoded at least as well."""
+    assert "time_stride" not in DctCodecConfig().canonical()
+    four, eight = DctCodec(DctCodecConfig(time_stride=4)), DctCodec(DctCodecConfig())
+    assert four.digest != eight.digest
+    frames = _clip(17, 48, 64)
+    latent = four.encode(frames)
+    assert latent.shape == (16, 5, 6, 8)
+    assert np.array_equal(four.encode(frames[:9]), latent[:, :3])
+    errors = [np.square(codec.decode(codec.encode(frames)).astype(float) - frames).mean() for codec in (four, eight)]
+    assert four.decode(latent).shape == frames.shape
+    assert errors[0] < 1.2 * errors[1]
+    assert four.decode_tensor(torch.from_numpy(latent)[None]).shape == (1, 3, 17, 48, 64)
