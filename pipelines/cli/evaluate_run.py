@@ -80,6 +80,9 @@ def run(
     config = parse(VBenchConfig, values, "m4v evaluate run")
     given = {"core_python": core_python, "legacy_python": legacy_python, "cache_dir": cache_dir}
     locations = {name: str(path.expanduser().absolute()) for name, path in given.items() if path is not None}
+    if suite == "fast" and dimensions == "available":
+        here = preflight(config, Places.of(locations)).available
+        config = config.model_copy(update={"dimensions": here or config.dimensions})
     if check:
         found = preflight(config, Places.of(locations), hashing=digest)
         print_json(found.canonical()) if json_ else print_suite_preflight(found)
