@@ -12,12 +12,15 @@ from typing import Any
 from eval.config import GenerateConfig
 from eval.prompts import jobs
 from m4v.codec.shape import TEMPORAL
-from m4v.config import ModelConfig, SamplerConfig
+from m4v.config import ModelConfig
+from m4v.family import AnyModel
+from m4v.wan.config import WanConfig
+from m4v.wan.flow_config import WanSamplerConfig
 from pipelines.plan import Plan, PlanStatus
 from pipelines.spec import StageNode
 from training.preflight import GPUS
 from training.preflight.work import forward_flops
-from training.template import Column
+from training.template import WHOLE, Column
 
 SPATIAL = 8  # pixels per latent place
 HIGH = 2  # the pyramid's highest stage
@@ -53,14 +56,14 @@ def generation_costs(nodes: Sequence[StageNode], plan: Plan) -> dict[str, Genera
         if step.status is PlanStatus.HIT or not isinstance(node.config, GenerateConfig):
             continue
         model = _model_behind(node, by_id)
-        if isinstance(model, ModelConfig) and isinstance(node.config.sampler, SamplerConfig):
+        if isinstance(model, ModelConfig | WanConfig):
             found[node.id] = cost_of(model, node.config)
     return found
 
 
-def cost_of(model: ModelConfig, config: GenerateConfig) -> GenerationCost:
+def cost_of(model: AnyModel, config: GenerateConfig) -> GenerationCost:
     """Every forward of the sampler, counted: latent frame by latent frame with its history, each stage of the pyramid,
-    twice where guidance is on, thrice where self-quality guidance is, too."""
+    twice where guidance is on, thrice where self-quality guidance is, too; of Wan's every step over the whole clip."""
     forwards, flops = video_work(model, config)
     videos = len(jobs(config.prompts, config.samples_per_prompt))
     seconds = {}
@@ -79,10 +82,13 @@ def cost_of(model: ModelConfig, config: GenerateConfig) -> GenerationCost:
     )  # fmt: skip
 
 
-def video_work(model: ModelConfig, config: GenerateConfig) -> tuple[int, float]:
+def video_work(model: AnyModel, config: GenerateConfig) -> tuple[int, float]:
     """Forwards of one video and their operations."""
     sampler, height, width = config.sampler, config.height // SPATIAL, config.width // SPATIAL
-    assert isinstance(sampler, SamplerConfig)
+    if isinstance(sampler, WanSamplerConfig):
+        times = sampler.steps * (1 + (sampler.guidance > 1))
+        frames = (config.frames - 1) // sampler.time_stride + 1
+        return times, times * forward_flops(model, Column(WHOLE, frames), height, width)
     forwards, flops = 0, 0.0
     for unit in range(1, (config.frames - 1) // TEMPORAL + 2):
         first = unit == 1

@@ -9,11 +9,12 @@ from typer.testing import CliRunner
 from eval.config import GenerateConfig
 from m4v.config import ModelConfig, SamplerConfig
 from m4v.core.config import parse
+from m4v.wan.config import WanConfig
 from pipelines.cli.main import build_app
 from pipelines.cli.preflight import print_generation
 from pipelines.generation_cost import GPU_TYPES, GenerationCost, cost_of, video_work
 from training.preflight.work import forward_flops
-from training.template import Column
+from training.template import WHOLE, Column
 
 FULL = {"frames": 121, "height": 768, "width": 1280, "dtype": "bfloat16"}
 
@@ -42,6 +43,14 @@ def test_every_forward_is_counted() -> None:
     quality = {**sampler, "self_guidance": 1.0, "self_guidance_from": 2}
     more = video_work(model, config(frames=9, height=64, width=64, sampler=SamplerConfig.model_validate(quality)))
     assert more == (found[0] + 1, pytest.approx(found[1] + forward_flops(model, Column(2, 2), 8, 8)))
+
+
+def test_wan_s_steps_are_over_the_whole_clip() -> None:
+    sampler = {"kind": "wan", "steps": 3, "guidance": 5.0}
+    settings = config(frames=81, height=480, width=832, sampler=sampler)
+    model = WanConfig()
+    assert video_work(model, settings) == (6, pytest.approx(6 * forward_flops(model, Column(WHOLE, 21), 60, 104)))
+    assert video_work(model, config(**{**settings.canonical(), "sampler": {**sampler, "guidance": 1.0}}))[0] == 3
 
 
 def test_plan_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
