@@ -3,7 +3,7 @@ leaderboard read it as they read those."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from eval.records import Figures, Identity, MetricScore, SampleSet, ScoreSet, SuiteIdentity, VideoScore
 from eval.suites import Aggregate, DimensionResult, SuiteInputs, Tooling
@@ -90,10 +90,3 @@ def _figures(results: Sequence[DimensionResult], aggregates: Sequence[Aggregate]
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, DECIMALS)
-
-
-def plain_scores(scores: ScoreSet, suite: str) -> Mapping[str, float]:
-    """Raw scores of a suite's dimensions by plain name, as fractions, of what was measured."""
-    prefix = f"{suite}."
-    found = {n.removeprefix(prefix): m.mean for n, m in scores.metrics.items() if n.startswith(prefix)}
-    return {name: mean for name, mean in found.items() if mean is not None}

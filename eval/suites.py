@@ -6,7 +6,6 @@ every one counted), `run` (one dimension after the other, each of which may fail
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, Self, runtime_checkable
@@ -148,12 +147,6 @@ class Suite(Protocol):
 
     def aggregate(self, results: Sequence[DimensionResult]) -> Aggregate:
         """Totals by the suite's rule; never of fewer dimensions than they want."""
-
-
-def mean_of_rows(rows: Sequence[VideoRow]) -> float | None:
-    """Mean of the values there are; None when there are none."""
-    values = [row.value for row in rows if row.value is not None]
-    return math.fsum(values) / len(values) if values else None
 
 
 def check_dimensions(suite: str, known: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:

@@ -20,7 +20,6 @@ AVG7 = (
     "imaging_quality", "overall_consistency",
 )  # fmt: skip
 FAST_DIMENSIONS = (*AVG7, "dynamic_degree")
-FAST_SET = "vbench-fast50"
 
 
 def standard_figures(results: Sequence[DimensionResult]) -> Aggregate:
