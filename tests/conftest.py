@@ -32,6 +32,7 @@ os.fsync = lambda file: None  # no test cuts the power, and thousands of waits f
 
 # Shared machines stall now and then: a slow example is no failure.
 hypothesis.settings.register_profile("m4v", deadline=None, max_examples=60)
+hypothesis.settings.register_profile("m4v-same", hypothesis.settings.get_profile("m4v"), derandomize=True)
 hypothesis.settings.load_profile("m4v")
 
 TESTS = Path(__file__).parent
@@ -151,6 +152,8 @@ LONGEST = (
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(GoldenTable(), "golden-table")
     config.option.loadscopereorder = False
+    if "not deep" in config.option.markexpr:  # `make test`: the same examples every time; other runs draw new ones
+        hypothesis.settings.load_profile("m4v-same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
