@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +18,6 @@ from m4v.core.errors import ExitClass
 from pipelines.ledger import AttemptRow, Ledger, Status
 
 PIPELINE_TIMEOUT_S = 400
-COMMAND = (sys.executable, "-m", "pipelines.cli.main")
 ENTRY = "pipelines.cli.main:main"
 FoundT = TypeVar("FoundT")
 Nodes = dict[str, dict[str, Any]]

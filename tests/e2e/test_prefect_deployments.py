@@ -18,7 +18,7 @@ import httpx
 import nasty
 import psutil
 import pytest
-from e2e_support import COMMAND, m4v, run_json, wait_until_gone, working_attempt
+from e2e_support import artifact_ids, m4v, read_json, run_json, wait_until_gone, working_attempt
 
 from m4v.core.errors import ExitClass
 from pipelines.ledger import Ledger
@@ -48,6 +48,15 @@ class Server(NamedTuple):
     def artifacts(self, flow_run_id: str) -> dict[str, dict[str, Any]]:
         of_run = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}}
         return {a["key"]: a for a in self.post("artifacts/filter", of_run).json()}
+
+    def runs_of(self, deployment_id: str, states: set[str]) -> list[dict[str, Any]]:
+        """The flow runs of a deployment that are in one of these states, the earliest first."""
+        wanted = {
+            "deployments": {"id": {"any_": [deployment_id]}},
+            "flow_runs": {"state": {"type": {"any_": sorted(states)}}},
+            "sort": "START_TIME_ASC",
+        }
+        return list(self.post("flow_runs/filter", wanted).json())
 
     def start(self, deployment_id: str, **parameters: Any) -> str:
         answer = self.post(f"deployments/{deployment_id}/create_flow_run", {"parameters": parameters})
@@ -134,19 +143,23 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 process.wait()
 
 
-def _m4v(server: Server, *arguments: str, without: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in server.environment.items() if k != without}
-    return subprocess.run(
-        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
-
-
 @pytest.fixture(scope="module")
 def deployments(prefect: Server) -> dict[str, str]:
     """`flow/name` -> id; the pipeline's fires every minute and stops after its first stage."""
-    done = _m4v(prefect, "deploy", "micro", "--pool", "m4v", "--json", "--cron", "* * * * *", "--until", STOP_AFTER)
-    assert done.returncode == 0, done.stderr
-    return {row["name"]: row["deployment_id"] for row in json.loads(done.stdout)}
+    options = ("--pool", "m4v", "--cron", "* * * * *", "--until", STOP_AFTER)
+    rows = read_json(prefect.home, "deploy", "micro", *options, environment=prefect.environment)
+    return {row["name"]: row["deployment_id"] for row in rows}
+
+
+@pytest.fixture(autouse=True)
+def at_most_one_scheduled_run(prefect: Server, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each run that the schedule starts takes seconds of CPU, and one is enough: once it has begun, no more come."""
+    yield
+    if "deployments" not in request.fixturenames:
+        return
+    deployment = request.getfixturevalue("deployments")["m4v-pipeline/micro"]
+    if not prefect.get(f"deployments/{deployment}")["paused"] and prefect.runs_of(deployment, FINAL | {"RUNNING"}):
+        assert prefect.post(f"deployments/{deployment}/pause_deployment", {}).is_success
 
 
 def test_there_is_a_deployment_of_the_pipeline_and_of_every_stage(prefect: Server, deployments: dict[str, str]) -> None:
@@ -171,17 +184,21 @@ def test_a_bad_parameter_is_refused_with_its_name(prefect: Server, deployments: 
     assert "untill" in unknown.text
 
 
-def test_deploy_refuses_a_bad_cron_line_and_a_missing_server(prefect: Server) -> None:
-    bad = _m4v(prefect, "deploy", "micro", "--cron", "every monday")
-    assert bad.returncode == ExitClass.CONFIG
+def test_deploy_refuses_a_bad_cron_line_and_a_missing_server(prefect: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ("deploy", "micro", "--cron", "every monday")
+    bad = m4v(prefect.home, *line, code=ExitClass.CONFIG, environment=prefect.environment)
     assert "every monday" in bad.stderr
-    missing = _m4v(prefect, "deploy", "micro", without="PREFECT_API_URL")
-    assert missing.returncode == ExitClass.CONFIG
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    missing = m4v(prefect.home, "deploy", "micro", code=ExitClass.CONFIG)
     assert "prefect server start" in missing.stderr
 
 
-def test_a_run_shows_its_plan_stages_progress_and_summary_on_the_given_server(prefect: Server, tmp_path: Path) -> None:
-    run_json(tmp_path, "micro", "--until", "curate", environment=prefect.environment)
+def test_a_run_shows_its_plan_stages_progress_and_summary_on_the_given_server(
+    prefect: Server, micro_home: Path, tmp_path: Path
+) -> None:
+    nodes = run_json(tmp_path, "micro", "--until", "curate", environment=prefect.environment)
+    plain = {n["node_id"]: n for n in json.loads((micro_home.parent / "run.json").read_bytes())["nodes"]}
+    assert artifact_ids(nodes) == artifact_ids({i: plain[i] for i in nodes}), "without Prefect they are the same"
     assert not (tmp_path / "prefect").exists(), "no temporary server beside a given one"
     flow_run = _latest_flow_run(prefect)
     assert flow_run["state"]["type"] == "COMPLETED"
@@ -273,12 +290,8 @@ def test_a_cancelled_run_saves_its_state_and_leaves_no_process(prefect: Server, 
 
 
 def test_a_scheduled_run_fires_and_the_worker_runs_it(prefect: Server, deployments: dict[str, str]) -> None:
-    wanted = {
-        "deployments": {"id": {"any_": [deployments["m4v-pipeline/micro"]]}},
-        "flow_runs": {"state": {"type": {"any_": sorted(FINAL - {"CANCELLED"})}}},
-        "sort": "START_TIME_ASC",
-    }
-    first = prefect.wait("a scheduled run", lambda: prefect.post("flow_runs/filter", wanted).json())[0]
+    ended, deployment = FINAL - {"CANCELLED"}, deployments["m4v-pipeline/micro"]
+    first = prefect.wait("a scheduled run", lambda: prefect.runs_of(deployment, ended))[0]
     assert first["state"]["type"] == "COMPLETED", first["state"]
     assert first["auto_scheduled"]
     assert '"source"' in m4v(prefect.home, "artifacts", "list", "--json").stdout
