@@ -47,7 +47,7 @@ def run_worker(
     folder.mkdir(parents=True, exist_ok=True)
     result = folder / RESULT
     result.unlink(missing_ok=True)
-    write_atomic(folder / REQUEST, json.dumps({**request, "parent": os.getpid()}, sort_keys=True).encode())
+    write_atomic(folder / REQUEST, json.dumps(dict(request), sort_keys=True).encode())
     # Isolated, and without bytecode beside what others share.
     command = [str(python), "-I", "-B", "-u", str(WORKER), str(folder / REQUEST), str(result)]
     with (folder / LOG).open("wb") as log:

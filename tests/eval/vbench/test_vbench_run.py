@@ -1,6 +1,8 @@
 """The stage on a real child process that misbehaves in every way that VBench was seen to."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from vbench_samples import prompts_for, sample_artifact, vbench_context
 
 from eval.records import SCORES, ScoreSet
 from eval.stages.vbench import run
+from eval.vbench.child import WORKER
 from eval.vbench.weights import catalogue
 from m4v.core.artifacts import Artifact
 from m4v.core.errors import DataIntegrityError, Drained, InfrastructureError, InputError
@@ -154,3 +157,24 @@ def test_a_drain_ends_the_children(tmp_path: Path, samples: Artifact, cache: Pat
     context.progress.update = update  # type: ignore[method-assign]
     with pytest.raises(Drained):
         run(context)
+
+
+def test_a_worker_ends_with_whoever_asked(tmp_path: Path) -> None:
+    python = fake_environment(tmp_path / "env", **{SMOOTH: "hang"})
+    request = {"task": "evaluate", "dimension": SMOOTH, "device": "cpu", "threads": 1, "entries": [],
+               "full_info": str(tmp_path / "info.json"), "picture": ""}  # fmt: skip
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    words = [str(python), "-I", "-B", "-u", str(WORKER), str(tmp_path / "request.json"), str(tmp_path / "result.json")]
+    # The asker starts it in a session of its own, as the stage does, and is gone once it is at work.
+    asker = (
+        f"import os, subprocess, time; os.environ['VBENCH_CACHE_DIR'] = ''; "
+        f"pid = subprocess.Popen({words!r}, start_new_session=True, stdout=-3, stderr=-3).pid\n"
+        f"while not os.path.exists({request['full_info']!r}): time.sleep(0.02)\nprint(pid)"
+    )
+    pid = int(subprocess.run([sys.executable, "-c", asker], capture_output=True, text=True, check=True).stdout)
+    assert Path(f"/proc/{pid}").exists()
+    for _ in range(600):
+        if not Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker outlived whoever asked")
