@@ -77,18 +77,7 @@ def create(
                 print_json({"exit_class": int(run.exit_class), "node": outcome.to_json(), "study": None})
             raise typer.Exit(int(run.exit_class))
         found = open_study(workspace, ledger, outcome.outputs["study"].artifact_id)
-    if json_:
-        print_json({
-            "exit_class": 0, "node": outcome.to_json(), "study": found.id, "mode": config.mode,
-            "systems": list(config.systems), "prompts": len(found.study.prompts),
-            "tasks_of_a_participant": _tasks(found),
-        })  # fmt: skip
-    else:
-        print_facts({
-            "study": found.id, "mode": config.mode, "systems": ", ".join(config.systems),
-            "prompts": len(found.study.prompts), "tasks of a participant": _tasks(found),
-            "next": f"m4v study invite {found.id[:12]} --count 20",
-        })  # fmt: skip
+    _tell(found, outcome.to_json(), json_)
 
 
 @study.command("invite")
@@ -186,6 +175,22 @@ def results(
         print_json({"artifact_id": artifact.id, **record.canonical()})
     else:
         _print(artifact.id, record)
+
+
+def _tell(found: OpenStudy, node: dict[str, object], json_: bool) -> None:
+    """A study that was made or found."""
+    if json_:
+        print_json({
+            "exit_class": 0, "node": node, "study": found.id, "mode": found.study.mode,
+            "systems": list(found.study.names), "prompts": len(found.study.prompts),
+            "tasks_of_a_participant": _tasks(found),
+        })  # fmt: skip
+    else:
+        print_facts({
+            "study": found.id, "mode": found.study.mode, "systems": ", ".join(found.study.names),
+            "prompts": len(found.study.prompts), "tasks of a participant": _tasks(found),
+            "next": f"m4v study invite {found.id[:12]} --count 20",
+        })  # fmt: skip
 
 
 def _print(artifact_id: str, record: StudyResults) -> None:

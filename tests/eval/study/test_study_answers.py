@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -41,17 +42,18 @@ def test_an_answer_counts_once_and_the_last_word_stands(tmp_path: Path) -> None:
             store.record(participant, TASKS[0], said)
         assert store.answered(participant) == {TASKS[0].id: OTHER}
         assert [a.said for a in store.snapshot().answers] == [OTHER]
-    rows = sqlite3.connect(tmp_path / "study" / "answers.db").execute("SELECT COUNT(*) FROM answer").fetchone()
+    with closing(sqlite3.connect(tmp_path / "study" / "answers.db")) as database:
+        rows = database.execute("SELECT COUNT(*) FROM answer").fetchone()
     assert rows == (2,)  # what was said before stays on record
 
 
 def test_answers_cannot_be_changed_behind_it(tmp_path: Path) -> None:
     with store_of(tmp_path) as store:
         store.record(consenting(store), TASKS[0], FIRST)
-    database = sqlite3.connect(tmp_path / "study" / "answers.db")
-    for statement in ("UPDATE answer SET said = '{}'", "DELETE FROM answer"):
-        with pytest.raises(sqlite3.IntegrityError, match="answers stay"):
-            database.execute(statement)
+    with closing(sqlite3.connect(tmp_path / "study" / "answers.db")) as database:
+        for statement in ("UPDATE answer SET said = '{}'", "DELETE FROM answer"):
+            with pytest.raises(sqlite3.IntegrityError, match="answers stay"):
+                database.execute(statement)
 
 
 def test_a_revoked_invitation_takes_nothing_more_and_is_named(tmp_path: Path) -> None:
