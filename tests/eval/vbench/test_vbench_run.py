@@ -173,7 +173,7 @@ def test_a_worker_ends_with_whoever_asked(tmp_path: Path) -> None:
     )
     pid = int(subprocess.run([sys.executable, "-c", asker], capture_output=True, text=True, check=True).stdout)
     assert Path(f"/proc/{pid}").exists()
-    for _ in range(600):
+    for _ in range(2400):
         if not Path(f"/proc/{pid}").exists():
             return
         time.sleep(0.05)
