@@ -142,7 +142,7 @@ class GoldenTable:
 LONGEST = (
     "e2e/test_micro_pipeline.py", "e2e/test_prefect_deployments.py", "e2e/test_micro_elsewhere.py",
     "training/test_training_resume.py", "pipelines/cli/test_cli_generate.py", "eval/test_eval_generate.py",
-    "faults/test_faults_executor.py", "e2e/test_imported_weights.py", "e2e/test_run_killed.py",
+    "faults/test_faults_executor.py", "e2e/test_run_killed.py",
     "e2e/test_two_runs_at_once.py", "browser/test_browser_access.py", "browser/test_browser_reviewer.py",
     "pipelines/takedown/test_takedown_apply.py", "pipelines/rerun/test_rerun_verify.py",
     "pipelines/exports/test_exports_mirrors.py", "browser/test_browser_subjects.py",
