@@ -20,9 +20,9 @@ from pydantic import (
     model_validator,
 )
 
-from m4v.codec.shape import TEMPORAL
 from m4v.core.config import FrozenModel
-from m4v.wan.flow_config import WanFlowConfig, WanSamplerConfig
+from m4v.strides import TEMPORAL
+from m4v.wan_flow_config import WanFlowConfig, WanSamplerConfig
 
 Mixer = Literal["attention", "mm_dim"]
 Dtype = Literal["float32", "bfloat16"]

@@ -15,7 +15,7 @@ from m4v.codec.shape import TEMPORAL
 from m4v.config import ModelConfig
 from m4v.family import AnyModel
 from m4v.wan.config import WanConfig
-from m4v.wan.flow_config import WanSamplerConfig
+from m4v.wan_flow_config import WanSamplerConfig
 from pipelines.plan import Plan, PlanStatus
 from pipelines.spec import StageNode
 from training.preflight import GPUS

@@ -5,13 +5,13 @@ The pyramid VAE and the transform codec take eight frames a latent, Wan's VAE fo
 
 from __future__ import annotations
 
-from typing import Final
+from m4v.strides import PATCH, SPATIAL, TEMPORAL, WAN_TEMPORAL
 
+__all__ = [
+    "CHANNELS", "PATCH", "PYRAMID", "SPATIAL", "TEMPORAL", "TILE_MULTIPLE", "WAN_TEMPORAL", "latent_frames",
+    "latent_shape", "nearest_frames", "pixel_frames",
+]  # fmt: skip
 CHANNELS = 16
-SPATIAL = 8
-TEMPORAL: Final = 8
-WAN_TEMPORAL: Final = 4
-PATCH = 2  # latent pixels of a token's side
 PYRAMID = 4  # a pyramid model halves a latent twice
 TILE_MULTIPLE = 32  # pixels: the overlap of a spatial tile, a quarter, is whole latent pixels
 

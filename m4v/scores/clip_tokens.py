@@ -29,7 +29,8 @@ class ClipTokens:
         self._merges, self._context = merges, context
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Entities are resolved, white space becomes one blank and letters small, as CLIP was trained."""
+        """Text is mended (curly quotes and the like), entities are resolved, white space becomes one blank and letters
+        small, as CLIP was trained."""
         ids = torch.zeros(len(texts), self._context, dtype=torch.int64)
         for row, text in enumerate(texts):
             found = [self.start, *self.words(text)[: self._context - 2], self.end]
@@ -38,7 +39,9 @@ class ClipTokens:
 
     def words(self, text: str) -> list[int]:
         """Ids of a text's tokens, all of them, without start and end."""
-        clean = html.unescape(html.unescape(text)).strip()
+        import ftfy
+
+        clean = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
         return list(self._tokenizer.encode(clean, add_special_tokens=False).ids)
 
     @property

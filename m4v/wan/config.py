@@ -14,7 +14,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from m4v.config import Mixer, ModelConfig
 from m4v.core.config import FrozenModel, parse
 from m4v.core.errors import ConfigError
-from m4v.wan.flow_config import WAN_NEGATIVE_PROMPT, WanFlowConfig, WanSamplerConfig
+from m4v.wan_flow_config import WAN_NEGATIVE_PROMPT, WanFlowConfig, WanSamplerConfig
 
 __all__ = [
     "WAN_NEGATIVE_PROMPT", "WanCheckpointConfig", "WanConfig", "WanFlowConfig", "WanSamplerConfig", "wan_preset",

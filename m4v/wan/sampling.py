@@ -22,8 +22,8 @@ from m4v.model.layout import forget_layouts
 from m4v.sampling import check_finite, codec_config, memory_told, text_encoder_config
 from m4v.text import open_text_encoder
 from m4v.wan.checkpoint import load_wan
-from m4v.wan.flow_config import WanSamplerConfig
 from m4v.wan.sampler import WanSampler
+from m4v.wan_flow_config import WanSamplerConfig
 
 
 class WanCheckpointSampler:

@@ -45,8 +45,7 @@ def test_kill_while_bytes_travel_to_s3(tmp_path, team, upload):
     home, switches = tmp_path / "home", tmp_path / "switches"
     options = {"nodes": 1, "count": {"items": 3}}
     killed = start(home, switches, **options, die_at=f"pipelines.store:_upload before {upload}")
-    killed.communicate(timeout=TIMEOUT_S)
-    assert killed.returncode == -signal.SIGKILL
+    assert killed.process.wait(timeout=TIMEOUT_S) == -signal.SIGKILL
     assert list(ArtifactStore(team).list()) == [], "without its manifest nothing is published"
     outcomes = finish(start(home, switches, **options))
     assert "adopted the finished result" in outcomes["count.a"]["reason"]

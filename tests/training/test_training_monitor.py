@@ -220,7 +220,9 @@ def test_a_rank_tells_its_steps_and_its_stacks(tmp_path: Path) -> None:
         assert (found.rank, found.step, found.phase, found.median_s) == (3, 13, "step", 12.5)
         (tmp_path / "heartbeat.9.json").write_text("{")  # half-written: its rank shows by its silence
         assert dump_stacks(read_heartbeats(tmp_path)) == [3]
-        assert "test_a_rank_tells_its_steps_and_its_stacks" in (tmp_path / "stacks.3.txt").read_text()
+        stacks = (tmp_path / "stacks.3.txt").read_text()
+        # faulthandler shows the newest 100 threads, and those of other tests may still be alive.
+        assert "test_a_rank_tells_its_steps_and_its_stacks" in stacks or stacks.count("Thread 0x") == 100
     finally:
         pulse.close()
         signal.signal(signal.SIGUSR1, before)

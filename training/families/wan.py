@@ -22,10 +22,10 @@ from m4v.wan.columns import WanColumns
 from m4v.wan.config import WanCheckpointConfig
 from m4v.wan.convert import attention_to_mm_dim
 from m4v.wan.flow import WanDraws, pack
-from m4v.wan.flow_config import WanSamplerConfig
 from m4v.wan.initialise import build_wan
 from m4v.wan.published import open_published
 from m4v.wan.sampler import denoise, initial_noise
+from m4v.wan_flow_config import WanSamplerConfig
 from training.config import StartConfig
 from training.families.interface import Keys, State
 from training.objective import TIMESTEP_NAMES

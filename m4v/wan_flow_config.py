@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from m4v.codec.shape import PATCH, SPATIAL, WAN_TEMPORAL
 from m4v.core.config import FrozenModel
+from m4v.strides import PATCH, SPATIAL, WAN_TEMPORAL
 
 # Wan's own default; its text encoder is multilingual.
 WAN_NEGATIVE_PROMPT = (
