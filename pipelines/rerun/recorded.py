@@ -142,10 +142,13 @@ def _machine_changes(stage: Recorded, launcher: Launcher) -> list[Change]:
 
 
 def _numerics(stage: Recorded, launcher: Launcher) -> dict[str, object] | None:
-    if stage.record.numerics is None:
+    then = stage.record.numerics
+    if then is None:
         return None
     resources = stage.request.resources
-    return numerics_record(_config(stage), resources, launcher.target(resources)).canonical()
+    now = numerics_record(_config(stage), resources, launcher.target(resources)).canonical()
+    # Stages whose ranks share out whole items record no number of ranks: it does not touch what they make.
+    return {name: value for name, value in now.items() if name in then or name != "world_size"}
 
 
 def _check_probe(stage: Recorded) -> None:
