@@ -18,6 +18,7 @@ from pipelines import stages
 from pipelines.launchers import LocalLauncher
 from pipelines.ledger import new_id
 from pipelines.ledger.process import process_token
+from pipelines.lookup import known_record
 from pipelines.rerun import Allowed, Tolerance, Verdict, Verifier, read_details
 from pipelines.rerun.verify import sweep
 from pipelines.spec import StageNode
@@ -159,6 +160,18 @@ def test_a_changed_lock_file_is_refused(tmp_path):
         with pytest.raises(ConfigError, match="lock file: "):
             verifier(bench).verify(run_id)
         assert verifier(bench, allowed=Allowed(code=True)).verify(run_id).verdict is Verdict.IDENTICAL
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_the_number_of_ranks_is_held_where_the_record_has_it(bench, sharded):
+    from stages_for_faults import COUNT
+
+    node = StageNode("count.a", replace(COUNT, numeric=True, sharded=sharded), CountConfig())
+    run_id = bench.run([node])["count.a"].run_id
+    numerics = known_record(bench.ledger.run(run_id)).numerics
+    assert numerics is not None
+    assert ("world_size" in numerics) is not sharded
+    assert verifier(bench).verify(run_id).verdict is Verdict.IDENTICAL
 
 
 def test_another_machine_is_refused_and_may_be_allowed(bench, monkeypatch):
