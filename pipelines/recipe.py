@@ -228,10 +228,9 @@ class Recipe(FrozenModel):
         }  # fmt: skip
         if self.curate.captions is not None and self.curate.captions.text_encoder is not None:
             uses["curate.captions.text_encoder"] = self.curate.captions.text_encoder
-        for number, scorer in enumerate(self.reward.scorers if self.reward is not None else ()):
-            own = len(self.reward.reward.scorers) if self.reward is not None else 0
-            held_out = f"reward.watch.held_out.{number - own}"
-            uses[f"reward.reward.scorers.{number}.scorer" if number < own else held_out] = scorer
+        if self.reward is not None:
+            uses |= {f"reward.reward.scorers.{n}.scorer": w.scorer for n, w in enumerate(self.reward.reward.scorers)}
+            uses |= {f"reward.watch.held_out.{n}": scorer for n, scorer in enumerate(self.reward.watch.held_out)}
         used: set[str] = set()
         for section, config in uses.items():
             for name in weights_names(config):

@@ -298,6 +298,12 @@ class RewardConfig(TrainConfig):
     reward: RewardTermConfig = RewardTermConfig()
     watch: WatchConfig = WatchConfig()
 
+    @model_validator(mode="after")
+    def _check_watch(self) -> RewardConfig:
+        if self.save_every < 2 and self.watch.on_alarm != "ignore":
+            raise ValueError("save_every is 1: the watch compares the steps between two saves and needs two of them")
+        return self
+
     @property
     def scorers(self) -> tuple[ScorerConfig, ...]:
         """Of the reward, and held out of it."""

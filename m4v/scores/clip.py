@@ -91,6 +91,10 @@ class ClipScore:
         found: Tensor = self._vision(pixel_values=pixels.to(DTYPES[self._config.dtype])).image_embeds
         return F.normalize(found.float(), dim=-1)
 
+    def compare(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Cosines (B,) fp32 of unit vectors (B, embed_dim)."""
+        return (image_features * text_features.to(image_features.device).float()).sum(-1)
+
     def score(self, frames: Tensor, text_features: Tensor) -> Tensor:
         """Cosines (B,) fp32 of frames (B, 3, H, W) in [0, 1] with rows of `text_features` (B, embed_dim).
 
@@ -98,7 +102,7 @@ class ClipScore:
         """
         if len(frames) != len(text_features):
             raise ValueError(f"{len(frames)} frames cannot be scored against {len(text_features)} texts")
-        return (self.image_features(frames) * text_features.to(frames.device).float()).sum(-1)
+        return self.compare(self.image_features(frames), text_features)
 
 
 def open_clip_score(

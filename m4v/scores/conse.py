@@ -91,6 +91,10 @@ class Conse:
         # softmax(x)^0.5, normalised, is softmax(x / 2), whose gradient stays finite where p is 0.
         return F.normalize((logits / 2).softmax(-1) @ self._classes, dim=-1)
 
+    def compare(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Cosines (B,) fp32 of unit vectors (B, 384)."""
+        return (image_features * text_features.float()).sum(-1)
+
     def score(self, frames: Tensor, text_features: Tensor) -> Tensor:
         """Cosines (B,) fp32 of frames (B, 3, H, W) in [0, 1] with rows of `text_features` (B, 384).
 
@@ -98,7 +102,7 @@ class Conse:
         """
         if len(frames) != len(text_features):
             raise ValueError(f"{len(frames)} frames cannot be scored against {len(text_features)} texts")
-        return (self.image_features(frames) * text_features.float()).sum(-1)
+        return self.compare(self.image_features(frames), text_features)
 
 
 def open_conse(config: ConseConfig | None = None, device: torch.device | str = "cpu") -> Conse:

@@ -29,6 +29,10 @@ class Scorer(Protocol):
         """(B, d) unit vectors of frames (B, 3, H, W) in [0, 1]."""
         ...
 
+    def compare(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """(B,) fp32 score of row b of `image_features` against row b of `text_features`."""
+        ...
+
     def score(self, frames: Tensor, text_features: Tensor) -> Tensor:
         """(B,) fp32 score of frames (B, 3, H, W) in [0, 1] against row b of (B, d) features."""
         ...

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from test_training_units import collator
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from m4v.codec import open_codec
 from m4v.codec.config import CausalVaeConfig, DctCodecConfig
 from m4v.codec.interface import LatentCodec
 from m4v.config import ModelConfig, ScheduleConfig
-from m4v.core.errors import DataIntegrityError
+from m4v.core.errors import ConfigError, DataIntegrityError
 from m4v.core.shard_index import INDEX, read_index
 from m4v.flow.schedule import PyramidSchedule
 from m4v.model import build_model
@@ -48,16 +49,21 @@ class Redness:
 
     def __init__(self) -> None:
         self.captions: list[str] = []
+        self.looks = 0
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         self.captions += texts
         return torch.ones(len(texts), 1)
 
     def image_features(self, frames: Tensor) -> Tensor:
-        return nn.functional.normalize(frames.mean((2, 3)), dim=1)
+        self.looks += 1
+        return frames.mean((2, 3))
+
+    def compare(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        return (image_features[:, 0] - image_features[:, 2]) * text_features[:, 0]
 
     def score(self, frames: Tensor, text_features: Tensor) -> Tensor:
-        return (frames[:, 0] - frames[:, 2]).mean((1, 2)) * text_features[:, 0]
+        return self.compare(self.image_features(frames), text_features)
 
 
 class PlainEngine:
@@ -232,8 +238,8 @@ class NoGradient:
 
 
 class Deaf(Redness):
-    def score(self, frames: Tensor, text_features: Tensor) -> Tensor:
-        return 0 * super().score(frames, text_features)
+    def compare(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        return 0 * super().compare(image_features, text_features)
 
 
 def test_a_reward_that_cannot_reach_the_model_is_refused_before_the_first_step() -> None:
@@ -243,6 +249,25 @@ def test_a_reward_that_cannot_reach_the_model_is_refused_before_the_first_step()
         check_gradient_path(NoGradient(codec), heard)  # type: ignore[arg-type]
     with pytest.raises(DataIntegrityError, match="the gradient at the latent is zero"):
         check_gradient_path(codec, Rewards([WeightedScore(Deaf(), 1.0)]))
+
+
+def test_scorers_held_out_are_told_without_a_gradient_and_every_network_runs_once() -> None:
+    own, watched = Redness(), Deaf()
+    rewards = Rewards([WeightedScore(own, 2.0)], [WeightedScore(watched, 0.0)])
+    assert rewards.names == ("score_redness", "held_out_redness")
+    frames = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    scored = rewards(frames, ["a", "b"])
+    assert (own.looks, watched.looks) == (1, 1)
+    assert torch.equal(scored.reward, 2 * scored.by_scorer["score_redness"])
+    assert scored.by_scorer["held_out_redness"].tolist() == [0, 0]
+    assert not any(t.requires_grad for t in (*scored.by_scorer.values(), scored.features))
+    with pytest.raises(ConfigError, match="one name"):
+        Rewards([WeightedScore(own, 1.0), WeightedScore(Redness(), 1.0)])
+
+
+def test_a_watch_that_could_compare_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="save_every"):
+        RewardConfig(name="reward", steps=4, save_every=1)
 
 
 def test_weights_of_the_reward_enter_the_stage_key() -> None:

@@ -83,19 +83,19 @@ class RewardObjective:
             video = self._decode(batch.latents[c][rows], column.unit, _take(batch.columns[c], rows), velocity[rows])
             scored = self._rewards(video[:, :, -1], captions)
             (gradient,) = torch.autograd.grad(scored.reward.sum(), velocity)
-        return ScoredColumn(gradient, self._watched(video.detach(), captions, scored))
+        return ScoredColumn(gradient, self._watched(video.detach(), scored))
 
-    @torch.no_grad()
-    def _watched(self, video: Tensor, captions: list[str], scored: Scored) -> Logged:
-        """The scores, those that are held out of the loss, and what the frames look like."""
+    @staticmethod
+    def _watched(video: Tensor, scored: Scored) -> Logged:
+        """The scores, those that are held out of the loss too, and what the frames look like."""
         logged: Logged = {}
         add_to(logged, REWARD, scored.reward.detach())
         frames = video[:, :, -1]
-        for name, scores in (scored.by_scorer | self._rewards.held_out(frames, captions)).items():
+        for name, scores in scored.by_scorer.items():
             add_to(logged, name, scores)
         add_to(logged, "clipped", ((frames <= 0) | (frames >= 1)).float().flatten(1).mean(dim=1))
         looks = (saturation(frames), contrast(frames), grid_energy(frames), frame_difference(video))
-        for name, values in zip(FRAME_NAMES, (*looks, similarity(self._rewards.features(frames))), strict=True):
+        for name, values in zip(FRAME_NAMES, (*looks, similarity(scored.features)), strict=True):
             add_to(logged, name, values)
         return logged
 

@@ -46,10 +46,12 @@ class WeightedScore:
 
 @dataclass(frozen=True)
 class Scored:
-    """Weighted reward (b,) with gradient, and each scorer's own scores (b,) by metric name, without."""
+    """Weighted reward (b,) with gradient; without, each scorer's own scores (b,) by metric name and the frames' unit
+    vectors (b, d), by a scorer that is held out where there is one."""
 
     reward: Tensor
     by_scorer: dict[str, Tensor]
+    features: Tensor
 
 
 class Rewards:
@@ -67,25 +69,20 @@ class Rewards:
         return (*self._scores, *self._held_out)
 
     def __call__(self, frames: Tensor, captions: Sequence[str]) -> Scored:
-        """Score frames (b, 3, H, W) in [0, 1] against their captions, in float32."""
+        """Score frames (b, 3, H, W) in [0, 1] against their captions, in float32; every network runs once."""
         found = {name: _score(s, frames, captions) for name, s in self._scores.items()}
-        reward = torch.stack([s.weight * found[name] for name, s in self._scores.items()]).sum(dim=0)
-        return Scored(reward, {name: score.detach() for name, score in found.items()})
-
-    @torch.no_grad()
-    def held_out(self, frames: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Scores (b,) of the scorers that no gradient comes from, by metric name."""
-        return {name: _score(s, frames, captions) for name, s in self._held_out.items()}
-
-    @torch.no_grad()
-    def features(self, frames: Tensor) -> Tensor:
-        """(b, d) unit vectors of frames, by a scorer that is held out where there is one."""
-        first = next(iter((self._held_out or self._scores).values()))
-        return first.scorer.image_features(frames)
+        reward = torch.stack([s.weight * found[name][0] for name, s in self._scores.items()]).sum(dim=0)
+        with torch.no_grad():
+            watched = {name: _score(s, frames, captions) for name, s in self._held_out.items()}
+        scores = {name: score.detach() for name, (score, _) in (found | watched).items()}
+        _, features = next(iter((watched or found).values()))
+        return Scored(reward, scores, features.detach())
 
 
-def _score(scored: WeightedScore, frames: Tensor, captions: Sequence[str]) -> Tensor:
-    return scored.scorer.score(frames, scored.text_features(captions).to(frames.device))
+def _score(scored: WeightedScore, frames: Tensor, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Scores (b,) and the frames' vectors (b, d)."""
+    features = scored.scorer.image_features(frames)
+    return scored.scorer.compare(features, scored.text_features(captions).to(frames.device)), features
 
 
 def open_rewards(
