@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.config import GenerateConfig
 from eval.prompts import jobs
-from m4v.codec.shape import TEMPORAL
+from m4v.codec.shape import SPATIAL, TEMPORAL
 from m4v.config import ModelConfig
 from m4v.family import AnyModel
 from m4v.wan.config import WanConfig
@@ -20,10 +20,8 @@ from pipelines.plan import Plan, PlanStatus
 from pipelines.spec import StageNode
 from training.preflight import GPUS
 from training.preflight.work import forward_flops
-from training.template import WHOLE, Column
+from training.template import HIGH, WHOLE, Column
 
-SPATIAL = 8  # pixels per latent place
-HIGH = 2  # the pyramid's highest stage
 GPU_TYPES = ("h200", "h100-80gb", "a100-80gb")
 # Table 4 of the paper: 226 s for a video of 121 frames at 768p on one A100 (text, sampling, decoding), where this
 # arithmetic counts 15.0 PFLOP; the same share of the peak is assumed of other GPUs.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from dataprep.encode_config import EncodeConfig
 from dataprep.sources.config import SourceConfig
-from m4v.codec.shape import latent_frames
+from m4v.codec.shape import SPATIAL, latent_frames
 from m4v.config import ModelConfig
 from m4v.core.errors import ConfigError
 from m4v.family import AnyModel
@@ -25,7 +25,6 @@ from training.config import RewardConfig, TrainConfig
 from training.preflight import Estimate, Setup, advice, check_fits, estimate, gpu_of
 from training.samples import SampleGroup
 
-SPATIAL = 8  # pixels per latent place
 _STEP_SECONDS, _PEAK = "step_seconds_median", "gpu_peak_bytes"
 
 
