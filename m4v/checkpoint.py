@@ -18,6 +18,7 @@ from torch import Tensor
 from m4v.checkpoint_files import CONFIG, EMA, MODEL, read_config_of, refuse_pickles, write_config
 from m4v.config import CheckpointConfig
 from m4v.core.errors import InputError
+from m4v.core.threads import together
 from m4v.model.mamba import FLOAT32_PARAMETERS
 from m4v.model.transformer import M4VTransformer
 from m4v.tensor_files import Shape, compare_shapes, read_weights, shapes_of, write_tensors
@@ -39,11 +40,10 @@ def save_checkpoint(
     """Write a checkpoint; `config.ema` is set from `ema`. Raises DataIntegrityError if the weights do not fit."""
     config = config.model_copy(update={"ema": ema is not None})
     expected = _expected(config)
-    compare_shapes(shapes_of(state_dict), expected, f"weights for {MODEL}")
-    write_weights(directory / MODEL, state_dict)
-    if ema is not None:
-        compare_shapes(shapes_of(ema), expected, f"weights for {EMA}")
-        write_weights(directory / EMA, ema)
+    states = {MODEL: state_dict} | ({} if ema is None else {EMA: ema})
+    for name, state in states.items():
+        compare_shapes(shapes_of(state), expected, f"weights for {name}")
+    together(lambda item: write_weights(directory / item[0], item[1]), states.items())
     write_config(directory, config)
 
 

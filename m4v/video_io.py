@@ -148,7 +148,8 @@ def read_mp4(path: Path | BinaryIO) -> tuple[Frames, float]:
     if isinstance(path, Path) and not path.is_file():
         raise InputError("video file does not exist", value=str(path))
     try:
-        with av.open(str(path) if isinstance(path, Path) else path, "r") as container:
+        # Tags of other encodings are nothing to fail at.
+        with av.open(str(path) if isinstance(path, Path) else path, "r", metadata_errors="replace") as container:
             if not container.streams.video:
                 raise DataIntegrityError("file has no video stream", where=where)
             stream = container.streams.video[0]

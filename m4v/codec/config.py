@@ -52,7 +52,7 @@ class CausalVaeConfig(FrozenModel):
 
     Tensors alive at 768 x 1280 in bfloat16, besides 0.7 GB of weights and what cuDNN takes: encode 13 GB, decode
     and streaming 16 GB, whatever the length (with all that, 17.5 GB on an H200); decode in tiles of 256, 3 GB
-    (streaming in tiles holds the cached frames of all of them: 16 GB); a reward's forward and backward pass 47 GB.
+    (streaming in tiles holds the cached frames of all of them: 16 GB); a reward's forward and backward pass 31 GB.
     """
 
     time_stride: ClassVar[int] = TEMPORAL

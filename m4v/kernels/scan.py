@@ -1,4 +1,4 @@
-"""The scans and the convolution of the Mamba mixer on mamba-ssm's and causal-conv1d's CUDA kernels.
+"""The scans and the convolution of the Mamba mixer on CUDA kernels: our own, mamba-ssm's and causal-conv1d's.
 
 Each function has the semantics of its plain torch counterpart in `m4v.model` and is tested against it.
 """
@@ -10,7 +10,16 @@ from torch import Tensor
 
 from m4v.core.errors import ConfigError
 from m4v.kernels.libraries import convolution_kernel, selective_scan_kernel, ssd_kernel
-from m4v.kernels.selection import CONVOLUTION, MAMBA, SCAN_VARIABLE, scan_choice, scan_library, version_of
+from m4v.kernels.selection import (
+    CONVOLUTION,
+    MAMBA,
+    SCAN_VARIABLE,
+    scan_choice,
+    scan_library,
+    scans_with_triton,
+    version_of,
+)
+from m4v.kernels.ssd_configs import SIZES
 
 SSD_CHUNK = 128  # as fast as 64 and faster than 256 with one B and C per head (H200, bfloat16)
 INDEX_LIMIT = 2**31  # the kernels count elements in int32 and overflow in silence (state-spaces/mamba 1015)
@@ -27,6 +36,18 @@ def uses_library(x: Tensor) -> bool:
     if not x.is_cuda or x.dtype == torch.float64 or scan_library() is None:
         return False
     return x.dtype != torch.float32 or scan_choice() == "mamba_ssm"
+
+
+def uses_own_scan(x: Tensor, size: int, state: int) -> bool:
+    """Whether Mamba-2 scans of x, with heads of `size` and states of `state`, run on our own kernels: on CUDA,
+    16-bit, or float32 too (three tf32 products for each) when asked for by name."""
+    suits = x.is_cuda and x.dtype != torch.float64 and size in SIZES and state in SIZES
+    return suits and scans_with_triton() and (x.dtype != torch.float32 or scan_choice() == "triton")
+
+
+def scans_fast(x: Tensor, ssm: str, size: int, state: int) -> bool:
+    """Whether the scan `ssm` of x runs on any kernel, which takes x, b and c in their own type."""
+    return (ssm == "ssd" and uses_own_scan(x, size, state)) or uses_library(x)
 
 
 def convolves_fast(x: Tensor, width: int) -> bool:
@@ -49,9 +70,13 @@ def ssd_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tenso
     """Mamba-2 scan with `skip * x` added; x (b, L, H, P) and b, c (b, L, H, N) of one type, the rest float32:
     dt (b, L, H), a and skip (H,). `column` (b, L) int32 names each token's sequence; None: all one.
 
-    Returns (b, L, H, P) in the type of x. Raises ConfigError past `INDEX_LIMIT`.
+    Returns (b, L, H, P) in the type of x. Raises ConfigError past `INDEX_LIMIT`, which our own kernels do not have.
     """
     batch, length, heads, size = x.shape
+    if uses_own_scan(x, size, b.shape[-1]):
+        from m4v.kernels.ssd_operators import ssd  # Triton is there on CUDA only
+
+        return ssd(x, dt, a, b, c, skip, column)
     chunks = -(-length // SSD_CHUNK)
     products = batch * chunks * heads * SSD_CHUNK**2  # C B^T of every chunk, one group per head
     states = batch * chunks * heads * size * b.shape[-1]

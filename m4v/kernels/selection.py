@@ -15,15 +15,26 @@ from typing import Literal, get_args
 
 from m4v.core.errors import ConfigError
 
-ScanChoice = Literal["auto", "torch", "mamba_ssm"]
-AttentionChoice = Literal["auto", "dense", "flex"]
+ScanChoice = Literal["auto", "torch", "mamba_ssm", "triton"]
+AttentionChoice = Literal["auto", "dense", "flex", "frames"]
+GlueChoice = Literal["auto", "torch", "triton"]
 
 SCAN_VARIABLE = "M4V_KERNELS"
 ATTENTION_VARIABLE = "M4V_ATTENTION"
+GLUE_VARIABLE = "M4V_GLUE"
 MAMBA, CONVOLUTION, TRITON = "mamba-ssm", "causal-conv1d", "triton"
+AUTO_ATTENTION: Literal["flex", "frames"] = "flex"  # what `auto` means where Triton is there
+FRAMES_VERSION = 1  # to be raised with any change of `frames` that changes numbers
+OWN_SCAN = "m4v-triton 1"  # `ssd_operators`; a new number whenever its bits change, since stage keys hold it
+# False until tests/gpu/test_gpu_ssd.py has passed on a GPU and bench_ssd.py shows them faster; True: `auto` takes them
+OWN_SCAN_BY_DEFAULT = False
+OWN_GLUE = "m4v-glue 1"  # the kernels of `m4v.model.fused`; a new number whenever their bits change
+# False until tests/gpu/test_gpu_recomposition.py has passed on a GPU and bench_composition.py shows them faster; True:
+# `auto` takes them where Triton is there and M4V_KERNELS is not `torch`
+OWN_GLUE_BY_DEFAULT = False
 
 # Not a context variable: recomputed blocks run in a thread of the backward pass and must choose the same.
-_chosen: dict[str, str | None] = {SCAN_VARIABLE: None, ATTENTION_VARIABLE: None}
+_chosen: dict[str, str | None] = {SCAN_VARIABLE: None, ATTENTION_VARIABLE: None, GLUE_VARIABLE: None}
 
 
 def scan_choice() -> str:
@@ -34,6 +45,11 @@ def scan_choice() -> str:
 def attention_choice() -> str:
     """`use_kernels`, else `M4V_ATTENTION`, else auto. Raises ConfigError for another word."""
     return _chosen[ATTENTION_VARIABLE] or _from_environment(ATTENTION_VARIABLE, get_args(AttentionChoice))
+
+
+def glue_choice() -> str:
+    """`use_kernels`, else `M4V_GLUE`, else auto. Raises ConfigError for another word."""
+    return _chosen[GLUE_VARIABLE] or _from_environment(GLUE_VARIABLE, get_args(GlueChoice))
 
 
 def _from_environment(variable: str, known: tuple[str, ...]) -> str:
@@ -47,13 +63,14 @@ def _from_environment(variable: str, known: tuple[str, ...]) -> str:
 
 
 @contextmanager
-def use_kernels(scan: ScanChoice | None = None, attention: AttentionChoice | None = None) -> Iterator[None]:
+def use_kernels(
+    scan: ScanChoice | None = None, attention: AttentionChoice | None = None, glue: GlueChoice | None = None
+) -> Iterator[None]:
     """Choose for the process inside a block; None leaves a choice as it is. For tests and comparisons: stage keys
     record what the environment variables say. A backward pass belongs into the block of its forward."""
     before = dict(_chosen)
-    _chosen.update(
-        {SCAN_VARIABLE: scan or before[SCAN_VARIABLE], ATTENTION_VARIABLE: attention or before[ATTENTION_VARIABLE]}
-    )
+    asked = {SCAN_VARIABLE: scan, ATTENTION_VARIABLE: attention, GLUE_VARIABLE: glue}
+    _chosen.update({variable: choice for variable, choice in asked.items() if choice})
     try:
         yield
     finally:
@@ -70,20 +87,27 @@ def version_of(distribution: str) -> str | None:
 
 
 def kernel_set(device: str) -> dict[str, str]:
-    """Implementation and version behind `scan`, `convolution`, `attention` and the VAE's `norm` on `cpu` or `cuda`.
+    """Implementation and version behind `scan`, `convolution`, `attention`, the `glue` of the blocks around them and
+    the VAE's `norm` on `cpu` or `cuda`.
 
     These are the kernels of 16-bit tensors; float32 and float64 stay with plain torch unless a library is
     asked for by name. Raises ConfigError when the choice names a library that is not installed.
     """
-    found = {"scan": "torch", "convolution": "torch", "attention": "dense", "norm": "torch"}
+    found = {"scan": "torch", "convolution": "torch", "attention": "dense", "glue": "torch", "norm": "torch"}
     if device != "cuda":
         return found
-    if library := scan_library():
-        found["scan"] = f"{MAMBA} {library}"
-        if convolution := version_of(CONVOLUTION):
-            found["convolution"] = f"{CONVOLUTION} {convolution}"
+    library = scan_library()
+    scans = [OWN_SCAN] if scans_with_triton() else []  # mamba-ssm stays behind them, for Mamba-1 and odd head sizes
+    scans += [f"{MAMBA} {library}"] if library else []
+    found["scan"] = ", ".join(scans) or "torch"
+    if library and (convolution := version_of(CONVOLUTION)):
+        found["convolution"] = f"{CONVOLUTION} {convolution}"
     if uses_flex():
         found["attention"] = f"flex {version_of('torch')}"
+    elif uses_frames_kernel():
+        found["attention"] = f"frames {FRAMES_VERSION} torch {version_of('torch')}"
+    if fuses_glue():
+        found["glue"] = OWN_GLUE
     if fuses_norm():
         found["norm"] = f"{TRITON} {version_of(TRITON)}"
     return found
@@ -108,18 +132,54 @@ def scan_library() -> str | None:
     return version
 
 
+def scans_with_triton() -> bool:
+    """Whether Mamba-2 scans on CUDA shall run on our Triton kernels. Raises ConfigError when they are asked for by
+    name and Triton is not installed."""
+    choice = scan_choice()
+    there = version_of(TRITON) is not None
+    if choice == "triton" and not there:
+        raise ConfigError(
+            f"our scans need {TRITON}, which is not installed", where=SCAN_VARIABLE,
+            next_step=f"pip install {TRITON}, or {SCAN_VARIABLE}=auto",
+        )  # fmt: skip
+    return choice == "triton" or (choice == "auto" and OWN_SCAN_BY_DEFAULT and there)
+
+
 def uses_flex() -> bool:
     """Whether attention on CUDA shall use block masks, which are compiled with Triton."""
+    return _uses_attention("flex")
+
+
+def uses_frames_kernel() -> bool:
+    """Whether attention on CUDA shall run as rectangles of frames and Triton's corner between them."""
+    return _uses_attention("frames")
+
+
+def _uses_attention(name: str) -> bool:
     choice = attention_choice()
-    there = choice != "dense" and version_of(TRITON) is not None
-    if choice == "flex" and not there:
+    there = version_of(TRITON) is not None
+    if choice == name and not there:
         raise ConfigError(
             f"block-sparse attention needs {TRITON}, which is not installed", where=ATTENTION_VARIABLE,
             next_step=f"pip install {TRITON}, or {ATTENTION_VARIABLE}=dense",
         )  # fmt: skip
-    return there
+    return there and name == (AUTO_ATTENTION if choice == "auto" else choice)
 
 
 def fuses_norm() -> bool:
     """Whether the VAE's norms on CUDA shall run as our Triton kernels; `M4V_KERNELS=torch` says no."""
     return scan_choice() != "torch" and version_of(TRITON) is not None
+
+
+def fuses_glue() -> bool:
+    """Whether what the blocks do between products, scans and attention shall run on our Triton kernels on CUDA; with
+    `auto` also when M4V_KERNELS says `triton`. Raises ConfigError when they are asked for by name without Triton."""
+    choice, there = glue_choice(), version_of(TRITON) is not None
+    if choice == "triton" and not there:
+        raise ConfigError(
+            f"our kernels need {TRITON}, which is not installed", where=GLUE_VARIABLE,
+            next_step=f"pip install {TRITON}, or {GLUE_VARIABLE}=auto",
+        )  # fmt: skip
+    if choice != "auto":
+        return choice == "triton"
+    return there and (scan_choice() == "triton" or (OWN_GLUE_BY_DEFAULT and scan_choice() != "torch"))

@@ -12,21 +12,29 @@ from torch.nn import functional as F
 
 from m4v.config import ModelConfig
 from m4v.kernels.blocks import attend_blocks, block_mask, uses_blocks, with_owners
-from m4v.model.layers import RMSNorm, rotate
+from m4v.kernels.frames import FrameShape, attend_frames, uses_frames
+from m4v.model import fused
+from m4v.model.checkpointing import keeping_attention
+from m4v.model.layers import Linear, RMSNorm, rotate
 from m4v.model.layout import BatchLayout, frame_mask, image_ids, per_layout
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+    from m4v.parallel.shard import Shard
+
 
 class AttentionContext(NamedTuple):
-    """What every attention of one forward shares: the layout, rotations of [text, image], and either masks per
-    column or one block mask over the packed tokens of all columns."""
+    """What every attention of one forward shares: the layout, rotations of [text, image], and masks per
+    column, or one block mask over the packed tokens of all columns, or their frames. With a `shard` of the layout
+    the rotations are those of its own tokens."""
 
     layout: BatchLayout
     turn: Tensor
     masks: list[Tensor | None]
     blocks: BlockMask | None = None
+    shard: Shard | None = None
+    frames: FrameShape | None = None
 
 
 def attention_context(
@@ -34,9 +42,18 @@ def attention_context(
 ) -> AttentionContext:
     """The context for hidden states like `like`; `text_mask` (b, C, slots) bool."""
     causal, tokens = config.use_temporal_causal, layout.text_tokens + layout.image_tokens
+    if uses_frames(like.device, like.dtype, tokens, config.head_dim):
+        return AttentionContext(layout, turn, [], frames=attention_frames(layout, text_mask, causal))
     if uses_blocks(like.device, like.dtype, tokens, config.head_dim):
         return AttentionContext(layout, turn, [], attention_blocks(layout, text_mask, causal))
     return AttentionContext(layout, turn, attention_masks(layout, text_mask, causal, like.dtype))
+
+
+def attention_frames(layout: BatchLayout, text_mask: Tensor, causal: bool) -> FrameShape:
+    """The rule of `attention_masks` for `attend_frames`; where all frames see each other they are one."""
+    frames = [c.frame_tokens if causal else [c.tokens] for c in layout.columns]
+    tokens, counts = [n for column in frames for n in column], [len(column) for column in frames]
+    return FrameShape(tokens, counts, layout.text_slots, (~text_mask).flatten(1).to(torch.uint8).contiguous())
 
 
 def attention_blocks(layout: BatchLayout, text_mask: Tensor, causal: bool) -> BlockMask:
@@ -85,8 +102,15 @@ def attention_masks(layout: BatchLayout, text_mask: Tensor, causal: bool, dtype:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
     """Attention per column over packed tokens (b, text + image, heads, head size) -> (b, tokens, D)."""
+    if context.shard is not None:
+        tokens, heads = context.shard.tokens, q.shape[2]
+        q, k, v = tokens.to_heads(q.to(v.dtype), k.to(v.dtype), v)
+        return tokens.to_tokens(attend(q, k, v, context._replace(shard=None)), heads)
     if context.blocks is not None:
         return attend_blocks(q.to(v.dtype), k.to(v.dtype), v, context.blocks)
+    if context.frames is not None:
+        with keeping_attention():
+            return attend_frames(q.to(v.dtype), k.to(v.dtype), v, context.frames)
     layout, slots = context.layout, context.layout.text_slots
     texts, images = [], []
     image = layout.text_tokens
@@ -94,7 +118,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor
         text = slice(number * slots, (number + 1) * slots)
         rows = slice(image, image + length)
         mine_q, mine_k, mine_v = (torch.cat([x[:, text], x[:, rows]], dim=1).transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(mine_q, mine_k, mine_v, attn_mask=context.masks[number])
+        with keeping_attention():
+            out = F.scaled_dot_product_attention(mine_q, mine_k, mine_v, attn_mask=context.masks[number])
         out = out.transpose(1, 2).flatten(2)
         texts.append(out[:, :slots])
         images.append(out[:, slots:])
@@ -103,7 +128,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor
 
 
 def _heads(x: Tensor, size: int) -> Tensor:
-    return x.reshape(*x.shape[:-1], -1, size)
+    return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
 
 
 class JointAttention(nn.Module):
@@ -112,15 +137,20 @@ class JointAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, self.size = config.width, config.head_dim
-        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
-        self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(width, width) for _ in range(3))
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
-        self.to_add_out = nn.Linear(width, width)
+        self.to_q, self.to_k, self.to_v = (Linear(width, width) for _ in range(3))
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = (Linear(width, width) for _ in range(3))
+        self.to_out = nn.ModuleList([Linear(width, width)])
+        self.to_add_out = Linear(width, width)
         self.norm_q, self.norm_k = RMSNorm(self.size), RMSNorm(self.size)
         self.norm_added_q, self.norm_added_k = RMSNorm(self.size), RMSNorm(self.size)
 
     def forward(self, image: Tensor, text: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
         """image (b, tokens, D), text (b, C slots, D), both already modulated -> the same shapes."""
+        split = text.shape[1]
+        if fused.fuses(image, self.size, context):
+            q, k, v = fused.joint_heads(self, image, text, context.turn)
+            out = attend(q, k, v, context)
+            return self.to_out[0](out[:, split:]), self.to_add_out(out[:, :split])
         size = self.size
         q = torch.cat(
             [self.norm_added_q(_heads(self.add_q_proj(text), size)), self.norm_q(_heads(self.to_q(image), size))], 1
@@ -130,7 +160,6 @@ class JointAttention(nn.Module):
         )
         v = torch.cat([_heads(self.add_v_proj(text), size), _heads(self.to_v(image), size)], 1)
         out = attend(rotate(q, context.turn), rotate(k, context.turn), v, context)
-        split = text.shape[1]
         return self.to_out[0](out[:, split:]), self.to_add_out(out[:, :split])
 
 
@@ -140,10 +169,13 @@ class SingleAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, self.size = config.width, config.head_dim
-        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.to_q, self.to_k, self.to_v = (Linear(width, width) for _ in range(3))
         self.norm_q, self.norm_k = RMSNorm(self.size), RMSNorm(self.size)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        if fused.fuses(x, self.size, context):
+            q, k = fused.single_heads(self, x, context.turn)
+            return attend(q, k, _heads(self.to_v(x), self.size), context)
         q, k = self.norm_q(_heads(self.to_q(x), self.size)), self.norm_k(_heads(self.to_k(x), self.size))
         v = _heads(self.to_v(x), self.size)
         return attend(rotate(q, context.turn), rotate(k, context.turn), v, context)

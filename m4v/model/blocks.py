@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m4v.config import ModelConfig
+from m4v.model import fused
 from m4v.model.attention import AttentionContext, JointAttention, SingleAttention
-from m4v.model.layers import FeedForward, Modulation, modulate
+from m4v.model.layers import FeedForward, Linear, Modulation, modulate
 from m4v.model.layout import BatchLayout
 from m4v.model.mamba import MambaMixer
 from m4v.model.recomposition import Recomposition
 from m4v.model.temporal import TemporalBranch
 
+if TYPE_CHECKING:
+    from m4v.parallel.shard import Shard
+
 
 class MixContext(NamedTuple):
-    """What every MM-DiM block of one forward shares; `tables` has one entry per scan path in use."""
+    """What every MM-DiM block of one forward shares; `tables` has one entry per scan path in use. With a `shard` of the
+    layout, `types`, `turn` and `tables` are of its own frames."""
 
     layout: BatchLayout
     types: Tensor
     turn: Tensor
     tables: list[Recomposition]
+    shard: Shard | None = None
 
 
 class DoubleBlock(nn.Module):
@@ -38,7 +44,9 @@ class DoubleBlock(nn.Module):
 
     def forward(self, image: Tensor, text: Tensor, temb: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
         """image (b, tokens, D), text (b, C slots, D), temb (b, C, D)."""
-        layout = context.layout
+        if fused.fuses(image, self.attn.size, context):
+            return fused.double_block(self, image, text, temb, context)
+        layout = context.layout if context.shard is None else context.shard.local
         of_image = self.norm1(temb, layout.lengths)
         of_text = self.norm1_context(temb, [layout.text_slots] * len(layout.columns))
         mixed_image, mixed_text = self.attn(
@@ -60,19 +68,21 @@ class SingleBlock(nn.Module):
 
     def __init__(self, config: ModelConfig, number: int) -> None:
         super().__init__()
-        width, self.number = config.width, number
+        width, self.number, self.head_dim = config.width, number, config.head_dim
         mixers = config.mixers(number)
         self.norm = Modulation(width, 3)
         self.attn = SingleAttention(config) if "attention" in mixers else None
         self.mamba = MambaMixer(config) if "mm_dim" in mixers else None
         self.temporal = TemporalBranch(config) if self.mamba is not None and config.temporal_branch else None
-        self.proj_mlp = nn.Linear(width, config.mlp_ratio * width)
-        self.proj_out = nn.Linear(width + config.mlp_ratio * width, width)
+        self.proj_mlp = Linear(width, config.mlp_ratio * width)
+        self.proj_out = Linear(width + config.mlp_ratio * width, width)
 
     def forward(
         self, x: Tensor, temb: Tensor, attention: AttentionContext | None, mix: MixContext | None, layout: BatchLayout
     ) -> Tensor:
-        """x (b, packed text and image, D), temb (b, C, D)."""
+        """x (b, packed text and image, D), temb (b, C, D); `layout` is that of x."""
+        if fused.fuses(x, self.head_dim, mix or attention):
+            return fused.single_block(self, x, temb, attention, mix, layout)
         lengths = [layout.text_slots] * len(layout.columns) + layout.lengths
         twice = torch.cat([temb, temb], dim=1) if len(layout.columns) > 1 else temb
         shift, scale, gate = self.norm(twice, lengths if len(layout.columns) > 1 else [x.shape[1]])
@@ -84,7 +94,7 @@ class SingleBlock(nn.Module):
             tables = mix.tables[self.number % len(mix.tables)]
             mixed.append(self.mamba(inner, mix.types, mix.turn, tables))
             if self.temporal is not None:
-                added = self.temporal(inner[:, layout.text_tokens :], layout)
+                added = self.temporal(inner[:, layout.text_tokens :], mix.layout, mix.shard)
                 mixed.append(F.pad(added, (0, 0, layout.text_tokens, 0)))
         total = sum(mixed[1:], start=mixed[0])
         mlp = F.gelu(self.proj_mlp(inner), approximate="tanh")

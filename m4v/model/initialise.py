@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from m4v.config import ModelConfig
 from m4v.core.rng import torch_seed
+from m4v.core.threads import together
 from m4v.model.mamba import CausalConv, MambaMixer
 from m4v.model.transformer import M4VTransformer
 from m4v.shapes_only import give_memory, shapes_only
 
 DT_RANGE = (1e-3, 1e-1)  # step sizes that Mamba starts from, log-uniform
+MANY_ELEMENTS = 1 << 24  # from here on threads are worth their start: a core draws 50 million values a second
 SILU_ONE = 1.2784645427610738  # silu(x) = 1: the gate starts open
 NORMAL_STD = 0.02
 Rule = Callable[[nn.Module, str, Tensor, torch.Generator], None]  # owner, dotted name, parameter to set, generator
@@ -40,9 +42,14 @@ def initial_value(model: M4VTransformer, name: str, seed: int) -> Tensor:
 
 
 def fill(model: nn.Module, seed: int, rule: Rule) -> None:
-    """Set every parameter by `rule`, each from a generator of its own."""
-    for name, parameter in model.named_parameters():
-        _apply(model, name, parameter, seed, rule)
+    """Set every parameter by `rule`, each from a generator of its own: in threads where there are many values, which
+    then are the same."""
+    named = list(model.named_parameters())
+    if sum(parameter.numel() for _, parameter in named) < MANY_ELEMENTS:
+        for name, parameter in named:
+            _apply(model, name, parameter, seed, rule)
+        return
+    together(lambda item: _apply(model, *item, seed, rule), named)
 
 
 def filled(model: nn.Module, name: str, seed: int, rule: Rule) -> Tensor:

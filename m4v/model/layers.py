@@ -8,9 +8,57 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from m4v.model.checkpointing import Tape, current_tape
+from m4v.model.layout import column_rows
+
 NORM_EPS = 1e-6
+
+
+class _Product(torch.autograd.Function):
+    """`F.linear` whose result is on a tape. Its gradients are those of torch's own products, to the bit. (Not of the
+    product that DeepSpeed puts in its place under ZeRO-3: on CUDA under autocast that sums biases in float32.)"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tape: Tape) -> Tensor:
+        kind = x.device.type
+        # Not the parameter itself, whose data a sharded optimizer takes away before backward.
+        weight = weight.detach()
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+            # By hand: the cache of autocast would keep copies of weights that no gradient can reach from here.
+            dtype = torch.get_autocast_dtype(kind)
+            x, weight = tape.lowered(x, dtype), weight.to(dtype)
+        ctx.save_for_backward(x, weight)
+        ctx.biased = bias is not None
+        offset = None if bias is None else bias.detach()
+        out: Tensor = tape.result(lambda: F.linear(x, weight, offset))
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        return (
+            rows.mm(weight).view(x.shape) if of_x else None,
+            rows.t().mm(x.reshape(-1, x.shape[-1])) if of_weight else None,
+            rows.sum(dim=0) if of_bias and ctx.biased else None,
+            None,
+        )
+
+
+class Linear(nn.Linear):
+    """A product with weights, whose result a block that keeps selectively finds again in its second forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tape = current_tape()
+        if tape is None or not torch.is_grad_enabled():
+            return F.linear(x, self.weight, self.bias)
+        out: Tensor = _Product.apply(x, self.weight, self.bias, tape)  # type: ignore[no-untyped-call]
+        return out
 
 
 class RMSNorm(nn.Module):
@@ -39,7 +87,9 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turn(x: Tensor, turn: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(x.to(turn.real.dtype).reshape(*x.shape[:-1], -1, 2))
+    real = torch.float64 if turn.dtype == torch.complex128 else torch.float32
+    # A gradient may come with heads and tokens or channels exchanged in memory; pairs must lie together.
+    pairs = torch.view_as_complex(x.to(real).contiguous().reshape(*x.shape[:-1], x.shape[-1] // 2, 2))
     return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
@@ -56,8 +106,9 @@ class _ExpandColumns(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
         ctx.lengths = lengths
-        b, _, features = x.shape
-        return torch.cat([x[:, c : c + 1].expand(b, n, features) for c, n in enumerate(lengths)], dim=1)
+        b, columns, features = x.shape
+        rows = column_rows(lengths, b, str(x.device))
+        return x.reshape(b * columns, features).index_select(0, rows).view(b, -1, features)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
@@ -84,7 +135,7 @@ class Modulation(nn.Module):
     def __init__(self, width: int, parts: int) -> None:
         super().__init__()
         self.parts = parts
-        self.linear = nn.Linear(width, parts * width)
+        self.linear = Linear(width, parts * width)
 
     def forward(self, temb: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """temb (b, C, D) -> `parts` tensors that broadcast to (b, tokens, D)."""
@@ -94,7 +145,7 @@ class Modulation(nn.Module):
 class _Projection(nn.Module):
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, inner)
+        self.proj = Linear(width, inner)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(self.proj(x), approximate="tanh")
@@ -106,7 +157,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
         inner = ratio * width
-        self.net = nn.ModuleList([_Projection(width, inner), nn.Identity(), nn.Linear(inner, width)])
+        self.net = nn.ModuleList([_Projection(width, inner), nn.Identity(), Linear(inner, width)])
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.net:
@@ -117,8 +168,8 @@ class FeedForward(nn.Module):
 class _EmbeddingMLP(nn.Module):
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(inputs, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = Linear(inputs, width)
+        self.linear_2 = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.linear_2(F.silu(self.linear_1(x)))

@@ -63,6 +63,11 @@ class Column(NamedTuple):
         return sum(c.frames for c in self.clips)
 
     @property
+    def frame_tokens(self) -> list[int]:
+        """Tokens of each frame."""
+        return [c.height * c.width for c in self.clips for _ in range(c.frames)]
+
+    @property
     def lowest(self) -> tuple[int, int]:
         """Token grid of the lowest resolution. Raises ValueError when the noisy clip's grid has no such level."""
         last, factor = self.clips[-1], 1 << self.stage
@@ -98,6 +103,15 @@ class BatchLayout(NamedTuple):
     @property
     def lengths(self) -> list[int]:
         return [c.tokens for c in self.columns]
+
+
+@per_layout(1024)
+def column_rows(lengths: tuple[int, ...], batch: int, device: str) -> Tensor:
+    """(batch tokens,) row of a flattened (batch, columns, ...) that each token belongs to, column c having
+    `lengths[c]` tokens."""
+    of_token = np.repeat(np.arange(len(lengths)), lengths)
+    rows = np.arange(batch)[:, None] * len(lengths) + of_token
+    return torch.from_numpy(rows.reshape(-1)).to(device)
 
 
 def image_ids(column: Column) -> NDArray[np.float32]:

@@ -7,16 +7,21 @@ stands in the sequence twice; the gate z multiplies after the inverse, where bot
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m4v.config import ModelConfig
 from m4v.kernels import scan as fast
-from m4v.model.layers import RMSNorm, rotate
+from m4v.model.layers import Linear, RMSNorm, rotate
 from m4v.model.recomposition import Recomposition, compose, decompose
-from m4v.model.selective_scan import selective_scan
+from m4v.model.selective_scan import per_channel, selective_scan
 from m4v.model.ssd import ssd_chunked
+
+if TYPE_CHECKING:
+    from m4v.parallel.states import Scanned
 
 REGISTER_TYPES = 3  # low, mid, high resolution
 FLOAT32_PARAMETERS = ("A_log", "dt_bias", "D")  # bfloat16 here makes training diverge (mamba issues 6 and 72)
@@ -45,16 +50,16 @@ class MambaMixer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, self.config = config.width, config
-        self.to_c, self.to_b, self.to_x, self.to_z = (nn.Linear(width, width) for _ in range(4))
+        self.to_c, self.to_b, self.to_x, self.to_z = (Linear(width, width) for _ in range(4))
         self.norm_c, self.norm_b = RMSNorm(config.head_dim), RMSNorm(config.head_dim)
         self.conv = CausalConv(width, config.conv_width)
         if config.ssm == "ssd":
-            self.to_dt: nn.Module = nn.Linear(width, config.heads, bias=False)
+            self.to_dt: nn.Module = Linear(width, config.heads, bias=False)
             self.dt_bias = nn.Parameter(torch.empty(config.heads))
             self.A_log = nn.Parameter(torch.empty(config.heads))
             self.D = nn.Parameter(torch.empty(config.heads))
         else:
-            down, up = nn.Linear(width, config.dt_rank, bias=False), nn.Linear(config.dt_rank, width, bias=False)
+            down, up = Linear(width, config.dt_rank, bias=False), Linear(config.dt_rank, width, bias=False)
             self.to_dt = nn.Sequential(down, up)
             self.dt_bias = nn.Parameter(torch.empty(width))
             self.A_log = nn.Parameter(torch.empty(width, config.ssm_state))
@@ -63,11 +68,12 @@ class MambaMixer(nn.Module):
 
     def forward(self, x: Tensor, types: Tensor, turn: Tensor, tables: Recomposition) -> Tensor:
         """x (b, tokens, D); `types` (frames, 3) one-hot register types; `turn` rotates tokens and registers."""
-        packed = x
+        segment = tables.segment
+        packed = x if segment is None else segment.with_text(x)
         if self.registers is not None:
             # A matrix product, so every type gets a gradient, zero if unused, whatever the batch holds.
             rows = types.to(x.dtype) @ self.registers.to(x.dtype)
-            packed = torch.cat([x, rows.expand(x.shape[0], *rows.shape)], dim=1)
+            packed = torch.cat([packed, rows.expand(x.shape[0], *rows.shape)], dim=1)
         exact = torch.promote_types(x.dtype, torch.float32)
         heads = (self.config.heads, self.config.head_dim)
         c = self.norm_c(self.to_c(packed).unflatten(-1, heads))
@@ -75,14 +81,32 @@ class MambaMixer(nn.Module):
         if self.config.rope_on_ssm:
             c, b = rotate(c, turn), rotate(b, turn)
         dt = F.softplus(self.to_dt(packed).to(exact) + self.dt_bias.to(exact))
-        values = self.conv(compose(self.to_x(packed), tables)) * tables.real
-        b, c = compose(b.flatten(2), tables), compose(c.flatten(2), tables)
-        y = self._scan(values, compose(dt, tables), b, c, tables)
-        return decompose(y, tables).to(x.dtype) * F.silu(self.to_z(x))
+        values = compose(self.to_x(packed), tables)
+        values = self.conv(values if segment is None else segment.with_halo(values)) * tables.real
+        b, c, dt = compose(b.flatten(2), tables), compose(c.flatten(2), tables), compose(dt, tables)
+        y = self.scan(values, dt, b, c, tables)
+        if segment is not None:
+            y = (y + segment.carried(self._scanned(values, dt, b, c)).flatten(2)).to(y.dtype)
+        mixed = decompose(y, tables)
+        if segment is not None:
+            mixed = segment.without_text(mixed)
+        return mixed.to(x.dtype) * F.silu(self.to_z(x))
 
-    def _scan(self, x: Tensor, dt: Tensor, b: Tensor, c: Tensor, tables: Recomposition) -> Tensor:
+    def _scanned(self, x: Tensor, dt: Tensor, b: Tensor, c: Tensor) -> Scanned:
+        """The inputs of `scan`, by head (SSD) or by channel."""
+        from m4v.parallel.states import Scanned
+
+        a = -self.A_log.to(dt.dtype).exp()
+        if self.config.ssm == "ssd":
+            heads = (self.config.heads, self.config.head_dim)
+            return Scanned(x.unflatten(-1, heads), dt, a, b.unflatten(-1, heads), c.unflatten(-1, heads))
+        by_channel = (per_channel(u.unflatten(-1, (-1, self.config.ssm_state)), x.shape[-1]) for u in (b, c))
+        return Scanned(x, dt, a, *by_channel)
+
+    def scan(self, x: Tensor, dt: Tensor, b: Tensor, c: Tensor, tables: Recomposition) -> Tensor:
         """Values x, keys b and queries c (b, N, D), step sizes dt -> (b, N, D) with the skip term."""
-        config, library = self.config, fast.uses_library(x)
+        config = self.config
+        library = fast.scans_fast(x, config.ssm, config.head_dim, config.head_dim)
         if not library:
             x, b, c = x.to(dt.dtype), b.to(dt.dtype), c.to(dt.dtype)
         a, skip = -self.A_log.to(dt.dtype).exp(), self.D.to(dt.dtype)

@@ -6,12 +6,15 @@ exact, deterministic, and free of scatter-adds.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from m4v.model.tables import CompositionTable
+
+if TYPE_CHECKING:
+    from m4v.parallel.segment import Segment
 
 
 class TextOrder(NamedTuple):
@@ -56,7 +59,8 @@ class Recomposition(NamedTuple):
     `first` (b E,): composed row of each packed token (of a text token: its opening copy). `second`
     (b, text): composed row of its closing copy, or None. `valid` (b, text, 1): 1 for text that is no pad.
     `chunk_column` and `spans` are those of the static table, `column` (b, N) is its own or None. Packed rows are
-    [text, image, registers]: E of them, of which the first `tokens` are text and image.
+    [text, image, registers]: E of them, of which the first `tokens` are text and image. `segment`: when other ranks
+    have the rest of the sequence.
     """
 
     source: Tensor
@@ -71,6 +75,7 @@ class Recomposition(NamedTuple):
     tokens: int
     extent: int
     length: int
+    segment: Segment | None = None
 
 
 def recomposition(table: CompositionTable, order: TextOrder, tokens: int, dtype: torch.dtype) -> Recomposition:

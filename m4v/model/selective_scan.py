@@ -23,7 +23,7 @@ def scan_sequential(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> t
     x, dt (batch, L, D); a (D, N) negative; b, c (batch, L, G, N), group g serving D / G channels.
     Returns y (batch, L, D) without the D x term, and the last state (batch, D, N).
     """
-    b, c = _per_channel(b, x.shape[-1]), _per_channel(c, x.shape[-1])
+    b, c = per_channel(b, x.shape[-1]), per_channel(c, x.shape[-1])
     state, out = x.new_zeros(x.shape[0], *a.shape), []
     for t in range(x.shape[1]):
         state = torch.exp(dt[:, t, :, None] * a) * state + (dt[:, t] * x[:, t])[..., None] * b[:, t]
@@ -51,7 +51,7 @@ def selective_scan(
 
     x, dt, b, c = by_chunk(x), by_chunk(dt), by_chunk(b), by_chunk(c)
     decay = torch.exp(dt[..., None] * a)  # (batch, chunks, chunk, D, N)
-    added = (dt * x)[..., None] * _per_channel(b, channels)
+    added = (dt * x)[..., None] * per_channel(b, channels)
     state, states = torch.zeros_like(added[:, :, 0]), []
     for t in range(chunk):
         state = decay[:, :, t] * state + added[:, :, t]
@@ -64,9 +64,10 @@ def selective_scan(
         carries.append(carry)
         carry = since_start[:, k, -1] * carry + state[:, k]
     full = torch.stack(states, dim=2) + since_start * torch.stack(carries, dim=1)[:, :, None]
-    y: Tensor = (full * _per_channel(c, channels)).sum(dim=-1).flatten(1, 2)[:, :length]
+    y: Tensor = (full * per_channel(c, channels)).sum(dim=-1).flatten(1, 2)[:, :length]
     return y
 
 
-def _per_channel(u: Tensor, channels: int) -> Tensor:
+def per_channel(u: Tensor, channels: int) -> Tensor:
+    """(..., G, N) -> (..., channels, N): every channel's group."""
     return u.repeat_interleave(channels // u.shape[-2], dim=-2)

@@ -42,7 +42,7 @@ def ssd_chunked(
         return u.reshape(batch, chunks, chunk, *u.shape[2:]).transpose(2, 3)
 
     step = by_chunk(dt)  # (batch, chunks, H, chunk)
-    total = _running_sum(step * a[:, None])
+    total = running_sum(step * a[:, None])
     ahead = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).triu(1)
     decay = (total[..., :, None] - total[..., None, :]).masked_fill(ahead, float("-inf")).exp()
     inputs, keys, queries = by_chunk(x) * step[..., None], by_chunk(b), by_chunk(c)
@@ -58,18 +58,19 @@ def ssd_chunked(
 def _pass_states(states: Tensor, chunk_decay: Tensor, chunk_column: Tensor | None) -> Tensor:
     """State at the start of each chunk: earlier chunks' states, decayed by the log decays between."""
     chunks = states.shape[1]
-    until = _running_sum(chunk_decay.transpose(1, 2))  # (batch, H, chunks)
+    until = running_sum(chunk_decay.transpose(1, 2))  # (batch, H, chunks)
     before = until - chunk_decay.transpose(1, 2)
     blocked = torch.ones(chunks, chunks, dtype=torch.bool, device=states.device).triu()
     if chunk_column is not None:
-        blocked = blocked | (chunk_column[:, None] != chunk_column[None, :]).to(blocked.device)
+        # The table is the CPU's: the copy goes into the device's queue, and the program does not wait for it.
+        blocked = blocked | (chunk_column[:, None] != chunk_column[None, :]).to(blocked.device, non_blocking=True)
     weight = (before[..., :, None] - until[..., None, :]).masked_fill(blocked, float("-inf")).exp()
     passed = weight @ states.transpose(1, 2).flatten(-2)
     incoming: Tensor = passed.reshape(*passed.shape[:-1], *states.shape[-2:]).transpose(1, 2)
     return incoming
 
 
-def _running_sum(x: Tensor) -> Tensor:
+def running_sum(x: Tensor) -> Tensor:
     """Cumulative sum over the last axis. torch's own is refused on CUDA in deterministic mode, so there each sum is
     taken by itself: as much memory as the decays between any two tokens take anyway."""
     if not (x.is_cuda and torch.are_deterministic_algorithms_enabled()):

@@ -46,9 +46,9 @@ def composition_table(
 ) -> CompositionTable:
     """[text, (register, frame in scan order) ..., text] of every column, each column padded to whole chunks."""
     slots, copies = layout.text_slots, 2 if closing_text else 1
-    visuals = _visual_orders(layout, LAYER_ORDER[path % len(LAYER_ORDER)], scan, registers)
+    visuals = visual_orders(layout, LAYER_ORDER[path % len(LAYER_ORDER)], scan, registers)
     slot = np.zeros(layout.text_tokens + sum(len(v) for v in visuals), np.int64)
-    sources, firsts, seconds, spans, begin = [], [], [], [], 0
+    sources, firsts, seconds, begin = [], [], [], 0
     for visual in visuals:
         used = copies * slots + len(visual)
         length = -(-(used + gap) // chunk) * chunk
@@ -58,26 +58,37 @@ def composition_table(
         sources.append(source)
         firsts.append(begin + np.arange(slots))
         seconds.append(begin + used - slots + np.arange(slots))
-        spans.append((begin, begin + length))
         begin += length
-    flat = np.concatenate(sources)
+    return table_of(sources, slot, firsts, seconds if closing_text else None, chunk, device)
+
+
+def table_of(
+    sources: list[Indices],
+    slot: Indices,
+    firsts: list[Indices],
+    seconds: list[Indices] | None,
+    chunk: int,
+    device: str,
+) -> CompositionTable:
+    """The table of columns that lie behind each other; `sources` has -1 where no packed token is behind a slot."""
+    flat, ends = np.concatenate(sources), np.cumsum([len(source) for source in sources]).tolist()
     owner = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
     return CompositionTable(
         source=torch.from_numpy(np.maximum(flat, 0)).to(device),
         real=torch.from_numpy(flat >= 0).to(device),
         slot=torch.from_numpy(slot).to(device),
         first=torch.from_numpy(np.stack(firsts)).to(device),
-        second=torch.from_numpy(np.stack(seconds)).to(device) if closing_text else None,
+        second=torch.from_numpy(np.stack(seconds)).to(device) if seconds is not None else None,
         chunk_column=torch.from_numpy(owner[::chunk].copy()),
-        column=torch.from_numpy(owner.astype(np.int32)).to(device) if len(visuals) > 1 else None,
-        spans=tuple(spans),
+        column=torch.from_numpy(owner.astype(np.int32)).to(device) if len(sources) > 1 else None,
+        spans=tuple(zip([0, *ends[:-1]], ends, strict=True)),
     )
 
 
-def _visual_orders(
+def visual_orders(
     layout: BatchLayout, letter: str, scan: Literal["serpentine", "raster"], registers: bool
 ) -> list[Indices]:
-    """Packed indices of each column's registers and image tokens in scanning order."""
+    """Packed indices of each column's registers and image tokens in scanning order. A column may have no clip."""
     image = layout.text_tokens
     register = image + layout.image_tokens
     orders = []
@@ -90,7 +101,7 @@ def _visual_orders(
                     parts.append(np.array([register], np.int64))
                 parts.append(image + order)
                 image, register = image + len(order), register + 1
-        orders.append(np.concatenate(parts))
+        orders.append(np.concatenate(parts) if parts else np.zeros(0, np.int64))
     return orders
 
 
@@ -117,25 +128,30 @@ class TemporalTable(NamedTuple):
 
 
 @per_layout(1024)
-def temporal_table(layout: BatchLayout, device: str) -> TemporalTable:
+def temporal_table(layout: BatchLayout, device: str, kept: tuple[tuple[int, int], ...] | None = None) -> TemporalTable:
     """Pieces of the lowest grid's size: one per history frame (area mean), factor^2 per noisy frame.
 
     The noisy frame is cut interleaved (space to depth), so place p of a piece is the image place p of the
-    reduced frames; history goes back to its own size by nearest neighbour.
+    reduced frames; history goes back to its own size by nearest neighbour. `kept`: first frame and end of the part
+    of each column that is there, when it is not all of it; image tokens are then counted in those alone.
     """
     pooled: dict[int, list[Indices]] = {}  # by number of averaged tokens
     where: list[tuple[int, int]] = []  # (that number, how many temporal tokens) in temporal order
-    back, pieces, image, temporal = np.zeros(layout.image_tokens, np.int64), [], 0, 0
-    for column in layout.columns:
+    parts = kept or tuple((0, column.frames) for column in layout.columns)
+    tokens = sum(sum(c.frame_tokens[first:last]) for c, (first, last) in zip(layout.columns, parts, strict=True))
+    back, pieces, image, temporal = np.zeros(tokens, np.int64), [], 0, 0
+    for column, (first, last) in zip(layout.columns, parts, strict=True):
         count = 0
-        for cells, noisy in _cut_frames(column, image):
+        for cells, noisy in _cut_frames(column, image - sum(column.frame_tokens[:first]))[first:last]:
             sources = cells.reshape(-1, 1) if noisy else cells.T
             back[cells] = temporal + np.arange(sources.shape[0]).reshape(-1, cells.shape[1])
             pooled.setdefault(sources.shape[1], []).append(sources)
             where.append((sources.shape[1], len(sources)))
             temporal, count = temporal + len(sources), count + (len(cells) if noisy else 1)
-        image += column.tokens
+            image += cells.size
         pieces.append(count)
+    if not pooled:  # no frame is there
+        pooled[1] = [np.zeros((0, 1), np.int64)]
     return TemporalTable(
         pools=tuple(torch.from_numpy(np.concatenate(group)).to(device) for group in pooled.values()),
         order=torch.from_numpy(_order_of(where, list(pooled))).to(device),
@@ -162,7 +178,7 @@ def _order_of(where: list[tuple[int, int]], groups: list[int]) -> Indices:
     """Row of each temporal token in the concatenated groups."""
     totals = {g: sum(n for group, n in where if group == g) for g in groups}
     offsets = dict(zip(groups, np.cumsum([0, *totals.values()])[:-1].tolist(), strict=True))
-    rows = []
+    rows = [np.zeros(0, np.int64)]
     for group, count in where:
         rows.append(offsets[group] + np.arange(count))
         offsets[group] += count

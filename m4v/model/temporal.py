@@ -6,14 +6,20 @@ is one token of the attention, its places and channels together are the vector t
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m4v.config import ModelConfig
-from m4v.model.layers import RMSNorm
+from m4v.model.checkpointing import keeping_attention
+from m4v.model.layers import Linear, RMSNorm
 from m4v.model.layout import BatchLayout
 from m4v.model.tables import piece_mask, temporal_table
+
+if TYPE_CHECKING:
+    from m4v.parallel.shard import Shard
 
 
 class TemporalBranch(nn.Module):
@@ -22,30 +28,37 @@ class TemporalBranch(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, self.heads = config.width, (config.heads, config.head_dim)
-        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.to_q, self.to_k, self.to_v = (Linear(width, width) for _ in range(3))
         self.norm_q, self.norm_k = RMSNorm(config.head_dim), RMSNorm(config.head_dim)
         self.scale = nn.Parameter(torch.empty(1))
 
-    def forward(self, image: Tensor, layout: BatchLayout) -> Tensor:
-        """Modulated image tokens (b, tokens, D) -> what is added to them, the same shape."""
+    def forward(self, image: Tensor, layout: BatchLayout, shard: Shard | None = None) -> Tensor:
+        """Modulated image tokens (b, tokens, D) -> what is added to them, the same shape. With a shard of the layout
+        they are its own, and it attends over all of them with some of the heads."""
         device = str(image.device)
-        table = temporal_table(layout, device)
+        table = temporal_table(layout, device) if shard is None else shard.temporal_table
         pooled = [_average(image, sources) for sources in table.pools]
         tokens = torch.cat(pooled, dim=1).index_select(1, table.order)
         q = self.norm_q(self.to_q(tokens).unflatten(-1, self.heads))
         k = self.norm_k(self.to_k(tokens).unflatten(-1, self.heads))
         v = self.to_v(tokens).unflatten(-1, self.heads)
-        outs, begin = [], 0
-        for column, pieces, places in zip(layout.columns, table.pieces, table.places, strict=True):
+        if shard is not None:
+            q, k, v = shard.temporal.to_heads(q.to(v.dtype), k.to(v.dtype), v)
+        outs, begin, whole = [], 0, table if shard is None else temporal_table(layout, device)
+        for column, pieces, places in zip(layout.columns, whole.pieces, whole.places, strict=True):
             rows = slice(begin, begin + pieces * places)
             mine_q, mine_k, mine_v = (_by_piece(u[:, rows], pieces) for u in (q, k, v))
             # One score sums over a head's channels at all places, hence the scale.
-            out = F.scaled_dot_product_attention(
-                mine_q, mine_k, mine_v, attn_mask=piece_mask(column, device), scale=(self.heads[1] * places) ** -0.5
-            )
+            with keeping_attention():
+                out = F.scaled_dot_product_attention(
+                    mine_q, mine_k, mine_v, attn_mask=piece_mask(column, device), scale=(self.heads[1] * places) ** -0.5
+                )
             outs.append(out.unflatten(-1, (places, -1)).permute(0, 2, 3, 1, 4).flatten(1, 2).flatten(2))
             begin = rows.stop
-        return torch.cat(outs, dim=1).index_select(1, table.back) * self.scale
+        mixed = torch.cat(outs, dim=1)
+        if shard is not None:
+            mixed = shard.temporal.to_tokens(mixed, self.heads[0])
+        return mixed.index_select(1, table.back) * self.scale
 
 
 def _average(image: Tensor, sources: Tensor) -> Tensor:

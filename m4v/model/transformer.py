@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,18 @@ from m4v.config import ModelConfig, Recompute
 from m4v.model.attention import AttentionContext, attention_context, valid_text
 from m4v.model.blocks import DoubleBlock, MixContext, SingleBlock
 from m4v.model.checkpointing import run_block
-from m4v.model.layers import Modulation, TimeTextEmbedding, modulate, patchify, unpatchify
+from m4v.model.layers import Linear, Modulation, TimeTextEmbedding, modulate, patchify, unpatchify
 from m4v.model.layout import BatchLayout, Clip, Column, rotary
 from m4v.model.mamba import FLOAT32_PARAMETERS
 from m4v.model.recomposition import recomposition, text_order
 from m4v.model.scan import LAYER_ORDER
 from m4v.model.tables import composition_table, register_types
+from m4v.parallel.check import check_sequence
+from m4v.parallel.samples import by_samples, shares_samples
+
+if TYPE_CHECKING:
+    from m4v.parallel.group import SequenceGroup
+    from m4v.parallel.shard import Shard
 
 T = TypeVar("T")
 
@@ -30,15 +36,16 @@ class M4VTransformer(nn.Module):
         self.config = config
         width, token = config.width, config.latent_channels * config.patch**2
         self.time_text_embed = TimeTextEmbedding(width, config.pooled_dim)
-        self.context_embedder = nn.Linear(config.text_dim, width)
-        self.x_embedder = nn.Linear(token, width)
+        self.context_embedder = Linear(config.text_dim, width)
+        self.x_embedder = Linear(token, width)
         self.transformer_blocks = nn.ModuleList([DoubleBlock(config) for _ in range(config.double_blocks)])
         self.single_transformer_blocks = nn.ModuleList([SingleBlock(config, i) for i in range(config.single_blocks)])
         self.norm_out = Modulation(width, 2)
-        self.proj_out = nn.Linear(width, token)
+        self.proj_out = Linear(width, token)
         # Blocks of each kind whose activations are computed again in backward instead of kept, and how many of them.
         self.recompute_blocks = 0
         self.recompute: Recompute = "block"
+        self.sequence: SequenceGroup | None = None
 
     def forward(
         self,
@@ -56,20 +63,53 @@ class M4VTransformer(nn.Module):
         `stages`: pyramid stage of each column (0 = lowest); MM-DiM blocks need it, since the sizes
         of a column without history do not tell. Raises ValueError on shapes that do not fit.
         """
+        group = self.sequence
+        if group is None or not shares_samples(group, columns):
+            return self._velocities(columns, timesteps, text, text_mask, pooled, stages, group)
+
+        def of(rows: slice) -> list[Tensor]:
+            clips = [[clip[rows] for clip in column] for column in columns]
+            each = slice(rows.start * len(columns), rows.stop * len(columns))
+            return self._velocities(clips, timesteps[each], text[each], text_mask[each], pooled[each], stages, None)
+
+        return by_samples(group, columns[0][-1].shape[0], of)
+
+    def _velocities(
+        self,
+        columns: Sequence[Sequence[Tensor]],
+        timesteps: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        pooled: Tensor,
+        stages: Sequence[int] | None,
+        group: SequenceGroup | None,
+    ) -> list[Tensor]:
+        """`forward`, its frames shared by a group."""
         layout = self._layout(columns, text, stages)
         count = len(columns)
         valid = valid_text(text_mask, columns)
         temb = self.time_text_embed(timesteps, pooled).unflatten(0, (-1, count))
         text = self.context_embedder(text).unflatten(0, (-1, count)).flatten(1, 2)
-        image = self.x_embedder(torch.cat([patchify(clip) for column in columns for clip in column], dim=1))
-        attention = self._attention_context(layout, valid, image)
+        tokens = torch.cat([patchify(clip) for column in columns for clip in column], dim=1)
+        shard = None if group is None else group.shard(layout, str(tokens.device))
+        if shard is not None:
+            text, tokens = text[:, : shard.local.text_tokens], tokens.index_select(1, shard.image)
+        image = self.x_embedder(tokens)
+        attention = self._attention_context(layout, valid, image, shard)
         for number, block in enumerate(self.transformer_blocks):
             image, text = self._run(block, number, image, text, temb, attention)
         x = torch.cat([text, image], dim=1)
-        mix = self._mix_context(layout, valid, x)
+        mix = self._mix_context(layout, valid, x, shard)
+        own = layout if shard is None else shard.local
         for number, block in enumerate(self.single_transformer_blocks):
-            x = self._run(block, number, x, temb, attention, mix, layout)
-        return self._outputs(x, temb, layout)
+            x = self._run(block, number, x, temb, attention, mix, own)
+        return self._outputs(x, temb, layout, shard)
+
+    def share(self, group: SequenceGroup) -> None:
+        """Share every forward with the other ranks of a group: all are given the same columns and return the same
+        velocities. Raises ConfigError for more ranks than heads."""
+        check_sequence(group.size, self.config.heads)
+        self.sequence = group
 
     def cast(self, dtype: torch.dtype) -> M4VTransformer:
         """Parameters to `dtype`, but those of the state-space recurrence to float32: they do not bear rounding."""
@@ -98,17 +138,24 @@ class M4VTransformer(nn.Module):
             found.append(Column(stage, tuple(grids)))
         return BatchLayout(tuple(found), config.text_slots)
 
-    def _attention_context(self, layout: BatchLayout, valid: Tensor, like: Tensor) -> AttentionContext:
-        return attention_context(layout, self._rotary(layout, like, registers=False), valid, self.config, like)
+    def _attention_context(
+        self, layout: BatchLayout, valid: Tensor, like: Tensor, shard: Shard | None
+    ) -> AttentionContext:
+        turn = self._rotary(layout, like, registers=False)
+        if shard is not None:
+            turn = shard.select_turn(turn, registers=False, scanned_text=False)
+        return attention_context(layout, turn, valid, self.config, like)._replace(shard=shard)
 
     def _rotary(self, layout: BatchLayout, like: Tensor, registers: bool) -> Tensor:
         double = like.dtype == torch.float64
         return rotary(layout, self.config.axes, self.config.rope_theta, registers, str(like.device), double)
 
-    def _mix_context(self, layout: BatchLayout, valid: Tensor, like: Tensor) -> MixContext | None:
+    def _mix_context(self, layout: BatchLayout, valid: Tensor, like: Tensor, shard: Shard | None) -> MixContext | None:
         config, device = self.config, str(like.device)
         if config.mixer == "attention":
             return None
+        if shard is not None:
+            return self._part_of_mix(layout, valid, like, shard)
         turn = self._rotary(layout, like, config.registers)
         order, tokens = text_order(valid), layout.text_tokens + layout.image_tokens
         tables = [
@@ -123,19 +170,28 @@ class M4VTransformer(nn.Module):
         ]  # fmt: skip
         return MixContext(layout, register_types(layout, device), turn, tables)
 
-    def _outputs(self, x: Tensor, temb: Tensor, layout: BatchLayout) -> list[Tensor]:
-        image = layout.text_tokens
-        last, lengths = [], []
-        for column in layout.columns:
-            clip = column.clips[-1]
-            lengths.append(clip.frames * clip.height * clip.width)
+    def _part_of_mix(self, layout: BatchLayout, valid: Tensor, like: Tensor, shard: Shard) -> MixContext:
+        from m4v.parallel.mix import part_of_mix
+
+        turn = self._rotary(layout, like, self.config.registers)
+        return MixContext(layout, *part_of_mix(self.config, self.config.single_blocks, turn, valid, like, shard), shard)
+
+    def _outputs(self, x: Tensor, temb: Tensor, layout: BatchLayout, shard: Shard | None) -> list[Tensor]:
+        whole = lengths = [c.clips[-1].frames * c.clips[-1].height * c.clips[-1].width for c in layout.columns]
+        own = layout
+        if shard is not None:
+            own, lengths = shard.local, shard.noisy_lengths
+        image, last = own.text_tokens, []
+        for column, length in zip(own.columns, lengths, strict=True):
             image += column.tokens
-            last.append(x[:, image - lengths[-1] : image])
+            last.append(x[:, image - length : image])
         scale, shift = self.norm_out(temb, lengths)  # scale first: not the order of the other norms
         tokens = self.proj_out(modulate(torch.cat(last, dim=1), shift, scale))
+        if shard is not None:
+            tokens = shard.noisy.assemble(tokens)
         return [
             unpatchify(part, *column.clips[-1])
-            for part, column in zip(tokens.split(lengths, dim=1), layout.columns, strict=True)
+            for part, column in zip(tokens.split(whole, dim=1), layout.columns, strict=True)
         ]
 
     def _run(self, block: Callable[..., T], number: int, *arguments: object) -> T:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from m4v.kernels.selection import fuses_norm
 from m4v.vae.convolution import LEAD, CausalConv3d, FrameCache
+from m4v.vae.frozen import NormSiluConv, spares
 
 EPSILON = 1e-6
 _FUSED = (torch.bfloat16, torch.float16)
@@ -63,8 +64,8 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
         if self.norm1.fuses(x, self.conv1):
             return self._fused(x, cache)
-        hidden: Tensor = self.conv1(F.silu(self.norm1(x)), cache)
-        hidden = self.conv2(F.silu(self.norm2(hidden)), cache)
+        hidden = norm_silu_conv(self.norm1, self.conv1, x, cache)
+        hidden = norm_silu_conv(self.norm2, self.conv2, hidden, cache)
         shortcut: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return shortcut + hidden
 
@@ -82,7 +83,9 @@ class ResnetBlock(nn.Module):
 
 
 def norm_silu_conv(norm: FrameNorm, conv: CausalConv3d, x: Tensor, cache: FrameCache | None) -> Tensor:
-    """`conv(silu(norm(x)))`, the end of both halves."""
+    """`conv(silu(norm(x)))`, what residual blocks and the ends of both halves are made of."""
+    if spares(norm, conv, x, cache):
+        return NormSiluConv.apply(x, norm, conv, cache)  # type: ignore[no-any-return, no-untyped-call]
     if not norm.fuses(x, conv):
         return conv(F.silu(norm(x)), cache)  # type: ignore[no-any-return]
     bias = conv.conv.bias

@@ -70,7 +70,7 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: FrameCache | None = None, recompute: bool = False) -> Tensor:
         for step in (m for part in self.children() for m in part.children()):
-            x = _run(step, x, cache, recompute)
+            x = _run(step, x, cache, recompute and isinstance(step, ResnetBlock))
         return x
 
     def frames_at_once(self, x: Tensor) -> int:
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
         if cache is None or cache.closed:
             for block in self.up_blocks:
                 x = block(x, cache, recompute)
-            return _run(self._to_pixels, x, cache, recompute)
+            return self._to_pixels(x, cache)
         return torch.cat(list(self._upwards(x, cache, 0)), dim=2)
 
     def _upwards(self, x: Tensor, cache: FrameCache, level: int) -> Iterator[Tensor]:

@@ -6,8 +6,11 @@ pieces give what the whole video gives. The caches belong to a call, so a model 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # cuDNN's 3-D convolutions index with 32 bits: beyond it PyTorch asks for ten times the memory
@@ -93,6 +96,9 @@ class CausalConv3d(nn.Module):
         return torch.cat(pieces, dim=2)
 
     def _piece(self, x: Tensor, biased: bool) -> Tensor:
+        learns = any(p.requires_grad for p in self.conv.parameters())
+        if torch.is_grad_enabled() and x.requires_grad and not learns and self.conv.kernel_size[0] > 1:
+            return _FrozenConv.apply(x, self.conv)  # type: ignore[no-any-return, no-untyped-call]
         if biased:
             return self.conv(x)  # type: ignore[no-any-return]
         return F.conv3d(x, self.conv.weight, None, self.conv.stride, self.conv.padding)
@@ -104,3 +110,28 @@ class CausalConv3d(nn.Module):
         by_input = (MAX_ELEMENTS // (frame * self.conv.in_channels) - kernel) // stride + 1
         by_output = MAX_ELEMENTS * down**2 // (frame * self.conv.out_channels)
         return max(1, min(by_input, by_output))
+
+
+class _FrozenConv(torch.autograd.Function):
+    """A convolution whose weights learn nothing: unlike torch's, it does not keep its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, conv: nn.Conv3d) -> Tensor:
+        ctx.conv, ctx.shape = conv, tuple(x.shape)
+        return conv(x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient_of_input(ctx.conv, gradient, ctx.shape), None
+
+
+def gradient_of_input(conv: nn.Conv3d, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Gradient at an input of `shape` of that at the convolution's output."""
+    # Only shape and type of the input count: one element stands for all of them.
+    like = gradient.new_empty(1).expand(shape)
+    found: Tensor = torch.ops.aten.convolution_backward(
+        gradient, like, conv.weight, None, conv.stride, conv.padding, conv.dilation, False, (0, 0, 0), conv.groups,
+        (True, False, False),
+    )[0]  # fmt: skip
+    return found

@@ -5,12 +5,14 @@ One clip at one resolution, so a batch row is one column of stage 0, with one ty
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from m4v.model.checkpointing import keeping_attention
+from m4v.model.layers import Linear
 from m4v.model.layout import BatchLayout, Clip, Column, rotary
 from m4v.model.mamba import MambaMixer
 from m4v.model.recomposition import Recomposition, recomposition, text_order
@@ -19,14 +21,24 @@ from m4v.model.tables import composition_table, register_types
 from m4v.model.temporal import TemporalBranch
 from m4v.wan.config import WanConfig
 
+if TYPE_CHECKING:
+    from m4v.parallel.shard import Shard
+
 
 class WanMixContext(NamedTuple):
-    """What every MM-DiM block of one forward shares; `tables` has one entry per scan path in use."""
+    """What every MM-DiM block of one forward shares; `tables` has one entry per scan path in use. With a `shard` of the
+    layout, `types`, `turn` and `tables` are of its own frames."""
 
     layout: BatchLayout
     types: Tensor
     turn: Tensor
     tables: list[Recomposition]
+    shard: Shard | None = None
+
+    @property
+    def text_tokens(self) -> int:
+        """Text rows in front of this rank's packed tokens."""
+        return self.layout.text_tokens if self.shard is None else self.shard.local.text_tokens
 
 
 def clip_layout(clip: Clip, text_slots: int) -> BatchLayout:
@@ -34,9 +46,18 @@ def clip_layout(clip: Clip, text_slots: int) -> BatchLayout:
     return BatchLayout((Column(0, (clip,)),), text_slots)
 
 
-def mix_context(config: WanConfig, layout: BatchLayout, valid: Tensor, like: Tensor) -> WanMixContext:
-    """Tables and rotations for packed tokens `like` (b, text + video, D); `valid` (b, slots) marks real text."""
+def mix_context(
+    config: WanConfig, layout: BatchLayout, valid: Tensor, like: Tensor, shard: Shard | None = None
+) -> WanMixContext:
+    """Tables and rotations for packed tokens `like` (b, text + video, D), or of a shard of them; `valid` (b, slots)
+    marks real text."""
     device, mixer = str(like.device), config.mixer_config
+    turn = rotary(layout, mixer.axes, config.rope_theta, config.registers, device, like.dtype == torch.float64)
+    if shard is not None:
+        from m4v.parallel.mix import part_of_mix
+
+        types, turn, parts = part_of_mix(mixer, config.blocks, turn, valid[:, None], like, shard)
+        return WanMixContext(layout, types[:, :1], turn, parts, shard)
     closing = config.sequence_text > 0
     order, tokens = text_order(valid[:, None]), layout.text_tokens + layout.image_tokens
     tables = [
@@ -48,7 +69,6 @@ def mix_context(config: WanConfig, layout: BatchLayout, valid: Tensor, like: Ten
         )
         for path in range(min(len(LAYER_ORDER), config.blocks))
     ]  # fmt: skip
-    turn = rotary(layout, mixer.axes, config.rope_theta, config.registers, device, like.dtype == torch.float64)
     return WanMixContext(layout, register_types(layout, device)[:, :1], turn, tables)
 
 
@@ -83,17 +103,24 @@ class WanTemporalBranch(TemporalBranch):
         super().__init__(config.mixer_config)
         self.causal = config.temporal_causal
 
-    def forward(self, image: Tensor, layout: BatchLayout) -> Tensor:
-        """Modulated video tokens (b, tokens, D) -> what is added to them, the same shape."""
+    def forward(self, image: Tensor, layout: BatchLayout, shard: Shard | None = None) -> Tensor:
+        """Modulated video tokens (b, tokens, D) -> what is added to them, the same shape. With a shard of the layout
+        they are its own, and it attends over all of them with some of the heads."""
         ((clip,),) = (column.clips for column in layout.columns)
         places = clip.height * clip.width
-        q = _by_frame(self.norm_q(self.to_q(image).unflatten(-1, self.heads)), clip.frames)
-        k = _by_frame(self.norm_k(self.to_k(image).unflatten(-1, self.heads)), clip.frames)
-        v = _by_frame(self.to_v(image).unflatten(-1, self.heads), clip.frames)
+        q = self.norm_q(self.to_q(image).unflatten(-1, self.heads))
+        k = self.norm_k(self.to_k(image).unflatten(-1, self.heads))
+        v = self.to_v(image).unflatten(-1, self.heads)
+        if shard is not None:
+            q, k, v = shard.video.to_heads(q.to(v.dtype), k.to(v.dtype), v)
+        q, k, v = (_by_frame(u, clip.frames) for u in (q, k, v))
         # One score sums over a head's channels at all places, hence the scale.
         scale = (self.heads[1] * places) ** -0.5
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=scale)
+        with keeping_attention():
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=scale)
         mixed = out.unflatten(-1, (places, -1)).permute(0, 2, 3, 1, 4).flatten(1, 2).flatten(2)
+        if shard is not None:
+            mixed = shard.video.to_tokens(mixed, self.heads[0])
         scaled: Tensor = mixed * self.scale
         return scaled
 
@@ -112,16 +139,16 @@ class WanMixer(nn.Module):
         self.number = number
         self.mamba = WanMamba(config)
         self.temporal = WanTemporalBranch(config) if config.temporal_branch else None
-        self.to_out = nn.ModuleList([nn.Linear(config.width, config.width)])
+        self.to_out = nn.ModuleList([Linear(config.width, config.width)])
         # Zero at first: until training lets it in, every block sees the text as Wan embeds it.
         self.text_scale = nn.Parameter(torch.empty(1)) if config.sequence_text else None
 
     def forward(self, x: Tensor, context: WanMixContext) -> Tensor:
         """Modulated [text, video] (b, text + video, D) -> what is added to the packed tokens, before AdaLN's gate."""
-        text = context.layout.text_tokens
+        text = context.text_tokens
         mixed: Tensor = self.mamba(x, context.types, context.turn, context.tables[self.number % len(context.tables)])
         if self.temporal is not None:
-            mixed = mixed + F.pad(self.temporal(x[:, text:], context.layout), (0, 0, text, 0))
+            mixed = mixed + F.pad(self.temporal(x[:, text:], context.layout, context.shard), (0, 0, text, 0))
         out: Tensor = self.to_out[0](mixed)
         if self.text_scale is None:
             return out

@@ -5,6 +5,8 @@ The state dict has diffusers' keys; MM-DiM blocks differ below `attn1` only.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -17,8 +19,15 @@ from m4v.model.checkpointing import run_block
 from m4v.model.layers import unpatchify
 from m4v.model.layout import Clip
 from m4v.model.mamba import FLOAT32_PARAMETERS
+from m4v.parallel.check import check_sequence
+from m4v.parallel.samples import by_samples, shares_samples
 from m4v.wan.config import WanConfig
+from m4v.wan.kept import make_visible
 from m4v.wan.mixer import WanMixContext, WanMixer, clip_layout, mix_context
+
+if TYPE_CHECKING:
+    from m4v.parallel.group import SequenceGroup
+    from m4v.parallel.shard import Shard
 
 QK_NORM = "rms_norm_across_heads"
 
@@ -46,7 +55,7 @@ class WanMMDiMBlock(WanTransformerBlock):  # type: ignore[misc]
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
         inner = (_layer_norm(self.norm1, x.to(exact)) * (1 + scale) + shift).to(x.dtype)
         x = (x.to(exact) + self.attn1(inner, context) * gate).to(x.dtype)
-        slots = context.layout.text_tokens
+        slots = context.text_tokens
         text, video = x[:, :slots], x[:, slots:]
         normed = _layer_norm(self.norm2, video.to(exact)).to(x.dtype)
         video = video + self.attn2(normed, encoder_hidden_states, None, None)
@@ -90,10 +99,21 @@ class WanTransformer(WanTransformer3DModel):  # type: ignore[misc]
         # Blocks whose activations are recomputed in backward instead of kept; diffusers' switch means all.
         self.recompute_blocks = 0
         self.recompute: Recompute = "block"
+        self.sequence: SequenceGroup | None = None
         if own_blocks:
             self.blocks = nn.ModuleList([WanMMDiMBlock(config, number) for number in range(config.blocks)])
             self.register_to_config(num_layers=config.blocks)
+        make_visible(self.blocks)
         self.restore_rotary()
+
+    def share(self, group: SequenceGroup) -> None:
+        """Share every forward with the other ranks of a group: all are given the same latents and return the same
+        velocity. Raises ConfigError for more ranks than heads."""
+        from m4v.parallel.wan import share_attention
+
+        check_sequence(group.size, self.wan.heads)
+        self.sequence = group
+        share_attention(self.blocks, self_attention=self.wan.mixer == "attention")
 
     def restore_rotary(self) -> None:
         """Recompute the rotation tables, which no state dict holds, after the model was built without memory."""
@@ -119,24 +139,42 @@ class WanTransformer(WanTransformer3DModel):  # type: ignore[misc]
         """
         if encoder_hidden_states_image is not None or attention_kwargs:
             raise ValueError("the text-to-video model takes neither image features nor attention_kwargs")
+        group, latents = self.sequence, hidden_states
+        if group is not None and shares_samples(group, [[latents]]):
+            (velocity,) = by_samples(
+                group,
+                latents.shape[0],
+                lambda rows: [self._predicted(latents[rows], timestep[rows], encoder_hidden_states[rows], None)],
+            )
+        else:
+            velocity = self._predicted(latents, timestep, encoder_hidden_states, group)
+        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
+
+    def _predicted(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, group: SequenceGroup | None
+    ) -> Tensor:
+        """`forward`, its frames shared by a group."""
         clip = self._clip(hidden_states, timestep)
         temb, modulation, text, _ = self.condition_embedder(timestep, encoder_hidden_states, None)
-        x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
-        slots, shared = 0, None
+        slots = text.shape[1] if self.wan.sequence_text else 0
+        layout = clip_layout(clip, slots)
+        shard = None if group is None else group.shard(layout, str(hidden_states.device))
+        x = self._embedded(hidden_states, shard)
+        shared: object = None
         if self.wan.mixer == "attention":
-            shared = self.rope(hidden_states)
+            turn = self.rope(hidden_states)
+            shared = turn if shard is None else (*(u.index_select(1, shard.image) for u in turn), shard)
         else:
-            slots = text.shape[1] if self.wan.text_recomposition else 0
-            x = torch.cat([text[:, :slots], x], dim=1)
             valid = encoder_hidden_states[:, :slots].ne(0).any(dim=-1)
-            shared = mix_context(self.wan, clip_layout(clip, slots), valid, x)
+            slots = slots if shard is None else shard.local.text_tokens
+            x = torch.cat([text[:, :slots], x], dim=1)
+            shared = mix_context(self.wan, layout, valid, x, shard)
         modulation = modulation.unflatten(1, (6, -1))
         recomputed = len(self.blocks) if self.gradient_checkpointing else self.recompute_blocks
         for number, block in enumerate(self.blocks):
             how = self.recompute if number < recomputed else "none"
             x = run_block(block, how, x, text, modulation, shared)
-        velocity = self._velocity(x[:, slots:], temb, clip)
-        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
+        return self._velocity(x[:, slots:], temb, clip, shard)
 
     def _clip(self, latents: Tensor, timestep: Tensor) -> Clip:
         _, channels, frames, height, width = latents.shape
@@ -152,11 +190,19 @@ class WanTransformer(WanTransformer3DModel):  # type: ignore[misc]
             raise ValueError(f"latents of shape {tuple(latents.shape)}: at most {limit} positions per axis")
         return Clip(frames, height // patch, width // patch)
 
-    def _velocity(self, video: Tensor, temb: Tensor, clip: Clip) -> Tensor:
+    def _embedded(self, latents: Tensor, shard: Shard | None) -> Tensor:
+        """Tokens (b, video, D) of the latents, or of a shard's frames."""
+        first, last = (0, latents.shape[2]) if shard is None else shard.cut[shard.group.rank][0]
+        frames = latents[:, :, first:last] if first < last else latents[:, :, :1]  # no convolution of nothing
+        x: Tensor = self.patch_embedding(frames).flatten(2).transpose(1, 2).contiguous()
+        return x if first < last else x[:, :0]
+
+    def _velocity(self, video: Tensor, temb: Tensor, clip: Clip, shard: Shard | None) -> Tensor:
         exact = torch.promote_types(video.dtype, torch.float32)
         shift, scale = (self.scale_shift_table + temb[:, None]).chunk(2, dim=1)
         normed = _layer_norm(self.norm_out, video.to(exact)) * (1 + scale) + shift
-        return unpatchify(self.proj_out(normed.to(video.dtype)), *clip)
+        tokens: Tensor = self.proj_out(normed.to(video.dtype))
+        return unpatchify(tokens if shard is None else shard.video.assemble(tokens), *clip)
 
     def cast(self, dtype: torch.dtype) -> WanTransformer:
         """Parameters to `dtype`, but to float32 those that diffusers keeps there and those of the recurrence."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from m4v.config import ModelConfig, Recompute
 from m4v.flow.packing import history_shape
+from m4v.kernels.selection import use_kernels
 from m4v.model import M4VTransformer, build_model
 from training.config import EngineConfig
 from training.preflight.memory import activation_bytes
@@ -54,6 +57,54 @@ def step(model: M4VTransformer, recompute: Recompute) -> tuple[list[Tensor], int
     return [p.grad.clone() for p in model.parameters() if p.grad is not None], kept
 
 
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+class Operators(TorchDispatchMode):
+    """Counts operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("attention", ["dense", "flex", "frames"])
+def test_gradients_hold_whichever_attention_is_chosen(attention: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention is no operator and runs again; both in threads of autograd, which see the tape of their pass."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with use_kernels(attention=attention):
+        torch.use_deterministic_algorithms(True)
+        try:
+            model = build_model(MODEL, 3).cuda()
+            step(model, "none")
+            kept, again = step(model, "none")[0], step(model, "selective")[0]
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert same(kept, again)
+
+
+def test_a_second_pass_repeats_no_product_and_no_attention() -> None:
+    """Counted in the backward pass, on the thread of the device."""
+    model, given, found = build_model(MODEL, 3).cuda(), inputs(), {}
+    for mode in MODES[1:]:
+        model.recompute, model.recompute_blocks = mode, MODEL.single_blocks
+        with use_kernels(attention="dense"):
+            for _ in range(2):  # kernels are compiled in the first
+                with torch.autocast("cuda", torch.bfloat16):
+                    loss = torch.stack([p.float().square().mean() for p in model(*given)]).sum()
+                with Operators() as calls:
+                    loss.backward()
+        names = [name for name in calls.found.elements() if not name.endswith("backward.default")]
+        found[mode] = sum("addmm" in name or "scaled_dot_product" in name for name in names)
+    assert found["block"] > 0
+    assert found["selective"] == 0
+
+
 def test_gradients_are_the_same_bits_and_less_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
@@ -64,7 +115,7 @@ def test_gradients_are_the_same_bits_and_less_is_kept(monkeypatch: pytest.Monkey
     finally:
         torch.use_deterministic_algorithms(False)
     for mode in MODES[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results["none"][0], results[mode][0], strict=True)), mode
+        assert same(results["none"][0], results[mode][0]), mode
     assert results["block"][1] < results["selective"][1] < results["none"][1]
     visual = sum(column_tokens(Column(s, u), SIDE, SIDE) for s, u in COLUMNS)
     temporal = sum((u - 1 + 4**s) * (SIDE // 8) ** 2 for s, u in COLUMNS)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from m4v.core import artifacts
 from m4v.core.artifacts import (
     MANIFEST,
     Artifact,
@@ -179,3 +180,17 @@ def test_reading_a_remote_artifact_through_a_checked_copy(directory: Path, s3_ro
     with pytest.raises(DataIntegrityError, match=r"bytes differ from their digest: 'index.json'"):
         artifact.path("index.json")
     assert not (cache / manifest.artifact_id / "index.json").exists()
+
+
+def test_large_artifacts_are_digested_in_threads_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text(name * 5)
+    plain = build_manifest(tmp_path, ArtifactKind.DATASET, {})
+    monkeypatch.setattr(artifacts, "_MANY_BYTES", 0)
+    write_manifest(tmp_path, build_manifest(tmp_path, ArtifactKind.DATASET, {}))
+    assert verify(Storage(str(tmp_path)), plain.artifact_id) == plain
+    (tmp_path / "b").write_text("c" * 5)
+    with pytest.raises(DataIntegrityError, match="'b'"):
+        verify(Storage(str(tmp_path)))

@@ -12,8 +12,8 @@ import torch
 from m4v.core.errors import ConfigError
 from m4v.kernels import kernel_set, kernel_summary, use_kernels
 from m4v.kernels.libraries import _import_below, convolution_kernel, ssd_kernel
-from m4v.kernels.scan import causal_conv_silu, convolves_fast, selective_scan, ssd_scan, uses_library
-from m4v.kernels.selection import version_of
+from m4v.kernels.scan import causal_conv_silu, convolves_fast, selective_scan, ssd_scan, uses_library, uses_own_scan
+from m4v.kernels.selection import OWN_GLUE, OWN_SCAN, version_of
 
 
 @pytest.fixture
@@ -36,7 +36,9 @@ def distribution(folder: Path, name: str, version: str) -> None:
 
 def test_plain_torch_on_the_cpu(install: Path) -> None:
     distribution(install, "mamba-ssm", "9.1")
-    assert kernel_set("cpu") == {"scan": "torch", "convolution": "torch", "attention": "dense", "norm": "torch"}
+    assert kernel_set("cpu") == {
+        "scan": "torch", "convolution": "torch", "attention": "dense", "glue": "torch", "norm": "torch",
+    }  # fmt: skip
     assert kernel_summary("cpu") == "torch"
     x = torch.zeros(1, 8, 16, dtype=torch.bfloat16)
     with use_kernels(scan="mamba_ssm", attention="flex"):
@@ -50,7 +52,7 @@ def test_cuda_names_what_is_installed(install: Path, monkeypatch: pytest.MonkeyP
     torch_version = version_of("torch")
     assert kernel_set("cuda") == {
         "scan": "mamba-ssm 9.1", "convolution": "causal-conv1d 8.2", "attention": f"flex {torch_version}",
-        "norm": "triton 7.3",
+        "glue": "torch", "norm": "triton 7.3",
     }  # fmt: skip
     assert kernel_summary("cuda") == f"mamba-ssm 9.1, causal-conv1d 8.2, flex {torch_version}, triton 7.3"
     monkeypatch.setenv("M4V_KERNELS", "torch")
@@ -61,6 +63,20 @@ def test_cuda_names_what_is_installed(install: Path, monkeypatch: pytest.MonkeyP
         assert kernel_set("cuda")["scan"] == "mamba-ssm 9.1"
         assert kernel_set("cuda")["attention"] == "dense"
     assert kernel_summary("cuda") == "torch"
+    with use_kernels(scan="triton"):  # mamba-ssm is named too: it scans what our kernels do not take
+        assert kernel_set("cuda")["scan"] == f"{OWN_SCAN}, mamba-ssm 9.1"
+        assert kernel_set("cuda")["convolution"] == "causal-conv1d 8.2"
+
+
+def test_our_scan_needs_triton_only(install: Path) -> None:
+    with use_kernels(scan="triton"):
+        if version_of("triton") is None:
+            with pytest.raises(ConfigError, match=r"our scans need triton.*M4V_KERNELS=auto"):
+                kernel_set("cuda")
+        version_of.cache_clear()
+        distribution(install, "triton", "7.3")
+        assert kernel_set("cuda")["scan"].startswith(OWN_SCAN)
+        assert not uses_own_scan(torch.zeros(1, 8, 16, dtype=torch.bfloat16), 16, 16)  # not on the CPU
 
 
 def test_a_choice_holds_in_every_thread(install: Path) -> None:
@@ -80,6 +96,28 @@ def test_what_cannot_be_had_is_refused(install: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match=r"no such kernels: 'mamba'.*auto, torch, mamba_ssm"):
         kernel_set("cuda")
     assert kernel_set("cpu")["scan"] == "torch"
+
+
+def test_the_glue_of_blocks(install: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if version_of("triton") is None:
+        with (
+            use_kernels(glue="triton"),
+            pytest.raises(ConfigError, match=r"need triton, which is not installed.*M4V_GL"),
+        ):
+            kernel_set("cuda")
+        version_of.cache_clear()
+        distribution(install, "triton", "7.3")
+    for scan, glue, expected in (
+        ("auto", "auto", "torch"), ("triton", "auto", OWN_GLUE), ("triton", "torch", "torch"),
+        ("torch", "triton", OWN_GLUE),
+    ):  # fmt: skip
+        monkeypatch.setenv("M4V_KERNELS", scan)
+        monkeypatch.setenv("M4V_GLUE", glue)
+        assert kernel_set("cuda")["glue"] == expected
+        assert kernel_set("cpu")["glue"] == "torch"
+    monkeypatch.setenv("M4V_GLUE", "no")
+    with pytest.raises(ConfigError, match=r"no such kernels: 'no'.*M4V_GLUE"):
+        kernel_set("cuda")
 
 
 def test_a_library_that_does_not_load_is_an_error(install: Path) -> None:

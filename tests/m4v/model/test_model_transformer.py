@@ -1,5 +1,7 @@
 """The whole transformer: what may and may not change an output, and what is refused."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch import Tensor
@@ -132,6 +134,13 @@ def test_untrained_model_predicts_zero_and_depends_on_its_seed_only() -> None:
     assert all(torch.equal(p, same[name]) for name, p in first.named_parameters())
     key = "single_transformer_blocks.0.mamba.to_x.weight"
     assert not torch.equal(other.state_dict()[key], same[key].float())
+
+
+def test_threads_give_a_large_model_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of()
+    plain = build_model(config, 3).state_dict()
+    monkeypatch.setattr(import_module("m4v.model.initialise"), "MANY_ELEMENTS", 0)
+    assert all(torch.equal(value, plain[name]) for name, value in build_model(config, 3).state_dict().items())
 
 
 def test_initial_mamba_parameters() -> None:

@@ -51,16 +51,16 @@ def test_chunks_need_less_memory_than_the_whole(vae):
     assert peak(window=1) < 0.4 * peak()
 
 
-def test_recomputation_saves_memory(vae):
+def test_frozen_weights_and_recomputation_save_memory(vae):
     latents = _randn(1, 16, 3, 4, 4)
 
-    def held(recompute: bool) -> int:
+    def held(recompute: bool, learns: bool = False) -> int:
         with LiveMemory() as memory:
-            frames = vae.decode_after(latents.requires_grad_(), 2, recompute=recompute)
+            frames = vae.requires_grad_(learns).decode_after(latents.requires_grad_(), 2, recompute=recompute)
             assert frames.requires_grad
             return memory.now_bytes
 
-    assert held(True) < 0.5 * held(False)
+    assert held(True) < 0.6 * held(False) < 0.4 * held(False, learns=True)
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,13 @@ def test_recomputation_saves_memory(vae):
         (lambda vae: vae.encode(_meta(1, 3, 17, 768, 1280), window=8), 13),
         (lambda vae: vae.decode(_meta(1, 16, 4, 96, 160), window=1), 16),
         (lambda vae: list(vae.decode_stream(_meta(1, 16, 5, 96, 160).split(1, dim=2))), 16),
-        (lambda vae: vae.decode_after(_meta(1, 16, 4, 96, 160), 3, window=1, recompute=True).sum().backward(), 47),
+        (lambda vae: vae.decode_after(_meta(1, 16, 4, 96, 160), 3, window=1, recompute=True).sum().backward(), 31),
     ],
     ids=["encode", "decode", "stream", "reward"],
 )
 def test_memory_at_the_published_size(published, run, giga):
     """What `CausalVaeConfig` says of 768 x 1280 in bfloat16, counted on the meta device."""
-    with torch.set_grad_enabled(giga == 47), LiveMemory() as memory:
+    with torch.set_grad_enabled(giga == 31), LiveMemory() as memory:
         run(published)
     assert 0.85 * giga < memory.peak_bytes / 1e9 <= giga
 

@@ -1,0 +1,49 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+"""Sums over many rows in an order fixed by the shape: every program leaves its part, these kernels add the parts up."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = 16  # rows whose part of a sum one program keeps to itself
+_PARTS, _CHANNELS = 64, 64  # of a tile of the last sum
+
+
+@triton.jit
+def _add_parts(
+    parts, order, bounds, out, tiles, width, parts_block: tl.constexpr, channels_block: tl.constexpr
+):  # fmt: skip
+    """out[batch, column] = sum of parts[batch, order[i]] for i from bounds[column] to bounds[column + 1]."""
+    column, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    channel = tl.program_id(1) * channels_block + tl.arange(0, channels_block)
+    inside = channel < width
+    begin, end = tl.load(bounds + column), tl.load(bounds + column + 1)
+    total = tl.zeros((parts_block, channels_block), tl.float32)
+    first = begin
+    while first < end:  # Triton's interpreter has no ranges between tensors
+        place = first + tl.arange(0, parts_block)
+        tile = tl.load(order + place, mask=place < end, other=0).to(tl.int64)
+        where = (batch * tiles + tile[:, None]) * width + channel[None]
+        total += tl.load(parts + where, mask=(place < end)[:, None] & inside[None], other=0.0)
+        first += parts_block
+    target = (batch * tl.num_programs(0) + column) * width + channel
+    tl.store(out + target, tl.sum(total, axis=0), mask=inside)
+
+
+def add_parts(parts: Tensor, order: Tensor, bounds: Tensor) -> Tensor:
+    """Sums (b, columns, width) of `parts` (b, tiles, width) float32 by column: column c owns the tiles
+    `order[bounds[c]:bounds[c + 1]]`, which are added in that order. Both tables are int32."""
+    batch, tiles, width = parts.shape
+    columns = bounds.shape[0] - 1
+    out = parts.new_empty((batch, columns, width))
+    _add_parts[columns, triton.cdiv(width, _CHANNELS), batch](
+        parts, order, bounds, out, tiles, width, _PARTS, _CHANNELS, num_warps=4
+    )
+    return out
+
+
+def block_of(width: int) -> int:
+    """Channels of the block that holds a row of `width`."""
+    return int(triton.next_power_of_2(width))

@@ -1,0 +1,34 @@
+"""Sizes and launch shapes of the SSD kernels (torch-free): fixed, since the order of sums depends on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SIZES = (16, 32, 64, 128)  # of a head, and of its state
+
+
+@dataclass(frozen=True)
+class SsdConfig:
+    """Tokens per chunk, warps of each kernel, and the tiles of the state passing."""
+
+    chunk: int
+    states_warps: int = 4
+    outputs_warps: int = 4
+    gradients_warps: int = 8
+    gradients_block: int = 64  # targets at a time
+    pass_block: int = 256  # elements of a state
+    pass_unroll: int = 8  # chunks loaded at once
+    pass_warps: int = 2
+
+
+# What a benchmark may compare. Whoever changes one that `default_config` returns changes bits: see `OWN_SCAN`.
+CONFIGS = (
+    SsdConfig(chunk=64),
+    SsdConfig(chunk=128, outputs_warps=8),
+    SsdConfig(chunk=128, outputs_warps=8, gradients_block=32),
+)
+
+
+def default_config(size: int, state: int, exact: bool) -> int:
+    """Number in `CONFIGS` for heads of `size` and states of `state`; `exact`: products of float32."""
+    return 0 if exact or max(size, state) > 64 else 1

@@ -1,0 +1,87 @@
+"""Which column every packed token belongs to, as runs cut into tiles: the tables of the kernels that act by column."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from m4v.model.layout import BatchLayout, frame_types, per_layout
+from m4v.model.tables import temporal_table
+
+TILE = 16  # rows; that of `m4v.kernels.column_sums`, which needs Triton
+
+
+class TokenRuns(NamedTuple):
+    """`tiles` (tiles, 3): first row, end and column of each, no more than `TILE` rows of one column. `order` (tiles,):
+    the tiles of column 0, 1, ... and `bounds` (columns + 1,): where each column's begin in it; all int32.
+    `rows`: how many there are, registers included, whose types count as columns behind the real ones."""
+
+    tiles: Tensor
+    order: Tensor
+    bounds: Tensor
+    rows: int
+
+
+@per_layout(1024)
+def token_runs(lengths: tuple[tuple[int, int], ...], columns: int, device: str) -> TokenRuns:
+    """The tables of runs (tokens, column) that lie behind each other."""
+    tiles, begin = [], 0
+    for length, column in lengths:
+        end = begin + length
+        tiles += [(first, min(first + TILE, end), column) for first in range(begin, end, TILE)]
+        begin = end
+    table = np.array(tiles, np.int32).reshape(-1, 3)
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(table[:, 2], minlength=columns))])
+    order = np.argsort(table[:, 2], kind="stable")
+    made = [torch.from_numpy(u.astype(np.int32)).to(device) for u in (table, order, bounds)]
+    return TokenRuns(made[0], made[1], made[2], begin)
+
+
+def image_runs(layout: BatchLayout, device: str) -> TokenRuns:
+    """Image tokens alone."""
+    return token_runs(tuple((n, c) for c, n in enumerate(layout.lengths)), len(layout.columns), device)
+
+
+def text_runs(layout: BatchLayout, device: str) -> TokenRuns:
+    """Text tokens alone."""
+    count = len(layout.columns)
+    return token_runs(tuple((layout.text_slots, c) for c in range(count)), count, device)
+
+
+def packed_runs(layout: BatchLayout, device: str, register_types: int = 0) -> TokenRuns:
+    """[text of all columns, image of all columns], then one register per frame when there are `register_types`."""
+    count = len(layout.columns)
+    runs = [(layout.text_slots, c) for c in range(count)] + [(n, c) for c, n in enumerate(layout.lengths)]
+    if register_types:
+        runs += _register_runs(layout)
+    return token_runs(tuple(runs), count + register_types, device)
+
+
+@per_layout(1024)
+def _register_runs(layout: BatchLayout) -> list[tuple[int, int]]:
+    types = np.concatenate([frame_types(c) for c in layout.columns])
+    ends = np.concatenate([np.flatnonzero(np.diff(types)) + 1, [len(types)]])
+    begins = np.concatenate([[0], ends[:-1]])
+    return [(int(e - b), len(layout.columns) + int(types[b])) for b, e in zip(begins, ends, strict=True)]
+
+
+class PieceLists(NamedTuple):
+    """Which image tokens each token of the temporal branch stands for, in ascending order: `members[bounds[t]:bounds[t
+    + 1]]`. `back`: the temporal token of each image token. All int32."""
+
+    bounds: Tensor
+    members: Tensor
+    back: Tensor
+
+
+@per_layout(1024)
+def piece_lists(layout: BatchLayout, device: str) -> PieceLists:
+    """`TemporalTable.back` and its inverse: a token of the branch is the mean of those that read it."""
+    table = temporal_table(layout, "cpu")
+    counts = torch.bincount(table.back, minlength=table.order.shape[0])
+    bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    lists = [u.to(device, torch.int32) for u in (bounds, torch.argsort(table.back, stable=True), table.back)]
+    return PieceLists(lists[0], lists[1], lists[2])
