@@ -186,6 +186,8 @@ class EngineConfig(FrozenModel):
       depends on it.
     - overlap_comm: on a GPU, gradients travel while the next ones are computed.
     - fixed_order: not a bit depends on the number of ranks; every rank then computes every pack.
+    - sequence_parallel: neighbouring ranks that share every forward, each with a part of the frames, for clips whose
+      activations one GPU does not hold. The other ranks, in groups of so many, divide the packs.
     - live_elements: whole parameters that ZeRO-3 keeps on a rank between uses instead of gathering them again.
     """
 
@@ -199,6 +201,20 @@ class EngineConfig(FrozenModel):
     overlap_comm: bool = True
     fixed_order: bool = False
     timeout_s: int = Field(600, ge=10)  # collective timeout
+    sequence_parallel: int = Field(1, ge=1)
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        data: dict[str, object] = handler(self)
+        if self.sequence_parallel == 1:
+            del data["sequence_parallel"]
+        return data
+
+    @model_validator(mode="after")
+    def _check_order(self) -> EngineConfig:
+        if self.fixed_order and self.sequence_parallel > 1:
+            raise ValueError("fixed_order has every rank compute every pack alone: leave out sequence_parallel")
+        return self
 
 
 class GuardConfig(FrozenModel):
@@ -297,6 +313,15 @@ class RewardConfig(TrainConfig):
 
     reward: RewardTermConfig = RewardTermConfig()
     watch: WatchConfig = WatchConfig()
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> RewardConfig:
+        if self.engine.sequence_parallel > 1:
+            raise ValueError(
+                "engine.sequence_parallel is not for reward post-training, whose watch looks at frames of its own on "
+                "every rank: leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_watch(self) -> RewardConfig:

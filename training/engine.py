@@ -23,6 +23,7 @@ from m4v.flow.loss import VelocityModel
 from m4v.model.mamba import FLOAT32_PARAMETERS
 from training.config import EngineConfig, OptimizerConfig
 from training.fixed_order import check_fixed_order, fix_norm
+from training.sharing import share_forward
 from training.startup import deepspeed_module, initialise
 
 _C10D: Any = distributed  # its stores are exported at run time only
@@ -164,7 +165,7 @@ def deepspeed_config(
         "torch_autocast": {
             "enabled": engine.dtype == "bfloat16",
             "dtype": "bfloat16",
-            "lower_precision_safe_modules": ["torch.nn.Linear"],
+            "lower_precision_safe_modules": ["torch.nn.Linear", "m4v.model.layers.Linear"],
         },
         "data_types": {"grad_accum_dtype": "fp32"},
         "checkpoint": {"load_universal": False, "tag_validation": "Fail"},
@@ -202,6 +203,7 @@ class DeepSpeedEngine:
         self.shapes = {name: tuple(p.shape) for name, p in self._named}
         elements = sum(p.numel() for _, p in self._named)
         checkpoint_activations(model, engine.checkpointing)
+        share_forward(model, engine)
         if self._stage == 3:
             gather_by_block(model)
         self._engine, self._zero, self._adam = initialise(

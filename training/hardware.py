@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 import resource
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from m4v.family import AnyModel
-from m4v.wan.config import WanConfig
 from training.order import DataOrder
 from training.preflight.gpus import PEAKS
 from training.preflight.work import forward_flops
@@ -39,45 +37,23 @@ def device_peak(device: torch.device, dtype: str) -> int | None:
 
 
 class StepCosts:
-    """Operations of training steps, counted on the meta device in a thread of its own: a big model's shapes take
-    minutes, and no step waits for them."""
+    """Operations of training steps over all ranks, by the closed form that plans use: from the first step on, and
+    without a second thread, whose Python would hold up every hook of the first steps' backward passes."""
 
     def __init__(self, config: AnyModel, order: DataOrder) -> None:
-        self._config, self._order = config, order
-        self._forward: dict[Shape, int] = {}
-        self._thread = threading.Thread(target=self._count, name="flops", daemon=True)
+        self._order = order
+        self._forward: dict[Shape, float] = {
+            shape: forward_flops(config, Column(shape[1], shape[0]), *shape[2:])
+            for stream in order.streams
+            for columns in stream.cycle
+            for shape in shapes_of(stream, columns)
+        }
 
-    def start(self) -> StepCosts:
-        self._thread.start()
-        return self
-
-    def join(self) -> None:
-        self._thread.join()
-
-    def of_step(self, step: int) -> int | None:
-        """Operations of a step over all ranks; None before they are counted."""
-        total = 0
-        for stream, columns in self._order.shapes(step):
-            for shape in shapes_of(stream, columns):
-                if shape not in self._forward:
-                    return None
-                total += stream.batch * self._forward[shape]
-        return TRAINING_FORWARDS * total
-
-    def _count(self) -> None:
-        count, streams = forward_counter(self._config), self._order.streams
-        for shape in sorted({s for x in streams for columns in x.cycle for s in shapes_of(x, columns)}):
-            self._forward[shape] = count(shape)
-
-
-def forward_counter(config: AnyModel) -> Callable[[Shape], int]:
-    """Operations of one forward of a shape: counted on the built model, for Wan by the closed form that plans use."""
-    if isinstance(config, WanConfig):
-        return lambda shape: round(forward_flops(config, Column(shape[1], shape[0]), *shape[2:]))
-    from m4v.flops import Setting, count_forward, meta_model  # torch's counter takes a second to import
-
-    model = meta_model(config)
-    return lambda shape: count_forward(model, Setting(*shape)).forward
+    def of_step(self, step: int) -> float:
+        packs = self._order.shapes(step)
+        return TRAINING_FORWARDS * sum(
+            x.batch * self._forward[s] for x, columns in packs for s in shapes_of(x, columns)
+        )
 
 
 def shapes_of(stream: Stream, columns: Sequence[Column]) -> list[Shape]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -24,14 +26,35 @@ Logged = dict[str, tuple[float, int]]
 
 @dataclass(frozen=True)
 class Terms:
-    """`loss` is differentiated: a sum over the pack's samples, to be divided by the step's sample count; `flow`
-    is the flow-matching part of that sum, over `samples` that train. `logged`: for each of the objective's names
-    the sum and count that a mean over ranks is made of."""
+    """`loss` is differentiated: a sum over the pack's samples, to be divided by the step's sample count, over `samples`
+    that train. `read` tells `flow` and `logged`; it waits for a GPU, and is called once, by whoever asks first."""
 
     loss: Tensor
-    flow: float
     samples: int
-    logged: Logged
+    read: Callable[[], tuple[float, Logged]]
+
+    @classmethod
+    def of(cls, loss: Tensor, flow: float, samples: int, logged: Logged) -> Terms:
+        """Terms whose numbers are known."""
+        return cls(loss, samples, lambda: (flow, logged))
+
+    @cached_property
+    def _numbers(self) -> tuple[float, Logged]:
+        return self.read()
+
+    @property
+    def flow(self) -> float:
+        """The flow-matching part of the loss."""
+        return self._numbers[0]
+
+    @property
+    def logged(self) -> Logged:
+        """For each of the objective's names the sum and count that a mean over ranks is made of."""
+        return self._numbers[1]
+
+    def after_backward(self) -> Terms:
+        """The same numbers without the graph of the loss."""
+        return replace(self, loss=self.loss.detach())
 
 
 class Objective(Protocol):
@@ -63,18 +86,28 @@ class FlowTerms:
 
     def logged(self, batch: Batch, train_steps: int) -> Logged:
         """Sums of the loss by pyramid stage and by timestep, out of `train_steps`."""
-        found: Logged = {}
-        counts = [len(rows) for rows in self.trained]
-        # Two copies to the host for the pack: a sum at a time would wait for a GPU as often.
-        losses = torch.cat([x.detach() for x in self.losses]).cpu().split(counts)
-        fed = torch.cat([c.timestep[rows] for c, rows in zip(batch.columns, self.trained, strict=True)]).cpu()
-        bins = (fed.double() * TIMESTEP_BINS / train_steps).long().clamp_(0, TIMESTEP_BINS - 1).split(counts)
-        for (stage, _), of_column, of_bin in zip(batch.pack.columns, losses, bins, strict=True):
-            if stage < len(STAGE_NAMES):
-                add_to(found, FLOW_NAMES[stage], of_column)
-            for number, name in enumerate(TIMESTEP_NAMES):
-                add_to(found, name, of_column[of_bin == number])
-        return found
+        return self.reader(batch, train_steps)()
+
+    def reader(self, batch: Batch, train_steps: int) -> Callable[[], Logged]:
+        """`logged` for later: a GPU works on meanwhile, and neither graph nor batch is held."""
+        on_device = torch.cat([x.detach() for x in self.losses]), torch.cat([c.timestep for c in batch.columns])
+        stages, sizes = [stage for stage, _ in batch.pack.columns], [len(c.timestep) for c in batch.columns]
+        trained = self.trained
+
+        def read() -> Logged:
+            found: Logged = {}
+            losses, fed = (x.cpu() for x in on_device)
+            bins = (fed.double() * TIMESTEP_BINS / train_steps).long().clamp_(0, TIMESTEP_BINS - 1).split(sizes)
+            for stage, rows, of_column, of_bin in zip(
+                stages, trained, losses.split([len(rows) for rows in trained]), bins, strict=True
+            ):
+                if stage < len(STAGE_NAMES):
+                    add_to(found, FLOW_NAMES[stage], of_column)
+                for number, name in enumerate(TIMESTEP_NAMES):
+                    add_to(found, name, of_column[of_bin[rows] == number])
+            return found
+
+        return read
 
 
 def add_to(logged: Logged, name: str, values: Tensor) -> None:
@@ -87,8 +120,17 @@ def flow_terms(engine: VelocityModel, batch: Batch) -> FlowTerms:
     """Run the model on a pack (PyramidFlow section 3.7: unweighted squared error of the noisy clips)."""
     predictions = predict(engine, batch.columns, batch.text, batch.text_mask, batch.pooled)
     trained = [batch.trained(c) for c in range(len(batch.columns))]
-    losses = [sample_losses(p, c.target)[rows] for p, c, rows in zip(predictions, batch.columns, trained, strict=True)]
+    losses = [
+        _rows(sample_losses(p, c.target), rows) for p, c, rows in zip(predictions, batch.columns, trained, strict=True)
+    ]
     return FlowTerms(predictions, losses, trained)
+
+
+def _rows(losses: Tensor, rows: list[int]) -> Tensor:
+    """`losses[rows]`, for which the rows would be copied to a GPU and waited for."""
+    if rows == list(range(len(losses))):
+        return losses
+    return torch.stack([losses[row] for row in rows]) if rows else losses[:0]
 
 
 class FlowObjective:
@@ -103,4 +145,5 @@ class FlowObjective:
     def __call__(self, engine: Engine, batch: Batch, size: StepSize) -> Terms:
         terms = flow_terms(engine, batch)
         loss = torch.cat(terms.losses).sum()
-        return Terms(loss, float(loss.detach()), terms.samples, terms.logged(batch, self._train_steps))
+        flow, logged = loss.detach(), terms.reader(batch, self._train_steps)
+        return Terms(loss, terms.samples, lambda: (float(flow), logged()))

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from m4v.core.errors import InfrastructureError
 from m4v.core.stage import StageContext
 from training.config import TrainConfig
@@ -100,7 +102,7 @@ class Saver:
         job = self._job = SaveJob(step, kind, synchronous)
         since = job.timed("wait", began)
         mine = [shard for shard in shards if shard.primary]
-        in_place = synchronous and all(s.master.device.type == "cpu" for s in mine)  # nothing changes: no copy
+        in_place = synchronous and self._settled_where_it_lies(mine)
         if not in_place:
             self._snapshot.begin(mine)
         job.thread = threading.Thread(
@@ -108,6 +110,16 @@ class Saver:
         )
         job.thread.start()
         job.timed("start", since)
+        return True
+
+    def _settled_where_it_lies(self, shards: Sequence[Shard]) -> bool:
+        """Whether a synchronous save writes the state itself, which nothing changes meanwhile. From a GPU too, unless
+        there are host buffers already: pinning as much memory takes longer than the write."""
+        gpus = {shard.master.device for shard in shards} - {torch.device("cpu")}
+        if gpus and self._snapshot.has_buffers:
+            return False
+        for device in gpus:
+            torch.cuda.current_stream(device).synchronize()  # the write reads on another thread
         return True
 
     def before_update(self) -> None:
@@ -140,14 +152,14 @@ class Saver:
             since = time.perf_counter()
             shards = live if in_place else self._snapshot.copy(live)
             since = job.timed("copy", since)
-            file = self._states.write_shards(job.step, self._rank, shards)
-            self._states.report(job.step, self._rank, file)
+            files = self._states.write_shards(job.step, self._rank, shards)
+            self._states.report(job.step, self._rank, files)
             since = job.timed("write", since)
-            manifest = self._commit(job, rows) if self._rank == 0 else self._wait_for_commit(job, file)
+            manifest = self._commit(job, rows) if self._rank == 0 else self._wait_for_commit(job, files)
             job.timed("commit", since)
             self._record(
                 {"event": "save", "step": job.step, "kind": job.kind, "synchronous": job.synchronous,
-                 "bytes": file.size_bytes, "seconds": job.seconds}
+                 "bytes": sum(file.size_bytes for file in files), "seconds": job.seconds}
             )  # fmt: skip
             job.manifest = manifest
         except BaseException as error:  # raised again in the training loop, whatever it is
@@ -164,11 +176,11 @@ class Saver:
         self._states.commit(manifest)
         return manifest
 
-    def _wait_for_commit(self, job: SaveJob, own: StateFile) -> SaveManifest:
+    def _wait_for_commit(self, job: SaveJob, own: tuple[StateFile, ...]) -> SaveManifest:
         """Rank 0 commits; what the others return holds no more than they know."""
         self._await(job, lambda: True if self._states.committed(job.step) else None)
         return SaveManifest(
-            step=job.step, kind=job.kind, shapes=self._facts.shapes, has_ema=self._facts.has_ema, files=(own,),
+            step=job.step, kind=job.kind, shapes=self._facts.shapes, has_ema=self._facts.has_ema, files=own,
             metrics=(), lineage=self._facts.lineage,
         )  # fmt: skip
 

@@ -42,7 +42,9 @@ from training.heartbeat import Pulse
 from training.loader import INDEX_COLUMNS, Collator, SampleStore, Text
 from training.monitor import Monitor
 from training.objective import Objective
-from training.order import DataOrder, check_world_size
+from training.order import DataOrder
+from training.ranks import check_ranks, pack_rank
+from training.reward.probe import open_probe
 from training.reward.watch import Alarm, Watch, WatchFinished
 from training.samples import COLUMNS
 from training.saved import Row, SaveManifest
@@ -151,7 +153,7 @@ def _record_roll_back(session: Session, news: RolledBack) -> None:
 
 def open_session(context: StageContext, config: TrainConfig) -> Session:
     """Read the index and plan the data order; raises ConfigError when dataset, ranks and config disagree."""
-    check_world_size(config.order, context.world_size)
+    check_ranks(config, context.world_size)
     dataset, start = context.input("dataset"), context.input("checkpoint")
     index = read_index(dataset.path(INDEX), dict.fromkeys((*COLUMNS, CLIP, *INDEX_COLUMNS)))
     order = DataOrder(rows_of(index), config.order, context.seed, config.name)
@@ -177,6 +179,8 @@ def _agree_on_save(session: Session) -> SaveManifest | None:
         return [fault for faults in found for fault in faults]
 
     chosen = states.newest_verified(listed[0], faults_of)
+    if chosen is not None:
+        states.trust(chosen)
     for folder, reason in states.passed_over if context.rank == 0 else ():
         _log.warning("save %s is damaged and was passed over: %s", folder, reason)
         record_save(context, {"event": "passed_over", "folder": folder, "reason": reason})
@@ -202,8 +206,8 @@ def _start(
     check_samples(session.dataset, session.config.order)
     made = objective(family)
     if manifest is not None:
-        model.load_state_dict(session.states.whole(manifest, "master"))
-    packs = config.order.packs // (1 if config.engine.fixed_order else context.world_size)
+        model.load_state_dict(session.states.whole(manifest, "master"), assign=True)
+    packs = config.order.packs // pack_rank(config.engine, context.rank, context.world_size)[1]
     engine = DeepSpeedEngine(model, config.optimizer, config.engine, packs, device)
     ema = Ema(engine.fragments(), config.ema_decay) if config.ema_decay > 0 else None
     step = 0 if manifest is None else manifest.step
@@ -228,9 +232,10 @@ def _start(
         pulse=pulse,
         step=step,
         validator=_validator(session, family, collate, engine) if config.validation.every else None,
-        costs=None if peak is None else StepCosts(checkpoint.model, session.order).start(),
+        costs=None if peak is None else StepCosts(checkpoint.model, session.order),
         peak=peak,
         watch=Watch(config.watch, config.save_every, rows) if isinstance(config, RewardConfig) else None,
+        probe=open_probe(config, session.index, collate, engine, family, made, context.state, step),
     )
 
 

@@ -26,6 +26,11 @@ class Snapshot:
         self._settled = threading.Event()
         self._settled.set()
 
+    @property
+    def has_buffers(self) -> bool:
+        """Whether a copy was taken before."""
+        return bool(self._buffers)
+
     def begin(self, shards: Sequence[Shard]) -> None:
         """Mark the moment whose values are meant; called by the training loop, before `copy`."""
         device = shards[0].master.device if shards else torch.device("cpu")

@@ -1,27 +1,31 @@
 """Resume state: sharded saves below `context.state`, each complete once its manifest stands.
 
-A save is a folder `saves/STEP-TOKEN` with one safetensors file per rank (flat fragments of weights, moments and
-EMA with their global offsets), each rank's word that its file is there, and `manifest.json`, written last by rank 0.
+A save is a folder `saves/STEP-TOKEN` with safetensors files of each rank (flat fragments of weights, moments and EMA
+with their global offsets), each rank's word that its files are there, and `manifest.json`, written last by rank 0.
+A digest takes one core half a second a gigabyte: a large state is cut into files that threads write and read together.
 Fragments load at any rank count and ZeRO stage. Metric rows go to `metrics/` once, in the save that covers them, and
 stay.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from m4v.core.canonical import canonical_json, digest_bytes
 from m4v.core.errors import DataIntegrityError
 from m4v.core.storage import Storage
+from m4v.core.threads import together
 from training.saved import Row, SaveManifest, Shard, StateFile, elements, overlap, saved_tensors
 from training.tensor_file import write_tensors
 
 MANIFEST = "manifest.json"
+FILE_BYTES = 2 << 30  # a rank's file ends before it would pass so many
 
 
 class Candidate(NamedTuple):
@@ -52,31 +56,34 @@ class StateStore:
         # The token keeps two attempts at one step apart: a half-written folder is never written into.
         return f"saves/{step:010d}-{self._token}"
 
-    def write_shards(self, step: int, rank: int, shards: Sequence[Shard]) -> StateFile:
-        """Write this rank's file of a save and read it back; it does not count until `commit`.
+    def write_shards(self, step: int, rank: int, shards: Sequence[Shard]) -> tuple[StateFile, ...]:
+        """Write this rank's files of a save and read them back; they do not count until `commit`.
 
         Raises DataIntegrityError when other bytes come back than were written.
         """
-        mine = [s for s in shards if s.primary]
-        tensors = {f"{s.name}|{part}": t.detach().cpu() for s in mine for part, t in s.parts()}
-        path = f"{self.folder(step)}/rank-{rank:05d}.safetensors"
+        portions = portions_of([s for s in shards if s.primary])
+        return tuple(together(lambda some: self._write(step, rank, *some), enumerate(portions)))
+
+    def _write(self, step: int, rank: int, number: int, shards: Sequence[Shard]) -> StateFile:
+        tensors = {f"{s.name}|{part}": t for s in shards for part, t in s.parts()}
+        path = f"{self.folder(step)}/rank-{rank:05d}{f'-{number:05d}' if number else ''}.safetensors"
         written = write_tensors(self.storage, path, tensors)
-        ranges = {s.name: (s.offset, s.master.numel()) for s in mine}
+        ranges = {s.name: (s.offset, s.master.numel()) for s in shards}
         file = StateFile(path=path, size_bytes=written.size_bytes, sha256=written.sha256, ranges=ranges)
         if (fault := self._fault(file)) is not None:
             raise DataIntegrityError(f"resume state was not stored: {fault}", value=path, where=self.storage.uri)
         return file
 
-    def report(self, step: int, rank: int, file: StateFile) -> None:
-        """Tell rank 0, through the storage, that this rank's file is there and verified."""
-        self.storage.write_bytes(self._report(step, rank), canonical_json(file.canonical()))
+    def report(self, step: int, rank: int, files: Sequence[StateFile]) -> None:
+        """Tell rank 0, through the storage, that this rank's files are there and verified."""
+        self.storage.write_bytes(self._report(step, rank), canonical_json([file.canonical() for file in files]))
 
     def reports(self, step: int, world_size: int) -> tuple[StateFile, ...] | None:
-        """The files of all ranks; None while one is missing."""
+        """The files of all ranks, by rank; None while one is missing."""
         paths = [self._report(step, rank) for rank in range(world_size)]
         if not all(self.storage.exists(path) for path in reversed(paths)):
             return None
-        return tuple(StateFile.model_validate_json(self.storage.read_bytes(path)) for path in paths)
+        return tuple(file for path in paths for file in _FILES.validate_json(self.storage.read_bytes(path)))
 
     def write_metrics(self, rows: Sequence[Row]) -> StateFile:
         """Write the metric rows of the steps since the last save."""
@@ -107,7 +114,12 @@ class StateStore:
     def faults(self, manifest: SaveManifest, rank: int = 0, world_size: int = 1) -> list[str]:
         """What is wrong with a save's files; the ranks share the reading."""
         files = (*manifest.files, *manifest.metrics)[rank::world_size]
-        return [f"{file.path}: {fault}" for file in files if (fault := self._fault(file)) is not None]
+        found = together(self._fault, files)
+        return [f"{file.path}: {fault}" for file, fault in zip(files, found, strict=True) if fault is not None]
+
+    def trust(self, manifest: SaveManifest) -> None:
+        """The ranks have verified a save together, each some of its files: none reads all of them to see that again."""
+        self._checked.update(file.path for file in (*manifest.files, *manifest.metrics))
 
     def newest_verified(
         self, candidates: Sequence[Candidate] | None = None,
@@ -153,13 +165,17 @@ class StateStore:
         Raises DataIntegrityError when the fragments leave a gap.
         """
         tensors = {name: torch.empty(elements(shape)) for name, shape in manifest.shapes.items()}
-        filled = dict.fromkeys(tensors, 0)
-        for file in manifest.files:
+
+        def fill(file: StateFile) -> None:
             self._check(file)
             with saved_tensors(self.storage, file) as read:
                 for name, (offset, count) in file.ranges.items():
                     tensors[name][offset : offset + count] = read(f"{name}|{part}", 0, count)
-                    filled[name] += count
+
+        together(fill, manifest.files)
+        filled = Counter[str]()
+        for file in manifest.files:
+            filled.update({name: count for name, (_, count) in file.ranges.items()})
         for name, tensor in tensors.items():
             if filled[name] != tensor.numel():
                 raise DataIntegrityError("save does not hold all of a parameter", value=name, where=self.storage.uri)
@@ -168,7 +184,8 @@ class StateStore:
     def load_into(self, manifest: SaveManifest, shards: Sequence[Shard]) -> None:
         """Fill moments and EMA of this rank's shards (masters come in through the model, see `whole`)."""
         own = {s.name: s for s in shards}
-        for file in manifest.files:
+
+        def fill(file: StateFile) -> None:
             overlaps = {n: overlap(r, own[n]) for n, r in file.ranges.items() if n in own}
             wanted = {name: o for name, o in overlaps.items() if o is not None}
             if wanted:
@@ -176,6 +193,8 @@ class StateStore:
                 with saved_tensors(self.storage, file) as read:
                     for name, (first, last) in wanted.items():
                         self._copy(own[name], read, first, last, file.ranges[name][0])
+
+        together(fill, manifest.files)
 
     @staticmethod
     def _copy(shard: Shard, read: Callable[[str, int, int], Tensor], first: int, last: int, offset: int) -> None:
@@ -227,6 +246,23 @@ class StateStore:
     def _bytes(self, file: StateFile) -> bytes:
         self._check(file)
         return self.storage.read_bytes(file.path)
+
+
+_FILES = TypeAdapter(tuple[StateFile, ...])
+
+
+def portions_of(shards: Sequence[Shard]) -> list[list[Shard]]:
+    """Shards in files of at most `FILE_BYTES`, in their order; one, empty, of a rank that has none."""
+    found: list[list[Shard]] = [[]]
+    size = 0
+    for shard in shards:
+        own = sum(tensor.numel() * tensor.element_size() for _, tensor in shard.parts())
+        if found[-1] and size + own > FILE_BYTES:
+            found.append([])
+            size = 0
+        found[-1].append(shard)
+        size += own
+    return found
 
 
 __all__ = ["Candidate", "PassedOver", "Row", "SaveManifest", "Shard", "StateFile", "StateStore"]

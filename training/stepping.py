@@ -5,10 +5,13 @@ A step without an update changes neither weights, moments nor averages, and its 
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import distributed
 
 from training.clock import StepClock
@@ -18,8 +21,9 @@ from training.engine import Engine
 from training.guard import SKIPPED, Guard, Verdict
 from training.loader import Batch
 from training.metrics import StepMeans, StepSums, finite
-from training.objective import Objective
+from training.objective import Objective, Terms
 from training.order import DataOrder
+from training.ranks import leads
 from training.saved import Row
 
 
@@ -66,18 +70,24 @@ class Stepper:
 
     def _gradients(self, step: int, batches: Sequence[Batch], clock: StepClock) -> tuple[StepSums, list[str]]:
         """Forward and backward of every pack. One that is not finite goes through all the same: the ranks meet in
-        every collective, and the guard stops its update."""
+        every collective, and the guard stops its update. Numbers are read behind the last pack: before, each would
+        make the program wait for a GPU instead of keeping it busy."""
         size, sums = self.order.step_size(step), StepSums(self.objective.names, self.engine.device)
-        counted = self.engine.rank == 0 or not self.config.engine.fixed_order  # else all ranks have all packs
-        broken: list[str] = []
+        settings, rank = self.config.engine, self.engine.rank
+        counted = leads(settings, rank) and (rank == 0 or not settings.fixed_order)  # else all ranks have all packs
+        done: list[Terms] = []
         for batch in batches:
             with clock.part("forward"):
                 terms = self.objective(self.engine, batch, size)
-            if not math.isfinite(float(terms.loss.detach())):
-                broken += batch.pack.samples
             with clock.part("backward"):
                 self.engine.backward(terms.loss / size.samples)
-            if counted:
+            done.append(terms.after_backward())
+        losses = torch.stack([terms.loss for terms in done]).tolist() if done else []
+        broken: list[str] = []
+        for batch, loss in zip(batches, losses, strict=True):
+            broken += () if math.isfinite(loss) else batch.pack.samples
+        if counted:
+            for terms in done:
                 sums.add(terms)
         return sums, broken
 
@@ -108,6 +118,18 @@ class Stepper:
             row[SKIPPED] = skipped
         self.guard.add(row)
         return row
+
+
+@contextmanager
+def settled_heap() -> Iterator[None]:
+    """Around a training loop: spares the garbage collector the objects that are there already, which it would go
+    through again and again, since every pack makes many new ones. They are its own again afterwards."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def suspects(outcome: Outcome, order: DataOrder, step: int, world_size: int) -> list[str]:

@@ -27,10 +27,12 @@ from training.metrics import Speed
 from training.monitor import Monitor
 from training.order import DataOrder
 from training.prefetch import Prefetcher
+from training.ranks import leads, pack_rank
+from training.reward.probe import Probe
 from training.reward.watch import Alarm, Watch, WatchFinished
 from training.saved import Kind, Row, SaveManifest, Shard
 from training.saving import DrainClock, Saver, is_due, is_permanent, record_save
-from training.stepping import Outcome, Stepper, suspects
+from training.stepping import Outcome, Stepper, settled_heap, suspects
 from training.validation import Validator
 
 PREFETCH_STEPS = 2
@@ -63,12 +65,14 @@ class Trainer:
     step: int
     validator: Validator | None = None
     watch: Watch | None = None  # of a reward stage
+    probe: Probe | None = None  # what the watch asks the model itself
     monitor: Monitor | None = None  # of rank 0
     costs: StepCosts | None = None  # of rank 0, on a GPU whose `peak` operations a second are known
     peak: float | None = None
     rows: list[Row] = field(default_factory=list)  # since the last save
     speed: Speed = field(default_factory=Speed)
 
+    @settled_heap()
     def run(self) -> SaveManifest | None:
         """Train to the last step; rank 0 gets the manifest of the final save.
 
@@ -88,7 +92,9 @@ class Trainer:
                 with StepClock(self.engine.device) as clock:
                     outcome = self.stepper.take(step, batches, clock, self.context.drain_requested)
                     self._settle(step, outcome)
-                    log.write(step, self.engine.world_size, consumed(batches, outcome), self._places())
+                    self._look(outcome.row, clock)
+                    if leads(self.config.engine, self.context.rank):
+                        log.write(step, self.engine.world_size, consumed(batches, outcome), self._places())
                     self._validate(outcome.row, clock)
                     manifest = self._save_when_due(outcome.drain, clock)
                 self._record(outcome, clock, began, waited)
@@ -119,7 +125,14 @@ class Trainer:
             _log.warning("step %d of stage %r took no update: %s", step, self.config.name, outcome.row[SKIPPED])
         self.rows.append(outcome.row)
         self.step = step + 1
-        if self.watch is not None and (alarm := self.watch.add(outcome.row)) is not None:
+
+    def _look(self, row: Row, clock: StepClock) -> None:
+        """Show the step to the watch of a reward stage, at a save with what the model itself answers."""
+        if self.probe is not None and self.probe.is_due(self.step):
+            self.pulse.enter("validation")
+            with clock.part("validation"):
+                row.update(self.probe())
+        if self.watch is not None and (alarm := self.watch.add(row)) is not None:
             self._heed(alarm, self.watch.on_alarm)
 
     def _heed(self, alarm: Alarm, action: str) -> None:
@@ -192,8 +205,7 @@ class Trainer:
 
     def _places(self) -> range:
         """This rank's packs of a step."""
-        alone = self.config.engine.fixed_order  # then every rank has all packs
-        rank, ranks = (0, 1) if alone else (self.context.rank, self.context.world_size)
+        rank, ranks = pack_rank(self.config.engine, self.context.rank, self.context.world_size)
         return range(rank, self.config.order.packs, ranks)
 
     def _record(self, outcome: Outcome, clock: StepClock, began: float, waited: float) -> None:
@@ -217,11 +229,10 @@ class Trainer:
         self.context.progress.update(self.step, self.config.steps, "steps", note)
 
     def _mfu(self, step: int, seconds: float) -> float | None:
-        """Model FLOPs utilisation of a step; None where the GPU's peak is unknown, or the step not counted yet."""
+        """Model FLOPs utilisation of a step; None where the GPU's peak is unknown."""
         if self.costs is None or self.peak is None:
             return None
-        flops = self.costs.of_step(step)
-        return None if flops is None else flops / (seconds * self.engine.world_size * self.peak)
+        return self.costs.of_step(step) / (seconds * self.engine.world_size * self.peak)
 
 
 def consumed(batches: Sequence[Batch], outcome: Outcome) -> list[tuple[int, str, int]]:

@@ -25,6 +25,7 @@ from training.loader import Collator
 from training.metrics import StepSums
 from training.objective import Terms, flow_terms
 from training.order import Draw, Pack
+from training.ranks import data_rank, leads
 from training.samples import Samples
 from training.split import held_out_rows
 from training.streams import Media, streams_of
@@ -97,13 +98,13 @@ class Validator:
 
     def __call__(self, step: int) -> dict[str, float | None]:
         """Means over the held-out samples of the weights after `step` steps, by name; makes the videos."""
-        world, rank = self.engine.world_size, self.engine.rank
+        rank, ranks = data_rank(self.config.engine, self.engine.rank, self.engine.world_size)
         sums = StepSums(self.family.names, self.engine.device)
-        for first in range(0, len(self.packs), world):
+        for first in range(0, len(self.packs), ranks):
             own = first + rank
             # Every rank makes as many forwards, or those that share the weights would wait for it.
             terms = self._terms(self.packs[min(own, len(self.packs) - 1)])
-            if own < len(self.packs):
+            if own < len(self.packs) and leads(self.config.engine, self.engine.rank):
                 sums.add(terms)
         means = sums.reduce()
         for number in range(min(self.config.validation.videos, len(self.packs))):
@@ -115,7 +116,7 @@ class Validator:
         found = flow_terms(self.engine.evaluate, batch)
         loss = torch.cat(found.losses).sum()
         logged = found.logged(batch, self.family.train_steps)
-        return Terms(loss, float(loss), found.samples, logged)
+        return Terms.of(loss, float(loss), found.samples, logged)
 
     def _video(self, step: int, number: int) -> None:
         """A video of the first caption of held-out sample `number`; the empty caption guides away."""

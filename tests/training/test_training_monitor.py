@@ -13,9 +13,9 @@ import pytest
 import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from m4v import flops
 from m4v.config import ModelConfig
 from m4v.core.errors import ConfigError, DataIntegrityError
+from training import hardware
 from training.clock import StepClock, Timing
 from training.config import OrderConfig
 from training.exporter import PORT_VARIABLE, Exporter
@@ -25,6 +25,7 @@ from training.metrics import Speed
 from training.monitor import Monitor, scalars
 from training.order import DataOrder
 from training.samples import SampleRow
+from training.template import Column
 from training.tensorboard import EventFile, masked_crc, read_records
 
 CPU = torch.device("cpu")
@@ -159,25 +160,20 @@ def test_mfu_needs_a_published_peak() -> None:
 
 
 def test_operations_of_a_step_are_three_forwards_of_its_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How one forward is counted is tested with `m4v.flops`; here each shape has a number of its own."""
-    counted: dict[flops.Setting, int] = {}
+    """What one forward costs is tested with the preflight; here each shape has a number of its own."""
+    counted: dict[tuple[int, ...], int] = {}
 
-    def count(_: object, setting: flops.Setting) -> flops.Counted:
-        counted[setting] = 10 ** (2 * len(counted))
-        return flops.Counted({}, counted[setting])
+    def count(_: object, column: Column, height: int, width: int) -> float:
+        return float(counted.setdefault((*column, height, width), 10 ** (2 * len(counted))))
 
-    monkeypatch.setattr(flops, "count_forward", count)
-    monkeypatch.setattr(flops, "meta_model", lambda config: None)
+    monkeypatch.setattr(hardware, "forward_flops", count)
     rows = [SampleRow(f"s{n}", "a", "video", 2, 8, 8) for n in range(4)]
     order = DataOrder(rows, OrderConfig(frames=9, tokens_per_pack=40, packs=2, image_every=0), 1, "x")
     costs = StepCosts(ModelConfig(), order)
-    assert costs.of_step(0) is None  # not counted yet
-    costs.start().join()
     assert len(counted) == 6  # three pyramid stages, two units
     for step in (0, 1):
         packs = order.packs(step)
-        forwards = sum(p.stream.batch * counted[flops.Setting(c.unit, c.stage, 8, 8)] for p in packs for c in p.columns)
-        assert costs.of_step(step) == 3 * forwards
+        assert costs.of_step(step) == 3 * sum(p.stream.batch * counted[*c, 8, 8] for p in packs for c in p.columns)
 
 
 def beat(rank: int, step: int, at: float, median: float | None = 2.0, phase: str = "step") -> Heartbeat:

@@ -17,7 +17,7 @@ from training.config import TrainConfig
 from training.saved import Kind, Row, Shard
 from training.saving import DrainClock, SaveFacts, Saver, is_due, is_permanent
 from training.state import MANIFEST, StateStore
-from training.tensor_file import write_tensors
+from training.tensor_file import _through, write_tensors
 
 ELEMENTS = 10
 
@@ -214,6 +214,11 @@ def test_tensor_files_are_safetensors(tmp_path: Path) -> None:
     loaded = load_file(tmp_path / "x" / "y.safetensors")
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[k], t) and loaded[k].dtype == t.dtype for k, t in tensors.items())
+
+
+def test_bytes_from_elsewhere_come_through_little_room() -> None:
+    flat = torch.arange(200, dtype=torch.uint8)
+    assert b"".join(map(bytes, _through(flat, torch.empty(64, dtype=torch.uint8)))) == bytes(flat.tolist())
 
 
 def test_the_drain_clock_runs_from_the_request(tmp_path: Path) -> None:

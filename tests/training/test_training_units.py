@@ -20,6 +20,7 @@ from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 from m4v.core.shard_index import INDEX, read_index
 from m4v.core.storage import Storage
 from m4v.flow.latents import normalise
+from training import state
 from training.clock import Timing
 from training.config import OptimizerConfig, OrderConfig, RewardTermConfig, latents_of
 from training.ema import Ema, decay_at
@@ -221,8 +222,9 @@ def commit(store: StateStore, step: int, cuts: list[int], values: torch.Tensor) 
     """Save `values` as the parameter `w`, cut at `cuts` into one file a rank."""
     edges = [0, *cuts, values.numel()]
     files = [
-        store.write_shards(step, rank, [shard("w", first, values[first:last])])
+        file
         for rank, (first, last) in enumerate(itertools.pairwise(edges))
+        for file in store.write_shards(step, rank, [shard("w", first, values[first:last])])
     ]
     manifest = SaveManifest(
         step=step, shapes={"w": (values.numel(),)}, has_ema=True, files=tuple(files),
@@ -265,11 +267,34 @@ def test_state_store_on_s3(s3_root: str) -> None:
 
 def test_save_with_a_gap_is_refused(tmp_path: Path) -> None:
     store = StateStore(Storage(str(tmp_path)), 2, "t")
-    file = store.write_shards(1, 0, [shard("w", 0, torch.ones(3))])
+    (file,) = store.write_shards(1, 0, [shard("w", 0, torch.ones(3))])
     manifest = SaveManifest(step=1, shapes={"w": (4,)}, has_ema=True, files=(file,), metrics=(), lineage=((0, 1),))
     with pytest.raises(DataIntegrityError, match="all of a parameter"):
         store.whole(manifest, "master")
     assert isinstance(file, StateFile)
+
+
+def test_a_large_state_lies_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "FILE_BYTES", 4 * 4 * 12)  # four parts of twelve float32
+    store = StateStore(Storage(str(tmp_path)), 2, "t")
+    values = {name: torch.arange(n, dtype=torch.float32) for name, n in (("a", 5), ("b", 7), ("c", 20), ("d", 1))}
+    files = store.write_shards(1, 0, [shard(name, 0, tensor) for name, tensor in values.items()])
+    assert [sorted(file.ranges) for file in files] == [["a", "b"], ["c"], ["d"]]
+    store.report(1, 0, files)
+    assert store.reports(1, 1) == files
+    shapes: dict[str, tuple[int, ...]] = {name: (len(tensor),) for name, tensor in values.items()}
+    manifest = SaveManifest(step=1, shapes=shapes, has_ema=True, files=files, metrics=(), lineage=((0, 1),))
+    store.commit(manifest)
+    read = store.whole(manifest, "ema")
+    assert all(torch.equal(read[name], tensor + 3) for name, tensor in values.items())
+    own = shard("c", 4, torch.zeros(9))
+    store.load_into(manifest, [own])
+    assert torch.equal(own.moments[0], values["c"][4:13] + 1)
+    (tmp_path / files[2].path).write_bytes(b"torn")
+    again = StateStore(Storage(str(tmp_path)), 2, "u")
+    with pytest.raises(DataIntegrityError, match="every save of the stage is damaged"):
+        again.newest_verified()
+    assert again.faults(manifest) == [f"{files[2].path}: bytes differ from their digest"]
 
 
 def test_ema_follows_its_formula() -> None:
@@ -289,6 +314,11 @@ def test_speed_summary_leaves_the_first_step_out_of_the_median() -> None:
     speed = Speed([Timing(total=9.0, data=1.0), Timing(total=1.0), Timing(total=2.0), Timing(total=3.0)], tokens=30)
     assert speed.summary()["step_seconds_median"] == 2.0
     assert math.isclose(float(str(speed.summary()["tokens_per_second"])), 2.0)
+
+
+def test_saves_and_validation_are_no_part_of_a_step_as_the_plan_tells_it() -> None:
+    summary = Speed([Timing(total=9.0), Timing(total=40.0, save=32.0, validation=4.0)], tokens=30).summary()
+    assert (summary["step_seconds_median"], summary["save_seconds"]) == (4.0, 32.0)
 
 
 def test_world_size_must_divide_the_packs() -> None:

@@ -1,6 +1,7 @@
+import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -8,8 +9,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.reward.frames import contrast, frame_difference, grid_energy, saturation, similarity
-from training.reward.watch import CONTRAST, GRID, MOTION, SATURATION, SIMILARITY, Alarm, Row, Watch
-from training.reward.watch_config import WatchConfig
+from training.reward.watch import (
+    CONTRAST,
+    DRIFT,
+    ERROR,
+    GRID,
+    MOTION,
+    PROBE_NAMES,
+    SATURATION,
+    SIMILARITY,
+    Alarm,
+    Row,
+    Watch,
+)
+from training.reward.watch_config import ProbeConfig, WatchConfig
 
 EVERY = 10
 STILL = {
@@ -31,14 +44,14 @@ def rows(
     steps: int = 60, noise: float = 0.05, seed: int = 1, drift: Callable[[float], dict[str, float]] = lambda _: {}
 ) -> list[Row]:
     drawn = random.Random(seed)
-    found = []
+    found: list[Row] = []
     for step in range(steps):
         level = STILL | drift(step / steps)
         found.append({"step": step, **{k: v * (1 + drawn.gauss(0, noise)) for k, v in level.items()}})
     return found
 
 
-def alarms(config: WatchConfig, seen: list[Row]) -> list[Alarm]:
+def alarms(config: WatchConfig, seen: Sequence[Row]) -> list[Alarm]:
     watch = Watch(config, EVERY)
     return [alarm for row in seen if (alarm := watch.add(row)) is not None]
 
@@ -68,6 +81,36 @@ def test_one_window_out_of_bounds_is_not_enough() -> None:
 
 def test_a_limit_of_zero_switches_a_measure_off() -> None:
     assert alarms(WatchConfig(grid_energy=0), rows(drift=DRIFTS[GRID])) == []
+
+
+def probed(level: Callable[[float], float], name: str, error: float = 0.01, steps: int = 60) -> list[Row]:
+    """Rows with a measure of the probe at every save."""
+    answers = {step: {name: level(step / steps), name + ERROR: error} for step in range(EVERY - 1, steps, EVERY)}
+    return [{**row, **answers.get(step, {})} for step, row in enumerate(rows(steps))]
+
+
+@pytest.mark.parametrize("name", PROBE_NAMES)
+def test_the_probe_s_answers_are_held_against_the_start_model_from_the_first_save_on(name: str) -> None:
+    (alarm,) = alarms(WatchConfig(), probed(lambda done: 2 * done, name))
+    assert [reason.split()[0] for reason in alarm.reasons] == [name]
+    (at_once,) = alarms(WatchConfig(), probed(lambda _: 1.0, name))
+    assert (at_once.step, at_once.good) == (2 * EVERY, 0), "no save is good"
+    assert alarms(WatchConfig(), probed(lambda _: 1.0, name, error=0.5)) == [], "within two standard errors"
+    assert alarms(WatchConfig(), probed(lambda done: float(done > 0.9), name)) == [], "at one save alone"
+    off = WatchConfig(drift=0, data_loss=0, seed_similarity=0)
+    assert alarms(off, probed(lambda _: 1.0, name)) == []
+
+
+def test_whole_numbers_count_as_the_saved_rows_bring_them_back() -> None:
+    seen: list[Row] = [json.loads(json.dumps({**row, DRIFT: 1, DRIFT + ERROR: 0})) for row in rows()]
+    assert [alarm.step for alarm in alarms(WatchConfig(), seen)] == [2 * EVERY]
+
+
+def test_what_came_later_changes_no_key_until_it_is_set() -> None:
+    assert not {"drift", "seed_similarity", "probe"} & set(WatchConfig().key_config())
+    assert WatchConfig(drift=0.2).key_config()["drift"] == 0.2
+    probe = WatchConfig(probe=ProbeConfig(seeds=2))
+    assert WatchConfig.model_validate(probe.key_config()) == probe
 
 
 def test_a_resumed_watch_decides_as_one_that_saw_every_step() -> None:

@@ -28,13 +28,15 @@ def torchrun(ranks: int) -> list[str]:
 
 @dataclass
 class Bench:
-    """Inputs of a training stage, and runs of it in named folders: under torchrun, or forked where a nursery is."""
+    """Inputs of a training stage, and runs of it in named folders: under torchrun, or forked where a nursery is. A lone
+    rank on a GPU is a process of its own, without an agent that imports everything once more."""
 
     root: Path
     inputs: list[tuple[str, ArtifactKind, str, Path]]
     config: TrainConfig
     device: str = "cpu"
     nursery: Nursery | None = None
+    script: Path = SCRIPT
 
     def write(self, name: str, config: TrainConfig, ranks: int, attempt: int) -> Path:
         work = self.root / name / f"attempt-{attempt}"
@@ -47,7 +49,7 @@ class Bench:
         return work
 
     def arguments(self, works: list[Path]) -> list[str]:
-        return [str(SCRIPT), *(str(w / "request.json") for w in works)]
+        return [str(self.script), *(str(w / "request.json") for w in works)]
 
     def start(self, name: str, ranks: int, works: list[Path], fault: str = "") -> subprocess.Popen[bytes] | Gang:
         own = {"M4V_EXPOSURE_LOG": str(self.root / name / "log"), "M4V_TEST_FAULT": fault}
@@ -58,7 +60,8 @@ class Bench:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
         }  # fmt: skip
         log = (works[0] / "output.log").open("wb")
-        return subprocess.Popen([*torchrun(ranks), *self.arguments(works)], env=environment, stdout=log, stderr=log)
+        before = [sys.executable] if ranks == 1 and self.device == "cuda" else torchrun(ranks)
+        return subprocess.Popen([*before, *self.arguments(works)], env=environment, stdout=log, stderr=log)
 
     def run(
         self, name: str, config: TrainConfig | None = None, ranks: int = 2, attempt: int = 0, fault: str = ""

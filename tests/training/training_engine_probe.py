@@ -59,13 +59,13 @@ def take_steps(engine: DeepSpeedEngine, ema: Ema, first: int, last: int) -> list
 
 def save(states: StateStore, engine: DeepSpeedEngine, ema: Ema, step: int) -> SaveManifest:
     own = states.write_shards(step, engine.rank, shards_of(engine, ema))
-    files: list[dict[str, object]] = [{}] * engine.world_size
-    distributed.all_gather_object(files, own.canonical())
+    files: list[list[dict[str, object]]] = [[]] * engine.world_size
+    distributed.all_gather_object(files, [file.canonical() for file in own])
     manifest = SaveManifest(
         step=step,
         shapes=engine.shapes,
         has_ema=True,
-        files=tuple(StateFile.model_validate(f) for f in files),
+        files=tuple(StateFile.model_validate(f) for own in files for f in own),
         metrics=(),
         lineage=((0, engine.world_size),),
     )

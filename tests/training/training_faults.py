@@ -10,7 +10,6 @@ stop after it.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import signal
@@ -25,6 +24,7 @@ from m4v.core.storage import Storage
 from pipelines.stage_process import main
 from training import export, state
 from training.exposure import DebugLog
+from training.objective import Terms
 from training.snapshot import Snapshot
 from training.state import SaveManifest, StateStore
 from training.stepping import Stepper
@@ -67,7 +67,7 @@ class Spoilt:
 
     def __call__(self, *arguments: Any) -> Any:
         terms = self._objective(*arguments)
-        return dataclasses.replace(terms, loss=terms.loss * self._factor, flow=terms.flow * self._factor)
+        return Terms.of(terms.loss * self._factor, terms.flow * self._factor, terms.samples, terms.logged)
 
 
 def spoil_loss(at: int, factor: float) -> None:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,25 +50,37 @@ class Nursery:
 
     process: subprocess.Popen[str]
 
-    def start(self, ranks: int, arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> Gang:
+    def start(
+        self,
+        ranks: int,
+        arguments: list[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        imports: Sequence[str] = (),
+    ) -> Gang:
         """Run a script (`arguments[0]`) as `__main__` on every rank; what the ranks print goes to `log`."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        order = {"ranks": ranks, "arguments": arguments, "log": str(log), "environment": {**(environment or {})}}
+        order = {
+            "imports": [*imports], "ranks": ranks, "arguments": arguments, "log": str(log),
+            "environment": {**(environment or {})},
+        }  # fmt: skip
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return Gang(int(self.process.stdout.readline()), self.process.stdout)
 
-    def run(self, ranks: int, arguments: list[str], log: Path) -> None:
-        """Start a gang, wait for it and fail with what it printed unless all went well."""
-        code = self.start(ranks, arguments, log).wait()
+    def run(self, ranks: int, arguments: list[str], log: Path, imports: Sequence[str] = ()) -> None:
+        """Start a gang, wait for it and fail with what it printed unless all went well. `imports`: modules that are
+        imported once, before the ranks are forked."""
+        code = self.start(ranks, arguments, log, imports=imports).wait()
         assert code == 0, log.read_text()[-3000:]
 
 
 @contextmanager
 def nursery_of_ranks() -> Iterator[Nursery]:
     """The process that gangs are forked from; it ends when the block does, or when this process dies."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     with subprocess.Popen(
         [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -78,8 +90,11 @@ def nursery_of_ranks() -> Iterator[Nursery]:
 def serve(orders: IO[str], replies: IO[str]) -> None:
     """Fork an agent for every order; reply with its process id, and with its exit code when it has ended."""
     for line in orders:
+        order = json.loads(line)
+        for module in order.pop("imports"):
+            importlib.import_module(module)
         if (agent := os.fork()) == 0:
-            leave_with(lead(**json.loads(line)))
+            leave_with(lead(**order))
         replies.write(f"{agent}\n")
         replies.flush()
         replies.write(f"{os.waitstatus_to_exitcode(os.waitpid(agent, 0)[1])}\n")

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from m4v.codec.config import CodecConfig
 from m4v.family import AnyModel
-from training.config import TrainConfig
+from training.config import RewardConfig, TrainConfig
 from training.preflight.gpus import Gpu
-from training.preflight.memory import Memory, checkpoint_bytes, memory_of, saved_bytes
+from training.preflight.memory import FRAGMENTATION, Memory, checkpoint_bytes, memory_of, recomputed_bytes, saved_bytes
 from training.preflight.parameters import parameters_by_part
+from training.preflight.reward import RewardWork, reward_work, scores_whole_clips
+from training.preflight.sequence import largest_part, largest_share
 from training.preflight.work import StageWork, stage_work
 from training.samples import SampleGroup
 
@@ -26,7 +29,7 @@ class Setup:
     """A stage and what it would run on. `gpu` None: CPU ranks, whose time and memory are not promised.
 
     `groups`: sizes that its dataset may hold. `correction`: measured step time of an earlier run over what this
-    arithmetic says of that run; None without one.
+    arithmetic says of that run; None without one. `codec`: what a reward decodes with.
     """
 
     stage: str
@@ -37,6 +40,7 @@ class Setup:
     gpu: Gpu | None = None
     correction: float | None = None
     memory_correction: float | None = None
+    codec: CodecConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Estimate:
     largest_pack_tokens: int
     samples_per_step: float
     step_flops: float
+    reward_flops: float  # of a step: decoding and scores, not part of `step_flops`
     utilisation: float | None
     step_seconds: float | None
     hours: float | None
@@ -90,7 +95,8 @@ def estimate(setup: Setup) -> Estimate | None:
     train, gpu = setup.train, setup.gpu
     parts = parameters_by_part(setup.model)
     ema = train.ema_decay > 0
-    memory = memory_of(setup.model, train.engine, ema, setup.ranks, work.largest, "cpu" if gpu is None else "cuda")
+    reward = reward_of(setup)
+    memory = _memory(setup, work, reward)
     flops = TRAINING_FORWARDS * work.forward_flops_per_pack * train.order.packs
     seconds = step_seconds(setup, work)
     hours = None if seconds is None else seconds * train.steps / 3600
@@ -105,11 +111,12 @@ def estimate(setup: Setup) -> Estimate | None:
         ranks=setup.ranks,
         zero_stage=train.engine.zero_stage,
         checkpointing=train.engine.checkpointing,
-        packs_per_rank=train.order.packs // setup.ranks,
+        packs_per_rank=train.order.packs * train.engine.sequence_parallel // setup.ranks,
         tokens_per_step=work.tokens_per_pack * train.order.packs,
         largest_pack_tokens=work.largest.visual + work.largest.text,
         samples_per_step=work.samples_per_pack * train.order.packs,
         step_flops=flops,
+        reward_flops=0.0 if reward is None else reward.flops_per_pack * train.order.packs,
         utilisation=None if gpu is None else ASSUMED_UTILISATION,
         step_seconds=seconds,
         hours=hours,
@@ -122,11 +129,35 @@ def estimate(setup: Setup) -> Estimate | None:
     )
 
 
+def reward_of(setup: Setup) -> RewardWork | None:
+    """None of a stage without a reward, or whose codec is not known."""
+    if not isinstance(setup.train, RewardConfig) or setup.codec is None:
+        return None
+    return reward_work(setup.train, setup.codec, setup.groups)
+
+
+def _memory(setup: Setup, work: StageWork, reward: RewardWork | None) -> Memory:
+    """Of the rank that has most."""
+    engine, device = setup.train.engine, "cpu" if setup.gpu is None else "cuda"
+    part = largest_part(work.largest, engine.sequence_parallel)
+    memory = memory_of(setup.model, engine, setup.train.ema_decay > 0, setup.ranks, part, device)
+    return memory if reward is None else _with_reward(memory, reward, setup, work)
+
+
+def _with_reward(memory: Memory, reward: RewardWork, setup: Setup, work: StageWork) -> Memory:
+    """The reward is over before the backward pass, which computes its blocks again in the room that is left behind."""
+    more = max(0, reward.activations - recomputed_bytes(setup.model, setup.train.engine, work.largest))
+    apart = round(FRAGMENTATION * (reward.frozen + more)) if setup.gpu is not None else 0
+    return memory._replace(frozen=reward.frozen, reward=more, buffers=memory.buffers + apart)
+
+
 def step_seconds(setup: Setup, work: StageWork) -> float | None:
     """Seconds of a step: its operations, recomputed ones too, at the assumed share of the peak, times the correction
     by an earlier run. On a CPU there is no peak to go by, so only what was measured speaks (operations a second)."""
     passes = TRAINING_FORWARDS + (1 if setup.train.engine.checkpointing == "block" else 0)
-    operations = passes * work.forward_flops_per_pack * setup.train.order.packs / setup.ranks
+    reward = reward_of(setup)
+    per_pack = passes * work.forward_flops_per_pack + (0.0 if reward is None else reward.flops_per_pack)
+    operations = per_pack * setup.train.order.packs / setup.ranks * _unevenness(setup, work)
     if setup.gpu is None:
         return None if setup.correction is None else operations / CPU_FLOPS * setup.correction
     peak = setup.gpu.bfloat16 if setup.train.engine.dtype == "bfloat16" else setup.gpu.float32
@@ -136,10 +167,26 @@ def step_seconds(setup: Setup, work: StageWork) -> float | None:
 CPU_FLOPS = 1e10  # a unit that corrections on a CPU rank refer to, no promise
 
 
+def _unevenness(setup: Setup, work: StageWork) -> float:
+    """Work of the rank that has most of a shared forward, over an even part: the others wait for it."""
+    shared = setup.train.engine.sequence_parallel
+    return largest_share(work.largest, shared) * shared
+
+
 def _assumptions(setup: Setup) -> Sequence[str]:
     found = ["every size of the dataset is as frequent as the others"]
     if setup.gpu is not None:
         found.append(f"{ASSUMED_UTILISATION:.0%} of the peak of {setup.gpu.name}, recomputed operations counted")
+    if isinstance(setup.train, RewardConfig):
+        found.append(
+            "a reward decodes and scores on every GPU, nothing of it sharded, with a VAE of the published size"
+            if setup.codec is not None and setup.codec.kind != "dct"
+            else "of a reward, codec and decoding count next to nothing"
+        )
+        if scores_whole_clips(setup.train):
+            found.append("of whole clips, as large a share is scored as the reward's noise window is wide")
+    if (shared := setup.train.engine.sequence_parallel) > 1:
+        found.append(f"{shared} ranks share each forward; what travels between them costs no time")
     if setup.correction is not None:
         found.append(f"time corrected by {setup.correction:.2f}, measured in an earlier run of this recipe")
     elif setup.gpu is None:

@@ -6,16 +6,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from m4v.core.errors import ConfigError
-from training.preflight.estimate import Estimate, Setup, estimate
+from training.preflight.estimate import Estimate, Setup, estimate, work_of
 from training.preflight.gpus import GIB, GPUS
 from training.preflight.memory import MODES
+from training.preflight.sequence import check_shared, sizes_to_share
 
 MOST_DOUBLINGS = 6
 LEAST_TOKENS = 256
 
 
 def check_fits(setup: Setup) -> Estimate | None:
-    """The estimate; raises ConfigError with the nearest setting that fits when the GPUs do not hold it."""
+    """The estimate; raises ConfigError with the nearest setting that fits when the GPUs do not hold it, and when ranks
+    shall share forwards that cannot."""
+    if (work := work_of(setup)) is not None:
+        check_shared(setup.model, setup.train, setup.ranks, work, setup.stage)
     found = estimate(setup)
     if found is None or found.fits or setup.gpu is None:
         return found
@@ -53,7 +57,8 @@ def advice(setup: Setup) -> str | None:
 
 
 def _changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
-    """Settings from the cheapest to the dearest: less kept, more sharded, both, smaller packs, more GPUs."""
+    """Settings from the cheapest to the dearest: less kept, more sharded, both, smaller packs, shared forwards,
+    more GPUs."""
     engine = setup.train.engine
     modes = MODES[MODES.index(engine.checkpointing) :]
     for zero in range(engine.zero_stage, 4):
@@ -70,6 +75,9 @@ def _changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
             break
         words_ = f"set engine.zero_stage: 3, engine.checkpointing: block and order.tokens_per_pack: {tokens}"
         yield words_, _with(setup, engine=least, order={"tokens_per_pack": tokens})
+    for shared in sizes_to_share(setup.model, setup.train, setup.ranks, work_of(setup)):
+        words_ = f"set engine.zero_stage: 3, engine.checkpointing: block and engine.sequence_parallel: {shared}"
+        yield words_, _with(setup, engine={**least, "sequence_parallel": shared})
     for doublings in range(1, MOST_DOUBLINGS + 1):
         ranks = setup.ranks << doublings
         packs = max(setup.train.order.packs, ranks)

@@ -61,6 +61,8 @@ class Memory(NamedTuple):
     ema: int
     activations: int
     buffers: int
+    frozen: int = 0  # of a reward: weights of codec and scorers
+    reward: int = 0  # the most that decode and scores hold, beyond the room that the backward pass takes later
 
     @property
     def total(self) -> int:
@@ -109,6 +111,14 @@ def activation_bytes(model: AnyModel, engine: EngineConfig, pack: PackWork) -> i
     inputs = width * tokens * (model.double_blocks + model.single_blocks)
     products = _products(model, pack, width) if engine.checkpointing == "selective" else 0.0
     return round(edges + inputs + products + max(blocks))
+
+
+def recomputed_bytes(model: AnyModel, engine: EngineConfig, pack: PackWork) -> int:
+    """Of `activation_bytes`, what is there in the backward pass alone: the block that is computed again."""
+    if engine.checkpointing == "none" or isinstance(model, WanConfig):
+        return 0
+    kept = _KEPT[engine.dtype]
+    return round(max(_block_bytes(model, kept, number, pack) for number in range(-1, model.single_blocks)))
 
 
 def _wan_activations(model: WanConfig, engine: EngineConfig, pack: PackWork) -> int:

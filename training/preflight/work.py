@@ -20,22 +20,27 @@ SCAN_FLOPS = 9  # per token, channel and state place of a selective scan, as `m4
 
 
 class PackWork(NamedTuple):
-    """One forward pass: visual and text tokens, tokens that the temporal branch sees, operations."""
+    """One forward pass: visual and text tokens, tokens that the temporal branch sees, operations; latent frames of its
+    longest column, samples of each column."""
 
     visual: int
     text: int
     temporal: int
     forward_flops: float
+    frames: int = 1
+    samples: int = 1
 
 
 @dataclass(frozen=True)
 class StageWork:
-    """`largest` is the pack with the most tokens; means are over the packs of all sizes and an image:video round."""
+    """`largest` is the pack with the most tokens; means are over the packs of all sizes and an image:video round.
+    `longest`: latent frames of the longest clip."""
 
     largest: PackWork
     tokens_per_pack: float
     samples_per_pack: float
     forward_flops_per_pack: float
+    longest: int = 1
 
 
 @lru_cache(maxsize=256)
@@ -60,6 +65,7 @@ def stage_work(model: AnyModel, order: OrderConfig, groups: tuple[SampleGroup, .
         tokens_per_pack=float(sum(pack.visual * share for pack, share in packs)),
         samples_per_pack=float(sum(stream.slots * share / whole for stream, share in shares)),
         forward_flops_per_pack=sum(pack.forward_flops * float(share) for pack, share in packs),
+        longest=max(pack.frames for pack, _ in packs),
     )
 
 
@@ -79,7 +85,8 @@ def _packs(model: AnyModel, stream: Stream) -> list[PackWork]:
         temporal = sum(_temporal_tokens(column, stream.h, stream.w) for column in columns)
         flops = sum(forward_flops(model, column, stream.h, stream.w) for column in columns)
         text, batch = len(columns) * model.text_slots, stream.batch
-        found.append(PackWork(batch * visual, batch * text, batch * temporal, batch * flops))
+        frames = max(column.unit for column in columns)
+        found.append(PackWork(batch * visual, batch * text, batch * temporal, batch * flops, frames, batch))
     return found
 
 

@@ -21,6 +21,7 @@ from training.engine import Engine
 from training.loader import Batch
 from training.objective import FLOW_NAMES, Logged, Terms, add_to, flow_terms
 from training.order import StepSize
+from training.reward.appearance import Appearance
 from training.reward.frames import contrast, frame_difference, grid_energy, saturation, similarity
 from training.reward.rewards import Rewards, Scored
 from training.reward.watch import FRAME_NAMES, REWARD
@@ -49,6 +50,10 @@ class RewardObjective:
         shown = ("reward_gradient", "flow_gradient", "clipped", *FRAME_NAMES)
         self.names = (*FLOW_NAMES, REWARD, *rewards.names, *shown)
 
+    @property
+    def appearance(self) -> Appearance:
+        return Appearance(self._codec, self._rewards)
+
     def __call__(self, engine: Engine, batch: Batch, size: StepSize) -> Terms:
         flow = flow_terms(engine, batch)
         loss = flow_sum = torch.cat(flow.losses).sum()
@@ -67,7 +72,7 @@ class RewardObjective:
                 for name, (total, count) in scored.logged.items():
                     before = logged.get(name, (0.0, 0))
                     logged[name] = (before[0] + total, before[1] + count)
-        return Terms(loss, float(flow_sum.detach()), flow.samples, logged)
+        return Terms.of(loss, float(flow_sum.detach()), flow.samples, logged)
 
     def _scored(self, batch: Batch, c: int, column: Column, prediction: Tensor) -> ScoredColumn | None:
         """None for columns that carry no reward: lower stages, frames before the clip's final latents, and

@@ -78,6 +78,11 @@ class Rewards:
         _, features = next(iter((watched or found).values()))
         return Scored(reward, scores, features.detach())
 
+    @torch.no_grad()
+    def features(self, frames: Tensor) -> Tensor:
+        """(b, d) unit vectors of frames (b, 3, H, W) in [0, 1], by a scorer that is held out where there is one."""
+        return next(iter((self._held_out or self._scores).values())).scorer.image_features(frames)
+
 
 def _score(scored: WeightedScore, frames: Tensor, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Scores (b,) and the frames' vectors (b, d)."""

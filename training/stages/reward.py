@@ -6,7 +6,6 @@ from pydantic import TypeAdapter
 
 from m4v.codec import open_codec
 from m4v.codec.config import CodecConfig
-from m4v.core.errors import ConfigError
 from m4v.core.stage import StageContext
 from training.config import RewardConfig
 from training.families import Family
@@ -15,6 +14,7 @@ from training.objective import Objective
 from training.reward.gradient_path import check_gradient_path
 from training.reward.objective import RewardObjective
 from training.reward.rewards import open_rewards
+from training.reward.whole_video import WholeVideoObjective
 from training.session import run_training
 
 
@@ -23,14 +23,14 @@ def run(context: StageContext) -> None:
     config = context.config(RewardConfig)
 
     def objective(family: Family) -> Objective:
-        if not isinstance(family, PyramidFamily):
-            raise ConfigError("reward post-training is for models with a pyramid", where=f"stage {config.name!r}")
         codec: CodecConfig = TypeAdapter(CodecConfig).validate_python(family.config.codec)
         device = context.resources.device
         folders = context.weights_folders()
         opened = open_codec(codec, folders, device)
         rewards = open_rewards(config.reward.scorers, config.watch.held_out, folders, device)
         check_gradient_path(opened, rewards, device)
-        return RewardObjective(config.reward, family.schedule, opened, rewards)
+        if isinstance(family, PyramidFamily):
+            return RewardObjective(config.reward, family.schedule, opened, rewards)
+        return WholeVideoObjective(config.reward, family, opened, rewards)
 
     run_training(context, config, objective)

@@ -1,0 +1,13 @@
+"""What a GPU's libraries read once in a process, set before the first test of one."""
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cublas_workspace() -> Iterator[None]:
+    """Without it torch's deterministic mode refuses products, also in tests that set it later."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        yield

@@ -1,0 +1,59 @@
+"""The start model's answers to a reward stage's probe, kept in the stage's state for every attempt after the first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from m4v.core.errors import DataIntegrityError, InputError
+from m4v.core.storage import Storage
+
+TENSORS, RECORD = "watch/start.safetensors", "watch/start.json"
+
+
+@dataclass(frozen=True)
+class StartAnswers:
+    """Velocities by sample and column, float32; mean cosine between the videos of each prompt."""
+
+    velocities: Sequence[Sequence[Tensor]]
+    likeness: Sequence[float]
+
+
+def write_start(state: Storage, answers: StartAnswers) -> None:
+    """The record comes last: without it the tensors do not count."""
+    tensors = {f"{n:04d}.{c:04d}": v.contiguous() for n, of in enumerate(answers.velocities) for c, v in enumerate(of)}
+    data = save({**tensors, "likeness": torch.tensor(answers.likeness, dtype=torch.float64)})
+    state.write_bytes(TENSORS, data)
+    state.write_bytes(RECORD, json.dumps({"sha256": hashlib.sha256(data).hexdigest()}).encode())
+
+
+def read_start(state: Storage, samples: int, prompts: int) -> StartAnswers:
+    """Raises DataIntegrityError when they are not there, damaged, or of another number of samples or prompts."""
+    fault = "they are not there"
+    try:
+        data = state.read_bytes(TENSORS)
+        if hashlib.sha256(data).hexdigest() == json.loads(state.read_bytes(RECORD))["sha256"]:
+            found = load(data)
+            likeness = found.pop("likeness").tolist()
+            velocities: dict[str, list[Tensor]] = {}
+            for name in sorted(found):
+                velocities.setdefault(name.partition(".")[0], []).append(found[name])
+            if (len(velocities), len(likeness)) == (samples, prompts):
+                return StartAnswers(list(velocities.values()), likeness)
+            fault = f"they are of {len(velocities)} samples and {len(likeness)} prompts, not {samples} and {prompts}"
+        else:
+            fault = "their bytes differ from their digest"
+    except (InputError, ValueError, KeyError):
+        pass  # what is missing or no record is said below
+    raise DataIntegrityError(
+        f"the answers of the start model, which the hacking watch compares with, cannot be used: {fault}",
+        where=f"{state.uri}/{TENSORS}",
+        next_step="delete the stage's state there, so that it begins again, or set watch.probe.samples and"
+        " watch.probe.prompts to 0",
+    )  # fmt: skip
