@@ -16,11 +16,13 @@ ConfigT = TypeVar("ConfigT", contravariant=True)
 
 @dataclass(frozen=True)
 class ScanContext:
-    """Helpers of one scan. `tick(done, total)` reports progress and may raise to stop the scan."""
+    """Helpers of one scan. `tick(done, total)` reports progress and may raise to stop the scan. `workers`: threads that
+    a collection may be drawn with."""
 
     digests: DigestCache
     items: ItemStore | None = None
     tick: Callable[[int, int | None], None] = lambda done, total: None
+    workers: int = 1
 
 
 class Adapter(Protocol[ConfigT]):

@@ -12,7 +12,9 @@ import hashlib
 import io
 import math
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -27,10 +29,11 @@ from dataprep.sources.listing import Caption, Entry, ListedFile
 from m4v.core.canonical import digest_json
 from m4v.core.config import parse
 from m4v.core.errors import M4VError
+from m4v.core.items import ItemStore
 from m4v.core.palette import COLOURS
 from m4v.core.rng import Permutation, generator
 from m4v.core.storage import Storage
-from m4v.video_io import encode_mp4
+from m4v.video_io import encode_frames
 
 WordT = TypeVar("WordT", bound=str)
 RENDERER = 1  # raise when the same scene would be drawn differently
@@ -128,19 +131,31 @@ def _replace(text: str, words: dict[str, str]) -> str:
 
 def render(scene: Scene, frames: int, height: int, width: int) -> Picture:
     """Frames (T, H, W, 3) of a scene. A motion takes the whole clip, whatever its length, at even speed."""
+    return np.stack(list(_pictures(scene, frames, height, width)))
+
+
+def _pictures(scene: Scene, frames: int, height: int, width: int) -> Iterator[Picture]:
+    """The frames of `render`, one at a time: a long clip of a large size is a gigabyte."""
     x, y = grid(height, width)
     times = [0.5] if frames == 1 else [f / (frames - 1) for f in range(frames)]
-    draw = _pattern if scene.motion in _CAMERAS else _single
-    pictures = []
+    empty = to_bytes(canvas(height, width, COLOURS[scene.background]))
     for time in times:
-        picture = canvas(height, width, COLOURS[scene.background])
-        paint(picture, draw(scene, time, x, y, height, width), COLOURS[scene.colour])
-        pictures.append(to_bytes(picture))
-    return np.stack(pictures)
+        if scene.motion in _CAMERAS:
+            part, signed = np.s_[:, :], _pattern(scene, time, x, y, height, width)
+        else:
+            part, signed = _single(scene, time, x, y, height, width)
+        picture = empty.copy()
+        painted = picture[part].astype(np.float32)
+        paint(painted, signed, COLOURS[scene.colour])
+        picture[part] = to_bytes(painted)
+        yield picture
 
 
-def _single(scene: Scene, time: float, x: Plane, y: Plane, height: int, width: int) -> Plane:
-    """One shape that moves. It stays wholly in view, so its colour is there in every frame."""
+def _single(
+    scene: Scene, time: float, x: Plane, y: Plane, height: int, width: int
+) -> tuple[tuple[slice, slice], Plane]:
+    """One shape that moves, and the part of the picture that it lies in. It stays wholly in view, so its colour is
+    there in every frame."""
     radius = scene.size * min(height, width)
     travel_x, travel_y = width / 2 - radius, height / 2 - radius
     along = 2 * time - 1
@@ -158,7 +173,13 @@ def _single(scene: Scene, time: float, x: Plane, y: Plane, height: int, width: i
         share = time if scene.motion == "grows" else 1 - time
         radius = (0.1 + 0.36 * share) * min(height, width)
     centre_x, centre_y = width / 2 + shift[0] * travel_x, height / 2 + shift[1] * travel_y
-    return distance(scene.shape, x - np.float32(centre_x), y - np.float32(centre_y), radius)
+    part = _span(centre_y, radius, height), _span(centre_x, radius, width)
+    return part, distance(scene.shape, x[:, part[1]] - np.float32(centre_x), y[part[0]] - np.float32(centre_y), radius)
+
+
+def _span(centre: float, radius: float, side: int) -> slice:
+    """Pixels of one side that a shape can reach, its soft edge included."""
+    return slice(max(0, math.floor(centre - radius) - 2), min(side, math.ceil(centre + radius) + 2))
 
 
 def _pattern(scene: Scene, time: float, x: Plane, y: Plane, height: int, width: int) -> Plane:
@@ -180,28 +201,48 @@ class SyntheticAdapter:
     inside = True
 
     def entries(self, config: SyntheticConfig, location: Storage, context: ScanContext) -> Iterator[Entry]:
-        total = config.count + config.stills
-        for number in range(total):
-            context.tick(number, total)
-            still = number >= config.count
-            yield _make(config, number - config.count if still else number, still, location, context)
-        context.tick(total, total)
+        counts = {False: config.count, True: config.stills}
+        places = [(index, still) for still, count in counts.items() for index in range(count)]
+        for number, (place, data) in enumerate(zip(places, _drawn(config, places, context), strict=True)):
+            context.tick(number, len(places))
+            yield _listed(config, *place, location, data)
+        context.tick(len(places), len(places))
 
     def probe(self, config: SyntheticConfig, location: Storage | None, digests: DigestCache) -> str:
         """Nothing outside can change: the config and the renderer say everything."""
         return digest_json(["synthetic", RENDERER])
 
 
-def _make(config: SyntheticConfig, index: int, still: bool, location: Storage, context: ScanContext) -> ListedFile:
+def _drawn(config: SyntheticConfig, places: Sequence[tuple[int, bool]], context: ScanContext) -> Iterator[bytes]:
+    """The files in their order, a few drawn ahead: drawing and encoding leave the interpreter to other threads."""
+    waiting: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(context.workers) as pool:
+        try:
+            for place in places:
+                waiting.append(pool.submit(_data, config, *place, context.items))
+                if len(waiting) > context.workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _data(config: SyntheticConfig, index: int, still: bool, items: ItemStore | None) -> bytes:
+    """The file of a scene, drawn unless the items have it."""
+    scene = scene_of(config, index, still)
+    frames = 1 if still else config.frames
+    parameters = [RENDERER, list(scene), frames, config.fps, list(config.size), config.crf]
+    if items is None:
+        return _encode(scene, config, still)
+    return items.get_or_make(digest_json(parameters), lambda: _encode(scene, config, still))
+
+
+def _listed(config: SyntheticConfig, index: int, still: bool, location: Storage, data: bytes) -> ListedFile:
     scene = scene_of(config, index, still)
     height, width = config.size
     name = f"still-{index:06d}.png" if still else f"clip-{index:06d}.mp4"
     path = f"{MEDIA}/{name}"
-    parameters = [RENDERER, list(scene), 1 if still else config.frames, config.fps, [height, width], config.crf]
-    if context.items is None:
-        data = _encode(scene, config, still)
-    else:
-        data = context.items.get_or_make(digest_json(parameters), lambda: _encode(scene, config, still))
     location.write_bytes(path, data)
     return ListedFile(
         path, len(data), hashlib.sha256(data).hexdigest(), "image" if still else "video", name, config.licence,
@@ -214,9 +255,11 @@ def _make(config: SyntheticConfig, index: int, still: bool, location: Storage, c
 
 def _encode(scene: Scene, config: SyntheticConfig, still: bool) -> bytes:
     height, width = config.size
-    if not still:
-        return encode_mp4(render(scene, config.frames, height, width), config.fps, config.crf)
     sink = io.BytesIO()
+    if not still:
+        pictures = _pictures(scene, config.frames, height, width)
+        encode_frames((picture[None] for picture in pictures), sink, config.fps, config.crf)
+        return sink.getvalue()
     Image.fromarray(render(scene, 1, height, width)[0]).save(sink, format="PNG", optimize=False)
     return sink.getvalue()
 

@@ -39,7 +39,9 @@ def run(context: StageContext) -> None:
     with contextlib.ExitStack() as stack:
         state = _fetch(context, config, adapter, location, stack)
         digests, writer = stack.enter_context(DigestCache()), stack.enter_context(ListingWriter(out))
-        entries = adapter.entries(config.adapter, location, ScanContext(digests, items, tick))
+        entries = adapter.entries(
+            config.adapter, location, ScanContext(digests, items, tick, context.resources.workers)
+        )
         if state is not None:
             entries = with_failures(entries, getattr(config.adapter, "limit", None), state)
         for entry in entries:

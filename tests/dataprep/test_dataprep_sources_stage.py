@@ -104,12 +104,12 @@ def test_kill_while_drawing_goes_on_where_it_stopped(tmp_path: Path) -> None:
         "from dataprep.sources import synthetic\n"
         "from dataprep.stages.source import run\n"
         "from m4v.core.stage import StageContext, StageRequest\n"
-        "draw, drawn = synthetic.render, []\n"
+        "draw, drawn = synthetic._encode, []\n"
         "def dying(*a):\n"
         "    drawn.append(1)\n"
         "    if len(drawn) == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return draw(*a)\n"
-        "synthetic.render = dying\n"
+        "synthetic._encode = dying\n"
         "run(StageContext(StageRequest.model_validate_json(Path(sys.argv[1]).read_text())))\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(killed / "request.json")], check=False)

@@ -194,3 +194,22 @@ def test_probe_needs_no_location() -> None:
 def test_impossible_configs_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SyntheticConfig.model_validate(change)
+
+
+def test_threads_change_neither_order_nor_bytes_and_stop_when_the_scan_does(tmp_path: Path) -> None:
+    config = SyntheticConfig(count=5, stills=2, frames=3, size=(16, 16))
+    with DigestCache() as digests:
+        found = [
+            list(SyntheticAdapter().entries(config, Storage(str(tmp_path / str(n))), ScanContext(digests, workers=n)))
+            for n in (1, 3)
+        ]
+
+        def stop(done: int, total: int | None) -> None:
+            if done == 2:
+                raise InterruptedError(total)
+
+        stopped = ScanContext(digests, tick=stop, workers=3)
+        with pytest.raises(InterruptedError, match="7"):
+            list(SyntheticAdapter().entries(config, Storage(str(tmp_path / "stopped")), stopped))
+    assert found[0] == found[1]
+    assert len(list((tmp_path / "stopped/media").iterdir())) == 2
