@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from eval.prompts import SEED_STRIDE, Prompt, PromptList, numbers
 from m4v.config import Dtype, VideoConfig
 from m4v.core.config import FrozenModel
-from m4v.scores.config import ConseConfig
+from m4v.scores.config import ConseConfig, ScorerConfig
 
 METRICS = (
     "local.flicker",
@@ -22,6 +22,7 @@ METRICS = (
     "local.motion_follow",
     "conse.alignment",
 )
+ASKED_METRICS = ("local.shape_follow",)  # taken where a recipe names them: recorded keys hold the others
 
 
 class GenerateConfig(VideoConfig):
@@ -46,19 +47,30 @@ class GenerateConfig(VideoConfig):
 
 class EvaluateConfig(FrozenModel):
     """Which metrics are taken. `conse_frames`: frames of a clip, evenly spaced, that ConSE scores; `conse`: how
-    it sees them."""
+    it sees them. `scorers`: other image-text scores, of the same frames; each is a metric `score.NAME`,
+    NAME being that of its weights."""
 
     metrics: tuple[str, ...] = METRICS
     conse_frames: int = Field(default=4, ge=1)
     conse: ConseConfig = ConseConfig()
+    scorers: tuple[ScorerConfig, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        # Scorers came later: recorded configs keep their ids.
+        return {name: value for name, value in handler(self).items() if name != "scorers" or value}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        known = (*METRICS, *ASKED_METRICS)
         for name in self.metrics:
-            if name not in METRICS:
-                raise ValueError(f"no metric is called {name!r}; known: {', '.join(METRICS)}")
+            if name not in known:
+                raise ValueError(f"no metric is called {name!r}; known: {', '.join(known)}")
         if len(set(self.metrics)) != len(self.metrics) or not self.metrics:
             raise ValueError("metrics must be named once each, and at least one")
+        names = [score_name(scorer) for scorer in self.scorers]
+        if len(set(names)) != len(names):
+            raise ValueError("scorers must be of different weights")
         return self
 
 
@@ -126,6 +138,11 @@ GateRule = Annotated[
 ]
 
 
+def named_metrics(rule: GateRule) -> tuple[str, ...]:
+    """What a rule names; of `non_regression` without any, nothing."""
+    return (*rule.must_not_fall, *rule.metrics, *rule.margins) if isinstance(rule, NonRegression) else (rule.metric,)
+
+
 class GateConfig(FrozenModel):
     """All rules must hold. `confidence` is of the two-sided bootstrap interval over prompts."""
 
@@ -134,8 +151,12 @@ class GateConfig(FrozenModel):
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
 
+def score_name(scorer: ScorerConfig) -> str:
+    """Name of the metric that an image-text score is beside the local ones."""
+    return f"score.{getattr(scorer, 'weights', scorer.kind)}"
+
+
 def weights_of(config: EvaluateConfig) -> dict[str, str]:
     """Packaged models the metrics read (asset name to sha256), for the stage key."""
-    if "conse.alignment" not in config.metrics:
-        return {}
-    return config.conse.packaged()
+    conse = config.conse.packaged() if "conse.alignment" in config.metrics else {}
+    return conse | {name: digest for scorer in config.scorers for name, digest in scorer.packaged().items()}

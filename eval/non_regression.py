@@ -1,8 +1,12 @@
-"""The rule `non_regression`: no dimension may be significantly worse, with one error rate for all of them together."""
+"""The rule `non_regression`: no dimension may be significantly worse, with one error rate for all of them together.
+
+`judge_non_regression` takes one comparison, `judge_together` those of several suites as one family.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.config import NonRegression
@@ -14,6 +18,7 @@ from m4v.core.rng import generator
 _DECIMALS = 6
 # So many resamples lie beyond the smallest p that Holm asks for, however many dimensions there are.
 _BEYOND = 20
+Pair = tuple[ScoreSet, ScoreSet]  # candidate, baseline
 
 
 @dataclass(frozen=True)
@@ -34,38 +39,59 @@ def judge_non_regression(
 
     Raises ConfigError for a dimension that was not taken or has no better direction, or when none is left.
     """
-    names = _dimensions(rule, candidate)
-    if different := candidate.identity.differences(baseline.identity):
-        why = f"cannot be compared: {', '.join(different)} differ between candidate and baseline"
-        return tuple(_row(rule, _Dimension(n, 0.0, False, None, None), candidate, None, False, why) for n in names)
-    most = max(resamples, math.ceil(_BEYOND * len(names) / rule.family_wise))
-    tested = [_test(rule, n, candidate, baseline, most, resamples, confidence, seed) for n in names]
-    adjusted = iter(holm([d.p for d in tested if d.p is not None]))
+    pairs = ((candidate, baseline),)
+    return judge_together(rule, pairs, resamples=resamples, confidence=confidence, seed=seed)
+
+
+def judge_together(
+    rule: NonRegression, pairs: Sequence[Pair], *, resamples: int, confidence: float, seed: int
+) -> tuple[DimensionVerdict, ...]:
+    """As `judge_non_regression`, of dimensions that lie in several scores: Holm is over all of them."""
+    dimensions = _dimensions(rule, pairs)
+    most = max(resamples, math.ceil(_BEYOND * len(dimensions) / rule.family_wise))
+    tested: list[tuple[_Dimension, Pair, str]] = []
+    for name, (candidate, baseline) in dimensions.items():
+        apart = candidate.identity.apart(baseline.identity)
+        judged = (
+            _Dimension(name, 0.0, False, None, None)
+            if apart
+            else _test(rule, name, candidate, baseline, most, resamples, confidence, seed)
+        )
+        tested.append((judged, (candidate, baseline), apart))
+    adjusted = iter(holm([d.p for d, _, _ in tested if d.p is not None]))
     rows = []
-    for dimension in tested:
+    for dimension, (candidate, baseline), apart in tested:
+        if apart:
+            rows.append(_row(rule, dimension, candidate, None, False, f"cannot be compared: {apart}"))
+            continue
         whole = next(adjusted) if dimension.p is not None else None
         rows.append(_judge(rule, dimension, whole, candidate, baseline, confidence))
     return tuple(rows)
 
 
-def _dimensions(rule: NonRegression, candidate: ScoreSet) -> list[str]:
-    named = [*rule.must_not_fall, *rule.metrics, *rule.margins]
-    for name in named:
-        if name not in candidate.metrics:
+def _dimensions(rule: NonRegression, pairs: Sequence[Pair]) -> dict[str, Pair]:
+    """By name, the scores that have it."""
+    found: dict[str, Pair] = {}
+    for name in (*rule.must_not_fall, *rule.metrics, *rule.margins):
+        pair = next((pair for pair in pairs if name in pair[0].metrics), None)
+        if pair is None:
             raise ConfigError(
                 "gate asks for a metric that was not taken", value=name, where="gate.rules",
-                next_step=f"use one of {', '.join(candidate.metrics)}",
+                next_step=f"use one of {', '.join(metric for candidate, _ in pairs for metric in candidate.metrics)}",
             )  # fmt: skip
-        if candidate.metrics[name].higher_is_better is None:
+        if pair[0].metrics[name].higher_is_better is None:
             raise ConfigError(
                 "metric is a monitor: it has no better direction", value=name, where="gate.rules",
                 next_step="use minimum and maximum for it",
             )  # fmt: skip
-    every = [n for n, m in candidate.metrics.items() if m.higher_is_better is not None] if not rule.metrics else []
-    names = list(dict.fromkeys([*named, *every]))
-    if not names:
+        found[name] = pair
+    for pair in pairs if not rule.metrics else ():
+        for name, metric in pair[0].metrics.items():
+            if metric.higher_is_better is not None:
+                found.setdefault(name, pair)
+    if not found:
         raise ConfigError("no metric of the scores has a better direction", where="gate.rules")
-    return names
+    return found
 
 
 def _test(

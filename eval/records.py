@@ -15,20 +15,23 @@ from m4v.core.errors import DataIntegrityError
 from m4v.core.storage import write_atomic
 
 SAMPLES, SCORES, GATE = "samples.json", "scores.json", "gate.json"
+STAND_IN = "stand-in weights, not a result"  # said wherever such a score is shown
+SYSTEM = "system:"  # before the name that stands for a checkpoint where another system made the videos
 
 
 class SampleVideo(FrozenModel):
     """One generated video and everything it came from, beside what the whole set shares.
 
     `prompt` is what the model was given, `scored_as` what it is scored against where that is another wording (written
-    only then). `prompt_index` is the prompt's number: its place in the list unless the set numbers its prompts.
+    only then). `prompt_index` is the prompt's number: its place in the list unless the set numbers its prompts. `seed`
+    is None where another system drew it.
     """
 
     file: str
     prompt: str
     prompt_index: int
     sample_index: int
-    seed: int
+    seed: int | None
     facts: Facts
     frames: int
     fps: float
@@ -50,11 +53,23 @@ class SampleVideo(FrozenModel):
         return self.scored_as or self.prompt
 
 
+class Origin(FrozenModel):
+    """Where the videos of another system are from: what it is called, an address or words, the licence's words, and
+    what their streams are (`h264 yuv420p`)."""
+
+    system: str
+    source: str
+    licence: str
+    video_codec: str
+
+
 class SampleSet(FrozenModel):
     """`samples.json`. `videos` are in order of (prompt, sample).
 
-    `counts`: samples by prompt number, written where prompts have numbers or counts of their own; otherwise they are
-    0, 1, … with `samples_per_prompt` each.
+    - counts: samples by prompt number, written where prompts have numbers or counts of their own; otherwise they are
+      0, 1, … with `samples_per_prompt` each.
+    - origin: of imported videos alone (written only then). Their `checkpoint` is `system:NAME`, `crf` is None, sampler,
+      codec and text encoder are unknown.
     """
 
     schema_version: int = 1
@@ -63,7 +78,7 @@ class SampleSet(FrozenModel):
     sampler: dict[str, JsonValue]
     codec: dict[str, JsonValue]
     text_encoder: dict[str, JsonValue]
-    crf: int
+    crf: int | None
     prompt_set: str
     seed_rule: str
     base_seed: int
@@ -71,13 +86,20 @@ class SampleSet(FrozenModel):
     samples_per_prompt: int
     videos: tuple[SampleVideo, ...]
     counts: dict[int, int] = Field(default={})
+    origin: Origin | None = None
 
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         data: dict[str, object] = handler(self)
-        if not data.get("counts"):
-            data.pop("counts", None)
+        for name in ("counts", "origin"):
+            if not data.get(name):
+                data.pop(name, None)
         return data
+
+    @property
+    def video_codec(self) -> str:
+        """As it stands in a result's identity."""
+        return f"h264 yuv420p crf {self.crf}" if self.origin is None else f"{self.origin.video_codec}, as imported"
 
     def expected(self) -> list[tuple[int, int]]:
         """(prompt number, sample) of every video that the set must hold."""
@@ -90,7 +112,7 @@ class SuiteIdentity(FrozenModel):
 
     - mode, prompt_set: as in `eval.suites.SuiteInputs`; partial: comparable with nothing.
     - videos: how many each dimension reads.
-    - environments, weights: digests by name; options: whatever else can move a number.
+    - environments, weights: digests by name; options: whatever else can move a number, `stand_in` among it.
     """
 
     name: str
@@ -102,6 +124,15 @@ class SuiteIdentity(FrozenModel):
     environments: dict[str, str]
     weights: dict[str, str]
     options: dict[str, JsonValue]
+
+    @property
+    def stand_in(self) -> tuple[str, ...]:
+        """Dimensions that were measured with other weights than the published ones: their scores are no results."""
+        named = self.options.get("stand_in")
+        if isinstance(named, list):
+            return tuple(str(name) for name in named)
+        # Records from before dimensions were named: not to know which are sound is to know of none.
+        return tuple(self.videos) if self.weights and self.options.get("published_weights") is False else ()
 
 
 class Identity(FrozenModel):
@@ -131,11 +162,30 @@ class Identity(FrozenModel):
         return {k: v for k, v in handler(self).items() if k != "suite" or v is not None}
 
     def differences(self, other: Identity) -> list[str]:
-        """Fields, the model's own apart, in which two results are not of the same protocol."""
+        """Fields, the model's own apart, in which two results are not of the same protocol. What is partial, or was
+        measured with stand-in weights, is of none."""
         own = {"checkpoint", "ema", "codec", "text_encoder"}
         found = [n for n in type(self).model_fields if n not in own and getattr(self, n) != getattr(other, n)]
-        partial = any(i.suite is not None and i.suite.partial for i in (self, other))
-        return [*found, "suite (partial)"] if partial and "suite" not in found else found
+        suites = [i.suite for i in (self, other) if i.suite is not None]
+        never = ["suite (partial)"] if any(s.partial for s in suites) and "suite" not in found else []
+        never += ["suite (stand-in weights)"] if any(s.stand_in for s in suites) else []
+        return [*found, *never]
+
+    def apart(self, other: Identity) -> str:
+        """Why two results are not to be subtracted, in words; empty where they may be."""
+        different = self.differences(other)
+        stands_in = self.stand_in or other.stand_in
+        return STAND_IN if stands_in else f"{', '.join(different)} differ between the two" if different else ""
+
+    @property
+    def system(self) -> str | None:
+        """Name of the system whose imported videos were measured; None for a checkpoint."""
+        return self.checkpoint.removeprefix(SYSTEM) if self.checkpoint.startswith(SYSTEM) else None
+
+    @property
+    def stand_in(self) -> tuple[str, ...]:
+        """Metrics whose scores are no results: see `SuiteIdentity.stand_in`."""
+        return () if self.suite is None else tuple(f"{self.suite.name}.{name}" for name in self.suite.stand_in)
 
 
 class MetricScore(FrozenModel):

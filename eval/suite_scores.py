@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.records import Figures, Identity, MetricScore, SampleSet, ScoreSet, SuiteIdentity, VideoScore
+from eval.records import STAND_IN, Figures, Identity, MetricScore, SampleSet, ScoreSet, SuiteIdentity, VideoScore
 from eval.suites import Aggregate, DimensionResult, SuiteInputs, Tooling
 
 DECIMALS = 6
@@ -22,7 +22,8 @@ def suite_score_set(
     """Scores of every dimension that was asked for, measured or not, named `vbench.scene` after the suite.
 
     A dimension that failed stands with no value and its reason in `figures.failed`; it is part of the identity all the
-    same, so that a result is not comparable with one that asked for less.
+    same, so that a result is not comparable with one that asked for less. What was measured with stand-in weights says
+    so in its title and description.
     """
     prefix = f"{tooling.suite}."
     rows = {r.dimension: {row.file: row.value for row in r.rows} for r in results}
@@ -35,22 +36,27 @@ def suite_score_set(
         )
         for v in listed
     )  # fmt: skip
-    metrics = {prefix + r.dimension: _metric(r, tooling, prefix, per_video) for r in results}
+    identity = _identity(samples, inputs, results, tooling, prefix)
+    metrics = {prefix + r.dimension: _metric(r, tooling, prefix, per_video, identity.stand_in) for r in results}
     return ScoreSet(
-        identity=_identity(samples, inputs, results, tooling, prefix),
+        identity=identity,
         metrics=metrics,
         per_video=per_video,
         figures=_figures(results, aggregates, prefix),
     )
 
 
-def _metric(result: DimensionResult, tooling: Tooling, prefix: str, videos: Sequence[VideoScore]) -> MetricScore:
+def _metric(
+    result: DimensionResult, tooling: Tooling, prefix: str, videos: Sequence[VideoScore], stand_in: Sequence[str]
+) -> MetricScore:
     name = prefix + result.dimension
+    mark = name in stand_in
     return MetricScore(
         version=METRIC_VERSION,
-        title=result.dimension.replace("_", " ").capitalize(),
+        title=result.dimension.replace("_", " ").capitalize() + (" (stand-in weights)" if mark else ""),
         unit="",
-        description=f"{tooling.suite} {tooling.version}: {result.dimension}, raw score as a fraction",
+        description=f"{tooling.suite} {tooling.version}: {result.dimension}, raw score as a fraction"
+        + (f"; {STAND_IN}" if mark else ""),
         higher_is_better=True,
         chance=None,
         mean=_rounded(result.score),
@@ -70,7 +76,7 @@ def _identity(
     )  # fmt: skip
     return Identity(
         checkpoint=samples.checkpoint, ema=samples.ema, sampler=samples.sampler, codec=samples.codec,
-        text_encoder=samples.text_encoder, video_codec=f"h264 yuv420p crf {samples.crf}",
+        text_encoder=samples.text_encoder, video_codec=samples.video_codec,
         prompt_set=samples.prompt_set, seed_rule=samples.seed_rule, base_seed=samples.base_seed,
         samples_per_prompt=samples.samples_per_prompt, frames=first.frames, fps=first.fps, height=first.height,
         width=first.width, metrics={prefix + r.dimension: METRIC_VERSION for r in results}, metric_config={},

@@ -26,6 +26,7 @@ class Requirement(FrozenModel):
     - kind: `file` (weights), `folder` (a repository), `environment` (an interpreter with packages, a container).
     - place: where it is looked for; `variable`: the environment variable that moves the place.
     - problem: why it cannot be used; None: it is there and sound.
+    - approx_bytes: about how large it is where it is not there, as far as that is known.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Requirement(FrozenModel):
     present: bool
     problem: str | None = None
     size_bytes: int | None = None
+    approx_bytes: int | None = None
     sha256: str | None = None
     source: str | None = None
     variable: str | None = None

@@ -74,6 +74,16 @@ def motion_follow(clip: Clip) -> Reading:
     return Reading(value, _details(found))
 
 
+def direction_found(clip: Clip) -> Motion | None:
+    """Which of right, left, down and up the clip's net motion is nearest to; None when nothing has plainly moved."""
+    if len(clip.frames) < 2:
+        return None
+    found = movement(clip)
+    if np.hypot(found.right, found.down) < MOVED:
+        return None
+    return max(_DIRECTIONS, key=lambda word: _cosine(found, _DIRECTIONS[word]))
+
+
 def movement(clip: Clip) -> Movement:
     """Motion of the object when the prompt speaks of one and it can be told apart, else of the picture."""
     tracked = None if clip.facts.camera or clip.facts.shape is None else _track(clip)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eval.config import EvaluateConfig
-from eval.metrics import colour, motion, pixels
+from eval.metrics import colour, motion, pixels, shape
 from eval.metrics.alignment import Alignment
 from eval.metrics.clip import Metric
 
@@ -22,6 +22,8 @@ _LOCAL = (
            colour.colour_follow, 0.5),
     Metric("local.motion_follow", 1, "Motion follows prompt", "", True,
            "does what moves go where the prompt says, or stay still when it says so", motion.motion_follow, 0.25),
+    Metric("local.shape_follow", 1, "Shape follows prompt", "rank", True,
+           "rank of the prompt's shape word among all shapes, by overlap with templates", shape.shape_follow, 0.5),
 )  # fmt: skip
 
 

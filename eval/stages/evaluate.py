@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from eval.config import EvaluateConfig
 from eval.metrics.clip import Clip, Metric, Reading
 from eval.metrics.registry import metrics_of
+from eval.metrics.scored import scorer_metrics
 from eval.prompts import video_name
 from eval.records import (
     SAMPLES,
@@ -44,7 +45,7 @@ def run(context: StageContext) -> None:
     artifact = context.input("samples")
     samples = read_record(SampleSet, artifact, SAMPLES)
     check_complete(samples, artifact)
-    metrics = metrics_of(config)
+    metrics = [*metrics_of(config), *scorer_metrics(config, context.weights_folders(), context.resources.device)]
     finished = ItemStore(context.state.child("readings"))
     per_video: list[VideoScore] = []
     for number, video in enumerate(samples.videos):
@@ -98,7 +99,7 @@ def identity_of(samples: SampleSet, config: EvaluateConfig, metrics: Sequence[Me
         sampler=samples.sampler,
         codec=samples.codec,
         text_encoder=samples.text_encoder,
-        video_codec=f"h264 yuv420p crf {samples.crf}",
+        video_codec=samples.video_codec,
         prompt_set=samples.prompt_set,
         seed_rule=samples.seed_rule,
         base_seed=samples.base_seed,
@@ -109,7 +110,12 @@ def identity_of(samples: SampleSet, config: EvaluateConfig, metrics: Sequence[Me
         width=first.width,
         metrics={m.name: m.version for m in metrics},
         metric_config=cast(
-            dict[str, JsonValue], {"conse_frames": config.conse_frames, "conse": config.conse.canonical()}
+            dict[str, JsonValue],
+            {
+                "conse_frames": config.conse_frames,
+                "conse": config.conse.canonical(),
+                **({"scorers": [scorer.canonical() for scorer in config.scorers]} if config.scorers else {}),
+            },
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from eval.records import SAMPLES, SampleSet, SampleVideo, read_record, write_record
@@ -15,6 +16,7 @@ from m4v.core.stage import StageContext
 
 _SHOWN = 3  # missing prompts that an error names
 _NAME_CHARS = 20
+_LOG = logging.getLogger(__name__)
 
 
 def run(context: StageContext) -> None:
@@ -22,7 +24,8 @@ def run(context: StageContext) -> None:
     artifacts = {name: context.input(f"samples.{name}") for name in config.systems}
     sets = {name: read_record(SampleSet, artifact, SAMPLES) for name, artifact in artifacts.items()}
     videos = {name: _by_prompt(found, config.sample) for name, found in sets.items()}
-    texts = _chosen(config, _common(videos))
+    common, left_out = _common(videos)
+    texts = _chosen(config, common)
     prompts = tuple(_prompt(context, config, text, videos, artifacts) for text in texts)
     systems = tuple(
         StudySystem(name=n, samples=artifacts[n].id, checkpoint=sets[n].checkpoint) for n in config.systems
@@ -34,25 +37,33 @@ def run(context: StageContext) -> None:
     write_record(context.output("study") / STUDY, study)
     context.summary(
         "study",
-        {"study": config.title, "mode": config.mode, "systems": list(config.systems), "prompts": len(prompts)},
-    )
+        {"study": config.title, "mode": config.mode, "systems": list(config.systems), "prompts": len(prompts),
+         **({"left_out_prompts": left_out} if left_out else {})},
+    )  # fmt: skip
 
 
 def _by_prompt(samples: SampleSet, sample: int) -> dict[str, SampleVideo]:
-    return {v.prompt: v for v in samples.videos if v.sample_index == sample}
+    """By the words that it is scored as: systems may have been given longer ones, each its own."""
+    return {v.scored_prompt: v for v in samples.videos if v.sample_index == sample}
 
 
-def _common(videos: Mapping[str, Mapping[str, SampleVideo]]) -> list[str]:
-    """Prompts in order; raises ConfigError naming the system that lacks some, since a comparison needs them all."""
+def _common(videos: Mapping[str, Mapping[str, SampleVideo]]) -> tuple[list[str], int]:
+    """Prompts that every system has, in order, and how many others there are; those are logged by system. Raises
+    ConfigError when no prompt is left."""
     everything = list(dict.fromkeys(text for found in videos.values() for text in found))
-    for name, found in videos.items():
-        missing = [text for text in everything if text not in found]
+    common = [text for text in everything if all(text in found for found in videos.values())]
+    lacks = {name: [text for text in everything if text not in found] for name, found in videos.items()}
+    if not common:
+        name = max(lacks, key=lambda name: len(lacks[name]))
+        raise ConfigError(
+            f"no prompt has a video of every system; {name} lacks {len(lacks[name])} of {len(everything)}",
+            value=lacks[name][:_SHOWN], where=f"samples of {name}",
+            next_step="sample every system with the same prompts",
+        )  # fmt: skip
+    for name, missing in lacks.items():
         if missing:
-            raise ConfigError(
-                f"system {name} lacks {len(missing)} of {len(everything)} prompts", value=missing[:_SHOWN],
-                where=f"samples of {name}", next_step="sample every system with the same prompts",
-            )  # fmt: skip
-    return everything
+            _LOG.warning("left out, %s lacks %d of %d prompts: %s", name, len(missing), len(everything), missing)
+    return common, len(everything) - len(common)
 
 
 def _chosen(config: StudyConfig, texts: Sequence[str]) -> list[str]:

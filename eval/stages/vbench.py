@@ -3,14 +3,16 @@ first; a finished dimension is kept in the resume state."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from eval.records import SAMPLES, SCORES, SampleSet, read_record, write_record
+from eval.records import SAMPLES, SCORES, STAND_IN, SampleSet, read_record, write_record
 from eval.stages.evaluate import check_complete, read_clip
 from eval.suite_scores import suite_score_set
 from eval.suites import DimensionResult, SuiteInputs
 from eval.vbench.config import Places, VBenchConfig
 from eval.vbench.preflight import Preflight, chosen, preflight
+from eval.vbench.prompt_suite import STATIC_DIMENSION
 from eval.vbench.suite import OUTCOME, VBenchSuite
 from m4v.core.artifacts import Artifact
 from m4v.core.errors import InfrastructureError
@@ -37,14 +39,37 @@ def run(context: StageContext) -> None:
     failures = {r.dimension: r.reason or "" for r in results if r.status == "failed"}
     if failures and config.failures == "stop":
         raise _stopped(failures, len(results))
-    results = [*results, *_refused(look)]
+    _publish(context, suite, samples, inputs, dimensions, [*results, *_refused(look)])
+
+
+def _publish(
+    context: StageContext,
+    suite: VBenchSuite,
+    samples: SampleSet,
+    inputs: SuiteInputs,
+    dimensions: Sequence[str],
+    results: Sequence[DimensionResult],
+) -> None:
+    """The record, and its numbers for manifest and ledger, where what stands in says so by name."""
     tooling = suite.tooling(dimensions)
-    scores = suite_score_set(samples, inputs, results, tooling, [suite.aggregate(results)])
+    stand_in = tooling.options.get("stand_in", [])
+    assert isinstance(stand_in, list)
+    sound = [r for r in results if r.dimension not in stand_in]  # no figure stands on weights that stand in
+    scores = suite_score_set(samples, inputs, results, tooling, [suite.aggregate(sound)])
     write_record(context.output("scores") / SCORES, scores)
-    measured = {r.dimension: round(r.score, 6) for r in results if r.score is not None}
+    measured = {
+        r.dimension + (f" ({STAND_IN})" if r.dimension in stand_in else ""): round(r.score, 6)
+        for r in results
+        if r.score is not None
+    }
+    failures = sorted(r.dimension for r in results if r.status == "failed")
+    still = next((r for r in results if r.dimension == STATIC_DIMENSION and r.status == "measured"), None)
+    near_static = {}
+    if still is not None and tooling.options["static_filter"]:
+        near_static = {"near_static_videos": still.videos, "near_static_of": len(still.rows)}
     context.summary("scores", {"suite": "vbench", "videos": len(scores.per_video), "checkpoint": samples.checkpoint,
-                               "partial": inputs.partial, "failed": sorted(failures), **measured})  # fmt: skip
-    context.metrics(measured)
+                               "partial": inputs.partial, "failed": failures, **near_static, **measured})  # fmt: skip
+    context.metrics({**near_static, **measured})
 
 
 def _devices(context: StageContext) -> tuple[str, ...]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from eval.suites import Mode
-from eval.vbench.constants import DIMENSIONS
+from eval.vbench.constants import CUSTOM_DIMENSIONS, DIMENSIONS, STANDARD_ONLY
 from eval.vbench.environment import EnvironmentName, default_python
 from m4v.core.config import FrozenModel
 
@@ -20,7 +20,8 @@ class VBenchConfig(FrozenModel):
 
     - dimensions: by name; `all` 16 of them; or `available`, those that this machine can measure, the rest named.
     - mode: `standard` measures a dimension on the suite's prompts for it; `custom` on every video, whatever its
-      prompt, which the dimensions cannot that ask more of a prompt than its words.
+      prompt, which the dimensions cannot that ask more of a prompt than its words: `all` is refused, `available` is
+      of the others.
     - partial: take what videos there are; the result is marked and comparable with none.
     - published_weights: hold the weights against their published digests; false for others in the same formats, and
       the result says so.
@@ -28,6 +29,8 @@ class VBenchConfig(FrozenModel):
     - failures: what becomes of the others when a dimension fails (a crash, the time limit, memory). `stop`: they are
       kept, the stage ends, and the same command goes on with what is missing. `record`: the scores are published, and
       the dimension stands in them with its reason.
+    - static_filter: of temporal flickering's videos only those that VBench's own filter (RAFT) finds near-static, at
+      most 5 of a prompt's 25: the published protocol. Left out of the canonical form where it is not used.
     - limit_s: seconds that one dimension may take; in no key.
     """
 
@@ -37,7 +40,12 @@ class VBenchConfig(FrozenModel):
     published_weights: bool = True
     allow_zero: tuple[str, ...] = ()
     failures: Literal["stop", "record"] = "stop"
+    static_filter: bool = False
     limit_s: float = Field(default=6 * 3600.0, gt=0)
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return {k: v for k, v in handler(self).items() if k != "static_filter" or v}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -46,13 +54,20 @@ class VBenchConfig(FrozenModel):
                 raise ValueError(f"VBench has no dimension {name!r}; there are {', '.join(DIMENSIONS)}")
         if not self.wanted:
             raise ValueError("dimensions: name at least one")
+        if self.mode == "custom" and (wrong := [name for name in self.wanted if name in STANDARD_ONLY]):
+            raise ValueError(
+                f"dimensions: mode custom cannot measure {', '.join(wrong)}, which read the suite's own prompts alone; "
+                f"say dimensions: [{', '.join(CUSTOM_DIMENSIONS)}] or some of them, or mode: standard"
+            )
+        if self.static_filter and self.mode != "standard":
+            raise ValueError("static_filter: VBench filters the suite's own prompts; use mode standard, or no filter")
         return self
 
     @property
     def wanted(self) -> tuple[str, ...]:
         """Dimensions by name, in the published order."""
         if isinstance(self.dimensions, str):
-            return DIMENSIONS
+            return CUSTOM_DIMENSIONS if (self.mode, self.dimensions) == ("custom", "available") else DIMENSIONS
         return tuple(d for d in DIMENSIONS if d in self.dimensions) + tuple(
             d for d in self.dimensions if d not in DIMENSIONS
         )

@@ -58,6 +58,11 @@ def constants() -> Constants:
 
 
 DIMENSIONS = constants().names()
+# They need more of a prompt than its words: what a detector looks for, a style, a scene.
+STANDARD_ONLY = (
+    "object_class", "multiple_objects", "color", "spatial_relationship", "scene", "appearance_style",
+)  # fmt: skip
+CUSTOM_DIMENSIONS = tuple(name for name in DIMENSIONS if name not in STANDARD_ONLY)
 
 
 def dimension_name(name: str, where: str | None = None) -> str:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from eval.prompts import set_name
 from eval.records import SampleSet, SampleVideo
 from eval.suites import Mode, SuiteInputs, SuiteVideo, check_dimensions
-from eval.vbench.constants import DIMENSIONS
+from eval.vbench.constants import CUSTOM_DIMENSIONS, DIMENSIONS, STANDARD_ONLY
 from eval.vbench.prompt_suite import (
     SAMPLES,
     SETS,
@@ -20,13 +20,11 @@ from eval.vbench.prompt_suite import (
 )
 from m4v.core.errors import ConfigError, DataIntegrityError
 
-# They need more of a prompt than its words: what a detector looks for, a style, a scene.
-STANDARD_ONLY = (
-    "object_class", "multiple_objects", "color", "spatial_relationship", "scene", "appearance_style",
-)  # fmt: skip
-CUSTOM_DIMENSIONS = tuple(name for name in DIMENSIONS if name not in STANDARD_ONLY)
 LABEL_IN_NAME = "human_action"  # reads what is done from the file's name, whatever the mode
 OWN = "own"
+_PLAIN = "generate with `prompts: vbench`, samples_per_prompt: 5"
+_FILTERED = "generate with `prompts: {suite: vbench, samples: {temporal_flickering: 25}}`, samples_per_prompt: 5"
+_IMPORTED = "import the missing videos too, or judge what is there with --partial: comparable with no other result"
 
 ByPrompt = Mapping[str, Sequence[SampleVideo]]
 
@@ -38,10 +36,12 @@ def suite_inputs(
     mode: Mode = "standard",
     *,
     partial: bool = False,
+    static_filter: bool = False,
 ) -> SuiteInputs:
     """Videos of each dimension.
 
-    `standard`: of the suite's prompts that the dimension reads, 5 each, and of temporal flickering's up to 25.
+    `standard`: of the suite's prompts that the dimension reads, 5 each, and of temporal flickering's up to 25, all of
+    which its static filter wants.
     `custom`: every video, whatever its prompt, for the dimensions that need no more than words.
     Raises ConfigError for a dimension that is none or not of the mode, DataIntegrityError naming count and first
     example where videos of the protocol are missing and `partial` is false.
@@ -59,13 +59,14 @@ def suite_inputs(
     for video in samples.videos:
         by_prompt.setdefault(video.scored_prompt, []).append(video)
     found = {name: _standard(name, by_prompt) for name in wanted}
-    missing = {name: gaps for name in wanted if (gaps := _gaps(name, by_prompt))}
+    missing = {name: gaps for name in wanted if (gaps := _gaps(name, by_prompt, static_filter))}
     if missing and not partial:
         name = next(iter(missing))
+        expected = expected_of(name, static_filter=static_filter)
         raise DataIntegrityError(
-            f"{len(missing[name])} of {expected_of(name)} videos of {name} are missing; the first",
+            f"{len(missing[name])} of {expected} videos of {name} are missing; the first",
             value=missing[name][0],
-            where=f"samples {samples_id[:12]}", next_step="generate with `prompts: vbench`, samples_per_prompt: 5",
+            where=f"samples {samples_id[:12]}", next_step=_complete(samples, _filters(name, static_filter)),
         )  # fmt: skip
     if not any(found.values()):
         raise DataIntegrityError(
@@ -77,9 +78,19 @@ def suite_inputs(
     )
 
 
-def expected_of(dimension: str) -> int:
-    """Videos that a dimension wants at least: 5 a prompt."""
-    return SAMPLES * len(prompts_of(dimension))
+def _complete(samples: SampleSet, filtered: bool) -> str:
+    if samples.origin is not None:
+        return _IMPORTED
+    return _FILTERED if filtered else _PLAIN
+
+
+def expected_of(dimension: str, *, static_filter: bool = False) -> int:
+    """Videos that a dimension wants at least: 5 a prompt, 25 where a filter chooses among them."""
+    return (STATIC_SAMPLES if _filters(dimension, static_filter) else SAMPLES) * len(prompts_of(dimension))
+
+
+def _filters(dimension: str, static_filter: bool) -> bool:
+    return static_filter and dimension == STATIC_DIMENSION
 
 
 def prompt_set_of(samples: SampleSet) -> str:
@@ -104,12 +115,13 @@ def _standard(dimension: str, by_prompt: ByPrompt) -> tuple[SuiteVideo, ...]:
     )
 
 
-def _gaps(dimension: str, by_prompt: ByPrompt) -> list[str]:
+def _gaps(dimension: str, by_prompt: ByPrompt, static_filter: bool) -> list[str]:
     """Names of the videos that are not there."""
+    wanted = STATIC_SAMPLES if _filters(dimension, static_filter) else SAMPLES
     return [
         f"{each.prompt}-{index}.mp4"
         for each in prompts_of(dimension)
-        for index in range(len(by_prompt.get(each.prompt, ())), SAMPLES)
+        for index in range(len(by_prompt.get(each.prompt, ())), wanted)
     ]
 
 

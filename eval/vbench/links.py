@@ -15,7 +15,7 @@ from eval.records import SAMPLES, SampleSet
 from eval.suites import SuiteVideo
 from eval.vbench.config import Places
 from eval.vbench.layout import lay_out
-from eval.vbench.weights import catalogue, find
+from eval.vbench.weights import catalogue, find, needs
 from m4v.core.storage import storage_faults
 
 _DINO_COPY = "dino_model/dino_vitbase16_pretrain.pth"  # VBench asks for it, and then reads torch hub's
@@ -30,14 +30,22 @@ class Links(NamedTuple):
     picture: Path
 
 
-def lay_links(folder: Path, dimension: str, videos: Sequence[SuiteVideo], samples: Path, places: Places) -> Links:
+def lay_links(
+    folder: Path,
+    dimension: str,
+    videos: Sequence[SuiteVideo],
+    samples: Path,
+    places: Places,
+    *,
+    static_filter: bool = False,
+) -> Links:
     """Lay everything below `folder`, afresh; raises as `lay_out`."""
     frames = {v.file: v.frames for v in SampleSet.model_validate_json((samples / SAMPLES).read_bytes()).videos}
     with storage_faults(str(folder)):
         for name in ("cache", "torch", "bert-base-uncased"):
             _remove(folder / name)
         path_of = {file: str(path) for file, path in lay_out(videos, samples, folder / "links").items()}
-        variables = _lay_weights(folder, dimension, places)
+        variables = _lay_weights(folder, needs(dimension, static_filter=static_filter), places)
         picture = folder / "picture.png"
         _draw(picture)
     return Links(path_of, {f: frames[f] for f in path_of}, variables, picture)
@@ -56,11 +64,11 @@ def _link(source: Path, target: Path) -> Path:
     return target
 
 
-def _lay_weights(folder: Path, dimension: str, places: Places) -> dict[str, str]:
+def _lay_weights(folder: Path, names: Sequence[str], places: Places) -> dict[str, str]:
     cache, torch = folder / "cache", folder / "torch"
     cache.mkdir()
     torch.mkdir()
-    for name in catalogue().needs[dimension]:
+    for name in names:
         row, path = catalogue().files[name], find(name, places)
         if path is None:
             continue  # the preflight named it; VBench's own word for it follows

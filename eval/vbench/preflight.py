@@ -1,7 +1,7 @@
 """What VBench needs on this machine before the first video is sampled, and what of it is there. Torch-free.
 
 JSON: dimensions [{dimension, environment, available, reasons}], requirements [name, kind, dimensions, place, present,
-problem, size_bytes, sha256 (where bytes were read), source, variable, next_step].
+problem, size_bytes, approx_bytes (of what is not there), sha256 (where bytes were read), source, variable, next_step].
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from eval.suites import Requirement
 from eval.vbench.config import Places, VBenchConfig
 from eval.vbench.environment import SPECS, EnvironmentName, environment_of, find_record
-from eval.vbench.weights import catalogue, digest_of, find, requirements
+from eval.vbench.weights import digest_of, find, needs, requirements
 from m4v.core.canonical import digest_file, digest_json
 from m4v.core.config import FrozenModel
 from m4v.core.errors import ConfigError, InputError
@@ -49,7 +49,9 @@ def preflight(config: VBenchConfig, places: Places, *, hashing: bool = False) ->
     """Look at environments and files; `hashing` reads every byte of them. Changes nothing."""
     wanted = config.wanted
     needed = _environments(wanted, places)
-    needed += requirements(wanted, places, hashing=hashing, published=config.published_weights)
+    needed += requirements(
+        wanted, places, hashing=hashing, published=config.published_weights, static_filter=config.static_filter
+    )
     return Preflight(dimensions=tuple(_check(d, needed) for d in wanted), requirements=tuple(needed))
 
 
@@ -113,7 +115,8 @@ def probe(config: VBenchConfig, locations: Mapping[str, str]) -> str:
     """
     places = Places.of(locations)
     dimensions = chosen(config, preflight(config, places))
-    return digest_json([list(dimensions), environments(dimensions, places), weights(dimensions, places, "sampled")])
+    sampled = weights(dimensions, places, "sampled", static_filter=config.static_filter)
+    return digest_json([list(dimensions), environments(dimensions, places), sampled])
 
 
 def environments(dimensions: Sequence[str], places: Places) -> dict[str, str]:
@@ -126,8 +129,10 @@ def environments(dimensions: Sequence[str], places: Places) -> dict[str, str]:
     return found
 
 
-def weights(dimensions: Sequence[str], places: Places, how: str = "all") -> dict[str, str]:
+def weights(
+    dimensions: Sequence[str], places: Places, how: str = "all", *, static_filter: bool = False
+) -> dict[str, str]:
     """Digest of every weight file of the dimensions, by name: of all bytes, or `sampled`."""
-    names = dict.fromkeys(n for d in dimensions for n in catalogue().needs[d])
+    names = dict.fromkeys(n for d in dimensions for n in needs(d, static_filter=static_filter))
     paths = {n: p for n in names if (p := find(n, places)) is not None}
     return {n: digest_of(n, p, "all" if how == "all" else "sampled") for n, p in paths.items()}

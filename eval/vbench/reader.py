@@ -27,15 +27,21 @@ def read_answer(
     path_of: Mapping[str, str],
     frames_of: Mapping[str, int],
     allow_zero: Sequence[str] = (),
+    *,
+    filtered: bool = False,
 ) -> DimensionResult:
     """The result of a dimension.
 
+    - filtered: VBench's filter may have left videos out, which the answer names; they stand without a value.
     - path_of: the path that the worker was given, by the file's name in the samples; frames_of: frames a video.
     Raises Unusable where videos are missing, doubled or strange, a value has another type than the dimension's, the
     score is not that of the list, or is 0.0 without leave.
     """
     values = _values(answer, dimension, {path: file for file, path in path_of.items()})
-    missing = [v.file for v in videos if v.file not in values]
+    left_out = set(answer.get("left_out", ())) if filtered else set()
+    if both := sorted(file for file in values if path_of[file] in left_out):
+        raise Unusable(f"VBench gave a value of a video that its filter left out: {both[0]}")
+    missing = [v.file for v in videos if v.file not in values and path_of[v.file] not in left_out]
     if missing and dimension not in LEAVES_OUT:
         raise Unusable(f"VBench gave {len(values)} of {len(videos)} videos; the first without a value is {missing[0]}")
     rows = tuple(

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from eval.records import SampleSet
 from eval.suites import (
     Aggregate,
@@ -26,10 +28,11 @@ from eval.vbench.config import Places, VBenchConfig
 from eval.vbench.constants import DIMENSIONS
 from eval.vbench.environment import environment_of, find_record
 from eval.vbench.inputs import suite_inputs
-from eval.vbench.links import lay_links, visible_device
+from eval.vbench.links import Links, lay_links, visible_device
 from eval.vbench.preflight import environments, preflight, weights
-from eval.vbench.prompt_suite import FULL_INFO, packaged
+from eval.vbench.prompt_suite import FULL_INFO, SAMPLES, STATIC_DIMENSION, packaged
 from eval.vbench.reader import Unusable, read_answer
+from eval.vbench.weights import catalogue, stand_ins
 from m4v.core.canonical import digest_json
 from m4v.core.storage import write_atomic
 
@@ -66,23 +69,32 @@ class VBenchSuite:
         self, samples: SampleSet, samples_id: str, dimensions: Sequence[str], *, partial: bool = False
     ) -> SuiteInputs:
         """See `suite_inputs`."""
-        return suite_inputs(samples, samples_id, dimensions, self.config.mode, partial=partial)
+        return suite_inputs(
+            samples, samples_id, dimensions, self.config.mode, partial=partial,
+            static_filter=self.config.static_filter,
+        )  # fmt: skip
 
     def tooling(self, dimensions: Sequence[str]) -> Tooling:
         """VBench's version, what is installed beside it, every byte of the weights."""
         names = dict.fromkeys(environment_of(d) for d in dimensions)
         records = [r for n in names if (r := find_record(n, self.places.python(n))) is not None]
         versions = sorted({r.packages.get(PACKAGE) or r.packages.get("vbench", "unknown") for r in records})
+        options: dict[str, JsonValue] = {
+            "mode": self.config.mode, "static_filter": any(self._filters(d) for d in dimensions),
+            "published_weights": self.config.published_weights, "device": self.devices[0].partition(":")[0],
+        }  # fmt: skip
+        stand_in = stand_ins(
+            dimensions, self.places, published=self.config.published_weights, static_filter=self.config.static_filter
+        )
+        if stand_in:
+            options["stand_in"] = list(stand_in)
         return Tooling(
             suite=self.name,
             version=", ".join(versions) or "unknown",
             environments=environments(dimensions, self.places),
-            weights=weights(dimensions, self.places),
-            options={
-                "mode": self.config.mode, "static_filter": False,
-                "published_weights": self.config.published_weights, "device": self.devices[0].partition(":")[0],
-            },
-        )  # fmt: skip
+            weights=weights(dimensions, self.places, static_filter=self.config.static_filter),
+            options=options,
+        )
 
     def run(self, inputs: SuiteInputs, videos: Path, folder: Path) -> Iterator[DimensionResult]:
         """Results as they come. What a folder has measured is not measured again while videos, environment and weights
@@ -118,17 +130,14 @@ class VBenchSuite:
             )
         key = digest_json([
             dimension, [v.canonical() for v in mine], inputs.samples, environments([dimension], self.places),
-            weights([dimension], self.places), dimension in self.config.allow_zero, device.partition(":")[0],
+            weights([dimension], self.places, static_filter=self.config.static_filter), self._filters(dimension),
+            dimension in self.config.allow_zero, device.partition(":")[0],
         ])  # fmt: skip
         place = folder / dimension
         if (known := read_outcome(place, key)) is not None:
             return known
-        links = lay_links(place, dimension, mine, videos, self.places)
-        request = {
-            "task": "evaluate", "dimension": dimension, "device": device.partition(":")[0], "threads": self.threads,
-            "entries": _entries(dimension, mine, links.path_of), "full_info": str(place / "full_info.json"),
-            "picture": str(links.picture),
-        }  # fmt: skip
+        links = lay_links(place, dimension, mine, videos, self.places, static_filter=self.config.static_filter)
+        request = self._request(dimension, mine, links, place, device)
         variables = {
             **links.variables, "CUDA_VISIBLE_DEVICES": visible_device(device), "OMP_NUM_THREADS": str(self.threads),
         }  # fmt: skip
@@ -142,11 +151,30 @@ class VBenchSuite:
             return failed(dimension, mine, f"{ended.end}: {ended.reason}")
         try:
             self._check_installed(dimension, ended.answer)
-            result = read_answer(ended.answer, dimension, mine, links.path_of, links.frames, self.config.allow_zero)
+            result = read_answer(
+                ended.answer, dimension, mine, links.path_of, links.frames, self.config.allow_zero,
+                filtered=self._filters(dimension),
+            )  # fmt: skip
         except Unusable as error:
             return failed(dimension, mine, str(error))
         write_outcome(place, key, result)
         return result
+
+    def _request(
+        self, dimension: str, videos: Sequence[SuiteVideo], links: Links, place: Path, device: str
+    ) -> dict[str, object]:
+        request: dict[str, object] = {
+            "task": "evaluate", "dimension": dimension, "device": device.partition(":")[0], "threads": self.threads,
+            "entries": _entries(dimension, videos, links.path_of), "full_info": str(place / "full_info.json"),
+            "picture": str(links.picture),
+        }  # fmt: skip
+        if self._filters(dimension):
+            raft = Path(links.variables["VBENCH_CACHE_DIR"]) / catalogue().files["raft"].below
+            request["static_filter"] = {"weights": str(raft), "most": SAMPLES}
+        return request
+
+    def _filters(self, dimension: str) -> bool:
+        return self.config.static_filter and dimension == STATIC_DIMENSION
 
     def _check_installed(self, dimension: str, answer: Mapping[str, object]) -> None:
         """What measured must be what the identity says."""

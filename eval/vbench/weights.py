@@ -12,6 +12,7 @@ from typing import Literal
 from eval.suites import Requirement
 from eval.vbench.config import Places
 from eval.vbench.environment import VOCABULARY, vocabulary_of
+from eval.vbench.prompt_suite import STATIC_DIMENSION
 from m4v.core.canonical import digest_file, digest_json
 from m4v.core.config import FrozenModel
 from m4v.core.storage import storage_faults
@@ -20,6 +21,7 @@ from m4v.weights.source import sampled_digest
 _BERT = ("bert_tokenizer", "bert_weights")
 _BERT_CACHES = ("models--bert-base-uncased", "models--google-bert--bert-base-uncased")
 _DINO_FILES = ("hubconf.py", "utils.py", "vision_transformer.py")
+MARK = "STAND-IN-WEIGHTS"  # an empty file in a folder whose weights are for tests: they are never taken as published
 _VARIABLES = ("VBENCH_CACHE_DIR", "TORCH_HOME", "HF_HOME")
 
 
@@ -63,6 +65,12 @@ def catalogue() -> WeightCatalogue:
     return WeightCatalogue.model_validate(
         json.loads((resources.files("eval.vbench.data") / "weights.json").read_text())
     )
+
+
+def needs(dimension: str, *, static_filter: bool = False) -> tuple[str, ...]:
+    """Names of the files that a dimension reads; `static_filter` as in the stage's config."""
+    known = catalogue().needs
+    return known[dimension] + (known["static_filter"] if static_filter and dimension == STATIC_DIMENSION else ())
 
 
 def candidates(name: str, places: Places) -> list[Path]:
@@ -125,13 +133,32 @@ def digest_of(name: str, path: Path, how: Literal["all", "sampled"] = "all") -> 
 
 
 def requirements(
-    dimensions: Sequence[str], places: Places, *, hashing: bool = False, published: bool = True
+    dimensions: Sequence[str],
+    places: Places,
+    *,
+    hashing: bool = False,
+    published: bool = True,
+    static_filter: bool = False,
 ) -> list[Requirement]:
     """Every file that the dimensions read, each once, in the order of the table. `hashing` reads every byte; with
     `published` what is known of a published digest must hold then."""
-    known = catalogue()
-    names = [n for n in known.files if any(n in known.needs[d] for d in dimensions)]
-    return [_requirement(n, [d for d in dimensions if n in known.needs[d]], places, hashing, published) for n in names]
+    readers = {n: [d for d in dimensions if n in needs(d, static_filter=static_filter)] for n in catalogue().files}
+    return [_requirement(n, mine, places, hashing, published) for n, mine in readers.items() if mine]
+
+
+def stand_ins(
+    dimensions: Sequence[str], places: Places, *, published: bool, static_filter: bool = False
+) -> tuple[str, ...]:
+    """Of `dimensions`, those that read a file which may be another than the published one. Where published digests are
+    held there is none: the preflight refused what differs."""
+    if published:
+        return ()
+    return tuple(d for d in dimensions if any(not _is_proven(n, places) for n in needs(d, static_filter=static_filter)))
+
+
+def _is_proven(name: str, places: Places) -> bool:
+    path, row = find(name, places), catalogue().files[name]
+    return path is not None and row.sha256 is not None and digest_of(name, path) == row.sha256
 
 
 def _requirement(name: str, dimensions: list[str], places: Places, hashing: bool, published: bool) -> Requirement:
@@ -140,6 +167,8 @@ def _requirement(name: str, dimensions: list[str], places: Places, hashing: bool
     place = path or candidates(name, places)[0]
     digest = digest_of(name, path) if hashing and path is not None else None
     problem = "is not there" if path is None else None
+    if published and any((folder / MARK).is_file() for folder in place.parents):
+        problem = f"lies in a folder of stand-in weights ({MARK})"
     if digest is not None and published and not _is_published(row, place, digest):
         problem = f"is not the published file: its sha256 is {digest}"
     step = f"put it there, from {row.url}" + (f" ({row.note})" if row.note else "")
@@ -147,6 +176,7 @@ def _requirement(name: str, dimensions: list[str], places: Places, hashing: bool
         name=name, kind="folder" if row.is_folder or name in _BERT else "file", dimensions=tuple(dimensions),
         place=str(place), present=path is not None, problem=problem,
         size_bytes=None if path is None else sum(part.stat().st_size for part in parts_of(name, path)),
+        approx_bytes=None if path is not None or row.approx_mib is None else round(row.approx_mib * 2**20),
         sha256=digest, source=row.url, variable=row.variable, next_step=None if problem is None else step,
     )  # fmt: skip
 
@@ -159,4 +189,15 @@ def _is_published(row: WeightFile, path: Path, digest: str) -> bool:
     return len(tail) != 8 or any(c not in "0123456789abcdef" for c in tail) or digest.startswith(tail)
 
 
-__all__ = ["VOCABULARY", "WeightFile", "candidates", "catalogue", "digest_of", "find", "parts_of", "requirements"]
+__all__ = [
+    "VOCABULARY",
+    "WeightFile",
+    "candidates",
+    "catalogue",
+    "digest_of",
+    "find",
+    "needs",
+    "parts_of",
+    "requirements",
+    "stand_ins",
+]

@@ -6,6 +6,7 @@ trouble ends as a word in RESULT. Tasks: `environment` (what is installed, which
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import importlib.metadata
@@ -166,15 +167,64 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
         raise Trouble("environment", "this interpreter's torch sees no GPU")
     module = importlib.import_module(f"vbench.{dimension}")
     utils = importlib.import_module("vbench.utils")
-    full_info = request["full_info"]
-    Path(full_info).write_text(json.dumps(request["entries"]), encoding="utf-8")
     # A device object, as upstream's own command passes it: some dimensions compare it with the word.
     device = torch.device(device_name)
+    full_info, entries, more = request["full_info"], request["entries"], {}
+    if request.get("static_filter"):
+        entries, more["left_out"] = near_static(entries, device, **request["static_filter"])
+    Path(full_info).write_text(json.dumps(entries), encoding="utf-8")
+    if dimension == "dynamic_degree":
+        check_flow(module.DynamicDegree)
     parts = utils.init_submodules([dimension], local=True, read_frame=False)[dimension]
     with watched_detector(dimension, parts, device, request.get("picture")):
         score, rows = getattr(module, f"compute_{dimension}")(full_info, device, parts)
     rows = [[r["video_path"], plain(r["video_results"])] for r in rows]
-    return {"score": plain(score), "videos": rows, "operator_schemas": schemas, **packages}
+    return {"score": plain(score), "videos": rows, "operator_schemas": schemas, **more, **packages}
+
+
+def near_static(entries: list[Any], device: Any, weights: str, most: int) -> tuple[list[Any], list[str]]:
+    """Entries with those videos alone that VBench's filter finds near-static, at most `most` of each, taken in its
+    order (of file names, as text); and the paths of the others. A prompt without any goes."""
+    import torch
+
+    upstream: Any = importlib.import_module("vbench.cli.static_filter")
+    check_flow(upstream.StaticFilter)
+    upstream.DEVICE = device  # where it puts frames; it says `cuda`
+
+    class Filter(upstream.StaticFilter):  # type: ignore[misc]
+        def load_model(self) -> None:
+            """Upstream's opens a file saved on a GPU only where there is one."""
+            held = torch.load(self.args.model, map_location="cpu", weights_only=True)
+            self.model = upstream.RAFT(self.args)
+            self.model.load_state_dict({name.removeprefix("module."): value for name, value in held.items()})
+            self.model.to(device).eval()
+
+    arguments = argparse.Namespace(model=weights, small=False, mixed_precision=False, alternate_corr=False)
+    finder, left_out = Filter(arguments, device), list[str]()
+    kept: list[Any] = []
+    for entry in entries:
+        still: list[str] = []
+        for path in sorted(entry["video_list"], key=os.path.basename):
+            (still if len(still) < most and finder.infer(path) else left_out).append(path)
+        if still:
+            kept.append({**entry, "video_list": still})
+    if not kept:
+        raise Trouble("static", f"none of {len(left_out)} videos is near-static, and the dimension measures those")
+    return kept, left_out
+
+
+def check_flow(owner: Any) -> None:
+    """Where a side has fewer than 128 pixels RAFT's coarsest level is one pixel wide and its flow no number; VBench
+    would take such a video for a still one without a word."""
+    original = owner.get_score
+
+    def checked(self: Any, image: Any, flow: Any) -> Any:
+        score = original(self, image, flow)
+        if not math.isfinite(score):
+            raise Trouble("number", "RAFT's flow is no number, as where a side of the video has fewer than 128 pixels")
+        return score
+
+    owner.get_score = checked
 
 
 def plain(value: Any) -> bool | float:

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from test_eval_gate import FOLLOW, score_set
 
 from eval.config import GateConfig
-from eval.records import SampleSet, SampleVideo, ScoreSet
+from eval.records import STAND_IN, SampleSet, SampleVideo, ScoreSet
 from eval.stages.gate import decide
 from eval.suite_scores import suite_score_set
 from eval.suites import DimensionResult, Tooling, VideoRow
@@ -13,6 +14,7 @@ from eval.vbench.aggregate import fast_figures, standard_figures
 from eval.vbench.inputs import suite_inputs
 from eval.vocabulary import Facts
 from m4v.core.config import parse
+from m4v.core.errors import ConfigError
 
 DIMENSIONS = ("imaging_quality", "dynamic_degree")
 TOOLING = Tooling(suite="vbench", version="0.1.5", environments={"core": "e1"}, weights={"musiq": "w1"})
@@ -80,3 +82,98 @@ def test_a_gate_reads_a_suite_s_scores() -> None:
     assert not decide(config, scored("worse", -0.01), scored(), 0).passed
     partial = decide(config, scored("worse", -0.01, partial=True), scored(partial=True), 0)
     assert "cannot be compared" in partial.rules[0].reason
+
+
+STANDING_IN = TOOLING.model_copy(update={"options": {"published_weights": False, "stand_in": ["imaging_quality"]}})
+
+
+def test_stand_in_weights_are_told_never_compared_and_pass_no_gate() -> None:
+    base, other = scored(tooling=STANDING_IN), scored("other", 0.1, tooling=STANDING_IN)
+    metric = base.metrics["vbench.imaging_quality"]
+    assert metric.title == "Imaging quality (stand-in weights)"
+    assert metric.description.endswith(f"; {STAND_IN}")
+    assert base.metrics["vbench.dynamic_degree"].title == "Dynamic degree"
+    assert base.identity.stand_in == ("vbench.imaging_quality",)
+    assert other.identity.differences(base.identity) == ["suite (stand-in weights)"]
+    assert other.identity.apart(base.identity) == STAND_IN
+    assert scored("other", 0.1).identity.apart(base.identity) == STAND_IN
+    rules: list[dict[str, object]] = [
+        {"rule": "minimum", "metric": "vbench.imaging_quality", "value": 0.1},
+        {"rule": "maximum", "metric": "vbench.imaging_quality", "value": 0.9},
+        {"rule": "better_than_baseline", "metric": "vbench.imaging_quality"},
+        {"rule": "non_regression", "metrics": ["vbench.imaging_quality"]},
+    ]
+    verdict = decide(parse(GateConfig, {"rules": rules}, "gate"), other, base, 0)
+    assert [r.passed for r in verdict.rules] == [False] * 4
+    assert all(STAND_IN in r.reason for r in verdict.rules)
+    assert decide(parse(GateConfig, {"rules": rules}, "gate"), scored("other", 0.1), scored(), 0).passed
+
+
+def test_a_record_that_names_no_stand_in_is_told_by_its_options() -> None:
+    old = scored(tooling=TOOLING.model_copy(update={"options": {"published_weights": False}}))
+    assert sorted(old.identity.stand_in) == ["vbench.dynamic_degree", "vbench.imaging_quality"]
+    weightless = TOOLING.model_copy(update={"options": {"published_weights": False}, "weights": {}})
+    assert scored(tooling=weightless).identity.stand_in == ()
+
+
+def test_a_gate_judges_a_suite_beside_the_local_metrics_and_its_figures() -> None:
+    local = score_set([[0.9], [0.8], [0.85], [0.95], [0.875]], "c")
+    suite = scored("c" * 64)
+    rules: list[dict[str, object]] = [
+        {"rule": "minimum", "metric": FOLLOW, "value": 0.8},
+        {"rule": "minimum", "metric": "vbench.imaging_quality", "value": 0.5},
+        {"rule": "minimum", "metric": "vbench.dynamic_degree", "value": 0.1},
+        {"rule": "minimum", "metric": "vbench.total", "value": 0.8},
+    ]
+    config = parse(GateConfig, {"rules": rules}, "gate")
+    found = decide(config, local, None, 0, suite)
+    assert [r.passed for r in found.rules] == [True, True, False, False]
+    assert found.rules[2].reason == "vbench.dynamic_degree has no score: killed by signal 9"
+    assert found.rules[3].reason.startswith("vbench.total has no value without ")
+    with pytest.raises(ConfigError, match="of another checkpoint"):
+        decide(config, local, None, 0, scored("d" * 64))
+    paired = parse(GateConfig, {"rules": [{"rule": "better_than_baseline", "metric": "vbench.total"}]}, "gate")
+    with pytest.raises(ConfigError, match="no value of each video"):
+        decide(paired, suite, suite, 0)
+    figured = suite.figures
+    assert figured is not None
+    whole = suite.model_copy(update={"figures": figured.model_copy(update={"figures": {"vbench.total": 0.83}})})
+    (verdict,) = decide(parse(GateConfig, {"rules": rules[3:]}, "gate"), local, None, 0, whole).rules
+    assert (verdict.passed, verdict.value, verdict.prompts) == (True, 0.83, 6)
+
+
+def test_a_figure_that_stand_in_weights_would_bear_is_refused_by_their_names() -> None:
+    rules = [{"rule": "minimum", "metric": "vbench.total", "value": 0.1}]
+    config = parse(GateConfig, {"rules": rules}, "gate")
+    local, suite = score_set([[0.9]] * 5, "c"), scored("c" * 64, tooling=STANDING_IN)
+    assert suite.figures is not None
+    gone = suite.figures.model_copy(update={"missing": {"vbench.total": ("imaging_quality", "scene")}})
+    (verdict,) = decide(config, local, None, 0, suite.model_copy(update={"figures": gone})).rules
+    assert not verdict.passed
+    assert f"(imaging_quality: {STAND_IN})" in verdict.reason
+
+
+def test_a_partial_measurement_passes_no_minimum_nor_maximum() -> None:
+    rules: list[dict[str, object]] = [
+        {"rule": "minimum", "metric": "vbench.imaging_quality", "value": 0.1},
+        {"rule": "maximum", "metric": "vbench.imaging_quality", "value": 0.9},
+        {"rule": "minimum", "metric": "vbench.avg4", "value": 0.1},
+    ]
+    config = parse(GateConfig, {"rules": rules}, "gate")
+    local = score_set([[0.9]] * 5, "c")
+    for partial in (False, True):
+        suite = scored("c" * 64, partial=partial)
+        assert suite.figures is not None
+        whole = suite.figures.model_copy(update={"figures": {"vbench.avg4": 0.5}})
+        found = decide(config, local, None, 0, suite.model_copy(update={"figures": whole}))
+        assert [rule.passed for rule in found.rules] == [not partial] * 3
+        assert all(("cannot be judged: partial" in rule.reason) is partial for rule in found.rules)
+
+
+def test_raw_and_averaged_weights_of_a_checkpoint_are_two_models() -> None:
+    config = parse(GateConfig, {"rules": [{"rule": "minimum", "metric": FOLLOW, "value": 0.1}]}, "gate")
+    local, suite = score_set([[0.9]] * 5, "c"), scored("c" * 64)
+    assert decide(config, local, None, 0, suite).passed
+    raw = suite.model_copy(update={"identity": suite.identity.model_copy(update={"ema": False})})
+    with pytest.raises(ConfigError, match="of the checkpoint's raw weights, the others of its averaged ones"):
+        decide(config, local, None, 0, raw)

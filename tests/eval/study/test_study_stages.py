@@ -23,7 +23,7 @@ from m4v.core.stage import StageContext
 ORDERS = dict.fromkeys(("aesthetic", "motion", "semantic"), ("ours", "base"))
 
 
-def samples(folder: Path, prompts: list[str], checkpoint: str) -> Artifact:
+def samples(folder: Path, prompts: list[str], checkpoint: str, *, longer: bool = False) -> Artifact:
     (folder / "videos").mkdir(parents=True)
     videos = []
     for number, prompt in enumerate(prompts):
@@ -33,8 +33,9 @@ def samples(folder: Path, prompts: list[str], checkpoint: str) -> Artifact:
             (folder / file).write_bytes(data)
             videos.append(
                 SampleVideo(
-                    file=file, prompt=prompt, prompt_index=number, sample_index=sample, seed=0, facts=Facts(), frames=9,
-                    fps=8, height=64, width=64, sha256=digest_bytes(data),
+                    file=file, prompt=f"{prompt}, in soft light" if longer else prompt,
+                    scored_as=prompt if longer else None, prompt_index=number, sample_index=sample, seed=0,
+                    facts=Facts(), frames=9, fps=8, height=64, width=64, sha256=digest_bytes(data),
                 )
             )  # fmt: skip
     record = SampleSet(
@@ -81,10 +82,26 @@ def test_a_study_shares_the_videos_under_blind_names(tmp_path: Path) -> None:
     assert [p.text for p in other.prompts] != texts or other.prompts[0].videos != study.prompts[0].videos
 
 
-def test_a_system_that_lacks_a_prompt_is_refused_by_name(tmp_path: Path) -> None:
-    sets = {"ours": samples(tmp_path / "a", PROMPTS, "a"), "base": samples(tmp_path / "b", PROMPTS[:-1], "b")}
-    with pytest.raises(ConfigError, match=r"system base lacks 1 of 6 prompts: \['prompt number 5'\]"):
-        study_stage.run(context(tmp_path, StudyConfig(systems=("ours", "base")), sets))
+def test_only_prompts_that_every_system_has_are_asked_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sets = {"ours": samples(tmp_path / "a", PROMPTS[1:], "a"), "base": samples(tmp_path / "b", PROMPTS[:-1], "b")}
+    config = StudyConfig(systems=("ours", "base"))
+    study, found = made(tmp_path / "1", config, sets)
+    assert [p.text for p in study.prompts] == PROMPTS[1:-1]
+    assert found.summaries()["study"]["left_out_prompts"] == 2
+    assert [r.getMessage() for r in caplog.records if r.name == study_stage.__name__] == [
+        "left out, ours lacks 1 of 6 prompts: ['prompt number 0']",
+        "left out, base lacks 1 of 6 prompts: ['prompt number 5']",
+    ]
+    sets["base"] = samples(tmp_path / "c", PROMPTS[:1], "c")
+    with pytest.raises(ConfigError, match=r"base lacks 5 of 6: .*prompt number 1.* \(in samples of base\)"):
+        study_stage.run(context(tmp_path / "2", config, sets))
+
+
+def test_systems_meet_by_the_words_their_videos_are_scored_as(tmp_path: Path) -> None:
+    sets = {"ours": samples(tmp_path / "a", PROMPTS, "a", longer=True), "base": samples(tmp_path / "b", PROMPTS, "b")}
+    study, found = made(tmp_path / "1", StudyConfig(systems=("ours", "base")), sets)
+    assert [p.text for p in study.prompts] == PROMPTS
+    assert "left_out_prompts" not in found.summaries()["study"]
 
 
 def test_results_are_of_the_answers_named_and_of_no_other_study(tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ DIMENSION = """
 from vbench.utils import score
 
 
+class DynamicDegree:
+    def get_score(self, image, flow):
+        return 0.0
+
+
 def compute_{name}(json_dir, device, parts, **kwargs):
     return score(json_dir, "{name}")
 """
@@ -116,17 +121,49 @@ def compute_object_class(json_dir, device, parts, **kwargs):
             pass
     return score(json_dir, "object_class")
 """
+# As upstream's class: it says `cuda`, and its own way to the weights opens a GPU's file on a GPU alone.
+STATIC_FILTER = """
+import os
+
+DEVICE = "cuda"
+
+
+class RAFT:
+    pass
+
+
+class StaticFilter:
+    def __init__(self, args, device):
+        assert DEVICE == device == "cpu" and type(self).load_model is not StaticFilter.load_model
+        assert (args.small, args.mixed_precision, args.alternate_corr) == (False, False, False)
+        with open(args.model) as stream:
+            self.still = stream.read().split()
+
+    def load_model(self):
+        raise RuntimeError("no GPU")
+
+    def get_score(self, image, flow):
+        return float("nan")
+
+    def infer(self, path):
+        if "nan" in self.still:
+            self.get_score(None, None)
+        return os.path.basename(path).removesuffix(".mp4").rpartition("-")[2] in self.still
+"""
 
 
 def fake_environment(folder: Path, name: EnvironmentName = "core", **behaviour: str) -> Path:
-    """An environment at `folder` with its record; returns its interpreter. `detector`: what its body does."""
+    """An environment at `folder` with its record; returns its interpreter. `detector`: what its body does. Its static
+    filter takes for near-static the samples whose numbers stand in RAFT's weights."""
     packages = folder / "packages"
     vbench = packages / "vbench"
-    (vbench / "third_party").mkdir(parents=True)
+    for part in ("third_party", "cli"):
+        (vbench / part).mkdir(parents=True)
     detector = behaviour.pop("detector", "pass")
     files = {
         "torch.py": TORCH, "torchvision.py": "", "cv2.py": "def imread(path):\n    return open(path, 'rb').read()\n",
         "vbench/__init__.py": "", "vbench/utils.py": UTILS, "vbench/behaviour.json": json.dumps(behaviour),
+        "vbench/cli/__init__.py": "", "vbench/cli/static_filter.py": STATIC_FILTER,
         "vbench/third_party/__init__.py": "", "vbench/object_class.py": OBJECT_CLASS,
         "vbench/third_party/grit_model.py": DETECTOR.format(trouble=detector),
         **{f"vbench/{d}.py": DIMENSION.format(name=d) for s in SPECS.values() for d in s.dimensions

@@ -1,5 +1,7 @@
-"""Run in the core environment: `python standin_weights.py CACHE TORCH_HOME`. Random weights in the formats that VBench
-reads, each as small as the format allows. They say nothing of any video; only tests use them.
+"""Run in the core environment: `python standin_weights.py CACHE TORCH_HOME [FLOW]`. Random weights in the formats that
+VBench reads, each as small as the format allows. They say nothing of any video; only tests use them.
+
+With FLOW only RAFT's are made anew: each of its steps then adds FLOW pixels to the flow, whatever the pictures.
 """
 
 import importlib.util
@@ -48,6 +50,8 @@ def main(cache: Path, torch_home: Path) -> None:
     import torch
 
     torch.manual_seed(0)
+    for folder in (cache, torch_home):
+        (place(folder) / "STAND-IN-WEIGHTS").touch()
     dino(torch, cache, torch_home)
     clip_archive(torch, place(cache / "clip_model") / "ViT-B-32.pt", embedding=512)
     clip_archive(torch, cache / "clip_model" / "ViT-L-14.pt", embedding=768)
@@ -55,7 +59,8 @@ def main(cache: Path, torch_home: Path) -> None:
         torch.nn.Linear(768, 1).state_dict(),
         place(cache / "aesthetic_model" / "emb_reader") / "sa_0_4_vit_l_14_linear.pth",
     )
-    flow_and_interpolation(torch, cache)
+    flow(torch, cache)
+    interpolation(torch, cache)
     from pyiqa.archs.musiq_arch import MUSIQ
 
     torch.save(MUSIQ(pretrained=False).state_dict(), place(cache / "pyiqa_model") / "musiq_spaq_ckpt-358bb6af.pth")
@@ -93,20 +98,35 @@ def clip_archive(torch, path: Path, embedding: int) -> None:
     torch.jit.save(torch.jit.trace(model, example, check_trace=False), str(path))
 
 
-def flow_and_interpolation(torch, cache: Path) -> None:
-    import vbench
+def flow(torch, cache: Path, step: float | None = None) -> None:
     from easydict import EasyDict
-    from omegaconf import OmegaConf
-    from vbench.third_party.amt.utils.build_utils import build_from_cfg
     from vbench.third_party.RAFT.core.raft import RAFT
 
     raft = RAFT(EasyDict(small=False, mixed_precision=False, alternate_corr=False))
+    if step is not None:
+        last = raft.update_block.flow_head.conv2
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.constant_(last.bias, step)
     weights = {f"module.{name}": value for name, value in raft.state_dict().items()}
     torch.save(weights, place(cache / "raft_model" / "models") / "raft-things.pth")
+
+
+def interpolation(torch, cache: Path) -> None:
+    import vbench
+    from omegaconf import OmegaConf
+    from vbench.third_party.amt.utils.build_utils import build_from_cfg
+
     config = Path(vbench.__file__).parent / "third_party" / "amt" / "cfgs" / "AMT-S.yaml"
     amt = build_from_cfg(OmegaConf.load(config).network)
     torch.save({"state_dict": amt.state_dict()}, place(cache / "amt_model") / "amt-s.pth")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) == 4:
+        os.environ["VBENCH_CACHE_DIR"] = sys.argv[1]
+        worker.import_torchvision("cpu")
+        import torch
+
+        flow(torch, Path(sys.argv[1]), float(sys.argv[3]))
+    else:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -3,15 +3,17 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from eval.config import GenerateConfig
 from eval.prompts import jobs, prompt_set_digest, video_name
-from eval.records import SampleSet, SampleVideo
+from eval.records import Origin, SampleSet, SampleVideo
 from eval.suites import DimensionResult
 from eval.vbench import layout
 from eval.vbench.aggregate import AVG4, AVG7, FAST_DIMENSIONS, fast_figures, standard_figures
-from eval.vbench.constants import DIMENSIONS
-from eval.vbench.inputs import CUSTOM_DIMENSIONS, expected_of, suite_inputs
+from eval.vbench.config import VBenchConfig
+from eval.vbench.constants import CUSTOM_DIMENSIONS, DIMENSIONS
+from eval.vbench.inputs import expected_of, suite_inputs
 from eval.vbench.layout import lay_out
 from eval.vbench.totals import totals
 from eval.vocabulary import Facts
@@ -61,6 +63,9 @@ def test_missing_videos_are_refused_or_marked(whole: SampleSet) -> None:
     assert not suite_inputs(short, "id", ["color"]).partial
     with pytest.raises(DataIntegrityError, match="no video is of a prompt"):
         suite_inputs(sample_set(["one"]), "id", ["color"], partial=True)
+    origin = Origin(system="other", source="a paper", licence="theirs", video_codec="h264 yuv420p")
+    with pytest.raises(DataIntegrityError, match="import the missing videos too, or judge what is there"):
+        suite_inputs(short.model_copy(update={"origin": origin}), "id", ["temporal_flickering"])
 
 
 def test_static_filter_gets_what_there_is_beyond_five() -> None:
@@ -80,6 +85,15 @@ def test_custom_mode_takes_prompts_of_any_kind() -> None:
         suite_inputs(own, "id", ["scene"], "custom")
     with pytest.raises(ConfigError, match="no such dimension"):
         suite_inputs(own, "id", ["colour"], "custom")
+
+
+def test_custom_mode_is_refused_its_impossible_dimensions_before_anything_is_sampled() -> None:
+    with pytest.raises(ValidationError, match=r"cannot measure object_class, .*scene.*say dimensions: \[subject"):
+        VBenchConfig(mode="custom")
+    with pytest.raises(ValidationError, match="custom cannot measure scene, which read"):
+        VBenchConfig(mode="custom", dimensions=("scene", "imaging_quality"))
+    assert VBenchConfig(mode="custom", dimensions="available").wanted == CUSTOM_DIMENSIONS
+    assert VBenchConfig(mode="custom", dimensions=CUSTOM_DIMENSIONS).wanted == CUSTOM_DIMENSIONS
 
 
 def test_links_have_the_names_that_vbench_wants(whole: SampleSet, tmp_path: Path, monkeypatch) -> None:

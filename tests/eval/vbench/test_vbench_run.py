@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 from fake_interpreter import fake_environment
+from pydantic import ValidationError
 from vbench_samples import prompts_for, sample_artifact, vbench_context
 
 from eval.records import SCORES, ScoreSet
 from eval.stages.vbench import run
 from eval.vbench.child import WORKER
-from eval.vbench.weights import catalogue
+from eval.vbench.config import VBenchConfig
+from eval.vbench.weights import MARK, catalogue
 from m4v.core.artifacts import Artifact
 from m4v.core.errors import DataIntegrityError, Drained, InfrastructureError, InputError
 
@@ -178,3 +180,71 @@ def test_a_worker_ends_with_whoever_asked(tmp_path: Path) -> None:
             return
         time.sleep(0.05)
     pytest.fail("the worker outlived whoever asked")
+
+
+def test_the_static_filter_keeps_five_near_static_videos_a_prompt(tmp_path: Path, cache: Path) -> None:
+    mine = sample_artifact(tmp_path / "samples", prompts_for(FLICKER), samples=12, frames=3)
+    raft = cache / catalogue().files["raft"].below
+    python = fake_environment(tmp_path / "env")
+    options: dict[str, Any] = {"dimensions": (FLICKER,), "static_filter": True}
+
+    raft.write_text("1 2 3 4 9 10 11")
+    found = evaluated(tmp_path / "some", mine, cache, python, **options)
+    kept = [v.sample_index for v in found.per_video if v.metrics[f"vbench.{FLICKER}"] is not None]
+    assert kept == [1, 2, 3, 10, 11], "in VBench's order, which is that of the names as text: 0, 1, 10, 11, 2, …"
+    assert (len(found.per_video), found.metrics[f"vbench.{FLICKER}"].count) == (12, 5)
+    assert found.identity.suite is not None
+    assert found.identity.suite.options["static_filter"] is True
+    assert set(found.identity.suite.weights) == {"raft"}
+    assert found.identity.stand_in == (f"vbench.{FLICKER}",), "the filter's weights decide which videos count"
+    plain = evaluated(tmp_path / "plain", mine, cache, python, dimensions=(FLICKER,))
+    assert plain.metrics[f"vbench.{FLICKER}"].count == 12
+    assert plain.identity.suite is not None
+    assert plain.identity.suite.options["static_filter"] is False
+    assert plain.identity.stand_in == (), "no weights, none that stand in"
+
+    for text, reason in (("none", "none of 12 videos is near-static"), ("nan", "RAFT's flow is no number")):
+        raft.write_text(text)
+        failed = evaluated(tmp_path / text, mine, cache, python, **options).figures
+        assert failed is not None
+        assert reason in failed.failed[f"vbench.{FLICKER}"]
+    raft.unlink()
+    with pytest.raises(InputError, match=r"\(temporal_flickering\): raft is not there"):
+        evaluated(tmp_path / "gone", mine, cache, python, **options)
+
+
+def test_the_static_filter_wants_25_videos_a_prompt_of_the_suite(
+    tmp_path: Path, samples: Artifact, cache: Path
+) -> None:
+    python = fake_environment(tmp_path / "env")
+    with pytest.raises(DataIntegrityError, match=r"of 1875 videos of temporal_flickering.*temporal_flickering: 25"):
+        evaluated(tmp_path, samples, cache, python, dimensions=(FLICKER,), static_filter=True, partial=False)
+    with pytest.raises(ValidationError, match="VBench filters the suite's own prompts"):
+        VBenchConfig(dimensions=(FLICKER,), static_filter=True, mode="custom")
+    assert VBenchConfig(static_filter=True).key_config()["static_filter"] is True
+    assert "static_filter" not in VBenchConfig().key_config()
+
+
+def test_scores_of_other_weights_are_named_and_no_figure_stands_on_them(
+    tmp_path: Path, samples: Artifact, cache: Path
+) -> None:
+    python = fake_environment(tmp_path / "env")
+    locations = {"core_python": str(python), "cache_dir": str(cache)}
+    context = vbench_context(
+        tmp_path, samples, locations, dimensions=(FLICKER, SMOOTH), partial=True, published_weights=False
+    )
+    run(context)
+    found = ScoreSet.model_validate_json((context.output("scores") / SCORES).read_bytes())
+    assert found.identity.stand_in == (f"vbench.{SMOOTH}",)
+    assert [found.metrics[f"vbench.{d}"].title for d in (FLICKER, SMOOTH)] == [
+        "Temporal flickering", "Motion smoothness (stand-in weights)"
+    ]  # fmt: skip
+    assert found.figures is not None
+    assert SMOOTH in found.figures.missing["vbench.total"]
+    assert FLICKER not in found.figures.missing["vbench.total"]
+    marked = f"{SMOOTH} (stand-in weights, not a result)"
+    assert context.collected_metrics() == {FLICKER: 0.75, marked: 0.75}
+    assert SMOOTH not in context.summaries()["scores"]
+    (cache / MARK).touch()
+    with pytest.raises(InputError, match=r"\(motion_smoothness\): amt lies in a folder of stand-in weights"):
+        evaluated(tmp_path / "two", samples, cache, python, dimensions=(FLICKER, SMOOTH), published_weights=True)
