@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from prefect import Flow, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.callables import ParameterSchema
@@ -113,8 +114,10 @@ async def _ensure_pool(pool: str) -> None:
             try:
                 found = await client.read_work_pool(pool)
             except ObjectNotFound:
-                await client.create_work_pool(WorkPoolCreate(name=pool, type=POOL_TYPE))
-                return
+                # A worker that starts at this moment makes its pool too: whoever comes second takes the first one's.
+                with suppress(ObjectAlreadyExists):
+                    await client.create_work_pool(WorkPoolCreate(name=pool, type=POOL_TYPE))
+                found = await client.read_work_pool(pool)
     except (OSError, RuntimeError) as error:
         raise InfrastructureError(
             f"no Prefect server answers: {error}", value=os.environ["PREFECT_API_URL"], next_step="prefect server start"

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from eval.config import EvaluateConfig
 from eval.vbench.config import Places, VBenchConfig
 from eval.vbench.preflight import Preflight, preflight
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.errors import InputError
 from m4v.core.stage import Resources
-from pipelines import stages
+from pipelines.checkpoint_evaluation import measuring_stage
 from pipelines.dataset_versions import pinned_node
 from pipelines.execute import NodeEvent, PipelineRun
 from pipelines.launchers import Launcher
@@ -21,7 +22,6 @@ from pipelines.plan import Plan, PlanStatus
 from pipelines.spec import StageNode
 from pipelines.workspace import Workspace
 
-NODE = "vbench"
 RUN_NAME = "evaluation"  # stands where runs of a recipe have their name, and is no recipe's
 
 
@@ -31,7 +31,7 @@ def samples_of(ledger: Ledger, given: str) -> ArtifactRow:
     if row.kind != ArtifactKind.SAMPLES:
         step = "m4v artifacts list --kind samples"
         if row.kind == ArtifactKind.CHECKPOINT:
-            step = "sample it first: a recipe with `evaluation`, or one with `generate.prompts: vbench`; then " + step
+            step = f"m4v evaluate run {given} samples it first"
         raise InputError(f"a suite evaluates samples, this is of kind {row.kind}", value=given, next_step=step)
     return row
 
@@ -48,20 +48,26 @@ def suite_preflights(nodes: Sequence[StageNode], plan: Plan) -> dict[str, Prefli
     }
 
 
+def node_of(config: VBenchConfig | EvaluateConfig) -> str:
+    """The node that makes the scores."""
+    return measuring_stage(config).name
+
+
 def evaluation_run(
     workspace: Workspace,
     ledger: Ledger,
     launcher: Launcher,
     samples: str,
-    config: VBenchConfig,
+    config: VBenchConfig | EvaluateConfig,
     locations: Mapping[str, str],
     resources: Resources | None = None,
     on_event: Callable[[NodeEvent], None] = lambda _: None,
 ) -> PipelineRun:
-    """A run, not yet started, whose node `vbench` makes the scores; the same evaluation again is a cache hit."""
+    """A run, not yet started, whose last node (`vbench`, or `evaluate` for the local metrics) makes the scores; the
+    same evaluation again is a cache hit."""
     pinned = pinned_node(ledger, samples_of(ledger, samples))
     node = StageNode(
-        id=NODE, spec=stages.VBENCH, config=config, inputs={"samples": (pinned.id, "samples")},
+        id=node_of(config), spec=measuring_stage(config), config=config, inputs={"samples": (pinned.id, "samples")},
         locations=dict(locations), resources=resources or Resources(ranks=1, threads=1, workers=1),
     )  # fmt: skip
     resolved = {"samples": pinned.id, **config.canonical()}

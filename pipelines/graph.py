@@ -7,7 +7,6 @@ from pathlib import Path
 
 from dataprep.encode_config import weights_of as packaged_weights
 from m4v.core.assets import resolve
-from m4v.core.config import FrozenModel, weights_names
 from m4v.core.errors import ConfigError
 from m4v.core.stage import WEIGHTS_INPUT, Resources
 from m4v.wan.published_config import read_published_config
@@ -16,42 +15,16 @@ from m4v.weights.config import WeightsConfig
 from m4v.weights.pyramidflow import read_model_config
 from m4v.weights.source import source_files, source_folder
 from pipelines import stages
+from pipelines.ablation.graph import add_ablation
+from pipelines.before_reward import add_before_reward
+from pipelines.builder import Builder
+from pipelines.imported import Inputs, imported
 from pipelines.lookup import PINNED
 from pipelines.recipe import REWARD_STAGE, Recipe
-from pipelines.spec import StageNode, StageSpec
+from pipelines.spec import StageNode
+from pipelines.vbench_gate import gates_on_vbench
 from training.config import ConvertConfig, InitConfig
 from training.sizes import check_sizes
-
-Inputs = dict[str, tuple[str, str]]
-
-
-class _Builder:
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.nodes: list[StageNode] = []
-
-    def add(
-        self,
-        node_id: str,
-        spec: StageSpec,
-        config: FrozenModel,
-        inputs: Inputs,
-        locations: dict[str, str] | None = None,
-        weights: Mapping[str, str] | None = None,
-    ) -> str:
-        self.nodes.append(
-            StageNode(
-                id=node_id,
-                spec=spec,
-                config=config,
-                inputs=inputs,
-                seed=self.recipe.seed,
-                resources=self.recipe.active_profile.resources(spec.name, node_id),
-                locations=locations or {},
-                weights=weights or {},
-            )
-        )
-        return node_id
 
 
 def build_graph(recipe: Recipe) -> list[StageNode]:
@@ -60,7 +33,7 @@ def build_graph(recipe: Recipe) -> list[StageNode]:
     Raises InputError when an `asset:` location is not on this machine, ConfigError when the model has other sizes
     than the weights it starts from, DataIntegrityError when their published config is of no such model.
     """
-    build = _Builder(recipe)
+    build = Builder(recipe)
     locations = {s.name: resolve(s.location) for s in recipe.sources if s.location is not None}
     sources: Inputs = {}
     for number, entry in enumerate(recipe.sources):
@@ -80,6 +53,8 @@ def build_graph(recipe: Recipe) -> list[StageNode]:
     datasets = _encodings(build, inputs, locations)
     checkpoint, trained = _training(build, encode, datasets)
     evaluated = _evaluation(build, checkpoint)
+    evaluated |= add_before_reward(build)
+    evaluated |= add_ablation(build, encode, datasets)
     _report(build, sources, curate, encode, trained, evaluated)
     return build.nodes
 
@@ -115,13 +90,7 @@ def _check_start(recipe: Recipe, node: StageNode) -> None:
             check_sizes(read(file.path), recipe.start_model, node.config.name)
 
 
-def imported(*configs: FrozenModel | None) -> Inputs:
-    """Inputs `weights.NAME` of the imported weights that `configs` name."""
-    names = [f"{WEIGHTS_INPUT}.{name}" for name in weights_names(*configs)]
-    return {name: (name, "weights") for name in names}
-
-
-def _encodings(build: _Builder, inputs: Inputs, locations: dict[str, str]) -> dict[str, str]:
+def _encodings(build: Builder, inputs: Inputs, locations: dict[str, str]) -> dict[str, str]:
     """Training stages that read another encoding of the clips, and its node."""
     found: dict[str, str] = {}
     for entry in build.recipe.encodings:
@@ -131,7 +100,7 @@ def _encodings(build: _Builder, inputs: Inputs, locations: dict[str, str]) -> di
     return found
 
 
-def _training(build: _Builder, encode: str, datasets: Mapping[str, str]) -> tuple[str, list[str]]:
+def _training(build: Builder, encode: str, datasets: Mapping[str, str]) -> tuple[str, list[str]]:
     """The ladder: every stage starts from the checkpoint of the one before. `datasets`: encodings that stages read in
     place of `encode`."""
     recipe = build.recipe
@@ -162,7 +131,7 @@ def _training(build: _Builder, encode: str, datasets: Mapping[str, str]) -> tupl
     return checkpoint, trained
 
 
-def _evaluation(build: _Builder, checkpoint: str) -> Inputs:
+def _evaluation(build: Builder, checkpoint: str) -> Inputs:
     """The trained model and, with the same prompts and seeds, the untrained one it must beat."""
     recipe, outputs = build.recipe, {}
     codec, text_encoder = recipe.encode.codec, recipe.encode.text_encoder
@@ -176,25 +145,28 @@ def _evaluation(build: _Builder, checkpoint: str) -> Inputs:
         outputs[f"samples{suffix}"] = (samples, "samples")
         outputs[f"scores{suffix}"] = (scores, "scores")
     gate = {"scores": outputs["scores"], "baseline": outputs["scores_untrained"]}
+    if gates_on_vbench(recipe.gate):
+        gate["suite"] = (_vbench(build, checkpoint), "scores")
     outputs["gate"] = (build.add("gate", stages.GATE, recipe.gate, gate), "scores")
-    _vbench(build, checkpoint)
+    if "suite" not in gate:
+        _vbench(build, checkpoint)
     return outputs
 
 
-def _vbench(build: _Builder, checkpoint: str) -> None:
-    """The suite's prompts sampled from the trained model, and VBench on them."""
+def _vbench(build: Builder, checkpoint: str) -> str:
+    """The suite's prompts sampled from the trained model, and VBench on them: its node, where the recipe has one."""
     recipe, entry = build.recipe, build.recipe.evaluation.vbench
     if entry is None:
-        return
+        return ""
     sampled = {"prompts": entry.prompts, "samples_per_prompt": entry.samples_per_prompt}
     config = recipe.generate.model_copy(update=sampled)
     inputs = {"checkpoint": (checkpoint, "checkpoint"), **imported(recipe.encode.codec, recipe.encode.text_encoder)}
     weights = packaged_weights(recipe.encode)
     samples = build.add("generate.vbench", stages.GENERATE, config, inputs, weights=weights)
-    build.add("vbench", stages.VBENCH, entry.config, {"samples": (samples, "samples")}, entry.locations)
+    return build.add("vbench", stages.VBENCH, entry.config, {"samples": (samples, "samples")}, entry.locations)
 
 
-def _report(build: _Builder, sources: Inputs, curate: str, encode: str, trained: list[str], evaluated: Inputs) -> None:
+def _report(build: Builder, sources: Inputs, curate: str, encode: str, trained: list[str], evaluated: Inputs) -> None:
     inputs: Inputs = {**sources, "clips": (curate, "clips"), "dataset": (encode, "dataset")}
     inputs |= {f"checkpoint.{n.removeprefix('train.')}": (n, "checkpoint") for n in trained}
     build.add("report", stages.REPORT, build.recipe.report, inputs | evaluated)

@@ -19,6 +19,7 @@ from pipelines.lookup import Hit, Lookup, Miss, Output, known_record
 from pipelines.spec import StageNode, topological_order
 
 PLAN_SCHEMA = 1
+NO_HISTORY = "no stage that will run has a history to estimate from"
 
 
 class PlanStatus(StrEnum):
@@ -123,6 +124,11 @@ class Plan:
         """Those that wait for what is missing are work too, once it is there."""
         return [step for step in self.steps if step.expectation in (Expectation.RUN, Expectation.BLOCKED)]
 
+    @property
+    def foretold(self) -> bool:
+        """Whether the sums say anything: nothing runs, or some of what runs has a history."""
+        return not self.unknown or len(self.unknown) < len(self._running)
+
     def counts(self) -> dict[str, int]:
         """Steps by expectation; `blocked` stands only where there are any."""
         found = {str(e): sum(step.expectation is e for step in self.steps) for e in Expectation}
@@ -158,7 +164,8 @@ class Plan:
             f"about {self.estimate_s:.0f} s of work, {hours_text(self.gpu_hours)} GPU-hours, {self.size_bytes:,} bytes"
         )
         unknown = f"; no history for {', '.join(self.unknown)}" if self.unknown else ""
-        return "\n".join([*lines, "", f"{counts}; {sums}{unknown}.", ""])
+        told = f"{sums}{unknown}" if self.foretold else NO_HISTORY
+        return "\n".join([*lines, "", f"{counts}; {told}.", ""])
 
 
 def hours_text(hours: float) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from dataprep.encode_config import EncodeConfig
 from dataprep.sources.config import SourceConfig
+from m4v.codec.config import CodecConfig
 from m4v.codec.shape import SPATIAL, latent_frames
 from m4v.config import ModelConfig
 from m4v.core.errors import ConfigError
@@ -21,7 +22,7 @@ from pipelines.ledger import Ledger, RunRow
 from pipelines.plan import Plan, PlanStatus, PlanStep
 from pipelines.recipe import Recipe
 from pipelines.spec import StageNode
-from training.config import RewardConfig, TrainConfig
+from training.config import InitConfig, RewardConfig, TrainConfig
 from training.preflight import Estimate, Setup, advice, check_fits, estimate, gpu_of
 from training.samples import SampleGroup
 
@@ -108,7 +109,8 @@ def _setup(recipe: Recipe, node: StageNode, by_id: Mapping[str, StageNode]) -> S
         return None
     profile, resources = recipe.active_profile, node.resources
     gpu = None if resources.device == "cpu" or profile.gpu is None else gpu_of(profile.gpu)
-    return Setup(node.id, model, node.config, groups, resources.ranks, gpu)
+    codec = _codec_behind(node, by_id) if isinstance(node.config, RewardConfig) else None
+    return Setup(node.id, model, node.config, groups, resources.ranks, gpu, codec=codec)
 
 
 def _model_behind(node: StageNode, by_id: Mapping[str, StageNode]) -> AnyModel | None:
@@ -119,6 +121,17 @@ def _model_behind(node: StageNode, by_id: Mapping[str, StageNode]) -> AnyModel |
         model = getattr(upstream.config, "model", None)
         if isinstance(model, ModelConfig | WanConfig):
             return model
+        source = upstream.inputs.get("checkpoint")
+    return None
+
+
+def _codec_behind(node: StageNode, by_id: Mapping[str, StageNode]) -> CodecConfig | None:
+    """Codec of the checkpoint that a stage starts from: of the initial model."""
+    source = node.inputs.get("checkpoint")
+    while source is not None:
+        upstream = by_id[source[0]]
+        if isinstance(upstream.config, InitConfig):
+            return upstream.config.codec
         source = upstream.inputs.get("checkpoint")
     return None
 

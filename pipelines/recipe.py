@@ -13,13 +13,14 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from dataprep.config import AdapterConfig, CurateConfig, EncodeConfig, SourceConfig
 from dataprep.encode_config import BucketConfig
 from eval.config import EvaluateConfig, GateConfig, GenerateConfig
 from eval.prompts import PromptList
 from eval.vbench.config import VBenchConfig
+from eval.vbench.prompt_suite import STATIC_DIMENSION, STATIC_SAMPLES, prompts_of
 from m4v.codec.config import PIXEL_MULTIPLE
 from m4v.codec.shape import CHANNELS
 from m4v.config import AnySchedule
@@ -30,8 +31,12 @@ from m4v.family import AnyModel
 from m4v.wan.config import WanConfig
 from m4v.weights import catalogue
 from m4v.weights.config import WeightsConfig
+from pipelines.ablation.config import AblationConfig
+from pipelines.ablation.variants import variants_of
+from pipelines.before_reward import BeforeRewardEntry
 from pipelines.launchers.slurm_config import SlurmConfig
 from pipelines.recipe_files import apply_override, read_recipe, shipped_recipes
+from pipelines.vbench_gate import check_vbench_rules
 from pipelines.web.config import ReportConfig
 from training.config import RewardConfig, StartConfig, TrainConfig, check_families, check_start
 from training.heartbeat import HangLimits
@@ -125,6 +130,21 @@ class VBenchEntry(VBenchConfig):
     torch_home: str | None = None
     hf_home: str | None = None
 
+    @model_validator(mode="after")
+    def _filter_has_enough(self) -> Self:
+        """Told before the first video is sampled."""
+        if not self.static_filter or self.partial or STATIC_DIMENSION not in self.wanted:
+            return self
+        read = {each.prompt for each in prompts_of(STATIC_DIMENSION)}
+        for prompt in self.prompts:
+            count = prompt.samples or self.samples_per_prompt
+            if (prompt.scored_as or prompt.text) in read and count < STATIC_SAMPLES:
+                raise ValueError(
+                    f"static_filter chooses among {STATIC_SAMPLES} videos of a prompt; {prompt.text!r} gets {count}: "
+                    "say prompts: {suite: vbench, samples: {temporal_flickering: 25}}"
+                )
+        return self
+
     @property
     def config(self) -> VBenchConfig:
         return VBenchConfig.model_validate({name: getattr(self, name) for name in VBenchConfig.model_fields})
@@ -137,9 +157,16 @@ class VBenchEntry(VBenchConfig):
 
 
 class EvaluationConfig(FrozenModel):
-    """Suites that the trained model is measured by, beside the local metrics of `evaluate`."""
+    """What the trained model is measured by, beside the local metrics of `evaluate`: suites, and the comparison with
+    the checkpoint that the reward stage started from."""
 
     vbench: VBenchEntry | None = None
+    before_reward: BeforeRewardEntry | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        # Asked for later than recipes were first recorded: they keep their digests.
+        return {name: value for name, value in handler(self).items() if name != "before_reward" or value is not None}
 
 
 class PromoteConfig(FrozenModel):
@@ -170,9 +197,15 @@ class Recipe(FrozenModel):
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig
     promote: PromoteConfig | None = None
+    ablation: AblationConfig | None = None
     report: ReportConfig
     profile: str = "local"
     profiles: dict[str, Profile] = {"local": Profile()}
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        # What came later stands in the canonical form only when used, so that recorded recipes keep their digests.
+        return {k: v for k, v in handler(self).items() if k != "ablation" or v is not None}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -183,6 +216,10 @@ class Recipe(FrozenModel):
         self._check_ladder()
         self._check_weights()
         self._check_encoded()
+        if self.evaluation.before_reward is not None and self.reward is None:
+            raise ValueError("evaluation.before_reward: the recipe has no reward stage; leave it out, or add `reward`")
+        check_vbench_rules(self.gate, self.evaluation.vbench)
+        variants_of(self)
         if self.profile not in self.profiles:
             raise ValueError(f"profile {self.profile!r} is not one of {', '.join(sorted(self.profiles))}")
         return self
@@ -196,9 +233,7 @@ class Recipe(FrozenModel):
         """Schedule, sampler and orders are of the model's family."""
         check_families(self.model, schedule=self.schedule, **{"generate.sampler": self.generate.sampler})
         is_wan = isinstance(self.model, WanConfig)
-        if is_wan and self.reward is not None:
-            raise ValueError("reward: post-training by reward is for models with a pyramid; leave the section out")
-        for stage in self.train:
+        for stage in (*self.train, *([] if self.reward is None else [self.reward])):
             if stage.validation.every and stage.validation.videos:
                 check_families(self.model, **{f"{stage.name}: validation.sampler": stage.validation.sampler})
             if is_wan and stage.order.columns:

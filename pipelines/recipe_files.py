@@ -63,7 +63,7 @@ def _read_chain(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         return dict(data)
     if not isinstance(parent, str):
         raise ConfigError("extends names one recipe", value=parent, where=where, next_step="extends: demo")
-    return dict(_merge(_read_chain(_beside(name, parent), (*seen, name)), data, where))
+    return dict(merge(_read_chain(_beside(name, parent), (*seen, name)), data, where))
 
 
 def _beside(child: str, parent: str) -> str:
@@ -110,9 +110,10 @@ def _is_named_list(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, dict) and "name" in v for v in value)
 
 
-def _merge(base: Any, delta: Any, where: str) -> Any:
+def merge(base: Any, delta: Any, where: str) -> Any:
+    """`base` with the keys of `delta`, all the way down; lists of named items merge by name, others are replaced."""
     if isinstance(base, dict) and isinstance(delta, dict):
-        return {**base, **{k: _merge(base[k], v, where) if k in base else v for k, v in delta.items()}}
+        return {**base, **{k: merge(base[k], v, where) if k in base else v for k, v in delta.items()}}
     if _is_named_list(base) and _is_named_list(delta):
         return _merge_named(base, delta, where)
     return delta
@@ -129,7 +130,7 @@ def _merge_named(base: list[dict[str, Any]], delta: list[dict[str, Any]], where:
         if item.get("remove") and item["name"] not in known:
             step = f"use one of {', '.join(map(str, known))}"
             raise ConfigError("there is no such item to remove", value=item["name"], where=where, next_step=step)
-    changed = {item["name"]: _merge(known.get(item["name"], {}), item, where) for item in delta}
+    changed = {item["name"]: merge(known.get(item["name"], {}), item, where) for item in delta}
     items = [changed.pop(item["name"], item) for item in base] + list(changed.values())
     return [item for item in items if not item.pop("remove", False)]
 

@@ -7,8 +7,10 @@ weights that are not imported, the packaged text encoder, score and transform co
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass
+from itertools import takewhile
 from shutil import which
 from typing import Any
 
@@ -26,7 +28,9 @@ from training.config import TrainConfig
 
 SUFFIX = "-rehearse"
 STEPS = 2
-CLIPS = 8  # of a stand-in collection, and most files of a real one
+PACKS = 2  # of a rank and step, at most: gradients add up, and no pack is larger for there being more of them
+CLIPS = 2  # of a stand-in collection, and as many stills
+FILES = 8  # of a real one, at most
 _ABSENT = (ConfigError, InputError, DataIntegrityError)
 
 
@@ -43,20 +47,23 @@ def rehearse(recipe: Recipe) -> Rehearsal:
     notes: list[str] = []
     data: dict[str, Any] = recipe.model_dump(mode="json")
     data["name"] = recipe.name + SUFFIX
-    data["sources"] = [_source(entry, recipe, notes) for entry in recipe.sources]
+    data["sources"] = [_source(entry, number, recipe, notes) for number, entry in enumerate(recipe.sources)]
+    if notes:  # what stands in is decoded once to see that it can be
+        data["encode"]["reconstructions"] = min(1, recipe.encode.reconstructions)
     absent = {entry.name for entry in recipe.weights if not _is_here(entry)}
     _weights(recipe, data, absent, notes)
     _profile(recipe, data, notes)
     ranks = _ranks(data)
-    data["train"] = [_stage(config, recipe, f"train.{config.name}", ranks) for config in recipe.train]
+    data["train"] = [_stage(config, recipe, f"train.{config.name}", ranks, notes) for config in recipe.train]
     if recipe.reward is not None:
-        data["reward"] = _stage(recipe.reward, recipe, "reward", ranks)
+        data["reward"] = _stage(recipe.reward, recipe, "reward", ranks, notes)
         _scorers(data["reward"], absent, notes)
     _ending(data)
     return Rehearsal(parse(Recipe, data, f"rehearsal of {recipe.name}"), tuple(notes))
 
 
-def _source(entry: SourceEntry, recipe: Recipe, notes: list[str]) -> dict[str, Any]:
+def _source(entry: SourceEntry, number: int, recipe: Recipe, notes: list[str]) -> dict[str, Any]:
+    """A collection as it is, or drawn clips of a seed of its own: curation drops clips that two sources share."""
     data: dict[str, Any] = entry.model_dump(mode="json")
     try:
         source_probe(entry.config, {} if entry.location is None else {entry.name: resolve(entry.location)})
@@ -66,10 +73,10 @@ def _source(entry: SourceEntry, recipe: Recipe, notes: list[str]) -> dict[str, A
         frames = max(frames for b in every for frames in b.frames)
         notes.append(f"source {entry.name} is not here: {CLIPS} drawn clips of {frames} frames stand in")
         adapter = {"kind": "synthetic", "count": CLIPS, "stills": CLIPS, "frames": frames, "size": [height, width],
-                   "fps": every[0].fps}  # fmt: skip
+                   "fps": every[0].fps, "seed": number}  # fmt: skip
         return {"name": entry.name, "location": None, "adapter": adapter}
     if "limit" in data["adapter"]:
-        data["adapter"]["limit"] = min(data["adapter"]["limit"] or CLIPS, CLIPS)
+        data["adapter"]["limit"] = min(data["adapter"]["limit"] or FILES, FILES)
     return data
 
 
@@ -119,7 +126,7 @@ def _profile(recipe: Recipe, data: dict[str, Any], notes: list[str]) -> None:
     for name, resources in [("default", profile["default"]), *profile["stages"].items()]:
         there = resources["ranks"]
         if resources["device"] == "cuda" and there > here:
-            notes.append(f"{name} takes {here} of {there} GPUs, as many packs for each, and keeps block inputs alone")
+            notes.append(f"{name} takes {here} of {there} GPUs and keeps block inputs alone")
             resources["ranks"] = here
 
 
@@ -128,13 +135,22 @@ def _ranks(data: dict[str, Any]) -> dict[str, int]:
     return {"": profile["default"]["ranks"], **{name: r["ranks"] for name, r in profile["stages"].items()}}
 
 
-def _stage(config: TrainConfig, recipe: Recipe, node_id: str, ranks: dict[str, int]) -> dict[str, Any]:
-    """Two steps of the packs that a rank really has."""
+def _stage(
+    config: TrainConfig, recipe: Recipe, node_id: str, ranks: dict[str, int], notes: list[str]
+) -> dict[str, Any]:
+    """Two steps of packs of the real size, few of them: as much memory, less time."""
     data: dict[str, Any] = config.model_dump(mode="json")
     stage = node_id.partition(".")[0]
     here = ranks.get(node_id, ranks.get(stage, ranks[""]))
     there = recipe.active_profile.resources(stage, node_id).ranks
-    data["order"]["packs"] = max(1, config.order.packs // there) * here
+    shared = config.engine.sequence_parallel
+    fewer = max(size for size in range(1, min(shared, here) + 1) if here % size == 0)
+    packs = max(1, config.order.packs * shared // there)
+    data["order"]["packs"] = min(PACKS, packs) * (here // fewer)
+    if packs > PACKS:
+        notes.append(f"{node_id} takes {PACKS} packs of the real size on each GPU, not {packs}")
+    if fewer < shared:
+        data["engine"]["sequence_parallel"] = fewer
     if here < there:  # each GPU holds a larger part of model and optimiser
         data["engine"]["checkpointing"] = "block"
     data |= {"steps": STEPS, "save_every": STEPS}
@@ -146,7 +162,7 @@ def _stage(config: TrainConfig, recipe: Recipe, node_id: str, ranks: dict[str, i
 
 
 def _ending(data: dict[str, Any]) -> None:
-    """One video in few steps; a gate that anything passes; no suite, no promotion."""
+    """One video in few steps; a gate that anything passes; no suite, no promotion; two steps of the variants, too."""
     generate = data["generate"]
     if isinstance(generate["prompts"], list):
         generate["prompts"] = generate["prompts"][:1]
@@ -156,12 +172,20 @@ def _ending(data: dict[str, Any]) -> None:
     data["gate"]["rules"] = [{"rule": "minimum", "metric": "local.flicker", "value": 0.0}]
     data["promote"] = None
     data["evaluation"] = {}
+    if "ablation" in data:
+        data["ablation"] |= {"steps": None, "vbench": False, "prompts": None}
 
 
 def gpus_here() -> int:
-    """GPUs of this machine that CUDA may use; 0 without a driver."""
+    """GPUs of this machine that CUDA may use: of those that CUDA_VISIBLE_DEVICES leaves; 0 without a driver."""
     command = which("nvidia-smi")
     if command is None:
         return 0
     answer = subprocess.run([command, "--list-gpus"], capture_output=True, text=True, timeout=30, check=False)
-    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+    here = sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return here
+    # CUDA reads the list up to the first entry that names no device.
+    visible = takewhile(lambda entry: entry and entry != "-1", (entry.strip() for entry in named.split(",")))
+    return min(here, sum(1 for _ in visible))

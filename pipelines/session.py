@@ -105,12 +105,17 @@ def _open(recipe: Recipe, home: str | None, notes: tuple[str, ...] = ()) -> Sess
     return Session(recipe, nodes, workspace, Ledger.open(workspace.ledger_url), launcher, notes)
 
 
+def has_recipe(row: PipelineRunRow) -> bool:
+    """Whether the run was made from a recipe: evaluations, imports, studies and dataset versions are made from none."""
+    return "sources" in row.resolved and "train" in row.resolved
+
+
 def recorded_session(row: PipelineRunRow, home: str | None = None) -> Session:
     """The recipe of an earlier pipeline run as it was resolved then, whatever its file says now.
 
     Raises InputError for a run of no recipe, ConfigError when this release reads its keys differently.
     """
-    if "sources" not in row.resolved or "train" not in row.resolved:
+    if not has_recipe(row):
         raise InputError("this pipeline run was made from no recipe", value=row.pipeline_run_id, where=row.recipe)
     recipe = parse(Recipe, row.resolved, f"recorded recipe of run {row.pipeline_run_id}")
     return _open(recipe, home)

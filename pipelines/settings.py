@@ -33,18 +33,21 @@ class GatePin(FrozenModel):
 
     - rules: of the gate's config, that is of its rules and thresholds.
     - evaluate, generate: of the configs by which its scores and its samples were made.
+    - vbench, vbench_generate: likewise of the suite's, where the gate judges those, too.
     - recipe: of the recipe whose run judged.
     """
 
     rules: str | None = Field(None, pattern=DIGEST_PREFIX)
     evaluate: str | None = Field(None, pattern=DIGEST_PREFIX)
     generate: str | None = Field(None, pattern=DIGEST_PREFIX)
+    vbench: str | None = Field(None, pattern=DIGEST_PREFIX)
+    vbench_generate: str | None = Field(None, pattern=DIGEST_PREFIX)
     recipe: str | None = Field(None, pattern=DIGEST_PREFIX)
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:
         if not self.named:
-            raise ValueError("a gate is named by at least one of rules, evaluate, generate, recipe")
+            raise ValueError(f"a gate is named by at least one of {', '.join(type(self).model_fields)}")
         return self
 
     def accepts(self, gate: Mapping[str, str]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from m4v.core.errors import M4VError
 from m4v.core.storage import Storage
 from pipelines.access import run_actor
-from pipelines.channels.gates import CANDIDATE, EVALUATE, GATE, GENERATE
+from pipelines.channels.gates import CANDIDATE, GATE, GENERATE, MEASURING
 from pipelines.channels.promote import Outcome, promote
 from pipelines.ledger import Ledger
 from pipelines.outcomes import NodeOutcome
@@ -22,7 +22,7 @@ def judged_checkpoint(nodes: Sequence[StageNode], outcomes: Mapping[str, NodeOut
     for node in nodes:
         if node.spec.name == GATE and node.id in outcomes:
             scores, _ = node.inputs[CANDIDATE]
-            if by_id[scores].spec.name == EVALUATE:
+            if by_id[scores].spec.name in MEASURING:
                 samples, _ = by_id[scores].inputs["samples"]
                 if by_id[samples].spec.name == GENERATE:
                     source, output = by_id[samples].inputs["checkpoint"]

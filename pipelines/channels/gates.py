@@ -1,4 +1,4 @@
-"""What the evaluation gates said of a checkpoint, by lineage: checkpoint, samples, scores, verdict."""
+"""What the evaluation gates said of a checkpoint, by lineage: checkpoint, samples, scores (and a suite's), verdict."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from datetime import datetime
 from m4v.core.artifacts import ArtifactKind
 from pipelines.ledger import Ledger, RunRow
 
-GENERATE, EVALUATE, GATE = "generate", "evaluate", "gate"
-CANDIDATE = "scores"  # the gate's input that is judged; its other one is the baseline
+GENERATE, EVALUATE, VBENCH, GATE = "generate", "evaluate", "vbench", "gate"
+MEASURING = (EVALUATE, VBENCH)
+CANDIDATE, SUITE = "scores", "suite"  # the gate's inputs that are judged; its other one is the baseline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,16 +37,31 @@ class Verdict:
 
 
 def gate_verdicts(ledger: Ledger, checkpoint: str) -> list[Verdict]:
-    """Every verdict on a checkpoint, newest first; those in which it was only the baseline do not count."""
+    """Every verdict on a checkpoint, newest first; those in which it was only the baseline do not count, nor those that
+    judged the suite's scores of another one beside it."""
+    measured = {stage: _measured(ledger, checkpoint, stage) for stage in MEASURING}
     found: dict[str, Verdict] = {}
-    for samples, generate in _made_from(ledger, checkpoint, GENERATE):
-        for scores, evaluate in _made_from(ledger, samples, EVALUATE):
+    for ways in measured.values():
+        for scores, made in ((scores, made) for scores, every in ways.items() for made in every):
             for run in ledger.consumers(scores):
-                judged = any(p.name == CANDIDATE and p.artifact_id == scores for p in run.inputs)
-                if run.stage == GATE and judged:
-                    made = {"evaluate": evaluate.config_digest, "generate": generate.config_digest}
-                    found.setdefault(f"{run.run_id} {made}", _verdict(ledger, run, made))
+                inputs = {port.name: port.artifact_id for port in run.inputs}
+                if run.stage != GATE or inputs.get(CANDIDATE) != scores:
+                    continue
+                suite = inputs.get(SUITE)
+                for further in [{}] if suite is None else measured[VBENCH].get(suite, []):
+                    digests = made | further
+                    found.setdefault(f"{run.run_id} {digests}", _verdict(ledger, run, digests))
     return sorted(found.values(), key=lambda v: (v.at, v.run_id), reverse=True)
+
+
+def _measured(ledger: Ledger, checkpoint: str, stage: str) -> dict[str, list[dict[str, str]]]:
+    """Scores of a checkpoint that a stage made, and the digests of how: of its config and of its samples'."""
+    sampled = GENERATE if stage == EVALUATE else f"{stage}_{GENERATE}"
+    found: dict[str, list[dict[str, str]]] = {}
+    for samples, generate in _made_from(ledger, checkpoint, GENERATE):
+        for scores, run in _made_from(ledger, samples, stage):
+            found.setdefault(scores, []).append({stage: run.config_digest, sampled: generate.config_digest})
+    return found
 
 
 def _made_from(ledger: Ledger, artifact_id: str, stage: str) -> Iterator[tuple[str, RunRow]]:

@@ -186,7 +186,8 @@ def gates(
             {**v.to_json(), "at": v.at, "opens": names} for v, names in zip(verdicts, counts, strict=True)
         ])  # fmt: skip
         return
-    columns = ("rules", "evaluate", "generate", "recipe")
+    suite = [name for name in ("vbench", "vbench_generate") if any(name in v.gate for v in verdicts)]
+    columns = ("rules", "evaluate", "generate", *suite, "recipe")
     print_rows(
         ("at", "verdict", *columns, "counts for pinned channels", "why"),
         [

@@ -23,7 +23,10 @@ evaluate = typer.Typer(help="Evaluation: VBench, its totals and the leaderboard.
 
 
 def register(app: typer.Typer) -> None:
+    import pipelines.cli.ablation
+    import pipelines.cli.evaluate_import
     import pipelines.cli.evaluate_leaderboard
+    import pipelines.cli.evaluate_reward
     import pipelines.cli.evaluate_run
     import pipelines.cli.evaluate_setup  # noqa: F401 - each adds its verb
 

@@ -2,10 +2,12 @@
 
 JSON: boards [protocol, facts {name: words}, metrics [name, title, unit, higher_is_better, chance, description],
 figures [name], entries], unreadable [scores_id, reason], limited, published {unit, sources, rows}. An entry:
-checkpoint, stage, scores_id, samples_id, run_id, evaluated_at, videos, channels, gates [artifact_id, run_id, baseline,
-passed, refused], scores and figures {name: mean, interval, videos, prompts}, failed {metric: reason}, against (scores
-id), changes {metric: gain, interval, regression, improvement}. Figures and scores of VBench are fractions, published
-rows percent. Boards are protocols: entries of two boards differ in more than the model.
+checkpoint, system (name of another system whose imported videos were measured, else null), stage, scores_id,
+samples_id, run_id, evaluated_at, videos, channels, gates [artifact_id, run_id, baseline, passed, refused], scores and
+figures {name: mean, interval, videos, prompts}, failed {metric: reason}, stand_in [name:
+measured with stand-in weights, so no result whatever the number], against (scores id), changes {metric: gain, interval,
+regression, improvement}. Figures and scores of VBench are fractions, published rows percent. Boards are protocols:
+entries of two boards differ in more than the model.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eval.records import STAND_IN
 from eval.vbench.published import FIGURES, published
 from pipelines.cli.evaluate import evaluate
 from pipelines.cli.output import Id, JsonOption, print_facts, print_json, print_rows
@@ -24,6 +27,7 @@ from pipelines.ledger import Ledger
 from pipelines.workspace import Workspace
 
 WORSE, BETTER = "▼", "▲"
+_MARK = "(stand-in)"
 SortOption = Annotated[
     str | None, typer.Option(help="Metric or figure to sort by, e.g. vbench.total; default: newest.")
 ]
@@ -84,14 +88,24 @@ def _print_board(board: Board, sort: str | None) -> None:
     print_facts(board.facts)
     for entry in board.entries:
         for name, reason in entry.failed.items():
-            print(f"{entry.checkpoint[:12]}: {name} has no score: {reason}")
+            print(f"{_name(entry)}: {name} has no score: {reason}")
+        if entry.stand_in:
+            print(f"{_name(entry)}: {STAND_IN}: {', '.join(entry.stand_in)}")
     print()
 
 
 def _row(entry: Entry, names: Sequence[str]) -> list[object]:
     gate = "-" if not entry.gates else "passed" if entry.gates[0].passed else "refused"
-    cells = [_shown(entry.score(name), entry.changes.get(name)) for name in names]
-    return [Id(entry.checkpoint), entry.stage, ", ".join(entry.channels), gate, *cells]
+    cells = [
+        _shown(entry.score(name), entry.changes.get(name)) + (f" {_MARK}" if name in entry.stand_in else "")
+        for name in names
+    ]
+    named = entry.system if entry.system is not None else Id(entry.checkpoint)
+    return [named, "imported" if entry.system is not None else entry.stage, ", ".join(entry.channels), gate, *cells]
+
+
+def _name(entry: Entry) -> str:
+    return entry.system or entry.checkpoint[:12]
 
 
 def _shown(score: Score | None, change: Change | None) -> str:

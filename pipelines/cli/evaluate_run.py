@@ -1,38 +1,50 @@
-"""`m4v evaluate run`: what VBench needs here (`--check`), and VBench on samples of the ledger.
+"""`m4v evaluate run`: what VBench needs here (`--check`), and a suite on samples or on a checkpoint of the ledger.
 
-JSON of `--check`: see `eval.vbench.preflight`; of a run: pipeline_run_id, exit_class, node, scores (id or null).
+JSON of `--check`: see `eval.vbench.preflight`; of a run: pipeline_run_id, exit_class, node, scores (id or null), and of
+a checkpoint samples (id or null).
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from eval.config import EvaluateConfig
 from eval.vbench.aggregate import FAST_DIMENSIONS
 from eval.vbench.config import Places, VBenchConfig
 from eval.vbench.preflight import preflight
+from m4v.core.artifacts import ArtifactKind
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError, ExitClass
 from m4v.core.stage import Resources
+from pipelines.checkpoint_evaluation import SAMPLING
 from pipelines.cli.display import RunDisplay
 from pipelines.cli.evaluate import evaluate
+from pipelines.cli.evaluate_checkpoint import checkpoint_run
 from pipelines.cli.output import JsonOption, print_facts, print_json
 from pipelines.cli.run import drain_on_signal
 from pipelines.cli.suites import print_suite_preflight
-from pipelines.evaluations import NODE, evaluation_run
+from pipelines.evaluations import evaluation_run, node_of
+from pipelines.execute import PipelineRun
 from pipelines.launchers import LocalLauncher
 from pipelines.ledger import Ledger
 from pipelines.workspace import Workspace
 
 SamplesArgument = Annotated[
-    str | None, typer.Argument(metavar="SAMPLES", help="Samples in the ledger: an id or its beginning.")
+    str | None,
+    typer.Argument(
+        metavar="SAMPLES|CHECKPOINT", help="In the ledger: an id or its beginning. A checkpoint is sampled first."
+    ),
 ]
 SuiteOption = Annotated[
-    Literal["vbench", "fast"],
-    typer.Option(help="vbench: each dimension on its prompts; fast: the eight of the fast protocol on every video."),
+    Literal["vbench", "fast", "local"],
+    typer.Option(
+        help="vbench: each dimension on its prompts; fast: the eight of the fast protocol on every video; local: the "
+        "metrics that need no weights, under their own names."
+    ),
 ]
 DimensionsOption = Annotated[
     str | None,
@@ -46,6 +58,18 @@ PartialOption = Annotated[bool, typer.Option("--partial", help="Take what videos
 OwnOption = Annotated[bool, typer.Option("--own", help="Weights of your own: published digests do not hold.")]
 RecordOption = Annotated[bool, typer.Option("--record-failures", help="Publish the others when a dimension fails.")]
 ZeroOption = Annotated[list[str] | None, typer.Option("--allow-zero", help="A dimension that may be 0.0; repeatable.")]
+StaticOption = Annotated[
+    bool,
+    typer.Option("--static-filter", help="temporal_flickering as published: on near-static videos of 25 a prompt."),
+]
+PromptsOption = Annotated[
+    str | None,
+    typer.Option(help="Of a checkpoint: a set's name or a file (default: vbench, vbench-fast50, local: shapes-24)."),
+]
+CountOption = Annotated[
+    int | None, typer.Option(min=1, help="Of a checkpoint: videos of each prompt (default: 5, fast and local: 1).")
+]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Of a checkpoint: processes (GPUs) that sample side by side.")]
 LimitOption = Annotated[float, typer.Option(min=1, help="Seconds that a dimension may take.")]
 
 
@@ -63,11 +87,16 @@ def run(
     own: OwnOption = False,
     record_failures: RecordOption = False,
     allow_zero: ZeroOption = None,
+    static_filter: StaticOption = False,
     limit: LimitOption = 6 * 3600.0,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the models of VBench run.")] = "cpu",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where models run.")] = "cpu",
+    prompts: PromptsOption = None,
+    samples_per_prompt: CountOption = None,
+    workers: WorkersOption = 1,
     json_: JsonOption = False,
 ) -> None:
-    """Measure samples with the real VBench, in environments of its own; the same again is a cache hit.
+    """Measure samples, or a checkpoint's, with the real VBench in environments of its own, or with the local metrics;
+    the same again is a cache hit. A checkpoint is sampled as it was last, or as its recipe does.
 
     A dimension that cannot be measured here is refused with what is missing (10); one that fails costs itself alone,
     and the same command goes on with it (30).
@@ -76,6 +105,7 @@ def run(
         "dimensions": _dimensions(dimensions, suite), "mode": "standard" if suite == "vbench" else "custom",
         "partial": partial, "published_weights": not own, "failures": "record" if record_failures else "stop",
         "allow_zero": tuple(allow_zero or ()), "limit_s": limit,
+        "static_filter": static_filter,
     }  # fmt: skip
     config = parse(VBenchConfig, values, "m4v evaluate run")
     given = {"core_python": core_python, "legacy_python": legacy_python, "cache_dir": cache_dir}
@@ -84,12 +114,37 @@ def run(
         here = preflight(config, Places.of(locations)).available
         config = config.model_copy(update={"dimensions": here or config.dimensions})
     if check:
-        found = preflight(config, Places.of(locations), hashing=digest)
-        print_json(found.canonical()) if json_ else print_suite_preflight(found)
-        raise typer.Exit(int(ExitClass.CONFIG if found.refused else ExitClass.OK))
+        _check(suite, config, locations, digest, json_)
     if samples is None:
-        raise ConfigError("no samples are named", next_step="m4v artifacts list --kind samples")
-    _measure(samples, config, locations, Resources(ranks=1, threads=1, workers=1, device=device), json_)
+        raise ConfigError("no samples are named", next_step="m4v artifacts list --kind samples, or --kind checkpoint")
+    measuring = EvaluateConfig() if suite == "local" else config
+    resources = Resources(ranks=1, threads=1, workers=workers, device=device)
+    workspace, display = Workspace.open(), RunDisplay(quiet=json_)
+    with Ledger.open(workspace.ledger_url) as ledger:
+        if _is_checkpoint(ledger, samples):
+            made = checkpoint_run(
+                workspace, ledger, samples, suite, measuring, locations, resources, prompts, samples_per_prompt, display
+            )
+        else:
+            made = evaluation_run(
+                workspace, ledger, LocalLauncher(), samples, measuring, locations, resources, display
+            )  # fmt: skip
+        with drain_on_signal(made, as_flow=False), display:
+            made.run_all()
+    _tell(made, node_of(measuring), json_)
+
+
+def _check(suite: str, config: VBenchConfig, locations: dict[str, str], hashing: bool, json_: bool) -> NoReturn:
+    """Tell what this machine has for the suite, and exit: with the class of wrong settings where it lacks something."""
+    if suite == "local":
+        raise ConfigError("the local metrics need nothing that could be checked", next_step="leave --check out")
+    found = preflight(config, Places.of(locations), hashing=hashing)
+    print_json(found.canonical()) if json_ else print_suite_preflight(found)
+    raise typer.Exit(int(ExitClass.CONFIG if found.refused else ExitClass.OK))
+
+
+def _is_checkpoint(ledger: Ledger, given: str) -> bool:
+    return ledger.artifact(given).kind == ArtifactKind.CHECKPOINT
 
 
 def _dimensions(given: str | None, suite: str) -> object:
@@ -100,21 +155,18 @@ def _dimensions(given: str | None, suite: str) -> object:
     return tuple(name.strip() for name in given.split(",") if name.strip())
 
 
-def _measure(
-    samples: str, config: VBenchConfig, locations: dict[str, str], resources: Resources, json_: bool
-) -> None:  # fmt: skip
-    workspace, display = Workspace.open(), RunDisplay(quiet=json_)
-    with Ledger.open(workspace.ledger_url) as ledger:
-        made = evaluation_run(workspace, ledger, LocalLauncher(), samples, config, locations, resources, display)
-        with drain_on_signal(made, as_flow=False), display:
-            made.run_all()
-    outcome = made.outcomes[NODE]
-    scores = outcome.outputs.get("scores")
+def _tell(made: PipelineRun, node: str, json_: bool) -> None:
+    """Print what became of the run and end with its exit class."""
+    last = next(o for o in made.outcomes.values() if o.node_id == node or not o.status.has_outputs)
+    scores, sampled = last.outputs.get("scores"), made.outcomes.get(SAMPLING)
+    samples = None if sampled is None else sampled.outputs.get("samples")
     if json_:
-        print_json({"pipeline_run_id": made.id, "exit_class": int(made.exit_class), "node": outcome.to_json(),
-                    "scores": scores.artifact_id if scores else None})  # fmt: skip
+        told = {"pipeline_run_id": made.id, "exit_class": int(made.exit_class), "node": last.to_json(),
+                "scores": scores.artifact_id if scores else None}  # fmt: skip
+        print_json(told if sampled is None else {**told, "samples": samples.artifact_id if samples else None})
     elif scores is not None:
-        print_facts({"status": str(outcome.status), "scores": scores.artifact_id})
+        facts = {"samples": samples.artifact_id} if samples is not None else {}
+        print_facts({"status": str(last.status), **facts, "scores": scores.artifact_id})
     elif sys.stdout.isatty():  # elsewhere the display said it in full
-        print(f"{outcome.node_id} {outcome.status}: {outcome.error}")
+        print(f"{last.node_id} {last.status}: {last.error}")
     raise typer.Exit(int(made.exit_class))

@@ -26,13 +26,15 @@ from pipelines.cli.output import (
     size,
 )
 from pipelines.cli.preflight import print_generation, print_notes, print_preflight
-from pipelines.cli.suites import print_suite_preflight
+from pipelines.cli.run_measured import print_measured_nodes
+from pipelines.cli.suites import print_suite_costs, print_suite_preflight
 from pipelines.evaluations import suite_preflights
 from pipelines.execute import PipelineRun
 from pipelines.generation_cost import generation_costs
-from pipelines.plan import Plan, PlanStep, hours_text
+from pipelines.plan import NO_HISTORY, Plan, PlanStep, hours_text
 from pipelines.preflight import preflight, refuse, with_estimates
 from pipelines.session import Session, open_session
+from pipelines.suite_cost import suite_costs
 from pipelines.workspace import HOME_VARIABLE
 
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Hash every byte of cache hits, not only sizes.")]
@@ -78,6 +80,7 @@ def plan(
     made = with_estimates(made, found)
     videos = generation_costs(session.nodes, made)
     suites = suite_preflights(session.nodes, made)
+    judged = suite_costs(session.nodes, made, videos)
     if diff is not None:
         from pipelines.cli.plan_diff import print_plan_diff
         from pipelines.compare.plans import compare_plan
@@ -88,8 +91,9 @@ def plan(
         stages = {node: each.to_json() for node, each in found.items()}
         costs = {node: each.to_json() for node, each in videos.items()}
         needs = {node: each.canonical() for node, each in suites.items()}
+        judging = {node: each.to_json() for node, each in judged.items()}
         print_json({**made.to_json(), "preflight": stages, "generation": costs, "suites": needs,
-                    "notes": list(session.notes)})  # fmt: skip
+                    "suite_costs": judging, "notes": list(session.notes)})  # fmt: skip
     else:
         print_notes(session)
         print_plan(made)
@@ -97,6 +101,7 @@ def plan(
         print_generation(
             {s.node_id: videos[s.node_id] for s in made.steps if s.node_id in videos and s.device != "cpu"}
         )
+        print_suite_costs({node: each for node, each in judged.items() if node in suites})
         for needed in suites.values():
             print_suite_preflight(needed)
     refuse(found)
@@ -116,7 +121,7 @@ def print_plan(made: Plan) -> None:
         f"about {duration(made.estimate_s)} of work, {hours_text(made.gpu_hours)} GPU-hours, "
         f"{size(made.size_bytes)} to write"
     )
-    print(f"{counts}; {sums}{unknown}")
+    print(f"{counts}; {f'{sums}{unknown}' if made.foretold else NO_HISTORY}")
 
 
 def _why(step: PlanStep) -> str:
@@ -156,12 +161,15 @@ def run(
     session = open_session(recipe, set_ or (), rehearse=rehearse)
     if not json_:
         print_notes(session)
-    exit_class = run_session(session, until, verify=verify, prefect=prefect, json_=json_)
+    exit_class = run_session(session, until, verify=verify, prefect=prefect, json_=json_, measured=rehearse)
     raise typer.Exit(int(exit_class))
 
 
-def run_session(session: Session, until: str | None, *, verify: bool, prefect: bool, json_: bool) -> ExitClass:
-    """Run an opened recipe, show how it goes and what became of it; returns the run's exit class."""
+def run_session(
+    session: Session, until: str | None, *, verify: bool, prefect: bool, json_: bool, measured: bool = False
+) -> ExitClass:
+    """Run an opened recipe, show how it goes and what became of it; returns the run's exit class. `measured`: with
+    time and memory of its training stages, what a rehearsal is for."""
     started = time.monotonic()
     made = session.plan(until)
     refuse(preflight(session.recipe, session.nodes, made, session.ledger))
@@ -181,6 +189,8 @@ def run_session(session: Session, until: str | None, *, verify: bool, prefect: b
         print_json({"pipeline_run_id": pipeline_run.id, "exit_class": int(exit_class),
                     "nodes": [o.to_json() for o in pipeline_run.outcomes.values()]})  # fmt: skip
     else:
+        if measured:
+            print_measured_nodes(session.ledger, pipeline_run.id)
         _summary(session, pipeline_run, time.monotonic() - started)
     return exit_class
 

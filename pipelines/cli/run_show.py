@@ -12,6 +12,7 @@ import yaml
 from m4v.core.errors import ExitClass, InputError
 from pipelines.cli.output import Id, duration, print_facts, print_json, print_rows, short, size
 from pipelines.cli.run_events import print_supervision, supervision_json
+from pipelines.cli.run_measured import print_measured
 from pipelines.keys import flatten
 from pipelines.ledger import AttemptRow, Ledger, NodeRow, PipelineRunRow, PortRow, RunRow, VerificationRow
 from pipelines.provenance import BlobStore
@@ -133,6 +134,7 @@ def _show_pipeline(ledger: Ledger, row: PipelineRunRow, json_: bool) -> None:
         ("stage", "how", "took", "attempts", "run", "outputs", "reason"),
         [_node_row(n, runs.get(n.node_id), attempts) for n in nodes], text=("outputs", "reason"),
     )  # fmt: skip
+    print_measured(ledger, runs)
     _print_attempts([a for a in attempts if a.status != "succeeded"], "attempts that did not succeed")
     print_supervision(ledger, attempts)
     _print_verifications(verified)

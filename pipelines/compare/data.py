@@ -90,9 +90,14 @@ def _videos(row: ArtifactRow | None) -> Mapping[tuple[str, int], SampleFile]:
     except (InputError, OSError, ValueError, M4VError):
         return {}
     return {
-        (str(v["prompt"]), int(v["seed"])): SampleFile(row.artifact_id, row.uri, str(v["file"]), str(v["sha256"]))
+        (str(v["prompt"]), _seed(v)): SampleFile(row.artifact_id, row.uri, str(v["file"]), str(v["sha256"]))
         for v in record["videos"]
     }
+
+
+def _seed(video: Mapping[str, object]) -> int:
+    """Of an imported video, whose seed is not known, the number of the sample."""
+    return int(str(video["seed"] if video["seed"] is not None else video["sample_index"]))
 
 
 def of_kind(ledger: Ledger, ports: Sequence[tuple[str | None, str, ArtifactKind]], kind: ArtifactKind) -> list[Place]:

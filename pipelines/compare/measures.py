@@ -17,6 +17,7 @@ from pipelines.ledger import Ledger, RunRow
 MAX_SUBJECTS = 50
 _GIT_TIMEOUT_S = 10
 _SCORES, _CURVES = "scores.json", "metrics.jsonl"
+_SCORING = ("evaluate", "vbench")  # stages whose metrics are scores of samples
 _TAIL_BYTES = 1 << 16
 
 
@@ -80,7 +81,7 @@ def _protocol_note(ledger: Ledger, before: RunRow | None, after: RunRow | None) 
     """In what two evaluations were not measured alike; such scores are never subtracted."""
     from eval.records import Identity  # its vocabulary costs an import that a plan does without
 
-    if before is None or after is None or before.stage != "evaluate":
+    if before is None or after is None or before.stage not in _SCORING:
         return ""
     identities = []
     for run in (before, after):
@@ -89,8 +90,8 @@ def _protocol_note(ledger: Ledger, before: RunRow | None, after: RunRow | None) 
             identities.append(Identity.model_validate(json.loads(data or b"{}")["identity"]))
         except (KeyError, ValueError):
             return ""
-    different = identities[0].differences(identities[1])
-    return f"not measured alike: {', '.join(different)} differ" if different else ""
+    why = identities[0].apart(identities[1])
+    return f"not measured alike: {why}" if why else ""
 
 
 def environment_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Difference, ...]:

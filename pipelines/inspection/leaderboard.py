@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
-from eval.records import SCORES, Identity, MetricScore, ScoreSet, read_record
+from eval.records import SCORES, STAND_IN, Identity, MetricScore, ScoreSet, read_record
 from m4v.core.artifacts import MANIFEST, Artifact, ArtifactKind
 from m4v.core.canonical import digest_json
 from m4v.core.errors import DataIntegrityError
@@ -59,9 +59,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class Entry:
-    """One evaluation of one checkpoint.
+    """One evaluation of one checkpoint, or of another system's imported videos.
 
+    - system: its name; then `checkpoint` is no artifact and there is no stage.
     - figures: over a suite's dimensions (`vbench.total`, as fractions); failed: dimensions without a score, and why.
+    - stand_in: metrics and figures that were measured with stand-in weights: shown with that word, never compared.
     - changes: by metric, against the scores `against`: those of a channel's checkpoint, else of the evaluation before.
     """
 
@@ -77,8 +79,15 @@ class Entry:
     channels: tuple[str, ...]
     figures: Mapping[str, Score] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+    stand_in: tuple[str, ...] = ()
     against: str | None = None
     changes: Mapping[str, Change] = field(default_factory=dict)
+    system: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The system's name, or the checkpoint's id."""
+        return self.system or self.checkpoint
 
     def score(self, name: str) -> Score | None:
         """Of a figure or a metric."""
@@ -104,7 +113,7 @@ class Board:
 
         def key(entry: Entry) -> tuple[bool, float]:
             score = entry.score(metric)
-            value = None if score is None else score.mean
+            value = None if score is None or metric in entry.stand_in else score.mean
             return value is None, 0.0 if value is None else (-value if descending else value)
 
         return tuple(sorted(self.entries, key=key))
@@ -181,8 +190,17 @@ def _entry(
         samples_id=samples, run_id=run.run_id, evaluated_at=run.committed_at, videos=len(scores.per_video),
         scores=scores_of(row.uri, row.artifact_id, scores), gates=gates.get(row.artifact_id, ()),
         channels=channels.get(checkpoint, ()), figures=figures_of(row.uri, row.artifact_id, scores),
-        failed=scores.figures.failed if scores.figures is not None else {},
+        failed=scores.figures.failed if scores.figures is not None else {}, stand_in=_stand_in(scores),
+        system=scores.identity.system,
     )  # fmt: skip
+
+
+def _stand_in(scores: ScoreSet) -> tuple[str, ...]:
+    """Figures among them where nothing of the record is sound; newer records have no figure then."""
+    named = scores.identity.stand_in
+    if scores.figures is None or not named or not set(named) >= set(scores.metrics):
+        return named
+    return (*named, *scores.figures.figures)
 
 
 def _with_changes(pairs: Sequence[tuple[ScoreSet, Entry]]) -> tuple[Entry, ...]:
@@ -216,13 +234,17 @@ def _board(protocol: str, pairs: Sequence[tuple[ScoreSet, Entry]]) -> Board:
     facts: dict[str, object] = {
         "prompts": identity.prompt_set, "samples a prompt": identity.samples_per_prompt,
         "size": f"{identity.width}×{identity.height}, {identity.frames} frames at {identity.fps:g} fps",
-        "seed": f"{identity.base_seed} ({identity.seed_rule})", "sampler": json.dumps(identity.sampler, sort_keys=True),
+        # Of another system's videos no seed is known.
+        "seed": identity.seed_rule if identity.system else f"{identity.base_seed} ({identity.seed_rule})",
+        "sampler": json.dumps(identity.sampler, sort_keys=True),
         "video codec": identity.video_codec,
     }  # fmt: skip
     if identity.suite is not None:
         facts["suite"] = (
             f"{identity.suite.name} {identity.suite.version}, {identity.suite.mode}, {identity.suite.prompt_set}"
         )
+    if identity.stand_in:
+        facts["weights"] = f"{STAND_IN}: {', '.join(identity.stand_in)}"
     figures = tuple(dict.fromkeys(name for _, entry in pairs for name in entry.figures))
     return Board(protocol, facts, tuple(metrics.values()), _with_changes(pairs), figures)
 
@@ -237,7 +259,9 @@ def _gates(ledger: Ledger, limit: int) -> dict[str, tuple[Gate, ...]]:
             row.artifact_id, run.run_id, inputs.get("baseline"), row.summary.get("passed") is True,
             tuple(str(reason) for reason in row.summary.get("refused") or ()),
         )  # fmt: skip
-        found.setdefault(inputs["scores"], {}).setdefault(gate.artifact_id, gate)
+        for scores in (inputs["scores"], inputs.get("suite")):
+            if scores is not None:
+                found.setdefault(scores, {}).setdefault(gate.artifact_id, gate)
     return {scores: tuple(gates.values()) for scores, gates in found.items()}
 
 

@@ -15,9 +15,14 @@ from pipelines.ledger import ArtifactRow, Ledger
 
 @dataclass(frozen=True)
 class Side:
+    """`stand_in`: metrics that were measured with stand-in weights, which are no results. `system`: name of the system
+    whose imported videos were measured, in place of a checkpoint."""
+
     scores_id: str
     checkpoint: str
     samples: ArtifactRow | None
+    stand_in: tuple[str, ...] = ()
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ def _side(ledger: Ledger, row: ArtifactRow, scores: ScoreSet) -> Side:
     makers = ledger.producers(row.artifact_id)
     found = next((p.artifact_id for run in makers for p in run.inputs if p.kind == ArtifactKind.SAMPLES), None)
     samples = None if found is None else ledger.artifact(found, ArtifactKind.SAMPLES)
-    return Side(row.artifact_id, scores.identity.checkpoint, samples)
+    identity = scores.identity
+    return Side(row.artifact_id, identity.checkpoint, samples, identity.stand_in, identity.system)
 
 
 def _metrics(scores: ScoreSet) -> dict[str, Metric]:

@@ -127,6 +127,13 @@ GENERATE = StageSpec(
     distributed=True,
     sharded=True,
 )
+IMPORT_VIDEOS = StageSpec(
+    name="import_videos",
+    version=1,
+    function="eval.stages.import_videos:run",
+    config_model="eval.importing.config:ImportVideosConfig",
+    outputs={"samples": Kind.SAMPLES},
+)
 EVALUATE = StageSpec(
     name="evaluate",
     version=1,
@@ -153,7 +160,26 @@ GATE = StageSpec(
     version=1,
     function="eval.stages.gate:run",
     config_model="eval.config:GateConfig",
-    inputs={"scores": InputSpec(Kind.SCORES), "baseline": InputSpec(Kind.SCORES)},
+    inputs={
+        "scores": InputSpec(Kind.SCORES),
+        "baseline": InputSpec(Kind.SCORES),
+        "suite": InputSpec(Kind.SCORES, optional=True),
+    },
+    outputs={"scores": Kind.SCORES},
+)
+_VARIANTS = InputSpec(Kind.CHECKPOINT, many=True)
+ABLATION = StageSpec(
+    name="ablation",
+    version=1,
+    function="eval.stages.ablation:run",
+    config_model="eval.ablation.config:AblationStageConfig",
+    inputs={
+        "start": _VARIANTS,
+        "trained": _VARIANTS,
+        "checkpoint": _VARIANTS,
+        "scores": InputSpec(Kind.SCORES, many=True),
+        "vbench": InputSpec(Kind.SCORES, many=True, optional=True),
+    },
     outputs={"scores": Kind.SCORES},
 )
 STUDY = StageSpec(
@@ -183,6 +209,6 @@ REPORT = StageSpec(
 )
 
 ALL = (
-    SOURCE, WEIGHTS, CURATE, REDACT, ENCODE, IMPORT, VERSION, INIT, CONVERT, TRAIN, REWARD, GENERATE, EVALUATE, VBENCH,
-    GATE, STUDY, STUDY_RESULTS, REPORT,
+    SOURCE, WEIGHTS, CURATE, REDACT, ENCODE, IMPORT, VERSION, INIT, CONVERT, TRAIN, REWARD, GENERATE,
+    IMPORT_VIDEOS, EVALUATE, VBENCH, GATE, ABLATION, STUDY, STUDY_RESULTS, REPORT,
 )  # fmt: skip

@@ -10,6 +10,8 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval.ablation.export import flop
+
 _PACKAGE = "pipelines.web"
 
 
@@ -19,7 +21,7 @@ def environment() -> Environment:
         loader=PackageLoader(_PACKAGE, "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    for function in (duration, moment, size, number, signed, percent, short, base64):
+    for function in (duration, moment, size, number, signed, percent, short, base64, flop):
         env.filters[function.__name__] = function
     env.globals["inline"] = inline
     return env

@@ -15,7 +15,7 @@ from pipelines.web.config import ReportConfig
 from pipelines.web.facts import RunFacts, read_facts
 from pipelines.web.media import MediaBudget
 from pipelines.web.render import render
-from pipelines.web.sections import curation, generated, training
+from pipelines.web.sections import ablation, curation, generated, reward, training
 from pipelines.web.sections import run as run_section
 from pipelines.web.sections.inputs import ReportInputs
 
@@ -49,6 +49,8 @@ def build(context: StageContext) -> str:
         generated=samples,
         data=data,
         stages=stages,
+        reward=reward.gather(inputs),
+        ablations=ablation.gather(inputs),
         run=run_section.gather(facts),
         tiles=tiles(samples, data, stages),
         media=media,

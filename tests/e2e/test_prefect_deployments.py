@@ -97,7 +97,8 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             if httpx.get(url, timeout=2).status_code == 200:
                 return
         except httpx.HTTPError:
-            time.sleep(0.3)
+            pass  # nobody listens yet
+        time.sleep(0.3)
     pytest.fail(f"server did not answer:\n{log.read_text()[-3000:]}")
 
 
@@ -128,8 +129,9 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                         command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
                     )
                 )
-            if name == "server":
-                _wait_for(f"{environment['PREFECT_API_URL']}/health", processes[0], log)
+            # A worker makes its pool, and ends when somebody else makes it in the same moment.
+            ready = {"server": "health", "worker": "work_pools/m4v"}[name]
+            _wait_for(f"{environment['PREFECT_API_URL']}/{ready}", processes[-1], log)
         yield Server(environment, base / "home")
     finally:
         for process in reversed(processes):
@@ -168,6 +170,18 @@ def test_there_is_a_deployment_of_the_pipeline_and_of_every_stage(prefect: Serve
     assert parent["schedules"][0]["schedule"]["cron"] == "* * * * *"
     assert (parent["entrypoint"], parent["path"]) == ("pipelines.flows.pipeline", None), "no path of this machine"
     assert parent["parameters"]["until"] == STOP_AFTER
+
+
+def test_whoever_makes_the_pool_first_both_go_on(prefect: Server) -> None:
+    program = (
+        "import asyncio; from pipelines.deploy import _ensure_pool\n"
+        "async def both(): await asyncio.gather(*(_ensure_pool(f'pool-{i % 2}') for i in range(8)))\n"
+        "asyncio.run(both())"
+    )
+    line = [sys.executable, "-c", program]
+    done = subprocess.run(line, env=prefect.environment, capture_output=True, text=True, timeout=START_TIMEOUT_S)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [prefect.get(f"work_pools/pool-{i}")["type"] for i in range(2)] == ["process", "process"]
 
 
 def test_nothing_phones_home(prefect: Server) -> None:

@@ -57,11 +57,15 @@ def test_plan_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("M4V_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("M4V_WEIGHTS", str(tmp_path / "weights"))
     words = ["plan", "m4v-768p", "--set", "generate.prompts=vbench-fast50"]
-    found = json.loads(CliRunner().invoke(build_app("plan"), [*words, "--json"]).stdout)["generation"]
-    assert set(found) == {"generate.trained", "generate.untrained", "generate.vbench"}
+    told = json.loads(CliRunner().invoke(build_app("plan"), [*words, "--json"]).stdout)
+    found = told["generation"]
+    assert set(found) == {"generate.before_reward", "generate.trained", "generate.untrained", "generate.vbench"}
     assert found["generate.vbench"]["videos"] == 944 * 5
     assert found["generate.trained"]["videos"] == 50
     assert set(found["generate.trained"]["gpu_hours"]) == set(GPU_TYPES)
+    (judged,) = (each for each in told["suite_costs"].values() if each["suite"] == "vbench")
+    assert (judged["sampled_by"], judged["videos"], judged["judge_seconds"]) == ("generate.vbench", 944 * 5, None)
+    assert judged["generation"] == found["generate.vbench"]
     each = found["generate.trained"]
     print_generation({"generate.trained": GenerationCost(**{**each, "assumptions": tuple(each["assumptions"])})})
     shown = capsys.readouterr().out

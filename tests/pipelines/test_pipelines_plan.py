@@ -153,6 +153,16 @@ def test_gpu_hours_and_bytes_by_step_and_in_all():
     assert "2 GPU-hours, 3,000 bytes; no history for u." in made.to_markdown()
 
 
+def test_without_any_history_no_sum_is_told():
+    step = PlanStep("t", "train", PlanStatus.RUN, Expectation.RUN, "")
+    fresh = Plan("r", (step, replace(step, node_id="u"))).to_markdown()
+    assert "2 run" in fresh
+    assert "no stage that will run has a history to estimate from." in fresh
+    assert "of work" not in fresh
+    hits = Plan("r", (replace(step, status=PlanStatus.HIT, expectation=Expectation.HIT),)).to_markdown()
+    assert "about 0 s of work" in hits
+
+
 def test_a_plan_imports_neither_torch_nor_prefect(bench):
     script = textwrap.dedent(
         f"""

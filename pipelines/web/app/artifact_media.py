@@ -103,7 +103,8 @@ def _samples(row: ArtifactRow, cache: Path) -> tuple[MediaItem, ...]:
     return tuple(
         MediaItem(
             address_of_file(row, str(v["file"])), True, str(v.get("prompt", "")),
-            (f"seed {v.get('seed')}", f"{v.get('frames')} frames at {v.get('fps')} fps"),
+            ("seed not known" if v.get("seed") is None else f"seed {v['seed']}",
+             f"{v.get('frames')} frames at {v.get('fps')} fps"),
             f"{v.get('width', 1)} / {v.get('height', 1)}",
         )
         for v in table.get("videos", [])

@@ -26,7 +26,7 @@ class Clip:
     fps: float
     width: int
     height: int
-    seed: int
+    seed: int | None
     colour: float | None
     motion: float | None
     seen: str
@@ -84,7 +84,7 @@ def gather(inputs: ReportInputs, media: MediaBudget, shown: int) -> Generated:
     gate_artifact = inputs.get("gate")
     gate = read_record(GateVerdict, gate_artifact, GATE) if gate_artifact is not None else None
     trained, untrained = sets.get("Trained"), sets.get("Untrained")
-    rows, comparable = _metric_rows(trained, untrained)
+    rows, comparable = metric_rows(trained.scores if trained else None, untrained.scores if untrained else None)
     lead = trained or untrained
     return Generated(
         cards=tuple(_card(i, list(sets.values()), media) for i in _prompts(lead)[:shown]),
@@ -171,10 +171,8 @@ def _motion_words(right: float, down: float, growth: object, turns: object) -> s
     return "moves down" if down > 0 else "moves up"
 
 
-def _metric_rows(trained: _SampleView | None, untrained: _SampleView | None) -> tuple[list[MetricRow], bool]:
-    """Rows of the metric table. Results of different protocols stand side by side without a difference."""
-    ours = trained.scores if trained else None
-    theirs = untrained.scores if untrained else None
+def metric_rows(ours: ScoreSet | None, theirs: ScoreSet | None) -> tuple[list[MetricRow], bool]:
+    """Rows of a metric table. Results of different protocols stand side by side without a difference."""
     lead = ours or theirs
     if lead is None:
         return [], False

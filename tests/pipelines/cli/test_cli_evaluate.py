@@ -67,3 +67,19 @@ def test_leaderboard_shows_scores_with_intervals_and_marks(m4v: M4v, tmp_path: P
     assert entries[0]["channels"] == ["production"]
     lines = m4v("evaluate", "leaderboard")[1].splitlines()
     assert any(line.startswith(worse) and "0.4 [" in line and "▼" in line and "▲" in line for line in lines)
+
+
+def test_leaderboard_marks_what_was_measured_with_stand_in_weights(m4v: M4v, tmp_path: Path) -> None:
+    with Ledger.open(Workspace.open(tmp_path / "home").ledger_url) as ledger:
+        home = EvaluatedHome(tmp_path, ledger)
+        home.evaluated([0.4] * 6)
+        checkpoint, *_ = home.evaluated([0.5] * 6, stand_in=["good"])
+    boards = json.loads(m4v("evaluate", "leaderboard", "--json")[1])["boards"]
+    assert [board["entries"][0]["stand_in"] for board in boards] == [[GOOD], []]
+    assert ["weights" in board["facts"] for board in boards] == [True, False]
+    lines = m4v("evaluate", "leaderboard")[1].splitlines()
+    marked = [line for line in lines if "(stand-in)" in line]
+    assert len(marked) == 1
+    assert marked[0].startswith(checkpoint)
+    assert marked[0].count("(stand-in)") == 1, "of two metrics one stands in"
+    assert f"{checkpoint[:12]}: stand-in weights, not a result: {GOOD}" in lines

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -12,7 +13,9 @@ from stages_for_faults import CountConfig, pipeline
 
 from m4v.core.errors import ExitClass, InputError
 from pipelines.cli.main import VERBS, _verb, main
+from pipelines.cli.output import duration
 from pipelines.cli.run_list import parse_since
+from pipelines.cli.run_measured import COLUMNS, print_measured
 from pipelines.cli.run_show import code_words, exit_name
 from pipelines.ledger import Ledger
 from pipelines.workspace import Workspace
@@ -72,6 +75,23 @@ def test_list_filters(ran, call):
     assert (failed["attempt_id"], failed["message"]) == (ran.failed, "the network is away")
     code, _, error = call("runs", "list", "--since", "yesterday")
     assert (code, error.count("\n")) == (ExitClass.CONFIG, 1)
+
+
+def test_time_and_memory_of_training_stages_stand_side_by_side(ran, capsys):
+    trained = {
+        "steps": 2, "step_seconds_median": 6.5, "start_seconds": 14.8, "save_seconds": 32.25,
+        "gpu_peak_bytes": 61.9 * 2**30, "rss_peak_bytes": 46.1 * 2**30,
+    }  # fmt: skip
+    with Ledger.open(f"sqlite:///{ran.root / 'home' / 'ledger.db'}") as ledger:
+        count, total = ledger.runs(stage="count", limit=1)[0], ledger.runs(stage="total", limit=1)[0]
+        print_measured(ledger, {"train.57f": replace(count, metrics=trained), "total": total})
+        attempts = ledger.attempts(stage_key=count.stage_key)
+        print_measured(ledger, {"total": total})
+    took = duration(sum(a.duration_s for a in attempts))
+    assert capsys.readouterr().out.splitlines() == [
+        "", "training, as measured", "\t".join(COLUMNS),
+        f"train.57f\t2\t{took}\t14.8 s\t6.5 s\t32.2 s\t61.9 GiB\t46.1 GiB",
+    ]  # fmt: skip
 
 
 def test_show_a_pipeline_run(ran, call):

@@ -15,6 +15,7 @@ from fake_interpreter import fake_environment
 
 from eval.vbench.constants import DIMENSIONS
 from m4v.core.artifacts import ArtifactKind
+from m4v.core.errors import ConfigError
 from pipelines.graph import build_graph
 from pipelines.ledger import Ledger
 from pipelines.recipe import load_recipe
@@ -37,7 +38,7 @@ def test_check_tells_every_need_and_ends_with_10_when_something_is_missing(
     flicker = ("evaluate", "run", "--check", "--dimensions", "temporal_flickering", "--core-python", python)
     assert m4v(*flicker)[0] == 0
     table = m4v("evaluate", "run", "--check")[1]
-    assert "amt\tis not there" in table
+    assert "amt\tis not there\tabout 12.0 MiB" in table
     assert "next: m4v evaluate setup legacy" in table
 
 
@@ -67,6 +68,16 @@ def test_a_recipe_names_suite_and_interpreter() -> None:
     made = nodes["generate.vbench"].config.canonical()
     assert (len(made["prompts"]), made["samples_per_prompt"]) == (50, 5)
     assert "vbench" not in {n.id for n in build_graph(load_recipe("micro"))}
+
+
+def test_a_recipe_with_the_static_filter_samples_enough_of_each_prompt() -> None:
+    filtered = ["evaluation.vbench.static_filter=true", "evaluation.vbench.dimensions=[temporal_flickering]"]
+    with pytest.raises(ConfigError, match="static_filter chooses among 25 videos of a prompt; 'In a still frame"):
+        load_recipe("micro", [*filtered, "evaluation.vbench.prompts=vbench"])
+    enough = "evaluation.vbench.prompts={suite: vbench, samples: {temporal_flickering: 25}}"
+    entry = load_recipe("micro", [*filtered, enough]).evaluation.vbench
+    assert entry is not None
+    assert entry.config.static_filter
 
 
 @pytest.mark.deep

@@ -34,6 +34,9 @@ ADDED = {
     "ledger deliver", "ledger index", "artifacts unpin",
     "takedown finish", "channels gates", "artifacts relocate",
     "study invite",  # hands out and revokes the links of participants
+    "evaluate reward",  # reads what a reward stage changed, by the checkpoints before and after it
+    "evaluate ablation",  # reads the tables that a recipe's ablation made
+    "evaluate import",  # videos of other systems as samples
     "data export", "data import",  # datasets to and from other trainers
 }  # fmt: skip
 READS = (
@@ -41,7 +44,7 @@ READS = (
     "lineage up", "lineage down", "lineage exposure", "channels list", "channels gates", "takedown impact",
     "takedown list", "takedown show", "takedown verify", "takedown plan", "ledger verify", "ledger sinks", "flops",
     "data sources", "data inspect", "data quarantine", "weights list", "weights check", "evaluate totals",
-    "evaluate leaderboard",
+    "evaluate leaderboard", "evaluate ablation", "evaluate reward",
 )  # fmt: skip
 
 M4v = Callable[..., tuple[int, str, str]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.records import SCORES, Identity, MetricScore, ScoreSet, VideoScore, write_record
+from eval.records import SCORES, Identity, MetricScore, ScoreSet, SuiteIdentity, VideoScore, write_record
 from m4v.core.artifacts import ArtifactKind, build_manifest, write_manifest
 from m4v.core.stage import InputRef
 from pipelines.ledger import Ledger, NewRun
@@ -49,13 +49,16 @@ class EvaluatedHome:
         references = [InputRef(name=n, kind=a.kind, artifact_id=a.artifact_id, uri=a.uri) for n, a in inputs.items()]
         return self.ledger.commit_run(claim, attempt, facts, references, {port: output}, {})
 
-    def evaluated(self, values: Sequence[float | None], *, steps: int = 8, stage: str = "57f") -> tuple[str, str, Any]:
-        """A trained checkpoint, its samples and their scores; (checkpoint id, scores id, scores record)."""
+    def evaluated(
+        self, values: Sequence[float | None], *, steps: int = 8, stage: str = "57f", stand_in: Sequence[str] = ()
+    ) -> tuple[str, str, Any]:
+        """A trained checkpoint, its samples and their scores; (checkpoint id, scores id, scores record). `stand_in`:
+        dimensions `good`, `noise` of a suite `local` that were measured with stand-in weights."""
         checkpoint = self.record(ArtifactKind.CHECKPOINT, {})
         self.run("train", "checkpoint", checkpoint, {}, name=stage)
         samples = self.record(ArtifactKind.SAMPLES, {})
         self.run("generate", "samples", samples, {"checkpoint": checkpoint})
-        scores = self.record(ArtifactKind.SCORES, {}, score_set(checkpoint.artifact_id, values, steps))
+        scores = self.record(ArtifactKind.SCORES, {}, score_set(checkpoint.artifact_id, values, steps, stand_in))
         self.run("evaluate", "scores", scores, {"samples": samples})
         return checkpoint.artifact_id, scores.artifact_id, scores
 
@@ -75,11 +78,15 @@ class EvaluatedHome:
         return verdict
 
 
-def score_set(checkpoint: str, values: Sequence[float | None], steps: int) -> ScoreSet:
+def score_set(checkpoint: str, values: Sequence[float | None], steps: int, stand_in: Sequence[str] = ()) -> ScoreSet:
+    suite = SuiteIdentity(
+        name="local", version="1", mode="standard", prompt_set="own", partial=False, videos={"good": 6, "noise": 6},
+        environments={}, weights={"raft": "w"}, options={"published_weights": False, "stand_in": list(stand_in)},
+    )  # fmt: skip
     identity = Identity(
         checkpoint=checkpoint, ema=True, sampler={"steps": steps}, codec={}, text_encoder={}, video_codec="h264",
         prompt_set="p" * 64, seed_rule="rule", base_seed=0, samples_per_prompt=1, frames=17, fps=24.0,
-        height=64, width=64, metrics={GOOD: 1, BAD: 1}, metric_config={},
+        height=64, width=64, metrics={GOOD: 1, BAD: 1}, metric_config={}, suite=suite if stand_in else None,
     )  # fmt: skip
     known = [v for v in values if v is not None]
     good = MetricScore(

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from evaluated_home import BAD, GOOD, EvaluatedHome
+from evaluated_home import BAD, GOOD, EvaluatedHome, score_set
 
+from m4v.core.artifacts import ArtifactKind
 from pipelines.inspection.leaderboard import Board, leaderboard
 from pipelines.ledger import Ledger
 
@@ -109,3 +110,24 @@ def test_only_the_newest_are_read(home: EvaluatedHome) -> None:
     found = leaderboard(home.ledger, home.cache, newest=1)
     assert found.limited
     assert [e.checkpoint for e in found.boards[0].entries] == [newest]
+
+
+def test_what_stands_in_is_named_and_neither_sorted_nor_compared(home: EvaluatedHome) -> None:
+    low, _, _ = home.evaluated([0.1] * 6, stand_in=["good"])
+    high, _, _ = home.evaluated([0.9] * 6, stand_in=["good"])
+    board = _board(home)
+    assert str(board.facts["weights"]) == f"stand-in weights, not a result: {GOOD}"
+    assert [entry.stand_in for entry in board.entries] == [(GOOD,), (GOOD,)]
+    assert [dict(entry.changes) for entry in board.entries] == [{}, {}]
+    assert [e.checkpoint for e in board.sorted_by(GOOD)] == [high, low], "in the order of evaluation"
+    assert [e.checkpoint for e in board.sorted_by(GOOD, descending=False)] == [high, low]
+    assert [e.checkpoint for e in board.sorted_by(BAD, descending=False)] == [low, high]
+
+
+def test_no_seed_is_told_of_another_system_s_videos(home: EvaluatedHome) -> None:
+    home.evaluated([0.1] * 6)
+    assert _board(home).facts["seed"] == "0 (rule)"
+    scores = home.record(ArtifactKind.SCORES, {}, score_set("system:other", [0.2] * 6, 9))
+    home.run("evaluate", "scores", scores, {})
+    (board,) = (b for b in leaderboard(home.ledger, home.cache).boards if b.entries[0].system)
+    assert board.facts["seed"] == "rule"

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 from report_fixture import HOSTILE, RunFixture
 
+from eval.records import SCORES, ScoreSet, read_record, write_record
+from m4v.core.artifacts import Artifact, ArtifactKind, build_manifest, write_manifest
 from m4v.core.asset_catalog import FILM_CREDIT
 from m4v.core.errors import ConfigError, DataIntegrityError
 from m4v.weights.config import WeightsConfig
 from pipelines.web import report
+from pipelines.web.sections import reward
 from pipelines.web.sections.curation import asset_credits
+from pipelines.web.sections.inputs import ReportInputs
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +108,35 @@ def test_imported_weights_stand_in_the_lineage_and_the_credits(run: RunFixture, 
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
     assert "pyramidflow-dit-768p Apache-2.0 PyramidFlow miniflux transformer" in text
     assert "dddddddddd" in text
+
+
+def test_what_the_reward_stage_changed_stands_beside_each_other(run: RunFixture, page: str, tmp_path: Path) -> None:
+    assert '<section id="reward">' not in page
+    artifacts = run.artifacts
+    inputs = {"scores_before_reward": artifacts["scores_untrained"], "scores_after_reward": artifacts["scores"]}
+    told = reward.gather(ReportInputs(inputs))
+    assert told is not None
+    (colour,) = (row for row in told.rows if row.name == "local.colour_follow")
+    assert (told.comparable, told.prompts, colour.verdict) == (True, 6, "better")
+    fewer = read_record(ScoreSet, inputs["scores_before_reward"], SCORES)
+    fewer = fewer.model_copy(update={"per_video": tuple(v for v in fewer.per_video if v.prompt_index not in (1, 2))})
+    write_record(tmp_path / SCORES, fewer)
+    manifest = build_manifest(tmp_path, ArtifactKind.SCORES, {})
+    write_manifest(tmp_path, manifest)
+    short = Artifact(str(tmp_path), manifest.artifact_id, ArtifactKind.SCORES, tmp_path)
+    told = reward.gather(ReportInputs({**inputs, "scores_before_reward": short}))
+    assert told is not None
+    assert told.prompts == 4, "the other two stand on one side alone"
+    artifacts |= inputs
+    try:
+        changed = report.build(run.context())
+    finally:
+        for name in inputs:
+            del artifacts[name]
+    Balanced().feed(changed)
+    section = changed.partition('<section id="reward">')[2].partition("</section>")[0]
+    assert "on the same 6 prompts and seeds" in section
+    assert f"{colour.gain:+.3f}".replace("-", "\u2212") in section
 
 
 def test_refused_gate_gives_its_reasons(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
+from eval.records import STAND_IN
 from eval.stages.gate import MIN_PROMPTS
 from eval.vbench.published import FIGURES, published
 from pipelines.inspection.leaderboard import CONFIDENCE, NEWEST, Board, Entry, Metric, leaderboard
@@ -44,7 +45,8 @@ def evaluation(
 
     return page(
         request, "evaluation", here="evaluation", found=found, sort=sort, newest=newest, falling=falling,
-        ordered=ordered, confidence=CONFIDENCE, min_prompts=MIN_PROMPTS,
+        ordered=ordered, evaluations=[entry for board in found.boards for entry in board.entries],
+        confidence=CONFIDENCE, min_prompts=MIN_PROMPTS,
         published=published(), published_columns=PUBLISHED,
     )  # fmt: skip
 
@@ -62,5 +64,5 @@ def compare(
     found = side_by_side(ledger, workspace.cache, left, right, first=first, shown=PAIRS)
     return page(
         request, "evaluation_compare", here="evaluation", found=found, first=first, shown=PAIRS,
-        confidence=CONFIDENCE, address=address_of_file,
+        confidence=CONFIDENCE, address=address_of_file, stand_in=STAND_IN,
     )  # fmt: skip

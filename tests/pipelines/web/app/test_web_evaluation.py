@@ -61,3 +61,19 @@ def test_two_protocols_stand_side_by_side_without_a_difference(client: TestClien
     assert "Difference, paired by prompt" not in page
     assert page.count('class="two-bars"') == 2
     assert client.get("/evaluation/compare", params={"left": "0123abcd", "right": newest}).status_code == 404
+
+
+def test_scores_of_stand_in_weights_say_so(tmp_path: Path) -> None:
+    workspace = Workspace.open(tmp_path / "home")
+    with Ledger.open(workspace.ledger_url) as ledger:
+        home = EvaluatedHome(tmp_path, ledger)
+        ids = [home.evaluated(values, stand_in=["good"])[1] for values in (FIRST, WORSE)]
+    with TestClient(create_app(workspace)) as client:
+        board = client.get("/evaluation").text
+        page = client.get("/evaluation/compare", params={"left": ids[0], "right": ids[1]}).text
+    assert "This board: stand-in weights, not a result: local.good." in board
+    assert board.count('<span class="chip bad">stand-in</span>') == 2
+    assert "worse</span>" not in board
+    assert [f"{side}: stand-in weights, not a result: local.good." in page for side in ("Left", "Right")] == [True] * 2
+    assert page.count('<span class="chip bad">stand-in</span>') == 2
+    assert "Difference, paired by prompt" not in page

@@ -132,6 +132,17 @@ def test_pages_get_a_ledger_that_cannot_write(served: ServedHome) -> None:
     ledger.close()
 
 
+def test_the_plan_page_offers_runs_of_a_recipe_alone(client: TestClient, served: ServedHome) -> None:
+    """None of this home's runs was recorded with one, as evaluations, imports and studies are."""
+    page = client.get("/plan?recipe=micro").text
+    assert "Plan of micro" in page
+    assert "or the recipe of a run" not in page
+    assert "Videos to sample and to judge" not in page, "`m4v plan` tells the cost of suites, not of local metrics"
+    refused = client.get(f"/plan?run={served.runs['done']}")
+    assert refused.status_code == 400
+    assert "this pipeline run was made from no recipe" in refused.text
+
+
 def test_runs_are_filtered_by_what_the_address_says(client: TestClient, served: ServedHome) -> None:
     def shown(query: str) -> set[str]:
         return set(re.findall(r'id="run-([0-9a-z]{16})"', client.get(f"/runs?{query}").text))

@@ -1,0 +1,94 @@
+"""A checkpoint of the ledger sampled for a suite and measured by it, as two recorded stages of a run of their own.
+
+found = find_checkpoint(id, {}, ema=True)
+sampling = sampling_config(found, "fast", None, None, "cpu")
+nodes = checkpoint_nodes(ledger, found, sampling, VBenchConfig(), {}, resources)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import TypeAdapter
+
+from eval.config import EvaluateConfig, GenerateConfig
+from eval.vbench.config import VBenchConfig
+from m4v.config import default_dtype
+from m4v.core.artifacts import ArtifactKind
+from m4v.core.config import parse
+from m4v.core.stage import WEIGHTS_INPUT, Resources
+from m4v.text.config import MiniLmConfig, TextEncoderConfig
+from pipelines import stages
+from pipelines.dataset_versions import pinned_node
+from pipelines.generation.checkpoint import FoundCheckpoint
+from pipelines.generation.settings import video_config
+from pipelines.ledger import Ledger
+from pipelines.spec import StageNode, StageSpec
+
+Suite = Literal["vbench", "fast", "local"]
+SAMPLING = "generate"
+# Prompts of each suite and how many videos of each, unless the caller says otherwise.
+PROTOCOL: Mapping[Suite, tuple[str, int]] = {
+    "vbench": ("vbench", 5),
+    "fast": ("vbench-fast50", 1),
+    "local": ("shapes-24", 1),
+}
+
+
+def sampling_config(
+    found: FoundCheckpoint, suite: Suite, prompts: str | None, samples_per_prompt: int | None, device: str
+) -> GenerateConfig:
+    """What is sampled for a suite: size, rate and sampler as the checkpoint was sampled last, or as its recipe does.
+
+    Raises ConfigError for prompts that are not there, or where nothing says how large the videos are."""
+    named, count = PROTOCOL[suite]
+    values = {
+        **dict(video_config(found, {}, {})), "prompts": prompts or named, "ema": found.ema,
+        "samples_per_prompt": samples_per_prompt or count, "dtype": default_dtype(device),
+    }  # fmt: skip
+    return parse(GenerateConfig, values, "m4v evaluate run")
+
+
+def checkpoint_nodes(
+    ledger: Ledger,
+    found: FoundCheckpoint,
+    sampling: GenerateConfig,
+    measuring: VBenchConfig | EvaluateConfig,
+    locations: Mapping[str, str],
+    resources: Resources,
+) -> list[StageNode]:
+    """The checkpoint and the weights that it decodes and reads prompts with, pinned, then its samples and their scores.
+
+    A recipe that samples it so has made both already: they are cache hits then. Raises InputError for an artifact that
+    no run made."""
+    row = ledger.artifact(found.identity, ArtifactKind.CHECKPOINT)
+    checkpoint = pinned_node(ledger, row)
+    pinned = [checkpoint]
+    inputs = {"checkpoint": (checkpoint.id, "checkpoint")}
+    for name, identity in sorted(found.imported.items()):
+        node = pinned_node(ledger, ledger.artifact(identity, ArtifactKind.WEIGHTS))
+        pinned.append(node)
+        inputs[f"{WEIGHTS_INPUT}.{name}"] = (node.id, "weights")
+    seed = ledger.producers(row.artifact_id)[-1].seed
+    samples = StageNode(
+        id=SAMPLING, spec=stages.GENERATE, config=sampling, inputs=inputs, seed=seed, resources=resources,
+        weights=_packaged(found),
+    )  # fmt: skip
+    spec = measuring_stage(measuring)
+    scores = StageNode(
+        id=spec.name, spec=spec, config=measuring, inputs={"samples": (SAMPLING, "samples")}, seed=seed,
+        locations=dict(locations), resources=resources,
+    )  # fmt: skip
+    return [*{node.id: node for node in pinned}.values(), samples, scores]
+
+
+def measuring_stage(config: VBenchConfig | EvaluateConfig) -> StageSpec:
+    return stages.VBENCH if isinstance(config, VBenchConfig) else stages.EVALUATE
+
+
+def _packaged(found: FoundCheckpoint) -> dict[str, str]:
+    """Packaged models that encode its prompts: they belong to the key of whoever does."""
+    adapter: TypeAdapter[TextEncoderConfig] = TypeAdapter(TextEncoderConfig)
+    encoder = adapter.validate_python(found.config.text_encoder)
+    return encoder.weights() if isinstance(encoder, MiniLmConfig) else {}
