@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from gpu.random_model import random_model
 from torch import Tensor
 
 from m4v.codec import open_codec
@@ -58,25 +59,6 @@ class Case(NamedTuple):
     @property
     def name(self) -> str:
         return "all three" if len(self.stages) > 1 else ("low", "mid", "high")[self.stages[0]]
-
-
-def random_model(config: ModelConfig, seed: int = 0) -> M4VTransformer:
-    """bfloat16 on the GPU; matrices normal(0.02), what scales near one, decays and steps in Mamba's ranges."""
-    with torch.device("meta"):
-        model = M4VTransformer(config)
-    model.cast(torch.bfloat16).to_empty(device="cuda")
-    generator = torch.Generator("cuda").manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            leaf = name.rpartition(".")[2]
-            parameter.normal_(0, 0.02, generator=generator)
-            if leaf == "A_log":
-                parameter.uniform_(0, 2.77, generator=generator)
-            elif leaf == "dt_bias":
-                parameter.uniform_(-6.9, -2.2, generator=generator)
-            elif leaf in ("D", "scale") or (leaf == "weight" and parameter.dim() == 1):
-                parameter.add_(1)
-    return model
 
 
 def inputs_of(config: ModelConfig, case: Case) -> dict[str, object]:
@@ -161,7 +143,7 @@ def fitted(model: M4VTransformer, case: Case, repeats: int) -> dict[str, object]
 def rows(names: list[str], frames: list[int], repeats: int) -> Iterator[dict[str, object]]:
     for name in names:
         config, attention = VARIANTS[name]
-        model = random_model(config)
+        model = random_model(config, "cuda", torch.bfloat16)
         for count in frames:
             for stages in ([0], [1], [2], [0, 1, 2]):
                 case = Case(stages, count)
@@ -197,7 +179,7 @@ def codecs(folder: Path) -> Iterator[tuple[str, LatentCodec]]:
 def generate(folder: Path, latents: int) -> None:
     """Videos from random weights, all the way: sampler with its default steps and guidance, codec, file."""
     config = ModelConfig()
-    model, texts = random_model(config), (random_text(config, 20), random_text(config, 45))
+    model, texts = random_model(config, "cuda", torch.bfloat16), (random_text(config, 20), random_text(config, 45))
     torch.cuda.reset_peak_memory_stats()
     begin, schedule = time.perf_counter(), PyramidSchedule(ScheduleConfig())
     latent = sample(model, schedule, SamplerConfig(), *texts, (latents, HEIGHT, WIDTH), [0])
