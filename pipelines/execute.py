@@ -22,6 +22,7 @@ from pipelines.channels.automatic import gate_refused, judged_checkpoint
 from pipelines.channels.gates import GATE
 from pipelines.drains import DrainRequests, as_asked
 from pipelines.facts import collect_facts
+from pipelines.interrupts import drain_on_signal
 from pipelines.launchers import Launcher
 from pipelines.lease import LEASE_S, Lease
 from pipelines.ledger import ArtifactDeleted, ClaimHeld, ClaimLost, Ledger
@@ -90,13 +91,14 @@ class PipelineRun:
         self, until: str | None = None, on_event: Callable[[NodeEvent], None] | None = None
     ) -> dict[str, NodeOutcome]:
         """Execute every node (up to `until`) in topological order, then `finish`; a failed branch blocks
-        only what reads from it."""
+        only what reads from it. The first Ctrl-C or SIGTERM drains the run (on the main thread)."""
         if on_event is not None:
             self._on_event = on_event
         self.nodes = until_node(self.nodes, until)
         try:
-            for node in self.nodes:
-                self.execute(node.id)
+            with drain_on_signal(self.drain):
+                for node in self.nodes:
+                    self.execute(node.id)
         finally:
             self.finish()
         return self.outcomes

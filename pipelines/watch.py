@@ -33,15 +33,15 @@ class Watch:
         self._ledger, self._launcher, self._lease, self._drains = ledger, launcher, lease, drains
 
     def wait(self, job: Job, attempt_id: str, on_progress: Callable[[Progress], None]) -> Ending:
-        """How the job ended. The first Ctrl-C drains it; a second one, a lost claim or any fault of ours
-        cancels it and goes on as an exception: no job runs without somebody who waits for it."""
+        """How the job ended. A second Ctrl-C, a lost claim or any fault of ours cancels it and goes on as an
+        exception: no job runs without somebody who waits for it."""
         pulse = _Pulse(self._ledger, attempt_id, job.work_dir, on_progress)
         hangs, starts = HangWatch(self._ledger, self._launcher, job, attempt_id), _Starts(self._ledger, attempt_id)
         wait_s, asked = FIRST_POLL_S, False
         request: DrainRow | None = None
         try:
             while True:
-                ending = self._poll(job, wait_s)
+                ending = self._launcher.poll(job, wait_s)
                 starts.copy(self._launcher.starts(job))
                 if ending is not None:
                     return _with_reason(ending, request)
@@ -64,15 +64,6 @@ class Watch:
                 attempt_id, ExitClass.INFRASTRUCTURE, f"cancelled: {stop or type(stop).__name__}"
             )
             raise
-
-    def _poll(self, job: Job, wait_s: float) -> Ending | None:
-        try:
-            return self._launcher.poll(job, wait_s)
-        except KeyboardInterrupt:
-            if self._drains.flag.is_set():
-                raise
-            self._drains.flag.set()
-            return None
 
 
 def _with_reason(ending: Ending, request: DrainRow | None) -> Ending:

@@ -17,7 +17,6 @@ from m4v.core.storage import Storage
 from pipelines import stages
 from pipelines.cli.display import RunDisplay
 from pipelines.cli.output import JsonOption, SetOption, duration, print_facts, print_json, size
-from pipelines.cli.run import drain_on_signal
 from pipelines.dataset_versions import pinned_node
 from pipelines.execute import PipelineRun
 from pipelines.ledger import Ledger
@@ -104,6 +103,6 @@ def _run(config: ImportConfig, location: str, artifacts: dict[str, str], *, quie
             RUN_NAME, config.canonical(), nodes, workspace,
             ledger=ledger, launcher=launcher_of(Profile()), on_event=display,
         )  # fmt: skip
-        with drain_on_signal(run, as_flow=False), display:
+        with display:
             run.run_all()
     return run, run.outcomes[node.id]

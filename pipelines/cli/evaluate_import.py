@@ -24,7 +24,6 @@ from pipelines.checkpoint_evaluation import PROTOCOL, Suite
 from pipelines.cli.display import RunDisplay
 from pipelines.cli.evaluate import evaluate
 from pipelines.cli.output import JsonOption, duration, print_facts, print_json, size
-from pipelines.cli.run import drain_on_signal
 from pipelines.execute import PipelineRun
 from pipelines.launchers import LocalLauncher
 from pipelines.ledger import Ledger
@@ -82,7 +81,7 @@ def import_(
         run = PipelineRun(
             RUN_NAME, config.canonical(), [node], workspace, ledger=ledger, launcher=LocalLauncher(), on_event=display
         )
-        with drain_on_signal(run, as_flow=False), display:
+        with display:
             run.run_all()
     _tell(run, json_)
 

@@ -25,7 +25,6 @@ from pipelines.cli.display import RunDisplay
 from pipelines.cli.evaluate import evaluate
 from pipelines.cli.evaluate_checkpoint import checkpoint_run
 from pipelines.cli.output import JsonOption, print_facts, print_json
-from pipelines.cli.run import drain_on_signal
 from pipelines.cli.suites import print_suite_preflight
 from pipelines.evaluations import evaluation_run, node_of
 from pipelines.execute import PipelineRun
@@ -129,7 +128,7 @@ def run(
             made = evaluation_run(
                 workspace, ledger, LocalLauncher(), samples, measuring, locations, resources, display
             )  # fmt: skip
-        with drain_on_signal(made, as_flow=False), display:
+        with display:
             made.run_all()
     _tell(made, node_of(measuring), json_)
 

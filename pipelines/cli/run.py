@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -31,6 +27,7 @@ from pipelines.cli.suites import print_suite_costs, print_suite_preflight
 from pipelines.evaluations import suite_preflights
 from pipelines.execute import PipelineRun
 from pipelines.generation_cost import generation_costs
+from pipelines.interrupts import drain_on_signal
 from pipelines.plan import NO_HISTORY, Plan, PlanStep, hours_text
 from pipelines.preflight import preflight, refuse, with_estimates
 from pipelines.session import Session, open_session
@@ -178,7 +175,7 @@ def run_session(
     pipeline_run = session.new_run(until, deep_verify=verify, on_event=display)
     as_flow = prefect and not made.all_hits  # a plan of cache hits alone starts no server
     try:
-        with drain_on_signal(pipeline_run, as_flow=as_flow), display:
+        with display:
             if as_flow:
                 _run_as_flow(session, pipeline_run, display)
             else:
@@ -198,29 +195,8 @@ def run_session(
 def _run_as_flow(session: Session, pipeline_run: PipelineRun, display: RunDisplay) -> None:
     from pipelines.embedded import run_flow
 
-    run_flow(session, pipeline_run, display.tell)
-
-
-@contextmanager
-def drain_on_signal(pipeline_run: PipelineRun, *, as_flow: bool) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM saves state and stops; the second ends at once.
-
-    Without Prefect the second Ctrl-C is an exception that cancels the stage. In a flow stages run in threads,
-    which no exception reaches: the process ends, and the supervisors end the stages.
-    """
-
-    def drain(number: int, _: object) -> None:
-        sys.stderr.write("draining: stages save their state and stop; press Ctrl-C again to end at once\n")
-        pipeline_run.drain()
-        interrupt = number == signal.SIGINT and not as_flow
-        signal.signal(number, signal.default_int_handler if interrupt else signal.SIG_DFL)
-
-    before = {n: signal.signal(n, drain) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with drain_on_signal(pipeline_run.drain, as_flow=True):
+        run_flow(session, pipeline_run, display.tell)
 
 
 def _summary(session: Session, pipeline_run: PipelineRun, seconds: float) -> None:

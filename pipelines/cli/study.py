@@ -17,7 +17,6 @@ from m4v.core.errors import ConfigError, InputError
 from m4v.core.storage import write_atomic
 from pipelines.cli.display import RunDisplay
 from pipelines.cli.output import JsonOption, print_facts, print_json, print_rows
-from pipelines.cli.run import drain_on_signal
 from pipelines.cli.serve import LOOPBACK, listen, url_of
 from pipelines.launchers import LocalLauncher
 from pipelines.ledger import Ledger
@@ -69,7 +68,7 @@ def create(
     workspace, display = Workspace.open(), RunDisplay(quiet=json_)
     with Ledger.open(workspace.ledger_url) as ledger:
         run = create_run(workspace, ledger, LocalLauncher(), given, config, display)
-        with drain_on_signal(run, as_flow=False), display:
+        with display:
             run.run_all()
         outcome = run.outcomes[NODE]
         if not outcome.outputs:
@@ -162,7 +161,7 @@ def results(
     with Ledger.open(workspace.ledger_url) as ledger:
         found = open_study(workspace, ledger, study_id)
         run = results_run(workspace, ledger, LocalLauncher(), found, keep_all=keep_all, on_event=display)
-        with drain_on_signal(run, as_flow=False), display:
+        with display:
             run.run_all()
         outcome = run.outcomes[NODE]
         if not outcome.outputs:

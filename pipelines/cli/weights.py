@@ -17,7 +17,6 @@ from m4v.weights.config import WeightsConfig
 from m4v.weights.source import source_files
 from pipelines.cli.display import RunDisplay
 from pipelines.cli.output import JsonOption, duration, print_facts, print_json, print_rows, size
-from pipelines.cli.run import drain_on_signal
 from pipelines.execute import PipelineRun
 from pipelines.graph import weights_node
 from pipelines.ledger import Ledger
@@ -193,7 +192,7 @@ def _run(node: StageNode, config: WeightsConfig, *, quiet: bool) -> PipelineRun:
             RUN_NAME, config.canonical(), [node], workspace,
             ledger=ledger, launcher=launcher_of(Profile()), on_event=display,
         )  # fmt: skip
-        with drain_on_signal(run, as_flow=False), display:
+        with display:
             run.run_all()
     return run
 

@@ -155,6 +155,7 @@ def become(request: dict[str, Any]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # A test run started in the background hands down an ignored SIGINT; a person at a terminal does not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.callbacks.clear()  # hypothesis leaves one, and a KeyboardInterrupt that meets it is lost
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
