@@ -1,4 +1,5 @@
-"""Write deployments of a recipe to a Prefect server: the whole pipeline (with its schedule) and every stage.
+"""Write deployments of a recipe to a Prefect server: the whole pipeline (with its schedule), every stage, and the
+reconciliation of the home.
 
 Runs are picked up by `prefect worker start --pool POOL` on a machine where this package is installed; the
 worker's M4V_HOME, M4V_STORE and M4V_LEDGER say where they write.
@@ -26,6 +27,7 @@ from m4v.core.errors import ConfigError, InfrastructureError
 from pipelines import flows
 from pipelines.graph import build_graph
 from pipelines.recipe import Recipe, load_recipe
+from pipelines.reconcile.flow import reconcile
 
 POOL_TYPE = "process"
 
@@ -57,14 +59,15 @@ def deploy(
     cron: str | None = None,
     pool: str = "m4v",
     home: str | None = None,
+    reconcile_cron: str | None = None,
 ) -> list[Deployment]:
-    """Write the parent deployment and one per stage; running it again updates them.
+    """Write the parent deployment, one per stage and the reconciliation's; running it again updates them.
 
     Raises ConfigError for a bad recipe or cron line, InfrastructureError when no server answers.
     """
     recipe = load_recipe(recipe_name, overrides)
     nodes = build_graph(recipe)
-    schedule = _schedule(cron)
+    schedule, reconciling = _schedule(cron), _schedule(reconcile_cron)
     if not os.environ.get("PREFECT_API_URL"):
         raise ConfigError(
             "deployments need a running Prefect server",
@@ -82,6 +85,8 @@ def deploy(
     for node in nodes:
         name = f"{recipe.name}-{node.id.replace('.', '-')}"
         written.append(_write(flows.stage, name, pool, {**parameters, "stage_id": node.id}, None, f"Stage {node.id}"))
+    about = "Holds ledger, cluster jobs and flow runs against each other"
+    written.append(_write(reconcile, pool, pool, {"home": parameters["home"]}, reconciling, about))
     return written
 
 

@@ -24,6 +24,7 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.exceptions import CancelledRun
+from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import allow_failure, opaque
@@ -122,6 +123,7 @@ def pipeline(recipe: str, overrides: list[str] | None = None, until: str | None 
     session = open_session(recipe, overrides or (), _worker_home(home))
     run = session.new_run(until, trigger="prefect")
     try:
+        _record_flow_run(session, run)
         return _body(session, run) or _artifact_ids(run)
     finally:
         run.finish()
@@ -133,6 +135,7 @@ def stage(recipe: str, stage_id: str, overrides: list[str] | None = None, home: 
     session = open_session(recipe, overrides or (), _worker_home(home))
     run = session.new_run(until=stage_id, trigger="prefect")
     try:
+        _record_flow_run(session, run)
         for upstream in session.upstream_of(stage_id):
             if run.reuse(upstream) is None:
                 raise NeedsHuman(
@@ -143,6 +146,12 @@ def stage(recipe: str, stage_id: str, overrides: list[str] | None = None, home: 
         return _verdict(run) or _artifact_ids(run)
     finally:
         run.finish()
+
+
+def _record_flow_run(session: Session, run: PipelineRun) -> None:
+    """So that the two can be held against each other when one of them ends without a word (`m4v reconcile`)."""
+    if flow_run.id is not None:
+        session.ledger.record_flow_run(run.id, str(flow_run.id))
 
 
 def _worker_home(home: str | None) -> str | None:
@@ -162,6 +171,7 @@ def run_in_process(session: Session, run: PipelineRun) -> None:
 
     @flow(name="m4v-pipeline", flow_run_name=f"{run.recipe}-{run.id}", validate_parameters=False, task_runner=_runner())
     def attached() -> Any:
+        _record_flow_run(session, run)
         with _signals(handlers):
             return _body(session, run)
 

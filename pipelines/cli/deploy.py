@@ -22,12 +22,18 @@ def deploy(
     run_home: Annotated[
         str | None, typer.Option(help="Home directory on the worker (default: the worker's $M4V_HOME).")
     ] = None,
+    reconcile: Annotated[
+        str | None, typer.Option(help='Schedule of `m4v reconcile` for the home, UTC, e.g. "*/10 * * * *".')
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Deploy RECIPE to the server in PREFECT_API_URL: one deployment for the pipeline, one per stage."""
+    """Deploy RECIPE to the server in PREFECT_API_URL: one deployment for the pipeline, one per stage, and one that
+    reconciles ledger, cluster and Prefect."""
     from pipelines.deploy import deploy as write_deployments
 
-    written = write_deployments(recipe, overrides=set_ or (), until=until, cron=cron, pool=pool, home=run_home)
+    written = write_deployments(
+        recipe, overrides=set_ or (), until=until, cron=cron, pool=pool, home=run_home, reconcile_cron=reconcile
+    )
     if json_:
         print_json([d.to_json() for d in written])
         return

@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate",),
     "deploy": ("deploy",),
     "serve": ("serve",),
+    "reconcile": ("reconcile",),
     "doctor": ("doctor",),
 }
 

@@ -5,6 +5,7 @@ The request and its files are the same everywhere; a launcher only decides where
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from training.heartbeat import HangLimits
 REQUEST = "request.json"
 DRAIN = "drain"
 DRAIN_ASKED = "drain.asked"  # somebody asked for it; a drain file alone may be a machine's, taken away or out of time
+_JOB_NAME = re.compile(r"m4v-[0-9a-f]{12}-(\w+)")
 STACKS = "stacks"  # asks every rank for its stacks; they go to `stacks.<rank>.txt`
 LOG = "stage.log"
 
@@ -59,6 +61,12 @@ class NodePolicy(NamedTuple):
 def job_name(stage_key: str, attempt_id: str) -> str:
     """The name of an attempt's job, known before there is one."""
     return f"m4v-{stage_key[:12]}-{attempt_id}"
+
+
+def attempt_of_job(name: str) -> str | None:
+    """The attempt in a name that `job_name` made; None for any other."""
+    found = _JOB_NAME.fullmatch(name)
+    return found.group(1) if found else None
 
 
 def ask_to_drain(work_dir: Path) -> None:

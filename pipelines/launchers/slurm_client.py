@@ -81,6 +81,13 @@ class SlurmClient:
         found = parse_states(self._call(["squeue", "-h", "-t", "all", "--me", "-o", _FORMAT, "-n", name]))
         return sorted(found, key=lambda job: int(re.split(r"\D", job.job_id)[0]), reverse=True)
 
+    def live(self) -> list[tuple[str, JobState]]:
+        """Name and state of every job of this user that runs or waits."""
+        lines = self._call(["squeue", "-h", "-t", "all", "--me", "-o", f"%j|{_FORMAT}"]).splitlines()
+        named = [line.strip().partition("|") for line in lines if line.strip()]
+        found = [(name, state) for name, _, rest in named for state in parse_states(rest)]
+        return [(name, state) for name, state in found if state.is_live]
+
     def state(self, job_id: str) -> JobState | None:
         """What Slurm says of a job; None once it has forgotten it and keeps no accounts."""
         try:

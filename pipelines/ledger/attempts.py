@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -103,28 +104,25 @@ class AttemptOps(SupervisionOps):
             if attempt_of(session, attempt_id).status == Status.RUNNING:
                 finish(session, attempt_id, Status.of_exit(exit_class), exit_class, message, metrics or {}, None)
 
-    def reap(self) -> list[str]:
-        """Close attempts and pipeline runs whose process is gone; returns their ids.
+    def lost(self) -> tuple[list[str], list[str]]:
+        """Ids of the attempts and of the pipeline runs that are open although their process is gone.
 
         An attempt is gone when the claim it ran under is no longer live, a pipeline run when its process
         ended on this host.
         """
+        with self._db.read() as session:
+            return _lost(session, self._db.now(session))
+
+    def reap(self) -> list[str]:
+        """Close what is `lost`; returns the ids."""
         with self._db.write() as session:
-            now = self._db.now(session)
-            gone: list[str] = []
-            for attempt_id in session.scalars(_open_attempts()).all():
-                attempt = attempt_of(session, attempt_id)
-                claim = session.get(schema.Claim, attempt.stage_key)
-                if claim is None or claim.fence != attempt.fence or not is_live(claim, now):
-                    finish(session, attempt_id, Status.LOST, ExitClass.INFRASTRUCTURE, _LOST_MESSAGE, {}, None)
-                    gone.append(attempt_id)
-            running = select(schema.PipelineRun).where(schema.PipelineRun.status == Status.RUNNING)
-            for run in session.scalars(running).all():
-                if is_dead(run.process):
-                    verdict = {"status": Status.LOST, "exit_class": ExitClass.INFRASTRUCTURE, "message": _LOST_MESSAGE}
-                    record_event(session, "pipeline.finished", run.pipeline_run_id, verdict)
-                    gone.append(run.pipeline_run_id)
-            return gone
+            attempts, runs = _lost(session, self._db.now(session))
+            for attempt_id in attempts:
+                finish(session, attempt_id, Status.LOST, ExitClass.INFRASTRUCTURE, _LOST_MESSAGE, {}, None)
+            for run_id in runs:
+                verdict = {"status": Status.LOST, "exit_class": ExitClass.INFRASTRUCTURE, "message": _LOST_MESSAGE}
+                record_event(session, "pipeline.finished", run_id, verdict)
+            return attempts + runs
 
     def mean_duration(
         self,
@@ -175,6 +173,17 @@ def _close_earlier(session: Session, stage_key: str) -> int:
 
 def _open_attempts() -> Any:
     return select(schema.Attempt.attempt_id).where(schema.Attempt.status == Status.RUNNING)
+
+
+def _lost(session: Session, now: datetime) -> tuple[list[str], list[str]]:
+    attempts = []
+    for attempt_id in session.scalars(_open_attempts()).all():
+        attempt = attempt_of(session, attempt_id)
+        claim = session.get(schema.Claim, attempt.stage_key)
+        if claim is None or claim.fence != attempt.fence or not is_live(claim, now):
+            attempts.append(attempt_id)
+    running = select(schema.PipelineRun).where(schema.PipelineRun.status == Status.RUNNING)
+    return attempts, [run.pipeline_run_id for run in session.scalars(running) if is_dead(run.process)]
 
 
 def attempt_of(session: Session, attempt_id: str) -> schema.Attempt:

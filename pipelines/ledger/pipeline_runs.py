@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from datetime import timedelta
+from typing import Any, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -18,6 +19,15 @@ from pipelines.ledger.ids import new_id
 from pipelines.ledger.process import host_name, process_token
 from pipelines.ledger.records import NodeOutcome, Status
 from pipelines.ledger.types import utc_now
+
+FLOW_RUN = "pipeline.flow-run"
+
+
+class FlowRunRow(NamedTuple):
+    """A flow run of Prefect and the pipeline run that it was."""
+
+    flow_run_id: str
+    pipeline_run_id: str
 
 
 class PipelineOps:
@@ -113,6 +123,24 @@ class PipelineOps:
         """Token of the process that conducts a pipeline run (`pipelines.ledger.process`)."""
         with self._db.read() as session:
             return _pipeline_run(session, pipeline_run_id).process
+
+    def record_flow_run(self, pipeline_run_id: str, flow_run_id: str) -> None:
+        """Say which of Prefect's flow runs a pipeline run is."""
+        with self._db.write() as session:
+            _pipeline_run(session, pipeline_run_id)
+            record_event(session, FLOW_RUN, pipeline_run_id, {"flow_run_id": flow_run_id})
+
+    def flow_runs(self, days: float) -> list[FlowRunRow]:
+        """Flow runs of pipeline runs begun in the last `days`, oldest first; a retried one has a row for each run."""
+        with self._db.read() as session:
+            since = self._db.now(session) - timedelta(days=days)
+            run = schema.PipelineRun
+            query = select(schema.Event).join(run, run.pipeline_run_id == schema.Event.subject)
+            query = query.where(run.started_at >= since, schema.Event.kind == FLOW_RUN)
+            return [
+                FlowRunRow(str(event.payload["flow_run_id"]), event.subject)
+                for event in session.scalars(query.order_by(schema.Event.seq))
+            ]
 
     def record_cancelled(self, pipeline_run_id: str, *, by: str, reason: str, killed: int, status: Status) -> None:
         """Record that a cancelled run is confirmed gone, and how many of its processes had to be killed."""

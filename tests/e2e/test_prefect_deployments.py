@@ -18,7 +18,7 @@ import httpx
 import nasty
 import psutil
 import pytest
-from e2e_support import artifact_ids, m4v, read_json, run_json, wait_until_gone, working_attempt
+from e2e_support import artifact_ids, m4v, read_json, run_json, start, wait_until_gone, working_attempt
 
 from m4v.core.errors import ExitClass
 from pipelines.ledger import Ledger
@@ -148,7 +148,7 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def deployments(prefect: Server) -> dict[str, str]:
     """`flow/name` -> id; the pipeline's fires every minute and stops after its first stage."""
-    options = ("--pool", "m4v", "--cron", "* * * * *", "--until", STOP_AFTER)
+    options = ("--pool", "m4v", "--cron", "* * * * *", "--until", STOP_AFTER, "--reconcile", "0 4 1 1 *")
     rows = read_json(prefect.home, "deploy", "micro", *options, environment=prefect.environment)
     return {row["name"]: row["deployment_id"] for row in rows}
 
@@ -166,6 +166,9 @@ def at_most_one_scheduled_run(prefect: Server, request: pytest.FixtureRequest) -
 
 def test_there_is_a_deployment_of_the_pipeline_and_of_every_stage(prefect: Server, deployments: dict[str, str]) -> None:
     assert {"m4v-pipeline/micro", "m4v-stage/micro-encode", "m4v-stage/micro-train-t2i"} <= set(deployments)
+    reconciling = prefect.get(f"deployments/{deployments['m4v-reconcile/m4v']}")
+    assert (reconciling["entrypoint"], reconciling["path"]) == ("pipelines.reconcile.flow.reconcile", None)
+    assert reconciling["schedules"][0]["schedule"]["cron"] == "0 4 1 1 *"
     parent = prefect.get(f"deployments/{deployments['m4v-pipeline/micro']}")
     assert parent["schedules"][0]["schedule"]["cron"] == "* * * * *"
     assert (parent["entrypoint"], parent["path"]) == ("pipelines.flows.pipeline", None), "no path of this machine"
@@ -253,6 +256,60 @@ def test_a_failed_stage_is_a_failed_flow_with_its_reason(prefect: Server, tmp_pa
     assert (tasks["source.street"], tasks["curate"], tasks["encode"]) == ("Completed", "Failed", "Blocked")
 
 
+def _reconciled(server: Server, home: Path, *options: str) -> list[dict[str, Any]]:
+    told = read_json(home, "reconcile", "--grace", "0", *options, environment=server.environment)
+    assert told["asked"]["prefect"]
+    return list(told["findings"])
+
+
+def _force(server: Server, flow_run: dict[str, Any], state: str) -> None:
+    body = {"state": {"type": state}, "force": True}
+    assert server.post(f"flow_runs/{flow_run['id']}/set_state", body).status_code == 201
+
+
+def test_a_flow_run_that_prefect_took_for_crashed_gets_the_verdict_of_the_ledger(
+    prefect: Server, tmp_path: Path
+) -> None:
+    run_json(tmp_path, "micro", "--until", STOP_AFTER, environment=prefect.environment)
+    flow_run = _latest_flow_run(prefect)
+    assert _reconciled(prefect, tmp_path) == []
+    _force(prefect, flow_run, "CRASHED")
+    assert _reconciled(prefect, tmp_path, "--grace", "3600") == [], "its own word may still come"
+    (looked,) = _reconciled(prefect, tmp_path, "--dry-run")
+    assert (looked["kind"], looked["subject"], looked["repaired"]) == ("flow-run", flow_run["id"], False)
+    assert prefect.get(f"flow_runs/{flow_run['id']}")["state"]["type"] == "CRASHED"
+    (found,) = _reconciled(prefect, tmp_path)
+    assert "crashed in Prefect" in found["says"]
+    assert found["repaired"]
+    state = prefect.get(f"flow_runs/{flow_run['id']}")["state"]
+    assert state["type"] == "COMPLETED"
+    assert "as the ledger has it" in state["message"]
+    assert _reconciled(prefect, tmp_path) == []
+
+
+def test_a_run_at_work_is_put_back_and_one_that_was_cancelled_is_drained(prefect: Server, tmp_path: Path) -> None:
+    clips = 100_000
+    endless = ("--until", STOP_AFTER, "--set", f"sources.shapes.adapter.count={clips}")
+    said = tmp_path / "said.txt"
+    process = start(tmp_path, "run", "micro", *endless, output=said, errors=said, environment=prefect.environment)
+    try:
+        prefect.wait("drawn clips", lambda: working_attempt(tmp_path, STOP_AFTER, done=3, of=clips))
+        flow_run = _latest_flow_run(prefect)
+        _force(prefect, flow_run, "CRASHED")
+        (found,) = _reconciled(prefect, tmp_path)
+        assert "is at work" in found["says"]
+        assert prefect.get(f"flow_runs/{flow_run['id']}")["state"]["type"] == "RUNNING"
+        _force(prefect, flow_run, "CANCELLED")
+        (found,) = _reconciled(prefect, tmp_path)
+        assert found["repair"] == "drained"
+        assert process.wait(RUN_TIMEOUT_S) == ExitClass.DRAINED
+    finally:
+        process.kill()
+    with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
+        assert ledger.pipeline_runs()[0].status == "drained"
+    assert prefect.get(f"flow_runs/{flow_run['id']}")["state"]["type"] == "CANCELLED"
+
+
 def _latest_flow_run(server: Server) -> dict[str, Any]:
     """The latest that no deployment started."""
     by_hand = {"flow_runs": {"deployment_id": {"is_null_": True}}, "sort": "START_TIME_DESC", "limit": 1}
@@ -301,6 +358,22 @@ def test_a_cancelled_run_saves_its_state_and_leaves_no_process(prefect: Server, 
     assert wait_until_gone(at_work, 120) == []
     with Ledger.open(f"sqlite:///{prefect.home / 'ledger.db'}") as ledger:
         assert ledger.attempt(attempt.attempt_id).exit_class == ExitClass.DRAINED
+
+
+def test_the_reconciliation_runs_as_a_flow_and_shows_what_it_found(
+    prefect: Server, deployments: dict[str, str]
+) -> None:
+    with Ledger.open(f"sqlite:///{prefect.home / 'ledger.db'}") as ledger:
+        claim = ledger.claim("cd" * 32, "somebody")
+        attempt = ledger.begin_attempt(claim, stage="source", work_dir=str(prefect.home), log_path="none")
+        ledger.release(claim)
+    flow_run = prefect.start(deployments["m4v-reconcile/m4v"])
+    state = prefect.finished(flow_run)
+    assert state["type"] == "COMPLETED", state
+    rows = json.loads(prefect.artifacts(flow_run)["reconciled"]["data"])
+    assert ("lost-attempt", attempt) in {(row["kind"], row["subject"]) for row in rows}
+    with Ledger.open(f"sqlite:///{prefect.home / 'ledger.db'}") as ledger:
+        assert ledger.attempt(attempt).status == "lost"
 
 
 def test_a_scheduled_run_fires_and_the_worker_runs_it(prefect: Server, deployments: dict[str, str]) -> None:

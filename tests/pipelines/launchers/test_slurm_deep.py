@@ -22,6 +22,7 @@ from pipelines.launchers import LocalLauncher
 from pipelines.launchers.slurm import SlurmLauncher
 from pipelines.launchers.slurm_config import SlurmConfig
 from pipelines.ledger import Ledger, Status
+from pipelines.reconcile import reconcile_jobs, reconcile_lost
 from pipelines.spec import StageNode
 from pipelines.stopping import Cancellation
 
@@ -248,3 +249,20 @@ def test_a_lost_node_is_infrastructure_recorded_and_left_out(cluster, slurm_benc
     assert list(excluded[0]["nodes"]) == [node]
     assert f'--exclude="{node}"' in Path(attempts[0].work_dir, "job.sh").read_text()
     assert set(work_log(switches)) == {f"a {i}" for i in range(300)}
+
+
+def test_a_job_that_outlives_its_attempt_is_found_and_cancelled(cluster, tmp_path, switches):
+    process = start(tmp_path / "home", switches, nodes=1, count={"items": 500, "seconds_an_item": 0.5})
+    wait_for(lambda: bool(work_log(switches)))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    (job,) = cluster.live()
+    with Ledger.open(f"sqlite:///{tmp_path / 'home' / 'ledger.db'}") as ledger:
+        wait_for(lambda: bool(ledger.lost()[0]))
+        assert [f.kind for f in reconcile_lost(ledger, apply=True)] == ["lost-attempt", "lost-run"]
+        (found,) = reconcile_jobs(ledger, apply=True, cancel_unwatched=False) or []
+        assert (found.kind, found.subject, found.repaired) == ("unwatched-job", job, False)
+        assert cluster.live() == [job]
+        (found,) = reconcile_jobs(ledger, apply=True, cancel_unwatched=True) or []
+        assert found.repaired
+    assert not cluster.live(), "told as cancelled only once it is gone"
