@@ -1,21 +1,28 @@
 """`m4v reconcile`: hold what the ledger says is running against what runs, and repair it.
 
-JSON: findings [{kind, subject, says, repair, repaired}], asked {slurm, prefect} (whether each could be asked).
+JSON: findings [{kind, subject, says, repair, repaired}], asked {processes, slurm, prefect} (whether each could be).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import typer
 
+from m4v.core.errors import M4VError
 from pipelines.access import Role, command_actor, require
 from pipelines.cli.output import JsonOption, print_json, print_rows
 from pipelines.ledger import Ledger
 from pipelines.reconcile import Finding, reconcile_jobs, reconcile_lost
 from pipelines.settings import load_settings
 from pipelines.workspace import Workspace
+
+_NOT_ASKED = {
+    "slurm": "cluster jobs were not looked at: this machine has no Slurm, or one that knows no cluster",
+    "prefect": "flow runs were not looked at: PREFECT_API_URL is not set",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -42,23 +49,50 @@ def reconcile(
     workspace, apply = Workspace.open(), not dry_run
     if apply:
         require(command_actor(load_settings(workspace).access), Role.OPERATOR, "reconcile")
-    asked = {"slurm": False, "prefect": bool(os.environ.get("PREFECT_API_URL"))}
     with Ledger.open(workspace.ledger_url) as ledger:
-        found = reconcile_lost(ledger, apply=apply)
-        jobs = reconcile_jobs(ledger, apply=apply, cancel_unwatched=cancel_unwatched)
-        asked["slurm"] = jobs is not None
-        found += jobs or []
-        if asked["prefect"]:
-            from pipelines.reconcile.flow_runs import reconcile_flow_runs  # Prefect's import takes two seconds
-
-            found += reconcile_flow_runs(ledger, apply=apply, days=days, grace_s=grace)
+        found, asked, problems = _ask_all(
+            {
+                "processes": lambda: reconcile_lost(ledger, apply=apply),
+                "slurm": lambda: reconcile_jobs(ledger, apply=apply, cancel_unwatched=cancel_unwatched),
+                "prefect": lambda: _flow_runs(ledger, apply, days, grace),
+            }
+        )
     if json_:
         print_json({"findings": [each.to_json() for each in found], "asked": asked})
     else:
-        _tell(found, asked, apply)
+        _tell(found, apply)
+        for name in (name for name, heard in asked.items() if not heard and not problems):
+            print(_NOT_ASKED[name])
+    if problems:
+        raise problems[0]
 
 
-def _tell(found: list[Finding], asked: dict[str, bool], apply: bool) -> None:
+def _ask_all(
+    parts: Mapping[str, Callable[[], list[Finding] | None]],
+) -> tuple[list[Finding], dict[str, bool], list[M4VError]]:
+    """What all found, which could be asked, and why others could not: one that fails keeps nobody else from work."""
+    found: list[Finding] = []
+    asked, problems = dict.fromkeys(parts, False), []
+    for name, part in parts.items():
+        try:
+            made = part()
+        except M4VError as error:
+            problems.append(error)
+            continue
+        asked[name] = made is not None
+        found += made or []
+    return found, asked, problems
+
+
+def _flow_runs(ledger: Ledger, apply: bool, days: float, grace: float) -> list[Finding] | None:
+    if not os.environ.get("PREFECT_API_URL"):
+        return None
+    from pipelines.reconcile.flow_runs import reconcile_flow_runs  # Prefect's import takes two seconds
+
+    return reconcile_flow_runs(ledger, apply=apply, days=days, grace_s=grace)
+
+
+def _tell(found: list[Finding], apply: bool) -> None:
     rows = [(each.kind, each.subject, each.says, each.repair, "yes" if each.repaired else "no") for each in found]
     if rows:
         print_rows(("finding", "of", "what", "repair", "done"), rows, text=("what", "repair"))
@@ -66,7 +100,3 @@ def _tell(found: list[Finding], asked: dict[str, bool], apply: bool) -> None:
         print("everything is as the ledger has it")
     if found and not apply:
         print("nothing was changed: leave --dry-run out")
-    if not asked["slurm"]:
-        print("cluster jobs were not looked at: Slurm's commands are not on this machine")
-    if not asked["prefect"]:
-        print("flow runs were not looked at: PREFECT_API_URL is not set")

@@ -17,6 +17,7 @@ _TRANSIENT = (
     "backup controller", "temporarily", "Resource temporarily unavailable", "Communication connection failure",
     "Unexpected message received", "Protocol authentication error",
 )  # fmt: skip
+_NO_CLUSTER = "Could not establish a configuration source"
 _UNKNOWN_JOB = ("Invalid job id specified", "Invalid job id")
 # COMPLETING and STAGE_OUT still hold nodes or processes: a job is gone only after them.
 LIVE_STATES = frozenset(
@@ -149,6 +150,11 @@ class SlurmClient:
             raise InfrastructureError("Slurm does not answer", value=f"{COMMAND_S:g} s", where=command[0]) from None
         if answer.returncode == 0:
             return answer.stdout
+        if _NO_CLUSTER in answer.stderr:
+            raise ConfigError(
+                "Slurm's commands on this machine know no cluster", value=command[0], where="launcher profile",
+                next_step="set SLURM_CONF, or run on a machine that submits to the cluster",
+            )  # fmt: skip
         said = " ".join(line.partition("error: ")[2] or line for line in answer.stderr.split("\n") if line.strip())
         if any(sign in said for sign in _UNKNOWN_JOB):
             raise _UnknownJob(said, where=command[0])

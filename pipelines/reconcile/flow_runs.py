@@ -40,6 +40,8 @@ def reconcile_flow_runs(ledger: Ledger, *, apply: bool, days: float, grace_s: fl
     found = []
     try:
         with get_client(sync_client=True) as client:
+            if (silent := client.api_healthcheck()) is not None:
+                raise silent
             for flow_run in _read(client, list(runs)):
                 row = ledger.pipeline_run(runs[str(flow_run.id)])
                 finding = _Comparison(ledger, client, flow_run, row, apply).finding(timedelta(seconds=grace_s))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipelines.launchers import LocalLauncher
 from pipelines.ledger import Ledger
 from pipelines.ledger.process import host_name
 from pipelines.processes import kill_leftovers, survivors
@@ -35,8 +36,8 @@ def reconcile_lost(ledger: Ledger, *, apply: bool) -> list[Finding]:
 
 def _left(ledger: Ledger, attempt_id: str, apply: bool) -> Finding | None:
     attempt = ledger.attempt(attempt_id)
-    if attempt.host != host_name():
-        return None
+    if attempt.launcher != LocalLauncher.name or attempt.host != host_name():
+        return None  # a cluster job may go on: whoever runs the stage next attaches to it
     pids = ", ".join(str(p.pid) for p in survivors(Path(attempt.work_dir)))
     if not pids:
         return None
