@@ -7,6 +7,7 @@ next attempt of the same stage key starts.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from m4v.core.errors import ExitClass
+from m4v.core.errors import ExitClass, InfrastructureError
 from m4v.core.stage import Resources, StageRequest, read_exits
 from m4v.core.storage import write_atomic
 from pipelines.environment import Target, local_target
@@ -26,6 +27,8 @@ from pipelines.supervise import GRACE_S
 from training.heartbeat import HangLimits
 
 CANCEL_S = 15.0
+_FIRST_PORT = 20_000
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 class LocalLauncher:
@@ -130,6 +133,24 @@ def _torchrun(ranks: int) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of this machine that nothing has now, for a process that takes seconds before it binds it.
+
+    It lies below those that the kernel gives to whoever asks for any, so that nobody is given it meanwhile.
+    """
+    for _ in range(100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", _FIRST_PORT + secrets.randbelow(_first_given_port() - _FIRST_PORT)))
+            except OSError:
+                continue  # somebody has this one
+            return int(probe.getsockname()[1])
+    raise InfrastructureError("no port is free", value=f"{_FIRST_PORT} to {_first_given_port() - 1}")
+
+
+def _first_given_port() -> int:
+    """The lowest port that the kernel gives by itself; 32768, as it comes, where that is not told or leaves no room."""
+    try:
+        first = int(_PORT_RANGE.read_text().split()[0])
+    except OSError:
+        first = 0
+    return first if first > _FIRST_PORT + 1000 else 32_768

@@ -14,7 +14,7 @@ import pytest
 
 from dataprep.engine import Engine, open_engine
 from dataprep.quarantine import ItemError, ItemFailure, Reason
-from m4v.core.errors import ConfigError
+from m4v.core.errors import ConfigError, InfrastructureError
 from m4v.core.stage import Resources
 
 
@@ -158,6 +158,19 @@ def test_isolate_gives_even_one_worker_its_own_process() -> None:
     with open_engine(Resources(workers=1), isolate=True) as isolated:
         assert list(isolated.map(process_id, [0])) != [os.getpid()]
     assert not {*multiprocessing.active_children()} - before
+
+
+def test_a_ray_that_does_not_come_up_is_to_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def late(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # which the engine changes, and this restores
+    gone = pytest.raises(InfrastructureError, match="Ray did not start: The current node timed out")
+    with gone, open_engine(Resources(engine="ray", workers=1)) as engine:
+        list(engine.map(divide, [1]))
 
 
 def test_unknown_engine_is_a_config_error() -> None:

@@ -6,7 +6,6 @@ The schedule is set first and looked at last: a cron line cannot fire before the
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,12 +20,12 @@ import pytest
 from e2e_support import artifact_ids, m4v, read_json, run_json, start, wait_until_gone, working_attempt
 
 from m4v.core.errors import ExitClass
+from pipelines.launchers.local import free_port
 from pipelines.ledger import Ledger
 
 STOP_AFTER = "source.shapes"
-START_TIMEOUT_S, RUN_TIMEOUT_S = 300, 400
+START_TIMEOUT_S, RUN_TIMEOUT_S = 600, 1200
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-pytestmark = pytest.mark.timeout(900)
 
 
 class Server(NamedTuple):
@@ -82,12 +81,6 @@ class Server(NamedTuple):
         return dict(self.wait(f"the end of flow run {flow_run_id}", final))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -105,7 +98,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 @pytest.fixture(scope="module")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base = tmp_path_factory.mktemp("prefect")
-    port = _free_port()
+    port = free_port()
     environment = os.environ | {
         "PREFECT_HOME": str(base / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
@@ -329,7 +322,7 @@ def _tasks(server: Server, flow_run: dict[str, Any]) -> dict[str, str]:
 
 
 def test_a_server_that_does_not_answer_is_an_infrastructure_error(tmp_path: Path) -> None:
-    nowhere = {"PREFECT_API_URL": f"http://127.0.0.1:{_free_port()}/api"}
+    nowhere = {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"}
     done = m4v(tmp_path, "run", "micro", "--until", STOP_AFTER, code=ExitClass.INFRASTRUCTURE, environment=nowhere)
     assert "no Prefect server answers" in done.stderr
     assert "--no-prefect" in done.stderr

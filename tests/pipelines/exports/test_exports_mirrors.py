@@ -26,6 +26,7 @@ from pipelines.exports.config import MlflowSink, WandbSink
 from pipelines.exports.delivery import Delivered, deliver
 from pipelines.exports.mirror import flat, updates
 from pipelines.exports.sinks import open_sink
+from pipelines.launchers.local import free_port
 from pipelines.ledger import Ledger
 from pipelines.workspace import Workspace
 
@@ -90,9 +91,7 @@ def mlflow() -> Any:
 def mlflow_server(mlflow: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real MLflow tracking server with a SQLite store."""
     folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
         "--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port),
