@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -87,15 +88,17 @@ def final_shards(bench: Bench, name: str) -> dict[str, str]:
 
 
 def kill_from_outside(bench: Bench, name: str, attempt: int, lines: int) -> None:
-    """Start a run and SIGKILL agent and ranks together once rank 0 has logged so many steps."""
+    """Start a run and SIGKILL agent and ranks together once rank 0 has logged so many steps; its last save never ends,
+    so that it cannot be over before."""
     work = bench.write(name, CONFIG, 2, attempt)
-    agent = bench.start(name, 2, [work])
+    agent = bench.start(name, 2, [work], f"slow:{STEPS}")
     log = bench.root / name / "log" / f"{CONFIG.name}.0.jsonl"
     deadline = time.monotonic() + 300
     while not (log.exists() and log.read_text().count("\n") >= lines) and time.monotonic() < deadline:
         time.sleep(0.02)
     for process in [psutil.Process(agent.pid), *psutil.Process(agent.pid).children(recursive=True)]:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # ranks go with their agent
+            process.kill()
     agent.wait()
     assert not (work / "result.json").exists()
 

@@ -2,7 +2,8 @@
 
 A gang of torchrun's imports all that once for the agent and once for each rank, ten times what its few steps take.
 Here the ranks are processes of their own all the same, with their own memory, groups and deaths: an agent serves the
-store they meet at, and when one fails it ends the others as torchrun does.
+store they meet at, and when one fails it ends the others as torchrun does. None outlives what started it: the kernel
+ends ranks with their agent, an agent with its nursery, and a nursery with the process of the tests.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from pipelines.processes import die_with_parent
 
 REPOSITORY = Path(__file__).parents[2]
 GRACE_S = 30.0
@@ -77,14 +80,19 @@ class Nursery:
 
 
 @contextmanager
-def nursery_of_ranks() -> Iterator[Nursery]:
-    """The process that gangs are forked from; it ends when the block does, or when this process dies."""
+def nursery_of_ranks(shared: Sequence[str] = SHARED) -> Iterator[Nursery]:
+    """The process that gangs are forked from, which has imported `shared`. It ends when the block does, or when this
+    process dies, and so does a gang that is still at work."""
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, __file__, str(os.getpid()), *shared]
     with subprocess.Popen(
-        [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        yield Nursery(process)  # then the block closes its input, which ends it
+        try:
+            yield Nursery(process)
+        finally:
+            process.kill()
 
 
 def serve(orders: IO[str], replies: IO[str]) -> None:
@@ -93,7 +101,9 @@ def serve(orders: IO[str], replies: IO[str]) -> None:
         order = json.loads(line)
         for module in order.pop("imports"):
             importlib.import_module(module)
+        nursery = os.getpid()
         if (agent := os.fork()) == 0:
+            end_with(nursery)
             leave_with(lead(**order))
         replies.write(f"{agent}\n")
         replies.flush()
@@ -106,10 +116,11 @@ def lead(ranks: int, arguments: list[str], log: str, environment: dict[str, str]
     from torch import distributed
 
     os.environ.update(environment)
-    waiting = {}
+    waiting, agent = {}, os.getpid()
     for rank in range(ranks):
         receive, send = os.pipe()
         if (child := os.fork()) == 0:
+            end_with(agent)
             leave_with(be_rank(rank, ranks, receive, arguments, log))
         os.close(receive)
         waiting[child] = send
@@ -162,6 +173,13 @@ def be_rank(rank: int, ranks: int, receive: int, arguments: list[str], log: str)
     return 0
 
 
+def end_with(parent: int) -> None:
+    """Be killed when the parent ends, also when it has ended already."""
+    die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def leave_with(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
@@ -169,9 +187,11 @@ def leave_with(code: int) -> None:
 
 
 if __name__ == "__main__":
-    for module in SHARED:
+    end_with(int(sys.argv[1]))
+    for module in sys.argv[2:]:
         importlib.import_module(module)
-    importlib.import_module("training.startup").deepspeed_module()
+    if "training.stages.train" in sys.argv:
+        importlib.import_module("training.startup").deepspeed_module()
     gc.freeze()  # or looking for garbage would copy all of it in every rank
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
