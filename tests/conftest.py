@@ -31,13 +31,16 @@ gc.set_threshold(20_000)  # of 700: with torch loaded, walking what lives is a t
 os.fsync = lambda file: None  # no test cuts the power, and thousands of waits for the disk add up to minutes
 
 # Shared machines stall now and then: a slow example is no failure.
-hypothesis.settings.register_profile("m4v", deadline=None, max_examples=60)
+hypothesis.settings.register_profile(
+    "m4v", deadline=None, max_examples=60, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.register_profile("m4v-same", hypothesis.settings.get_profile("m4v"), derandomize=True)
 hypothesis.settings.load_profile("m4v")
 
 TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent
 S3_BUCKET = "m4v-tests"
+POSTGRES_S = 600  # to start on a machine of many busy processes
 
 
 @pytest.fixture(scope="session")
@@ -265,11 +268,16 @@ def postgres_server() -> Iterator[PostgresServer]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no XDG_RUNTIME_DIR: it locks in the temporary directory
         import pgserver
+        from pgserver import postgres_server as library
 
     # Not below pytest's own directory: the server runs as a user of its own when tests run as root, and
     # another test session may close that directory to others at any time.
     directory = Path(tempfile.mkdtemp(prefix="m4v-postgres-"))
-    process = pgserver.get_server(directory / "data")
+    with pytest.MonkeyPatch.context() as patch:  # it gives its server ten seconds to start, and pg_ctl itself sixty
+        start = library.pg_ctl
+        patch.setattr(library, "pg_ctl", lambda *words, **options: start(*words, **{**options, "timeout": POSTGRES_S}))
+        patch.setenv("PGCTLTIMEOUT", str(POSTGRES_S))
+        process = pgserver.get_server(directory / "data")
     server = PostgresServer(process.get_uri)
     unsafe = [f"ALTER SYSTEM SET {s} = off" for s in ("fsync", "synchronous_commit", "full_page_writes", "autovacuum")]
     server.execute(*unsafe, "SELECT pg_reload_conf()")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
+PATIENCE_MS = 300_000  # on a machine of many busy processes; Playwright's own is a tenth of it
+
 OVERFLOWING = """
 Array.from(document.querySelectorAll('body *')).filter(e => {
   const box = e.getBoundingClientRect();
@@ -20,6 +22,7 @@ class Watched:
 
     def __init__(self, browser: Browser, file: Path, **context: object) -> None:
         self.page: Page = browser.new_context(**context).new_page()  # type: ignore[arg-type]
+        self.page.set_default_timeout(PATIENCE_MS)
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda message: self.complaints.append(message.text))

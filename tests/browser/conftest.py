@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from browser_pages import PATIENCE_MS
 from playwright.sync_api import Browser, PlaywrightContextManager, sync_playwright
 from reviewed_home import ReviewedHome, build
 
@@ -23,7 +24,9 @@ class Chromium:
                 pytest.fail("Chromium is not installed; run `make browser`")
             manager = sync_playwright()
             arguments = ["--no-sandbox", "--disable-gpu"]
-            found = manager.__enter__().chromium.launch(executable_path=executable, args=arguments, headless=True)
+            found = manager.__enter__().chromium.launch(
+                executable_path=executable, args=arguments, headless=True, timeout=PATIENCE_MS
+            )
             self._open = manager, found
         return self._open[1]
 

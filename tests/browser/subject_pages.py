@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+from browser_pages import PATIENCE_MS
 from playwright.sync_api import Browser, BrowserContext, Page
 
 from pipelines.web.app import create_app
@@ -42,6 +43,7 @@ class Visitor:
         if headers:
             self.context.set_extra_http_headers(headers)
         self.page: Page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE_MS)
         self.complaints: list[str] = []
         self.elsewhere: list[str] = []
         self.page.on("console", lambda message: self.complaints.append(f"{self.page.url}: {message.text}"))

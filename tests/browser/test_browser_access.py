@@ -220,7 +220,7 @@ def test_clips_are_taken_down_by_who_may(browser: Browser, own: str, own_home: P
     page.get_by_label("I have looked at what it concerns").check()
     page.get_by_role("button", name="Take down").click()
     page.wait_for_url("**/tasks/*")
-    page.get_by_role("link", name="Show").click(timeout=120_000)
+    page.get_by_role("link", name="Show").click()
     bob.says("Asked for by bob", "its owner asked by letter", "issued")
     case = page.url.rpartition("/")[2]
     with Ledger.open(f"sqlite:///{own_home / 'ledger.db'}") as ledger:

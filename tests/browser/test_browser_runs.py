@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from browser_pages import overflowing, until
+from browser_pages import PATIENCE_MS, overflowing, until
 from playwright.sync_api import Browser, Page, Route
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines" / "web" / "app"))
@@ -77,6 +77,7 @@ class Visit:
 
     def __init__(self, browser: Browser, served: Served, path: str, **context: Any) -> None:
         self.page: Page = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context}).new_page()
+        self.page.set_default_timeout(PATIENCE_MS)
         self.complaints: list[str] = []
         self.foreign: list[str] = []
         self.page.on("console", lambda message: self.complaints.append(message.text))
@@ -226,9 +227,8 @@ def test_a_log_opens_at_its_end_and_grows(browser: Browser, served: Served) -> N
     attempt = served.home.attempts["train.live"]
     visit = Visit(browser, served, f"/attempts/{attempt}")
     log = visit.page.locator("pre.log")
-    assert visit.page.evaluate(
-        "(e => e.scrollTop + e.clientHeight >= e.scrollHeight - 20)(document.querySelector('pre.log'))"
-    )
+    at_its_end = "(e => e.scrollTop + e.clientHeight >= e.scrollHeight - 20)(document.querySelector('pre.log'))"
+    until(visit.page, at_its_end)
     with (
         Ledger.open(served.home.workspace.ledger_url) as ledger,
         Path(ledger.attempt(attempt).log_path).open("a") as stream,
@@ -236,9 +236,7 @@ def test_a_log_opens_at_its_end_and_grows(browser: Browser, served: Served) -> N
         stream.write("a line from now\n")
     until(visit.page, "document.querySelector('pre.log').innerText.includes('a line from now')")
     assert log.inner_text().count("a line from now") == 1
-    assert visit.page.evaluate(
-        "(e => e.scrollTop + e.clientHeight >= e.scrollHeight - 20)(document.querySelector('pre.log'))"
-    )
+    until(visit.page, at_its_end)
     visit.close()
 
 
@@ -276,7 +274,7 @@ def test_a_server_in_trouble_leaves_the_page_as_it_was(browser: Browser, served:
 
     visit.page.route("**/live?*", broken)
     until(visit.page, "document.querySelector('h1') !== null")
-    for _ in range(200):
+    for _ in range(6000):
         if len(asked) >= 2:
             break
         visit.page.wait_for_timeout(50)

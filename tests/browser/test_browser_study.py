@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from browser_pages import OVERFLOWING
+from browser_pages import OVERFLOWING, PATIENCE_MS
 from playwright.sync_api import Browser, BrowserContext, Page
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "eval"))
@@ -62,6 +62,7 @@ class Person:
     def _begin(self) -> tuple[BrowserContext, Page]:
         context = self._browser.new_context(**self.window)  # type: ignore[arg-type]
         page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
         page.on("console", lambda message: self.complaints.append(message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda r: None if r.url.startswith(self.address) else self.elsewhere.append(r.url))

@@ -145,8 +145,12 @@ def cut(after: int, reset: bool = False) -> Rule:
     return rule
 
 
+HANG_S = 20.0
+
+
 def hang(handler: Handler, name: str) -> None:
-    time.sleep(1.5)
+    """No answer, to a client that waits less than HANG_S for one."""
+    time.sleep(HANG_S)
     handler.close_connection = True
 
 
@@ -159,6 +163,20 @@ def slow(pieces: int, pause_s: float) -> Rule:
             handler.wfile.write(data[at : at + step])
             handler.wfile.flush()
             time.sleep(pause_s)
+
+    return rule
+
+
+def half_until(go: threading.Event) -> Rule:
+    """Half of the body, and the rest once `go` is set."""
+
+    def rule(handler: Handler, name: str) -> None:
+        code, data, headers = body_of(handler, name)
+        handler.head(code, len(data), **headers)
+        handler.wfile.write(data[: len(data) // 2])
+        handler.wfile.flush()
+        go.wait(300)
+        handler.wfile.write(data[len(data) // 2 :])
 
     return rule
 

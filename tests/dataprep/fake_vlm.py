@@ -53,6 +53,18 @@ def slow(seconds: float, then: Reply | None = None) -> Reply:
     return reply
 
 
+def together(server: FakeVlm, count: int, then: Reply) -> Reply:
+    """None is answered before so many requests have been open at a time."""
+
+    def reply(handler: Handler, asked: dict[str, Any]) -> None:
+        deadline = time.monotonic() + 100
+        while server.most_open < count and time.monotonic() < deadline:
+            time.sleep(0.005)
+        then(handler, asked)
+
+    return reply
+
+
 def reset_in_body(handler: Handler, asked: dict[str, Any]) -> None:
     """Half an answer, then a reset of the connection."""
     data = json.dumps(completion(json.dumps({"caption": GOOD}))).encode()
@@ -66,7 +78,7 @@ def reset_in_body(handler: Handler, asked: dict[str, Any]) -> None:
 
 
 def dribble(handler: Handler, asked: dict[str, Any]) -> None:
-    """A byte now and then: no single read takes long."""
+    """A byte now and then, to the end of all patience: no single read takes long."""
     handler.send_response(200)
     handler.send_header("Content-Length", "100000")
     handler.end_headers()

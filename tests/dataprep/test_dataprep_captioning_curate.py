@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from curation_runs import CHEAP, Curated, context, curated, inputs, list_source
-from fake_vlm import GOOD, FakeVlm, Reply, caption, nonce_in, pictures_in, raw, says, serving, slow, texts_in
+from fake_vlm import GOOD, FakeVlm, Reply, caption, nonce_in, pictures_in, raw, says, serving, slow, texts_in, together
 from PIL import Image
 
 from dataprep.curate_config import CurateConfig
@@ -64,7 +65,7 @@ def config(server: FakeVlm | None = None, stage: dict[str, Any] | None = None, *
     recaption = None
     if server is not None:
         recaption = {"model": "vlm-7b", "endpoint": server.endpoint, "max_backoff_s": 0.02, "concurrency": 2}
-        recaption |= {"attempts": 2, "timeout_s": 10, **options}
+        recaption |= {"attempts": 2, "timeout_s": 100, **options}
     filters = {**CHEAP["filters"], "min_motion": None, "min_sharpness": None, "max_gap": None}
     made = {**CHEAP, "filters": filters, "shots": {"detector": "none"}, "captions": {"recaption": recaption}}
     return made | (stage or {})
@@ -226,7 +227,8 @@ def test_answers_lie_under_the_span_of_their_clip_where_a_takedown_finds_them(
 
 
 def test_no_more_requests_at_once_than_concurrency(pictures: tuple[Path, InputRef], tmp_path: Path) -> None:
-    with serving(slow(0.05)) as server:
+    with serving(caption()) as server:
+        server.script = [together(server, 3, slow(0.05))]  # and then there is time for one too many
         curate(tmp_path, config(server, concurrency=3), pictures)
         assert server.most_open == 3
 
@@ -289,7 +291,14 @@ def test_a_killed_run_pays_at_most_for_what_was_under_way(pictures: tuple[Path, 
     folder, reference = pictures
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parents[1]), str(here)])}
-    with serving(slow(0.1)) as server:
+    killed = threading.Event()
+
+    def some_answers(_: dict[str, Any]) -> Reply:
+        if len(server.asked) > 5:
+            killed.wait(300)
+        return slow(0.1)
+
+    with serving(by=some_answers) as server:
         made = config(server)
         arguments = [json.dumps(made), inputs(reference)[0].model_dump_json(), str(folder)]
         command = [sys.executable, str(script), str(tmp_path / "a"), str(tmp_path / "items"), *arguments]
@@ -298,6 +307,7 @@ def test_a_killed_run_pays_at_most_for_what_was_under_way(pictures: tuple[Path, 
             while len(server.asked) < 5 and time.monotonic() < deadline:
                 time.sleep(0.01)
             os.killpg(child.pid, signal.SIGKILL)
+        killed.set()
         time.sleep(0.3)  # what was under way is answered to nobody
         before = len(server.asked)
         assert 5 <= before < 11

@@ -47,7 +47,7 @@ def site(server: Site) -> Site:
 
 
 def config(**settings: object) -> DownloadConfig:
-    quick = {"allow": ("127.0.0.1",), "backoff_s": 0.01, "read_timeout_s": 0.5, "host_rate_per_s": None,
+    quick = {"allow": ("127.0.0.1",), "backoff_s": 0.01, "host_rate_per_s": None,
              "max_unreachable": 1.0, "attempts": 3}  # fmt: skip
     return DownloadConfig.model_validate({**quick, **settings})
 
@@ -110,7 +110,8 @@ FAULTS: list[tuple[str, list[Rule], int]] = [
 @pytest.mark.parametrize(("rules", "asked"), [f[1:] for f in FAULTS], ids=[f[0] for f in FAULTS])
 def test_what_can_be_cured_is(site: Site, collection: Collection, rules: list[Rule], asked: int) -> None:
     data = video(9000, 5)
-    report = collection.fetch({"a.mp4": site.put("a.mp4", data, *rules)})
+    patience = {"read_timeout_s": 1.0} if hang in rules else {}
+    report = collection.fetch({"a.mp4": site.put("a.mp4", data, *rules)}, **patience)
     assert report.fetched == 1
     assert collection.bytes("a.mp4") == data
     assert len(site.asked("a.mp4")) == len(rules) + (
@@ -236,15 +237,16 @@ def test_retry_after_holds_the_whole_host(site: Site, collection: Collection) ->
     assert min(s.at for s in rest) - first.at >= 0.95
 
 
-@pytest.mark.parametrize(("code", "held"), [(503, True), (500, False)])
+# Where the host is not held, a long pause to hold it for: what comes at once comes well before its end.
+@pytest.mark.parametrize(("code", "backoff_s", "held"), [(503, 0.2, True), (500, 2.0, False)])
 def test_a_host_that_is_asked_too_much_is_left_alone_longer(
-    site: Site, collection: Collection, code: int, held: bool
+    site: Site, collection: Collection, code: int, backoff_s: float, held: bool
 ) -> None:
     urls = {f"{n}.mp4": site.put(f"{n}.mp4", video(tag=n)) for n in range(3)}
     site.rules["0.mp4"] = [status(code)]
-    assert collection.fetch(urls, concurrency=1, backoff_s=0.2).fetched == 3
+    assert collection.fetch(urls, concurrency=1, backoff_s=backoff_s).fetched == 3
     first, *rest = site.seen
-    assert (min(s.at for s in rest) - first.at >= 0.39) == held  # 4 x 0.2 s, half of it at least
+    assert (min(s.at for s in rest) - first.at >= 1.95 * backoff_s) == held  # 4 times that, half of it at least
     urls = {"late.mp4": site.put("late.mp4", video(), status(429, Retry_After="3600"))}
     with pytest.raises(InfrastructureError, match="1 http_429"):
         collection.fetch(urls, retry_after_max_s=10)
@@ -274,11 +276,12 @@ def test_claims_of_the_table_are_checked(site: Site, collection: Collection) -> 
 
 
 def test_a_drained_download_keeps_its_parts(site: Site, collection: Collection) -> None:
-    data = video(60_000, 9)
-    url = site.put("a.mp4", data, slow(60, 0.02))
+    data = video(600_000, 9)
+    url = site.put("a.mp4", data, slow(1000, 0.02))  # twenty seconds, if nobody stops it
 
     def stop(report: Report) -> None:
-        if report.seconds > 0.3:
+        parts = collection.storage.local_root / FOLDER / "parts"
+        if any(p.stat().st_size > 0 for p in parts.rglob("*.part")):
             raise Drained("stop")
 
     with pytest.raises(Drained):

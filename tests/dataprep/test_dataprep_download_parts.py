@@ -283,7 +283,7 @@ def ranged(handler: Handler, name: str) -> None:
     handler.wfile.write(piece)
 
 
-QUICK = DownloadConfig(allow=("127.0.0.1",), backoff_s=0.01, read_timeout_s=0.4, attempts=4)
+QUICK = DownloadConfig(allow=("127.0.0.1",), backoff_s=0.01, read_timeout_s=1.0, attempts=4)
 
 
 def test_a_zip_is_read_in_place_through_faults(site: Site) -> None:

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from download_server import Site, answer, serving, slow, status, video
+from download_server import Site, answer, half_until, serving, slow, status, video
 from source_runs import publish, stage_context
 
 from dataprep.config import SourceConfig
@@ -23,7 +24,7 @@ from dataprep.stages.source import run
 from m4v.core.errors import DataIntegrityError, Drained, InfrastructureError
 from m4v.core.stage import Progress
 
-QUICK = {"allow": ["127.0.0.1"], "backoff_s": 0.01, "read_timeout_s": 1.0, "host_rate_per_s": None, "attempts": 3}
+QUICK = {"allow": ["127.0.0.1"], "backoff_s": 0.01, "host_rate_per_s": None, "attempts": 3}
 
 
 @pytest.fixture
@@ -142,8 +143,9 @@ def start(work: Path, root: Path, **download: object) -> subprocess.Popen[bytes]
 
 def test_kill_costs_nothing_that_was_done(site: Site, tmp_path: Path) -> None:
     root = webvid(tmp_path / "w", site, 40)
-    for n in range(40):
-        site.rules[f"{n:03}.mp4"] = [slow(10 + 6 * (n % 4), 0.01)] * 4
+    killed = threading.Event()
+    for n in range(40):  # the last never come to their end before the kill
+        site.rules[f"{n:03}.mp4"] = [slow(10 + 6 * (n % 4), 0.01) if n < 28 else half_until(killed)] * 4
     for wanted in (8, 20):
         child = start(tmp_path / f"killed{wanted}", root, concurrency=4)
         deadline = time.monotonic() + 300
@@ -152,6 +154,7 @@ def test_kill_costs_nothing_that_was_done(site: Site, tmp_path: Path) -> None:
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
         child.communicate()
+    killed.set()
     there = {p.name for p in (root / "videos").rglob("*.mp4")}
     assert 20 <= len(there) < 40
     assert list((root / FOLDER / "parts").rglob("*.part")), "killed in the middle of a file"

@@ -317,7 +317,7 @@ def test_an_import_from_a_store_that_is_killed_goes_on(
 
     child = multiprocessing.get_context("fork").Process(target=killed)
     child.start()
-    child.join(120)
+    child.join(600)
     assert child.exitcode == -signal.SIGKILL
     state = tmp_path / "w" / "state"
     kept = {p: p.stat().st_mtime_ns for p in state.rglob("*") if p.is_file()}

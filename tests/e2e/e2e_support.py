@@ -17,7 +17,7 @@ from warm_start import WarmProcess, start_warm
 from m4v.core.errors import ExitClass
 from pipelines.ledger import AttemptRow, Ledger, Status
 
-PIPELINE_TIMEOUT_S = 400
+PIPELINE_TIMEOUT_S = 1200
 ENTRY = "pipelines.cli.main:main"
 FoundT = TypeVar("FoundT")
 Nodes = dict[str, dict[str, Any]]

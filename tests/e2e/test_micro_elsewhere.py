@@ -14,7 +14,6 @@ from e2e_support import Nodes, artifact_ids, m4v, read_json, run_json, statuses
 
 from m4v.core.errors import ExitClass
 
-pytestmark = pytest.mark.timeout(900)
 UNTIL = ("--no-prefect", "--until", "train.t2i")
 STAGES = ("source.shapes", "source.street", "curate", "encode", "init", "train.t2i")
 RAY = tuple(word for stage in ("curate", "encode") for word in ("--set", f"profiles.local.stages.{stage}.engine=ray"))

@@ -37,8 +37,7 @@ from training.exposure import surviving_line
 KILL_POINTS = ("curate", "train.t2i", "generate.trained")  # a pool of workers, ranks, a stage of one process
 MORE_KILL_POINTS = ("curate", "encode", "train.t2i", "train.17f", "generate.trained")
 EVALUATION = {"generate.trained", "generate.untrained", "evaluate.trained", "evaluate.untrained", "gate", "report"}
-DRAINED_STEPS = 30
-pytestmark = pytest.mark.timeout(1200)
+DRAINED_STEPS = 60
 
 
 class Baseline(NamedTuple):

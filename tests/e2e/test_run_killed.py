@@ -23,18 +23,22 @@ def test_neither_a_killed_nor_a_finished_run_leaves_a_server_or_a_stage(
     home, output = tmp_path / "home", tmp_path / "output"
     process = start(home, "run", "micro", "--until", "curate", output=output)
     wait_for(lambda: working_attempt(home, "curate"), process, output, "curation began")
+    below = descendants(process.pid)
+    stages = [p for p in below if "pipelines.stage_process" in p.cmdline()]
+    for stage in stages:  # it waits until all is looked at
+        stage.suspend()
     url = next(line for line in output.read_text().splitlines() if line.startswith("watch it at ")).split()[-1]
     assert httpx.get(f"{url}/api/admin/settings", timeout=300).json()["server"]["analytics_enabled"] is False
     assert "<html" in httpx.get(url, timeout=300).text, "the pages are there to watch the run"
-    below = descendants(process.pid)
     servers = [p for p in below if "uvicorn" in " ".join(p.cmdline())]
-    stages = [p for p in below if "pipelines.stage_process" in p.cmdline()]
     assert servers
     assert stages
     for server in servers:
         assert {name: server.environ()[name] for name in PHONE_HOME} == dict(
             zip(PHONE_HOME, ("false", "1"), strict=True)
         )
+    for stage in stages:
+        stage.resume()
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert wait_until_gone(below, GONE_S) == []

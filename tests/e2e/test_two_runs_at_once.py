@@ -5,12 +5,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from e2e_support import artifact_ids, m4v, start
+from e2e_support import PIPELINE_TIMEOUT_S, artifact_ids, m4v, start
 
 from m4v.core.errors import ExitClass
 from pipelines.ledger import Ledger, Status
 
-pytestmark = pytest.mark.timeout(900)
 UNTIL = ("--no-prefect", "--until", "curate", "--json")
 STAGES = {"source.shapes", "source.street", "curate"}
 
@@ -31,7 +30,7 @@ def test_no_stage_runs_twice(team: dict[str, str], tmp_path: Path) -> None:
         for n, out in enumerate(outputs)
     ]
     for process, output in zip(both, outputs, strict=True):
-        assert process.wait(600) == ExitClass.OK, output.read_text()
+        assert process.wait(PIPELINE_TIMEOUT_S) == ExitClass.OK, output.read_text()
     runs = [{n["node_id"]: n for n in json.loads(output.read_text())["nodes"]} for output in outputs]
     assert artifact_ids(runs[0]) == artifact_ids(runs[1])
     for node in STAGES:

@@ -1,5 +1,5 @@
 """A workspace with ledger and launcher for tests of the executor, and a process that can be killed:
-`python bench.py HOME SWITCHES [OPTIONS_JSON]` runs the small pipeline and prints its outcomes as JSON.
+`python bench.py HOME SWITCHES [OPTIONS_JSON]` runs the small pipeline and prints notes, and last its outcomes as JSON.
 
 Options: `count` (fields of CountConfig), `nodes` (how many of the three), `grace_s`, `slurm` (of SlurmConfig), `die_at`
 ("package.module:Class.method before|after N": SIGKILL of this process at the Nth such call).
@@ -26,6 +26,7 @@ from pipelines.launchers import LocalLauncher
 from pipelines.launchers.slurm import SlurmLauncher
 from pipelines.launchers.slurm_config import SlurmConfig
 from pipelines.ledger import Ledger
+from pipelines.outcomes import NodeEvent
 from pipelines.spec import StageNode
 from pipelines.workspace import Workspace
 
@@ -106,6 +107,11 @@ def wait_for(condition, timeout_s: float = 300.0) -> None:
         time.sleep(0.01)
 
 
+def tell_notes(event: NodeEvent) -> None:
+    if event.kind == "note":
+        print(event.text, flush=True)
+
+
 def main(home: str, switches: str, options_json: str = "{}") -> None:
     options = json.loads(options_json)
     if "die_at" in options:
@@ -113,7 +119,7 @@ def main(home: str, switches: str, options_json: str = "{}") -> None:
     with open_bench(Path(home), grace_s=options.get("grace_s", 10.0)) as bench:
         if "slurm" in options:
             bench.launcher = SlurmLauncher(parse(SlurmConfig, options["slurm"], "options"))
-        outcomes = bench.run(nodes_of(Path(switches), options))
+        outcomes = bench.run(nodes_of(Path(switches), options), on_event=tell_notes)
     print(json.dumps({name: outcome.to_json() for name, outcome in outcomes.items()}))
 
 

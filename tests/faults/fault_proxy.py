@@ -29,7 +29,7 @@ FAULTS = (
     "garble_answer",  # one bit of the body is another
     "garble_request",  # one bit of the body that is sent is another
 )
-HANG_S = 0.5
+HANG_S = 5.0
 
 
 class FaultProxy(ThreadingHTTPServer):

@@ -56,6 +56,22 @@ def log_work(context: StageContext, text: str) -> None:
             stream.write(f"{text}\n")
 
 
+def hold(context: StageContext, label: str, item: int) -> None:
+    """Wait while the switch `hold.LABEL` names this item or one before it; a drain ends the wait."""
+    directory = context.request.locations.get("switches")
+    deadline = time.monotonic() + 300
+    while directory:
+        try:
+            held = int(Path(directory, f"hold.{label}").read_text()) <= item
+        except FileNotFoundError:
+            return
+        if not held:
+            return
+        context.check_drain()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def misbehave(context: StageContext) -> None:
     if switch(context, "infrastructure"):
         raise InfrastructureError("the network is away", value="switch")
@@ -82,6 +98,7 @@ def count(context: StageContext) -> None:
         line = state.get(f"{item:08d}")
         if line is None:
             context.check_drain()
+            hold(context, config.label, item)
             log_work(context, f"{config.label} {item}")
             time.sleep(config.seconds_an_item)
             line = f"{config.label} {item} {config.factor * item + context.seed}\n".encode()

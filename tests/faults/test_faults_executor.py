@@ -21,7 +21,7 @@ from pipelines.processes import descendants, identify, is_alive, send
 from pipelines.store import ArtifactStore
 
 SLOW = {"items": 10, "seconds_an_item": 0.04}
-TIMEOUT_S = 400
+TIMEOUT_S = 1200
 NUMBERS = itertools.count(1)
 
 
@@ -215,36 +215,50 @@ def test_two_processes_on_one_home_share_the_work(tmp_path, uninterrupted):
     check_finished(home)
 
 
+def hold(switches: Path, item: int) -> None:
+    """Let the first count wait before an item until `go_on`."""
+    switches.mkdir(exist_ok=True)
+    (switches / "hold.a").write_text(str(item))
+
+
+def go_on(switches: Path) -> None:
+    (switches / "hold.a").unlink()
+
+
 def test_a_waiting_process_takes_over_from_a_killed_one(tmp_path):
     home, switches = tmp_path / "home", tmp_path / "switches"
-    slow = {"nodes": 1, "count": {"items": 60, "seconds_an_item": 0.05}}
-    first = start(home, switches, **slow, grace_s=60.0)
-    wait_for(lambda: len(work(switches)) >= 3)
+    same = {"nodes": 1, "count": {"items": 6}}
+    hold(switches, 3)
+    first = start(home, switches, **same, grace_s=60.0)
+    wait_for(lambda: len(work(switches)) == 3)
     stages = descendants(first.pid)
     assert stages
-    second = start(home, switches, **slow)
-    time.sleep(1.0)
+    second = start(home, switches, **same)
+    wait_for(lambda: "waiting: stage is being run by" in second.said.read_text())
     kill_group(first)  # its stage, with a long grace, would go on draining
+    go_on(switches)
     outcomes = finish(second)
     assert outcomes["count.a"]["status"] == "ran"
     assert not any(is_alive(p) for p in stages)
     done = work(switches)
-    assert set(done) == {f"a {i}" for i in range(60)}
-    assert sum(done.values()) <= 61
+    assert set(done) == {f"a {i}" for i in range(6)}
+    assert sum(done.values()) <= 7
     check_finished(home)
 
 
 def test_kill_9_of_the_supervisor_is_retried_from_the_saved_state(tmp_path):
     home, switches = tmp_path / "home", tmp_path / "switches"
-    running = start(home, switches, nodes=1, count={"items": 30, "seconds_an_item": 0.05})
-    wait_for(lambda: len(work(switches)) >= 3)
+    hold(switches, 3)
+    running = start(home, switches, nodes=1, count={"items": 6})
+    wait_for(lambda: len(work(switches)) == 3)
     supervisors = [p for p in descendants(running.pid) if b"pipelines.supervise" in _command(p.pid)]
     send(supervisors[0], signal.SIGKILL)
+    go_on(switches)
     outcomes = finish(running)
     assert outcomes["count.a"]["status"] == "ran"
     done = work(switches)
-    assert set(done) == {f"a {i}" for i in range(30)}
-    assert sum(done.values()) <= 31
+    assert set(done) == {f"a {i}" for i in range(6)}
+    assert sum(done.values()) <= 7
     with Ledger.open(f"sqlite:///{home / 'ledger.db'}") as ledger:
         attempts = ledger.attempts(stage_key=outcomes["count.a"]["stage_key"])
     assert sorted(a.exit_class for a in attempts) == [0, 30]

@@ -26,18 +26,19 @@ from pipelines.store import ArtifactStore
 # What no checksum is known of cannot be told from what was meant.
 HONEST = tuple(f for f in FAULTS if not f.startswith("garble") and f != "slow")
 PART = 5 << 20  # the smallest part of a multipart upload
+QUICK_S, PATIENT_S = 0.8, 60.0  # how long the client waits for bytes: where an answer hangs, and elsewhere
 
 
 @pytest.fixture(scope="module")
 def proxy(s3_server: str) -> Iterator[FaultProxy]:
-    """The process's S3 endpoint is the proxy; the client library's own tries are few, and its timeouts short."""
+    """The process's S3 endpoint is the proxy; the client library's own tries are few."""
     import s3fs
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with proxying(s3_server) as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
-        patch.setattr(s3fs.S3FileSystem, "read_timeout", 0.3)
+        patch.setattr(s3fs.S3FileSystem, "read_timeout", PATIENT_S)
         patch.setattr(remote, "_BACKOFF_S", 0.01)
         patch.setattr(remote, "_PART_BYTES", PART)
         s3fs.S3FileSystem.clear_instance_cache()
@@ -46,9 +47,19 @@ def proxy(s3_server: str) -> Iterator[FaultProxy]:
 
 
 @pytest.fixture
-def store(proxy: FaultProxy, s3_root: str) -> Iterator[Storage]:
+def store(proxy: FaultProxy, s3_root: str, request: pytest.FixtureRequest) -> Iterator[Storage]:
+    """Only where an answer hangs is the client's patience short: a machine that stalls is no fault of the network."""
+    import s3fs
+
     proxy.clear()
-    yield Storage(s3_root)
+    with pytest.MonkeyPatch.context() as patch:
+        hangs = "fault" in request.fixturenames and request.getfixturevalue("fault") == "hang"
+        if hangs:
+            patch.setattr(s3fs.S3FileSystem, "read_timeout", QUICK_S)
+            s3fs.S3FileSystem.clear_instance_cache()
+        yield Storage(s3_root)
+    if hangs:
+        s3fs.S3FileSystem.clear_instance_cache()
     proxy.clear()
 
 

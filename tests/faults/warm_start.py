@@ -96,6 +96,8 @@ def start_warm(
 
     It has this process's environment with `environment` on top; both streams go to `stdout` unless `stderr` is given.
     """
+    for stream in {stdout, stderr or stdout}:
+        stream.touch()  # whoever waits for a word may read at once
     if not _TEMPLATES:
         _TEMPLATES.append(_Template())
     return _TEMPLATES[0].start(

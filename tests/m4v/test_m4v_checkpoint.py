@@ -154,7 +154,9 @@ def test_other_bytes_are_refused(folder: Path, content: bytes, words: str) -> No
     assert MODEL in message
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.data())
 def test_damage_anywhere_in_the_header_is_refused_or_harmless(folder: Path, data: st.DataObject) -> None:
     """One wrong byte, or an end too early: a message about this file, or the tensors that the header still names."""

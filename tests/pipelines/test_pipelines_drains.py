@@ -17,7 +17,7 @@ from pipelines.attempt import RetryPolicy
 from pipelines.drains import DrainRequests
 from pipelines.ledger import Ledger, Status
 
-SLOW = CountConfig(label="a", items=120, seconds_an_item=0.05)
+HELD = CountConfig(label="a", items=6)
 WAIT_S = 300
 
 
@@ -47,7 +47,8 @@ def in_thread(run):
 
 
 def test_a_request_for_a_stage_key_stops_that_stage_and_leaves_the_others(bench, tmp_path):
-    run = bench.new_run(pipeline(tmp_path / "switches", first=SLOW))
+    (tmp_path / "switches" / "hold.a").write_text("3")
+    run = bench.new_run(pipeline(tmp_path / "switches", first=HELD))
     thread, outcomes = in_thread(run)
     wait_for(lambda: running(bench.ledger))
     key = running(bench.ledger)[0].stage_key
@@ -61,12 +62,14 @@ def test_a_request_for_a_stage_key_stops_that_stage_and_leaves_the_others(bench,
     assert run.exit_class is ExitClass.DRAINED
     assert bench.ledger.verify_chain().ok
     # A new start of the same key is not asked: it goes on from the saved state.
-    again = bench.run(pipeline(tmp_path / "switches", first=SLOW)[:1])
+    (tmp_path / "switches" / "hold.a").unlink()
+    again = bench.run(pipeline(tmp_path / "switches", first=HELD)[:1])
     assert str(again["count.a"].status) == "ran"
 
 
 def test_a_request_for_a_run_stops_all_of_it(bench, tmp_path):
-    run = bench.new_run(pipeline(tmp_path / "switches", first=SLOW))
+    (tmp_path / "switches" / "hold.a").write_text("3")
+    run = bench.new_run(pipeline(tmp_path / "switches", first=HELD))
     thread, outcomes = in_thread(run)
     wait_for(lambda: running(bench.ledger))
     bench.ledger.request_drain(pipeline_run_id=run.id, reason="maintenance", requested_by="ada")

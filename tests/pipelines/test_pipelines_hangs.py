@@ -18,7 +18,7 @@ from training.heartbeat import HangLimits
 
 def test_a_hang_is_dumped_stopped_and_retried(bench, switches, monkeypatch):
     monkeypatch.setattr("pipelines.hangs.LOOK_S", 0.2)
-    bench.launcher = LocalLauncher(hang=HangLimits(factor=1.0, least_s=2.0, phase_s=120.0))
+    bench.launcher = LocalLauncher(hang=HangLimits(factor=1.0, least_s=4.0, phase_s=120.0))
     (switches / "hang").write_text("1")
     node = StageNode("beating", BEATING, CountConfig(items=6), locations={"switches": str(switches)})
     outcome = bench.run([node])["beating"]

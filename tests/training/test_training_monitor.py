@@ -99,7 +99,7 @@ def test_a_monitor_shows_saved_and_new_steps_once(tmp_path: Path, monkeypatch: p
         monitor = Monitor(folder, "57f", before)
         monitor.step({"step": 1, "loss": 1.5, "media": "video"}, {"total": 0.5, "tokens_per_second": 100.0})
         address = f"http://127.0.0.1:{monitor.port}/metrics"
-        with urllib.request.urlopen(address, timeout=10) as response:
+        with urllib.request.urlopen(address, timeout=300) as response:
             text = response.read().decode()
         monitor.close()
         assert 'm4v_training_loss{stage="57f"} 1.5' in text

@@ -176,7 +176,7 @@ def test_prefetcher_keeps_order_and_hands_errors_over_at_their_step() -> None:
 
 
 def test_workers_make_the_same_steps_in_the_same_order() -> None:
-    together = threading.Barrier(3, timeout=30)
+    together = threading.Barrier(3, timeout=300)
 
     def make(step: int) -> int:
         if step < 3:

@@ -10,7 +10,7 @@ from m4v.core.threads import together
 
 
 def test_together_keeps_the_order_and_works_at_once() -> None:
-    meeting = threading.Barrier(3, timeout=60)
+    meeting = threading.Barrier(3, timeout=300)
 
     def meet(item: int) -> int:
         meeting.wait()  # none goes on before all three are at work

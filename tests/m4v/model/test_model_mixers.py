@@ -13,7 +13,9 @@ from m4v.model.selective_scan import scan_sequential, selective_scan
 from m4v.model.ssd import ssd_chunked, ssd_sequential, summed_prefixes
 from m4v.model.tables import register_types
 
-QUICK = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @st.composite

@@ -15,7 +15,9 @@ from m4v.wan.initialise import build_wan
 from m4v.wan.mixer import WanMixContext, WanMixer, WanTemporalBranch, clip_layout, mix_context
 from m4v.wan.transformer import WanMMDiMBlock, WanTransformer
 
-QUICK = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 SIZES = {
     "width": 24, "heads": 2, "blocks": 2, "mlp_width": 40, "latent_channels": 4, "text_dim": 6, "text_slots": 5,
     "frequency_dim": 16, "chunk_size": 8, "dt_rank": 3,

@@ -138,7 +138,7 @@ def test_an_export_into_a_store_that_is_killed_goes_on(
 
     child = multiprocessing.get_context("fork").Process(target=killed)
     child.start()
-    child.join(120)
+    child.join(600)
     assert child.exitcode == -signal.SIGKILL
     kept = {file.path for file in place.list()}
     assert json.loads(place.read_bytes("export.json"))["complete"] is False

@@ -6,7 +6,6 @@ import json
 import socket
 import struct
 import threading
-import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -102,12 +101,13 @@ def small_history(ledger: Ledger) -> dict[str, str]:
 class HttpSink:
     """A server on localhost. `script` says how to meet the next requests, one word each; then all is well.
 
-    `503`, `400`, `401`, `302`: that status, nothing kept. `hang`: no answer in time, nothing kept. `reset`: the
-    connection is cut before it is read. `lost-answer`: the event is kept, and then the connection is cut.
+    `503`, `400`, `401`, `302`: that status, nothing kept. `hang`: no answer before `let_go` or the end of `hang_s`,
+    nothing kept. `reset`: the connection is cut before it is read. `lost-answer`: the event is kept, and then the
+    connection is cut.
     """
 
-    def __init__(self, *script: str, hang_s: float = 2.5) -> None:
-        self.script, self.hang_s = list(script), hang_s
+    def __init__(self, *script: str, hang_s: float = 100.0) -> None:
+        self.script, self.hang_s, self.let_go = list(script), hang_s, threading.Event()
         self.received: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self._lock = threading.Lock()
@@ -122,6 +122,7 @@ class HttpSink:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def close(self) -> None:
+        self.let_go.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -146,7 +147,7 @@ class HttpSink:
                 if word == "lost-answer":
                     return self._cut()
                 if word == "hang":
-                    time.sleep(sink.hang_s)
+                    sink.let_go.wait(sink.hang_s)
                     return self._cut()
                 self.send_response(int(word))
                 if word == "302":

@@ -31,7 +31,7 @@ def write_settings(workspace: Workspace, *sinks: dict[str, Any]) -> None:
 
 
 def http(server: HttpSink, **more: Any) -> dict[str, Any]:
-    return {"name": "marquez", "kind": "openlineage-http", "url": server.url, "timeout_s": 2.0, **more}
+    return {"name": "marquez", "kind": "openlineage-http", "url": server.url, "timeout_s": 20.0, **more}
 
 
 FILE = {"name": "file", "kind": "openlineage-file"}

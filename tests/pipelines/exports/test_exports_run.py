@@ -15,7 +15,7 @@ from pipelines.ledger import Ledger
 
 
 def run_micro(home: Path, server: HttpSink) -> tuple[int, str, float]:
-    sink = {"name": "marquez", "kind": "openlineage-http", "url": server.url, "timeout_s": 2.0}
+    sink = {"name": "marquez", "kind": "openlineage-http", "url": server.url, "timeout_s": 20.0}
     (home / "settings.yaml").write_text(json.dumps({"sinks": [sink]}))
     started = time.monotonic()
     arguments = ["--home", str(home), "run", "micro", "--until", "curate", "--no-prefect"]

@@ -192,7 +192,7 @@ def test_killed_anywhere_a_second_call_submits_nothing_twice(cluster, tmp_path, 
     assert killed.returncode == -signal.SIGKILL
     assert len(cluster.jobs()) - before == submitted
     out, _ = start(tmp_path / "home", switches, **slow).communicate(timeout=TIMEOUT_S)
-    assert json.loads(out)["count.a"]["status"] == "ran"
+    assert json.loads(out.splitlines()[-1])["count.a"]["status"] == "ran"
     assert len(cluster.jobs()) - before == 1
     assert sorted(work_log(switches)) == sorted(f"a {i}" for i in range(10))
     with Ledger.open(f"sqlite:///{tmp_path / 'home' / 'ledger.db'}") as ledger:

@@ -134,7 +134,9 @@ def write_graph(ledger: Ledger, prefix: str, runs: Graph) -> None:
                 session.execute(insert(table), ports)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(runs=graphs(), data=st.data())
 def test_lineage_is_reachability(ledger: Ledger, runs: Graph, data: st.DataObject) -> None:
     prefix = new_id()

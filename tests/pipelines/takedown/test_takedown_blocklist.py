@@ -70,8 +70,10 @@ def test_the_list_is_attached_to_the_request(bench: Bench) -> None:
     assert json.loads(Path(request["attachments"]["blocked"]).read_text())["cases"][0]["takedown_id"] == case
 
 
-def test_a_run_that_a_takedown_overtook_publishes_nothing(bench: Bench) -> None:
-    run = bench.new_run([node(items=30, seconds_an_item=0.05)])
+def test_a_run_that_a_takedown_overtook_publishes_nothing(bench: Bench, tmp_path: Path) -> None:
+    held = tmp_path / "hold.a"
+    held.write_text("0")
+    run = bench.new_run([replace(node(), locations={"switches": str(tmp_path)})])
     thread = threading.Thread(target=run.run_all)
     thread.start()
     deadline = time.monotonic() + 300
@@ -79,7 +81,8 @@ def test_a_run_that_a_takedown_overtook_publishes_nothing(bench: Bench) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     opened(bench, "one")
-    thread.join(60)
+    held.unlink()
+    thread.join(300)
     assert str(run.outcomes["count"].status) == "drained"
     assert "the block list of takedowns grew while it ran" in str(run.outcomes["count"].error)
     assert bench.ledger.artifacts() == []
