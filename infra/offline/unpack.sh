@@ -17,7 +17,7 @@ mkdir -p "$site"
 for given in "$@"; do
   [ -f "$given" ] || fail "$given is not there" "carry it along"
   case "$given" in
-    *.tar.xz) tar -xJf "$given" -C "$site" ;;
+    *.tar.xz) "$PYTHON" -m tarfile -e "$given" "$site" ;;  # xz itself may be missing
     *.whl) "$PYTHON" -m zipfile -e "$given" "$site" ;;
     *) fail "$given is neither a .tar.xz nor a .whl" "infra/offline/pack.py" ;;
   esac

@@ -33,7 +33,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--list", action="store_true", help="suites and their jobs")
     parser.add_argument("--suite", nargs="+", choices=list(SUITES), help="one after the other in one budget")
-    parser.add_argument("--only", help="jobs whose name holds this, and their gates")
+    parser.add_argument("--only", nargs="+", default=[], help="jobs whose name holds one of these, and their gates")
     parser.add_argument("--budget-s", type=float, default=540, help="of the whole call")
     parser.add_argument("--out", type=Path, help="folder of results")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal on the CPU")

@@ -27,7 +27,7 @@ STATE, RESULTS, LOGS, SUMMARY = "state.json", "results.json", "logs.tar.gz", "su
 OK, FAILED, SKIPPED, NOT_RUN, RUNNING = "ok", "failed", "skipped", "not run", "running"
 RESERVE_S = 12.0  # of the budget, for ending and packing
 LIMIT_MARGIN_S = 20.0  # a benchmark begins no case so shortly before it would be killed; it also imports that long
-POLL_S, KEEP_EVERY_S = 0.2, 20.0
+POLL_S, LOOK_EVERY_S, KEEP_EVERY_S = 0.2, 1.0, 20.0
 TINY_GPU_GIB, FREE_SHARE = 80.0, 0.9
 
 
@@ -82,7 +82,7 @@ class Runner:
         self.running: list[Child] = []
         self.records: dict[str, Record] = {}
         self.results: dict[str, object] = {}
-        self.kept_at = 0.0
+        self.kept_at = self.looked_at = 0.0
         self.out.mkdir(parents=True, exist_ok=True)
         self.work = Path(tempfile.mkdtemp(prefix="m4v-bench-"))
         memory = Path("/dev/shm")
@@ -205,8 +205,11 @@ class Runner:
         return self.work / "results" / f"{job.name}.{'xml' if job.tests else 'json'}"
 
     def _look_after(self) -> None:
+        look = time.monotonic() - self.looked_at > LOOK_EVERY_S
+        self.looked_at = time.monotonic() if look else self.looked_at
         for child in list(self.running):
-            child.seen |= set(descendants(child.process.pid))
+            if look:  # what it starts may leave its session, and outlive it
+                child.seen |= set(descendants(child.process.pid))
             code = child.process.poll()
             if code is not None:
                 self._end(child, OK if code == 0 else FAILED, "" if code == 0 else exit_of(code))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-TEXT_FEATURES, KERNELS = ".carry/text.safetensors", ".carry/kernels.tar.gz"
+TEXT_FEATURES, COMPILED = ".carry/text.safetensors", ".carry/compiled.tar.gz"
 CPU = ("--device", "cpu")
 
 
@@ -77,7 +78,7 @@ CORPUS = Job(
 SCALING = Job(
     "scaling",
     ("tests/benchmarks/gpu/bench_scaling.py", "--limit-s", "{left}", "--folder", "{fast}/scaling", "--json", "{out}",
-     "--kernels", KERNELS, "--keep-kernels", "{keep}/kernels.tar.gz"),
+     "--kernels", COMPILED, "--keep-kernels", "{keep}/compiled.tar.gz"),
     560, 150, gpus=-1, tiny=("--size", "tiny", *CPU, "--most-ranks", "1", "--only", "zero2"),
 )  # fmt: skip
 PARALLEL = Job(
@@ -119,9 +120,9 @@ SUITES: dict[str, tuple[Job, ...]] = {
 }  # fmt: skip
 
 
-def jobs_of(suites: list[str], only: str | None = None) -> list[Job]:
-    """The jobs of these suites, each once; with `only` those whose name holds it, and their gates."""
+def jobs_of(suites: Sequence[str], only: Sequence[str] = ()) -> list[Job]:
+    """The jobs of these suites, each once; with `only` those whose name holds one of these, and their gates."""
     jobs = {job.name: job for suite in suites for job in SUITES[suite]}
-    wanted = {name for name in jobs if only is None or only in name}
+    wanted = {name for name in jobs if not only or any(part in name for part in only)}
     wanted |= {g for name in wanted for g in jobs[name].gates}
     return [job for name, job in jobs.items() if name in wanted]
