@@ -74,17 +74,17 @@ def fetch(names: Sequence[str], folder: Path, python: str) -> None:
                     raise SystemExit(f"pack: {wheel.name} is not pure. Next: give a wheel for the target by --wheels")
 
 
-def left_out(name: str) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in LEFT_OUT)
+def left_out(name: str, without: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in (*LEFT_OUT, *without))
 
 
-def members(wheels: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
-    """Path below the site and bytes of every file that is kept."""
+def members(wheels: Sequence[Path], without: Sequence[str] = ()) -> Iterator[tuple[str, bytes]]:
+    """Path below the site and bytes of every file that is kept; `without`: further patterns of what is not."""
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             for info in archive.infolist():
                 name = info.filename.split(".data/purelib/", 1)[-1].split(".data/platlib/", 1)[-1]
-                if not info.is_dir() and not left_out(name) and ".data/" not in name:
+                if not info.is_dir() and not left_out(name, without) and ".data/" not in name:
                     yield name, archive.read(info)
 
 
@@ -111,6 +111,7 @@ def main() -> int:
     parser.add_argument("--groups", nargs="+", choices=list(known), default=["core", "pipeline"])
     parser.add_argument("--python", default="3.12", help="version on the target")
     parser.add_argument("--wheels", type=Path, help="folder of further wheels, taken as they are")
+    parser.add_argument("--without", nargs="+", default=[], help="patterns of files to leave out")
     parser.add_argument("--cache", type=Path, help="keep fetched wheels here, for the next archive")
     parser.add_argument("--limit-mib", type=float, default=LIMIT_MIB)
     options = parser.parse_args()
@@ -122,7 +123,7 @@ def main() -> int:
         fetch(missing, folder, options.python) if missing else None
         wheels = [sorted(folder.glob(f"{n.replace('-', '_').lower()}-*.whl"))[-1] for n in names]
         wheels += sorted(options.wheels.glob("*.whl")) if options.wheels else []
-        sizes = write(options.out, dict(members(wheels)), "kernels" in options.groups)
+        sizes = write(options.out, dict(members(wheels, options.without)), "kernels" in options.groups)
     for name, size in sizes.most_common(12):
         print(f"{size / 2**20:8.1f} MiB  {name}")
     mib = options.out.stat().st_size / 2**20
