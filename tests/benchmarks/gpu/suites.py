@@ -1,0 +1,128 @@
+"""What the driver runs: correctness tests as gates, benchmarks behind them, the most wanted first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+TEXT_FEATURES, COMPILED = ".carry/text.safetensors", ".carry/compiled.tar.gz"
+CPU = ("--device", "cpu")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One child process.
+
+    `words` are its command line after the interpreter, with `{out}` for its result file, `{left}` for the seconds it
+    has, `{work}` for a folder that all jobs share, `{fast}` for one in memory, `{keep}` for the folder of results and
+    `{more}` for one whose files come back with the logs (the JSON in it is the result where there is no `{out}`).
+    `gib`: memory of a GPU that it needs beside other jobs; None: it is alone on its GPU. `gpus`: how many it needs, all
+    that are there if it is negative, none if it is 0. `needs`: a file that must lie in the checkout.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    most_s: float
+    least_s: float = 20.0
+    gates: tuple[str, ...] = ()
+    gib: float | None = None
+    gpus: int = 1
+    needs: str | None = None
+    how: str = ""  # to get what it needs
+    tiny: tuple[str, ...] = ("--tiny",)  # further words of a rehearsal on the CPU
+    interpreted: bool = False  # the rehearsal runs Triton's interpreter
+    prints: bool = False  # the last line of its log is its result
+    tests: bool = False
+
+
+def gate(name: str, most_s: float = 240.0, gib: float = 12.0) -> Job:
+    """A file of tests/gpu; it shares its GPU with others."""
+    words = (
+        "-m", "pytest", f"tests/gpu/test_gpu_{name}.py", "-m", "gpu", "-p", "no:cacheprovider", "--junitxml", "{out}"
+    )  # fmt: skip
+    return Job(f"test_{name}", words, most_s, gib=gib, tiny=(), interpreted=True, tests=True)
+
+
+def bench(
+    name: str, most_s: float, *more: str, gates: tuple[str, ...] = (), part: str = "", least_s: float = 20.0
+) -> Job:
+    """A speed benchmark, or a part of one."""
+    words = (f"tests/benchmarks/gpu/bench_{name}.py", "--out", "{out}", "--limit-s", "{left}", *more)
+    gates = tuple(f"test_{g}" for g in gates)
+    return Job(f"{name}{part}", words, most_s, least_s, gates, interpreted=name in ("ssd", "composition"))
+
+
+def reward(name: str, *more: str) -> Job:
+    words = ("tests/benchmarks/gpu/bench_reward.py", "--folder", "{fast}/reward", "--json", "{out}", *more)
+    return Job(name, words, 280, 60, tiny=("--tiny", *CPU))
+
+
+def learning(mixer: str, partner: str) -> Job:
+    # Both at once on one GPU: a step of so small a model leaves most of it idle.
+    words = (
+        "tests/benchmarks/gpu/bench_learning.py", "run", "--features", TEXT_FEATURES, "--corpus", "{work}/corpus",
+        "--mixer", mixer, "--partner", partner, "--share", "{work}/share", "--keep", "{work}/" + mixer,
+        "--train-until", "380", "--out", "{more}",
+    )  # fmt: skip
+    small = ("--steps-first", "4", "--steps", "4", "--width", "128", "--double", "1", "--single", "1", "--batch", "2")
+    return Job(f"learning_{mixer}", words, 540, 200, ("corpus",), gib=35, needs=TEXT_FEATURES, how=FEATURES_HOW,
+               tiny=(*CPU, *small, "--workers", "0"))  # fmt: skip
+
+
+FEATURES_HOW = f"python tests/benchmarks/gpu/bench_learning.py features {TEXT_FEATURES}, where the text encoder is"
+CORPUS = Job(
+    "corpus",
+    ("tests/benchmarks/gpu/bench_learning.py", "corpus", "--features", TEXT_FEATURES, "--corpus", "{work}/corpus"),
+    150, gib=0, gpus=0, needs=TEXT_FEATURES, how=FEATURES_HOW, tiny=("--clips", "1"),
+)  # fmt: skip
+SCALING = Job(
+    "scaling",
+    ("tests/benchmarks/gpu/bench_scaling.py", "--limit-s", "{left}", "--folder", "{fast}/scaling", "--json", "{out}",
+     "--kernels", COMPILED, "--keep-kernels", "{keep}/compiled.tar.gz"),
+    560, 150, gpus=-1, tiny=("--size", "tiny", *CPU, "--most-ranks", "1", "--only", "zero2"),
+)  # fmt: skip
+PARALLEL = Job(
+    "parallel", ("tests/benchmarks/gpu/bench_parallel.py", "--limit-s", "{left}", "--json", "{out}"), 400, 60, gpus=-1
+)
+HOST = Job(
+    "host", ("tests/benchmarks/bench_host.py", "--device", "cuda", "--json"), 60, tiny=(*CPU, "--repeats", "1"),
+    prints=True,
+)  # fmt: skip
+KERNEL_GATES = ("ssd", "recomposition", "frames")
+SUITES: dict[str, tuple[Job, ...]] = {
+    "first": (
+        gate("ssd"), gate("recomposition"), gate("frames"), gate("checkpointing", 150), gate("host", 90),
+        bench("ssd", 60, "--lengths", "15488", gates=("ssd",)),
+        bench("composition", 60, gates=("recomposition",)),
+        bench("blocks", 240, "--cases", "first", gates=KERNEL_GATES),
+        bench("attention", 90, gates=("frames",)),
+        bench("budget", 90, gates=KERNEL_GATES),
+        bench("blocks", 240, "--cases", "rest", gates=KERNEL_GATES, part="_rest", least_s=45),
+        bench("ssd", 120, "--lengths", "9008", "7568", "11888", "8880", "4096", "32768", "75600", gates=("ssd",),
+              part="_rest"),
+    ),
+    "second": (
+        bench("generation", 300, "--only-sum", least_s=60),
+        bench("step", 220, least_s=60),
+        HOST,
+        bench("generation", 300, "--only-end", part="_end", least_s=90),
+        bench("step", 200, "--frames", "57", "241", part="_rest", least_s=60),
+    ),
+    "training": (
+        gate("training", 420, 20), gate("deterministic", 240), gate("saving", 120), gate("scores", 150),
+        gate("vae", 150), gate("monitor", 120), gate("model"), gate("scans"), gate("attention"), gate("wan_codec", 120),
+    ),
+    "reward": (gate("scores", 150), reward("reward"), reward("reward_of_8", "--ranks", "8")),
+    "wan": (bench("wan_layer", 560, least_s=120),),
+    "learning": (CORPUS, learning("mm_dim", "attention"), learning("attention", "mm_dim")),
+    "scaling": (SCALING,),
+    "parallel": (PARALLEL,),
+}  # fmt: skip
+
+
+def jobs_of(suites: Sequence[str], only: Sequence[str] = ()) -> list[Job]:
+    """The jobs of these suites, each once; with `only` those whose name holds one of these, and their gates."""
+    jobs = {job.name: job for suite in suites for job in SUITES[suite]}
+    wanted = {name for name in jobs if not only or any(part in name for part in only)}
+    wanted |= {g for name in wanted for g in jobs[name].gates}
+    return [job for name, job in jobs.items() if name in wanted]
