@@ -149,13 +149,6 @@ class VBenchEntry(VBenchConfig):
                 )
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        # Asked for later than recipes were first recorded: they keep their digests.
-        later = {"suite": "vbench", "clip_to_clip": True, "static_filter": False, "long_python": None,
-                 "long_legacy_python": None}  # fmt: skip
-        return {k: v for k, v in handler(self).items() if k not in later or v != later[k]}
-
     @property
     def config(self) -> VBenchConfig:
         return VBenchConfig.model_validate({name: getattr(self, name) for name in VBenchConfig.model_fields})

@@ -15,7 +15,10 @@ from eval.vbench.environment import EnvironmentName, SuiteName, default_python
 from eval.vbench.long import LONG_CUSTOM_DIMENSIONS
 from m4v.core.config import FrozenModel
 
-_LATER: Mapping[str, object] = {"static_filter": False, "suite": "vbench", "clip_to_clip": True}  # by default
+# Fields that came later, a recipe's among them, by default.
+_LATER: Mapping[str, object] = {
+    "static_filter": False, "suite": "vbench", "clip_to_clip": True, "long_python": None, "long_legacy_python": None
+}  # fmt: skip
 
 
 class Variant(NamedTuple):

@@ -38,7 +38,12 @@ class VBenchLongSuite(VBenchSuite):
         request["clips"] = {
             "folder": str(clips),
             "videos": {
-                links.path_of[v.file]: {"seconds": self._seconds(v), "clips": self._clips(v, links)} for v in videos
+                links.path_of[v.file]: {
+                    "seconds": self._seconds(v),
+                    "clips": self._clips(v, links),
+                    "fps": int(links.fps[v.file]),
+                }
+                for v in videos
             },
         }
         branch = rules().clip_to_clip.get(dimension)

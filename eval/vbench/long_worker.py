@@ -102,6 +102,11 @@ def cut(request: dict[str, Any]) -> dict[str, str]:
             raise base.Trouble("clips", f"a video's name has an underscore, at which VBench-Long ends it: {name}")
         if (root / name).exists():
             raise base.Trouble("clips", f"two videos' clips would lie in one folder of this disk: {name}")
+        rate = utils.get_video_properties(video)["fps"]
+        if rate != wanted["fps"]:  # clips would have another length
+            raise base.Trouble(
+                "clips", f"VBench-Long reads {rate} frames a second of {name}, which has {wanted['fps']}"
+            )
         utils.split_video_into_clips(video, str(root), wanted["seconds"], fps=8)
         clips = sorted((root / name).glob("*.mp4"))
         if len(clips) != wanted["clips"]:
@@ -193,14 +198,15 @@ def ensure_writer() -> str:
 
 
 def write_video(filename: str, video_array: Any, fps: float) -> None:
-    """Frames of shape (count, height, width, RGB), bytes, as H.264 4:2:0 at x264's default quality."""
+    """Frames of shape (count, height, width, RGB), 0 to 255 of any type, as H.264 4:2:0 at x264's default quality."""
     import av
+    import numpy as np
 
     with av.open(filename, mode="w") as container:
         stream = container.add_stream("libx264", rate=round(fps))
         stream.height, stream.width = video_array.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        for picture in video_array.numpy():
+        for picture in np.ascontiguousarray(video_array.byte().numpy()):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
 

@@ -157,9 +157,13 @@ class StaticFilter:
             self.get_score(None, None)
         return os.path.basename(path).removesuffix(".mp4").rpartition("-")[2] in self.still
 """
-# `cut`: how many clips too many; frames of the videos are told by the request, so the fake asks for them in a file.
+# It cuts as many clips as a file says, by seconds.
 LONG_UTILS = """
 import json, os, shutil
+
+
+def get_video_properties(video_path):
+    return {"fps": 8}
 
 
 def split_video_into_clips(video_path, output_path, duration, fps):

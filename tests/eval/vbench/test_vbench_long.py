@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -84,7 +85,7 @@ def test_videos_below_five_seconds_or_of_broken_rates_are_refused_by_name() -> N
 
 def test_its_filter_chooses_among_the_clips_of_five_videos() -> None:
     whole = samples("temporal_flickering")
-    options = {"static_filter": True, "suite": "vbench-long"}
+    options: Any = {"static_filter": True, "suite": "vbench-long"}
     assert len(suite_inputs(whole, "id", ["temporal_flickering"], **options).by_dimension["temporal_flickering"]) == 375
     with pytest.raises(DataIntegrityError, match="videos of temporal_flickering are missing"):
         suite_inputs(samples("temporal_flickering", count=4), "id", ["temporal_flickering"], **options)
