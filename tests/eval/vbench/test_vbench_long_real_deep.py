@@ -144,3 +144,26 @@ def test_first_frames_of_clips_are_compared_by_dinov2_offline(tmp_path: Path, lo
     between = (fused - 0.7 * inside) / 0.3
     assert 0 < between <= 1
     assert fused != pytest.approx(inside, abs=1e-6)
+
+
+def test_dreamsim_runs_offline_from_our_folder_without_a_gpu(tmp_path: Path, locations: dict[str, str]) -> None:
+    """Upstream's call names a GPU and the home folder. DINO's stand-in is another after this: it is the last test."""
+    environment = {**os.environ, "M4V_WORKER": str(WORKER), "VBENCH_CACHE_DIR": locations["cache_dir"]}
+    places = [locations["cache_dir"], locations["torch_home"]]
+    subprocess.run(
+        [locations["long_python"], str(STANDINS), *places, "dreamsim"], env=environment, check=True, timeout=1800
+    )
+    samples = samples_for(tmp_path / "samples", "background_consistency")
+    options: dict[str, Any] = {
+        "suite": "vbench-long", "partial": True, "published_weights": False, "dimensions": ("background_consistency",)
+    }  # fmt: skip
+    context = vbench_context(tmp_path, samples, locations, **options)
+    run(context)
+    found = scores_of(context)
+    value = found.metrics["vbench-long.background_consistency"].mean
+    assert value is not None
+    assert 0 < value <= 1
+    assert found.identity.suite is not None
+    assert {"dreamsim_dino", "dreamsim_clip", "dreamsim_open_clip", "dreamsim_lora"} <= set(
+        found.identity.suite.weights
+    )
