@@ -14,9 +14,11 @@ from pydantic import TypeAdapter
 
 from eval.config import EvaluateConfig, GenerateConfig
 from eval.vbench.config import VBenchConfig
+from eval.vbench.long import Rate, problem_of_length
 from m4v.config import default_dtype
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.config import parse
+from m4v.core.errors import ConfigError
 from m4v.core.stage import WEIGHTS_INPUT, Resources
 from m4v.text.config import MiniLmConfig, TextEncoderConfig
 from pipelines import stages
@@ -26,11 +28,12 @@ from pipelines.generation.settings import video_config
 from pipelines.ledger import Ledger
 from pipelines.spec import StageNode, StageSpec
 
-Suite = Literal["vbench", "fast", "local"]
+Suite = Literal["vbench", "vbench-long", "fast", "local"]
 SAMPLING = "generate"
 # Prompts of each suite and how many videos of each, unless the caller says otherwise.
 PROTOCOL: Mapping[Suite, tuple[str, int]] = {
     "vbench": ("vbench", 5),
+    "vbench-long": ("vbench", 5),
     "fast": ("vbench-fast50", 1),
     "local": ("shapes-24", 1),
 }
@@ -41,13 +44,21 @@ def sampling_config(
 ) -> GenerateConfig:
     """What is sampled for a suite: size, rate and sampler as the checkpoint was sampled last, or as its recipe does.
 
-    Raises ConfigError for prompts that are not there, or where nothing says how large the videos are."""
+    Raises ConfigError for prompts that are not there, where nothing says how large the videos are, and for videos of a
+    length that the suite does not take."""
     named, count = PROTOCOL[suite]
     values = {
         **dict(video_config(found, {}, {})), "prompts": prompts or named, "ema": found.ema,
         "samples_per_prompt": samples_per_prompt or count, "dtype": default_dtype(device),
     }  # fmt: skip
-    return parse(GenerateConfig, values, "m4v evaluate run")
+    config = parse(GenerateConfig, values, "m4v evaluate run")
+    problem = problem_of_length(Rate(config.frames, config.fps)) if suite == "vbench-long" else None
+    if problem is not None:
+        raise ConfigError(
+            problem, where=f"as {found.origin or 'told'}",
+            next_step="measure it with --suite vbench, or sample it longer by a recipe's generate",
+        )  # fmt: skip
+    return config
 
 
 def checkpoint_nodes(

@@ -19,7 +19,8 @@ from dataprep.config import AdapterConfig, CurateConfig, EncodeConfig, SourceCon
 from dataprep.encode_config import BucketConfig
 from eval.config import EvaluateConfig, GateConfig, GenerateConfig
 from eval.prompts import PromptList
-from eval.vbench.config import VBenchConfig
+from eval.vbench.config import Places, VBenchConfig
+from eval.vbench.long import Rate, problem_of_length
 from eval.vbench.prompt_suite import STATIC_DIMENSION, STATIC_SAMPLES, prompts_of
 from m4v.codec.config import PIXEL_MULTIPLE
 from m4v.codec.shape import CHANNELS
@@ -118,14 +119,17 @@ class EncodingEntry(FrozenModel):
 class VBenchEntry(VBenchConfig):
     """VBench on the trained model: its prompts are sampled as `generate` says, then measured.
 
-    `core_python` and `legacy_python` are the interpreters that have VBench (default: what `m4v evaluate setup` made);
-    `cache_dir`, `torch_home` and `hf_home` hold its weights. No place is in a key: what is installed there is.
+    `core_python` and `legacy_python` are the interpreters that have VBench, `long_python` and `long_legacy_python`
+    those with VBench-Long (default: what `m4v evaluate setup` made); `cache_dir`, `torch_home` and `hf_home` hold its
+    weights. No place is in a key: what is installed there is.
     """
 
     prompts: PromptList = Field(default="vbench", validate_default=True)  # type: ignore[assignment]
     samples_per_prompt: int = Field(default=5, ge=1)
     core_python: str | None = None
     legacy_python: str | None = None
+    long_python: str | None = None
+    long_legacy_python: str | None = None
     cache_dir: str | None = None
     torch_home: str | None = None
     hf_home: str | None = None
@@ -133,7 +137,7 @@ class VBenchEntry(VBenchConfig):
     @model_validator(mode="after")
     def _filter_has_enough(self) -> Self:
         """Told before the first video is sampled."""
-        if not self.static_filter or self.partial or STATIC_DIMENSION not in self.wanted:
+        if not self.static_filter or self.partial or STATIC_DIMENSION not in self.wanted or self.suite != "vbench":
             return self
         read = {each.prompt for each in prompts_of(STATIC_DIMENSION)}
         for prompt in self.prompts:
@@ -152,8 +156,7 @@ class VBenchEntry(VBenchConfig):
     @property
     def locations(self) -> dict[str, str]:
         """The places that are named."""
-        names = ("core_python", "legacy_python", "cache_dir", "torch_home", "hf_home")
-        return {name: place for name in names if (place := getattr(self, name)) is not None}
+        return {name: place for name in Places._fields if (place := getattr(self, name)) is not None}
 
 
 class EvaluationConfig(FrozenModel):
@@ -219,6 +222,7 @@ class Recipe(FrozenModel):
         if self.evaluation.before_reward is not None and self.reward is None:
             raise ValueError("evaluation.before_reward: the recipe has no reward stage; leave it out, or add `reward`")
         check_vbench_rules(self.gate, self.evaluation.vbench)
+        self._check_suite_length()
         variants_of(self)
         if self.profile not in self.profiles:
             raise ValueError(f"profile {self.profile!r} is not one of {', '.join(sorted(self.profiles))}")
@@ -228,6 +232,16 @@ class Recipe(FrozenModel):
     def start_model(self) -> AnyModel:
         """The model that the first stage trains: with attention where it is converted later (paper D.2)."""
         return self.model if self.attention_until is None else self.model.model_copy(update={"mixer": "attention"})
+
+    def _check_suite_length(self) -> None:
+        """Told before the first video is sampled."""
+        entry = self.evaluation.vbench
+        if entry is not None and entry.suite == "vbench-long":
+            problem = problem_of_length(Rate(self.generate.frames, self.generate.fps))
+            if problem is not None:
+                raise ValueError(
+                    f"evaluation.vbench.suite: {problem}; use suite: vbench, or set generate.frames and fps"
+                )
 
     def _check_family(self) -> None:
         """Schedule, sampler and orders are of the model's family."""

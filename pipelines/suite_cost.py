@@ -25,6 +25,11 @@ PAPER = (
     "among them"
 )
 
+LONG = (
+    "no evaluation of this kind stands in the ledger, and nobody has published what VBench-Long costs; each dimension "
+    "cuts every video into clips of 2 or 10 s anew, and reads all of them"
+)
+
 
 @dataclass(frozen=True)
 class SuiteCost:
@@ -74,9 +79,9 @@ def suite_costs(
         sampling = by_id[source[0]] if source is not None else None
         config = sampling.config if sampling is not None else None
         readings = _readings(node.config, config) if isinstance(config, GenerateConfig) else {}
-        vbench = isinstance(node.config, VBenchConfig)
+        suite = node.config.suite if isinstance(node.config, VBenchConfig) else "local"
         found[node.id] = SuiteCost(
-            suite="vbench" if vbench else "local",
+            suite=suite,
             sampled_by=None if sampling is None else sampling.id,
             generation=None if sampling is None else generation.get(sampling.id),
             videos=len(jobs(config.prompts, config.samples_per_prompt)) if isinstance(config, GenerateConfig) else None,
@@ -84,15 +89,24 @@ def suite_costs(
             expected=_expected(node.config, readings),
             judge_seconds=step.estimate_s,
             judge_gpu_hours=step.gpu_hours,
-            assumptions=(PAPER,) if vbench and step.estimate_s is None else (),
+            assumptions=_assumptions(suite) if step.estimate_s is None else (),
         )
     return found
+
+
+def _assumptions(suite: str) -> tuple[str, ...]:
+    return {"vbench": (PAPER,), "vbench-long": (LONG,)}.get(suite, ())
 
 
 def _expected(config: VBenchConfig | EvaluateConfig, readings: Mapping[str, int]) -> dict[str, int]:
     if not isinstance(config, VBenchConfig) or config.mode != "standard":
         return {}
-    return {name: expected_of(name, static_filter=config.static_filter) for name in readings}
+    return {name: expected_of(name, static_filter=_wants_25(config)) for name in readings}
+
+
+def _wants_25(config: VBenchConfig) -> bool:
+    """VBench's filter chooses among 25 videos, VBench-Long's among the clips of five."""
+    return config.static_filter and config.suite == "vbench"
 
 
 def _readings(config: VBenchConfig | EvaluateConfig, sampling: GenerateConfig) -> dict[str, int]:
@@ -107,10 +121,10 @@ def _readings(config: VBenchConfig | EvaluateConfig, sampling: GenerateConfig) -
     counts: Counter[str] = Counter()  # two prompts may be wordings of one of the suite's
     for number, prompt in texts:
         counts[prompt.scored_as or prompt.text] += of_prompt[number]
-    return {name: _read(name, counts) for name in config.wanted}
+    return {name: _read(name, counts, config.suite) for name in config.wanted}
 
 
-def _read(dimension: str, counts: Mapping[str, int]) -> int:
-    """Of VBench's own prompts: its first 5 videos each, or the 25 that temporal flickering chooses from."""
-    most = STATIC_SAMPLES if dimension == STATIC_DIMENSION else SAMPLES
+def _read(dimension: str, counts: Mapping[str, int], suite: str) -> int:
+    """Of VBench's own prompts: its first 5 videos each, or the 25 that VBench's temporal flickering chooses from."""
+    most = STATIC_SAMPLES if dimension == STATIC_DIMENSION and suite == "vbench" else SAMPLES
     return sum(min(most, counts.get(each.prompt, 0)) for each in prompts_of(dimension))

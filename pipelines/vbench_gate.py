@@ -7,7 +7,7 @@ from eval.vbench.aggregate import AVG4, AVG7
 from eval.vbench.config import VBenchConfig
 from eval.vbench.constants import DIMENSIONS, constants
 
-PREFIX = "vbench."
+PREFIXES = ("vbench.", "vbench-long.")
 
 
 def gates_on_vbench(gate: GateConfig) -> bool:
@@ -22,13 +22,16 @@ def check_vbench_rules(gate: GateConfig, entry: VBenchConfig | None) -> None:
 
 
 def _named(rule: GateRule) -> list[str]:
-    return [metric for metric in named_metrics(rule) if metric.startswith(PREFIX)]
+    return [metric for metric in named_metrics(rule) if metric.startswith(PREFIXES)]
 
 
 def _check(rule: GateRule, metric: str, entry: VBenchConfig | None) -> None:
     where = f"gate.rules: {rule.rule} of {metric}"
     if entry is None:
         raise ValueError(f"{where}: the recipe has no evaluation.vbench; add it, or leave the rule out")
+    suite, _, name = metric.partition(".")
+    if suite != entry.suite:
+        raise ValueError(f"{where}: evaluation.vbench measures suite {entry.suite}, whose scores are {entry.suite}.…")
     if entry.partial:
         raise ValueError(
             f"{where}: evaluation.vbench is partial, and a score over what videos there are opens no gate; leave "
@@ -40,15 +43,17 @@ def _check(rule: GateRule, metric: str, entry: VBenchConfig | None) -> None:
             f"{where}: the untrained model is not measured by VBench; use minimum or maximum here, and compare with "
             f"what a channel names by its non_regression in the settings{also}"
         )
-    name, figures = metric.removeprefix(PREFIX), _figures(entry)
+    figures = _figures(entry)
     if name not in (*DIMENSIONS, *figures):
-        raise ValueError(f"{where}: mode {entry.mode} gives {', '.join(figures)} and the dimensions, and no {name!r}")
+        raise ValueError(f"{where}: mode {entry.mode} gives {', '.join([*figures, 'the dimensions'])}, and no {name!r}")
     if missing := [dimension for dimension in figures.get(name, (name,)) if dimension not in entry.wanted]:
         raise ValueError(f"{where}: evaluation.vbench.dimensions lacks {missing[0]!r}, which it needs")
 
 
 def _figures(entry: VBenchConfig) -> dict[str, tuple[str, ...]]:
     """Figures that the scores have, and the dimensions that each needs."""
+    if (entry.suite, entry.mode) == ("vbench-long", "custom"):
+        return {}
     if entry.mode == "custom":
         return {"avg4": AVG4, "avg7": AVG7}
     return {"total": DIMENSIONS, "quality": constants().names("quality"), "semantic": constants().names("semantic")}

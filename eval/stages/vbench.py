@@ -11,6 +11,7 @@ from eval.stages.evaluate import check_complete, read_clip
 from eval.suite_scores import suite_score_set
 from eval.suites import DimensionResult, SuiteInputs
 from eval.vbench.config import Places, VBenchConfig
+from eval.vbench.long_suite import open_suite
 from eval.vbench.preflight import Preflight, chosen, preflight
 from eval.vbench.prompt_suite import STATIC_DIMENSION
 from eval.vbench.suite import OUTCOME, VBenchSuite
@@ -28,7 +29,7 @@ def run(context: StageContext) -> None:
     dimensions = chosen(config, look)
     artifact = context.input("samples")
     samples = read_record(SampleSet, artifact, SAMPLES)
-    suite = VBenchSuite(
+    suite = open_suite(
         places, config, _devices(context), context.resources.threads, lambda: context.drain_requested
     )  # fmt: skip
     inputs = suite.inputs(samples, artifact.id, dimensions, partial=config.partial)
@@ -67,7 +68,7 @@ def _publish(
     near_static = {}
     if still is not None and tooling.options["static_filter"]:
         near_static = {"near_static_videos": still.videos, "near_static_of": len(still.rows)}
-    context.summary("scores", {"suite": "vbench", "videos": len(scores.per_video), "checkpoint": samples.checkpoint,
+    context.summary("scores", {"suite": suite.name, "videos": len(scores.per_video), "checkpoint": samples.checkpoint,
                                "partial": inputs.partial, "failed": failures, **near_static, **measured})  # fmt: skip
     context.metrics({**near_static, **measured})
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from m4v.core.storage import write_atomic
 
 WORKER = Path(__file__).with_name("worker.py")
+LONG_WORKER = Path(__file__).with_name("long_worker.py")
 REQUEST, RESULT, LOG = "request.json", "result.json", "worker.log"
 GRACE_S = 5.0  # between the word and the kill
 _POLL_S = 0.1
@@ -38,8 +39,10 @@ def run_worker(
     variables: Mapping[str, str],
     limit_s: float,
     should_stop: Callable[[], bool] = lambda: False,
+    *,
+    worker: Path = WORKER,
 ) -> Ended:
-    """Run the worker with `python` in `folder`, which keeps its request, result and log.
+    """Run `worker` with `python` in `folder`, which keeps its request, result and log.
 
     The child has a process group of its own: time limit and stop end all that it started. An earlier result in the
     folder is removed first.
@@ -49,7 +52,7 @@ def run_worker(
     result.unlink(missing_ok=True)
     write_atomic(folder / REQUEST, json.dumps(dict(request), sort_keys=True).encode())
     # Isolated, and without bytecode beside what others share.
-    command = [str(python), "-I", "-B", "-u", str(WORKER), str(folder / REQUEST), str(result)]
+    command = [str(python), "-I", "-B", "-u", str(worker), str(folder / REQUEST), str(result)]
     with (folder / LOG).open("wb") as log:
         try:
             child = subprocess.Popen(

@@ -10,13 +10,29 @@ from typing import Literal, NamedTuple, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from eval.suites import Mode
-from eval.vbench.constants import CUSTOM_DIMENSIONS, DIMENSIONS, STANDARD_ONLY
-from eval.vbench.environment import EnvironmentName, default_python
+from eval.vbench.constants import CUSTOM_DIMENSIONS, DIMENSIONS
+from eval.vbench.environment import EnvironmentName, SuiteName, default_python
+from eval.vbench.long import LONG_CUSTOM_DIMENSIONS
 from m4v.core.config import FrozenModel
+
+# Fields that came later, a recipe's among them, by default.
+_LATER: Mapping[str, object] = {
+    "static_filter": False, "suite": "vbench", "clip_to_clip": True, "long_python": None, "long_legacy_python": None
+}  # fmt: skip
+
+
+class Variant(NamedTuple):
+    """What decides which files a dimension reads: see `VBenchConfig`."""
+
+    suite: SuiteName = "vbench"
+    static_filter: bool = False
+    clip_to_clip: bool = True
 
 
 class VBenchConfig(FrozenModel):
     """What VBench measures.
+
+    - suite: `vbench` for videos below 5 s, `vbench-long` (clips of 2 and 10 s) from 5 s on. Their results stand apart.
 
     - dimensions: by name; `all` 16 of them; or `available`, those that this machine can measure, the rest named.
     - mode: `standard` measures a dimension on the suite's prompts for it; `custom` on every video, whatever its
@@ -30,9 +46,15 @@ class VBenchConfig(FrozenModel):
       kept, the stage ends, and the same command goes on with what is missing. `record`: the scores are published, and
       the dimension stands in them with its reason.
     - static_filter: of temporal flickering's videos only those that VBench's own filter (RAFT) finds near-static, at
-      most 5 of a prompt's 25: the published protocol. Left out of the canonical form where it is not used.
+      most 5 of a prompt's 25: the published protocol. `vbench-long` filters clips, at most 5 of a prompt.
+    - clip_to_clip: of `vbench-long`, compare clips with each other in subject and background consistency, as its
+      published protocol does (DINOv2 and DreamSim); without it both are of the inside of clips alone.
     - limit_s: seconds that one dimension may take; in no key.
+
+    Fields that came later stand in the canonical form only where they are used.
     """
+
+    suite: SuiteName = "vbench"
 
     dimensions: Literal["available", "all"] | tuple[str, ...] = "all"
     mode: Mode = "standard"
@@ -41,11 +63,12 @@ class VBenchConfig(FrozenModel):
     allow_zero: tuple[str, ...] = ()
     failures: Literal["stop", "record"] = "stop"
     static_filter: bool = False
+    clip_to_clip: bool = True
     limit_s: float = Field(default=6 * 3600.0, gt=0)
 
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return {k: v for k, v in handler(self).items() if k != "static_filter" or v}
+        return {k: v for k, v in handler(self).items() if k not in _LATER or v != _LATER[k]}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -54,11 +77,13 @@ class VBenchConfig(FrozenModel):
                 raise ValueError(f"VBench has no dimension {name!r}; there are {', '.join(DIMENSIONS)}")
         if not self.wanted:
             raise ValueError("dimensions: name at least one")
-        if self.mode == "custom" and (wrong := [name for name in self.wanted if name in STANDARD_ONLY]):
+        if self.mode == "custom" and (wrong := [name for name in self.wanted if name not in self.of_own_prompts]):
             raise ValueError(
                 f"dimensions: mode custom cannot measure {', '.join(wrong)}, which read the suite's own prompts alone; "
-                f"say dimensions: [{', '.join(CUSTOM_DIMENSIONS)}] or some of them, or mode: standard"
+                f"say dimensions: [{', '.join(self.of_own_prompts)}] or some of them, or mode: standard"
             )
+        if self.suite == "vbench" and not self.clip_to_clip:
+            raise ValueError("clip_to_clip: VBench has no clips; leave it out, or use suite: vbench-long")
         if self.static_filter and self.mode != "standard":
             raise ValueError("static_filter: VBench filters the suite's own prompts; use mode standard, or no filter")
         return self
@@ -67,10 +92,19 @@ class VBenchConfig(FrozenModel):
     def wanted(self) -> tuple[str, ...]:
         """Dimensions by name, in the published order."""
         if isinstance(self.dimensions, str):
-            return CUSTOM_DIMENSIONS if (self.mode, self.dimensions) == ("custom", "available") else DIMENSIONS
+            return self.of_own_prompts if (self.mode, self.dimensions) == ("custom", "available") else DIMENSIONS
         return tuple(d for d in DIMENSIONS if d in self.dimensions) + tuple(
             d for d in self.dimensions if d not in DIMENSIONS
         )
+
+    @property
+    def of_own_prompts(self) -> tuple[str, ...]:
+        """Dimensions that mode custom can measure."""
+        return CUSTOM_DIMENSIONS if self.suite == "vbench" else LONG_CUSTOM_DIMENSIONS
+
+    @property
+    def variant(self) -> Variant:
+        return Variant(self.suite, self.static_filter, self.clip_to_clip)
 
     def key_config(self) -> dict[str, object]:
         return {name: value for name, value in self.canonical().items() if name != "limit_s"}
@@ -84,9 +118,15 @@ class Places(NamedTuple):
     cache_dir: Path
     torch_home: Path
     hf_home: Path
+    long_python: Path
+    long_legacy_python: Path
 
     def python(self, name: EnvironmentName) -> Path:
-        return self.core_python if name == "core" else self.legacy_python
+        """The interpreter of an environment."""
+        return {
+            "core": self.core_python, "legacy": self.legacy_python, "long": self.long_python,
+            "long-legacy": self.long_legacy_python,
+        }[name]  # fmt: skip
 
     @classmethod
     def of(cls, given: Mapping[str, str]) -> Places:
@@ -103,4 +143,6 @@ class Places(NamedTuple):
             cache_dir=place("cache_dir", "VBENCH_CACHE_DIR", cache / "vbench"),
             torch_home=place("torch_home", "TORCH_HOME", cache / "torch"),
             hf_home=place("hf_home", "HF_HOME", cache / "huggingface"),
+            long_python=place("long_python", None, default_python("long")),
+            long_legacy_python=place("long_legacy_python", None, default_python("long-legacy")),
         )

@@ -17,12 +17,13 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from eval.vbench.child import Ended, run_worker
+from eval.vbench.child import LONG_WORKER, WORKER, Ended, run_worker
 from m4v.core.canonical import digest_bytes, digest_json
 from m4v.core.config import FrozenModel
 from m4v.core.errors import ConfigError
 
-EnvironmentName = Literal["core", "legacy"]
+EnvironmentName = Literal["core", "legacy", "long", "long-legacy"]
+SuiteName = Literal["vbench", "vbench-long"]
 RECORD = "m4v-environment.json"
 _DIGEST = "installed_digest"  # stands beside the record's fields
 VARIABLE = "M4V_VBENCH"
@@ -33,41 +34,54 @@ DETECTRON2 = "git+https://github.com/facebookresearch/detectron2@02b5c4e2"
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """`extra`: (package, where from) that no registry has; built against the torch of the environment.
-    `pythons`: versions of Python that the pins have wheels for, first and last."""
+    """An interpreter for some dimensions of a suite.
+
+    - pythons: versions of Python that the pins have wheels for, first and last.
+    - extra: (package, where from) that no registry has; built against the torch of the environment.
+    - base: the environment whose pins it has, too. workers: our own programs that run in it, the last is started.
+    """
 
     name: EnvironmentName
     dimensions: tuple[str, ...]
     pythons: tuple[tuple[int, int], tuple[int, int]]
     extra: tuple[tuple[str, str], ...] = ()
+    suite: SuiteName = "vbench"
+    base: EnvironmentName | None = None
 
     @property
     def lock(self) -> bytes:
         """The requirement file, all pins but torch's and torchvision's."""
-        return (resources.files("eval.vbench.requirements") / f"{self.name}.txt").read_bytes()
+        own = (resources.files("eval.vbench.requirements") / f"{self.name}.txt").read_bytes()
+        return own if self.base is None else SPECS[self.base].lock + own
+
+    @property
+    def workers(self) -> tuple[Path, ...]:
+        return (WORKER,) if self.suite == "vbench" else (WORKER, LONG_WORKER)
 
 
+_MODERN = (
+    "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness", "dynamic_degree",
+    "aesthetic_quality", "imaging_quality", "appearance_style", "temporal_style", "overall_consistency",
+)  # fmt: skip
+_OLD = ("object_class", "multiple_objects", "human_action", "color", "spatial_relationship", "scene")
+_DETECTORS = (("detectron2", DETECTRON2),)
 SPECS: Mapping[EnvironmentName, EnvironmentSpec] = {
-    "core": EnvironmentSpec(
-        "core",
-        (
-            "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness",
-            "dynamic_degree", "aesthetic_quality", "imaging_quality", "appearance_style", "temporal_style",
-            "overall_consistency",
-        ),
-        ((3, 11), (3, 12)),
+    "core": EnvironmentSpec("core", _MODERN, ((3, 11), (3, 12))),
+    "legacy": EnvironmentSpec("legacy", _OLD, ((3, 11), (3, 11)), _DETECTORS),
+    "long": EnvironmentSpec("long", _MODERN, ((3, 11), (3, 12)), suite="vbench-long", base="core"),
+    "long-legacy": EnvironmentSpec(
+        "long-legacy", _OLD, ((3, 11), (3, 11)), _DETECTORS, suite="vbench-long", base="legacy"
     ),
-    "legacy": EnvironmentSpec(
-        "legacy",
-        ("object_class", "multiple_objects", "human_action", "color", "spatial_relationship", "scene"),
-        ((3, 11), (3, 11)),
-        (("detectron2", DETECTRON2),),
-    ),
-}  # fmt: skip
+}
 
 
-def environment_of(dimension: str) -> EnvironmentName:
-    return next(name for name, spec in SPECS.items() if dimension in spec.dimensions)
+def specs_of(suite: SuiteName) -> dict[EnvironmentName, EnvironmentSpec]:
+    """The environments of a suite, which share its dimensions between them."""
+    return {name: spec for name, spec in SPECS.items() if spec.suite == suite}
+
+
+def environment_of(dimension: str, suite: SuiteName = "vbench") -> EnvironmentName:
+    return next(name for name, spec in specs_of(suite).items() if dimension in spec.dimensions)
 
 
 class EnvironmentRecord(FrozenModel):
@@ -114,7 +128,7 @@ def read_record(folder: Path) -> EnvironmentRecord | None:
         words = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise ConfigError(
             f"the environment's record does not parse: {words}", value=str(path),
-            next_step="remove the environment and set it up again: m4v evaluate setup core|legacy",
+            next_step="remove the environment and set it up again: m4v evaluate setup NAME",
         ) from None  # fmt: skip
     return record
 
@@ -139,7 +153,8 @@ def ask(name: EnvironmentName, python: Path, *, lock: bytes | None = None) -> En
     with tempfile.TemporaryDirectory(prefix="m4v-vbench-") as folder:
         _lay_vocabulary(python, Path(folder))
         request = {"task": "environment", "device": "cpu", "dimensions": list(SPECS[name].dimensions)}
-        ended = run_worker(python, request, Path(folder), {"VBENCH_CACHE_DIR": folder}, PROBE_LIMIT_S)
+        variables = {"VBENCH_CACHE_DIR": folder}
+        ended = run_worker(python, request, Path(folder), variables, PROBE_LIMIT_S, worker=SPECS[name].workers[-1])
     if ended.answer is None or ended.answer.get("status") != "ok":
         raise ConfigError(
             f"the interpreter of the {name} environment does not answer: {ended.reason}", value=str(python),
@@ -190,7 +205,7 @@ def record_json(record: EnvironmentRecord) -> bytes:
 
 
 __all__ = [
-    "SPECS", "Ended", "EnvironmentName", "EnvironmentRecord", "EnvironmentSpec", "ask", "default_python",
+    "SPECS", "Ended", "EnvironmentName", "EnvironmentRecord", "EnvironmentSpec", "SuiteName", "ask", "default_python",
     "environment_of", "environments_root", "find_record", "missing_dimensions", "problem_of", "read_record",
-    "record_json", "vocabulary_of",
+    "record_json", "specs_of", "vocabulary_of",
 ]  # fmt: skip

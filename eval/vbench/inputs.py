@@ -8,7 +8,9 @@ from pathlib import PurePosixPath
 from eval.prompts import set_name
 from eval.records import SampleSet, SampleVideo
 from eval.suites import Mode, SuiteInputs, SuiteVideo, check_dimensions
-from eval.vbench.constants import CUSTOM_DIMENSIONS, DIMENSIONS, STANDARD_ONLY
+from eval.vbench.constants import CUSTOM_DIMENSIONS, DIMENSIONS
+from eval.vbench.environment import SuiteName
+from eval.vbench.long import LONG_CUSTOM_DIMENSIONS, check_lengths
 from eval.vbench.prompt_suite import (
     SAMPLES,
     SETS,
@@ -37,6 +39,7 @@ def suite_inputs(
     *,
     partial: bool = False,
     static_filter: bool = False,
+    suite: SuiteName = "vbench",
 ) -> SuiteInputs:
     """Videos of each dimension.
 
@@ -44,38 +47,49 @@ def suite_inputs(
     which its static filter wants.
     `custom`: every video, whatever its prompt, for the dimensions that need no more than words.
     Raises ConfigError for a dimension that is none or not of the mode, DataIntegrityError naming count and first
-    example where videos of the protocol are missing and `partial` is false.
+    example where videos of the protocol are missing and `partial` is false, InputError for a video whose length the
+    suite does not take.
     """
     wanted = check_dimensions("VBench", DIMENSIONS, dimensions)
+    filtered = static_filter and suite == "vbench"  # VBench-Long chooses among the clips of 5 videos
     if mode == "custom":
-        if wrong := [name for name in wanted if name in STANDARD_ONLY]:
+        known = CUSTOM_DIMENSIONS if suite == "vbench" else LONG_CUSTOM_DIMENSIONS
+        if wrong := [name for name in wanted if name not in known]:
             raise ConfigError(
                 "a dimension needs more than a prompt's words, so it reads the suite's prompts alone", value=wrong[0],
-                next_step=f"use mode standard, or of {', '.join(CUSTOM_DIMENSIONS)}",
+                next_step=f"use mode standard, or of {', '.join(known)}",
             )  # fmt: skip
         found = {name: tuple(_video(v, v.sample_index, name, mode) for v in samples.videos) for name in wanted}
+        _check_lengths(samples, found, suite)
         return SuiteInputs(mode=mode, prompt_set=prompt_set_of(samples), samples=samples_id, by_dimension=found)
     by_prompt: dict[str, list[SampleVideo]] = {}
     for video in samples.videos:
         by_prompt.setdefault(video.scored_prompt, []).append(video)
-    found = {name: _standard(name, by_prompt) for name in wanted}
-    missing = {name: gaps for name in wanted if (gaps := _gaps(name, by_prompt, static_filter))}
+    found = {name: _standard(name, by_prompt, suite) for name in wanted}
+    missing = {name: gaps for name in wanted if (gaps := _gaps(name, by_prompt, filtered))}
     if missing and not partial:
         name = next(iter(missing))
-        expected = expected_of(name, static_filter=static_filter)
+        expected = expected_of(name, static_filter=filtered)
         raise DataIntegrityError(
             f"{len(missing[name])} of {expected} videos of {name} are missing; the first",
             value=missing[name][0],
-            where=f"samples {samples_id[:12]}", next_step=_complete(samples, _filters(name, static_filter)),
+            where=f"samples {samples_id[:12]}", next_step=_complete(samples, _filters(name, filtered)),
         )  # fmt: skip
     if not any(found.values()):
         raise DataIntegrityError(
             "no video is of a prompt that these dimensions read", where=f"samples {samples_id[:12]}",
             next_step="use mode custom for prompts of your own",
         )  # fmt: skip
+    _check_lengths(samples, found, suite)
     return SuiteInputs(
         mode=mode, prompt_set=prompt_set_of(samples), samples=samples_id, partial=bool(missing), by_dimension=found
     )
+
+
+def _check_lengths(samples: SampleSet, found: Mapping[str, Sequence[SuiteVideo]], suite: SuiteName) -> None:
+    if suite == "vbench-long":
+        used = {video.file for videos in found.values() for video in videos}
+        check_lengths({v.file: v for v in samples.videos if v.file in used})
 
 
 def _complete(samples: SampleSet, filtered: bool) -> str:
@@ -106,8 +120,8 @@ def prompt_set_of(samples: SampleSet) -> str:
     return OWN
 
 
-def _standard(dimension: str, by_prompt: ByPrompt) -> tuple[SuiteVideo, ...]:
-    most = STATIC_SAMPLES if dimension == STATIC_DIMENSION else SAMPLES
+def _standard(dimension: str, by_prompt: ByPrompt, suite: SuiteName) -> tuple[SuiteVideo, ...]:
+    most = STATIC_SAMPLES if dimension == STATIC_DIMENSION and suite == "vbench" else SAMPLES
     return tuple(
         _video(video, index, dimension, "standard")
         for each in prompts_of(dimension)

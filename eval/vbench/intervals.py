@@ -1,4 +1,4 @@
-"""Intervals of figures over dimensions (`vbench.total`, `vbench.avg4`): prompts are drawn, all dimensions follow."""
+"""Intervals of figures over dimensions (`vbench.total`, `vbench-long.total`): prompts are drawn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from eval.suites import Aggregate, DimensionResult
 from eval.vbench.aggregate import fast_figures, standard_figures
 from m4v.core.rng import generator
 
-SUITE = "vbench"
 MIN_PROMPTS = 5
 _SEED = 0
 Interval = tuple[float, float]
@@ -37,7 +36,7 @@ def figure_intervals(scores: ScoreSet, *, resamples: int, confidence: float) -> 
     drawn = _drawn(means, dimensions, resamples)
     found: dict[str, Interval] = {}
     for name, value in scores.figures.figures.items():
-        plain = name.removeprefix(f"{SUITE}.")
+        plain = name.partition(".")[2]
         if value is None:
             continue
         start, slopes = affine(plain, tuple(means))
@@ -69,7 +68,7 @@ def _means(scores: ScoreSet) -> Means:
     for video in scores.per_video:
         for name, value in video.metrics.items():
             if value is not None:
-                found.setdefault(name.removeprefix(f"{SUITE}."), {}).setdefault(video.prompt_index, []).append(value)
+                found.setdefault(name.partition(".")[2], {}).setdefault(video.prompt_index, []).append(value)
     return {name: {p: float(np.mean(v)) for p, v in prompts.items()} for name, prompts in found.items()}
 
 

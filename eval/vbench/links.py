@@ -13,19 +13,24 @@ import numpy as np
 
 from eval.records import SAMPLES, SampleSet
 from eval.suites import SuiteVideo
-from eval.vbench.config import Places
+from eval.vbench.config import Places, Variant
 from eval.vbench.layout import lay_out
 from eval.vbench.weights import catalogue, find, needs
 from m4v.core.storage import storage_faults
 
+_WHOLE = Variant()
 _DINO_COPY = "dino_model/dino_vitbase16_pretrain.pth"  # VBench asks for it, and then reads torch hub's
+# DreamSim takes its own folder for torch hub's.
+_DREAMSIM = "dreamsim_model"
+_OF_DREAMSIM = {"dino_repo": "facebookresearch_dino_main", "dino": "checkpoints/dino_vitbase16_pretrain.pth"}
 
 
 class Links(NamedTuple):
-    """`path_of` and `frames`: by file name in the samples. `variables`: where the worker finds its weights."""
+    """`path_of`, `frames` and `fps`: by file name in the samples. `variables`: where the worker finds its weights."""
 
     path_of: dict[str, str]
     frames: dict[str, int]
+    fps: dict[str, float]
     variables: dict[str, str]
     picture: Path
 
@@ -37,18 +42,19 @@ def lay_links(
     samples: Path,
     places: Places,
     *,
-    static_filter: bool = False,
+    variant: Variant = _WHOLE,
 ) -> Links:
     """Lay everything below `folder`, afresh; raises as `lay_out`."""
-    frames = {v.file: v.frames for v in SampleSet.model_validate_json((samples / SAMPLES).read_bytes()).videos}
+    known = {v.file: v for v in SampleSet.model_validate_json((samples / SAMPLES).read_bytes()).videos}
     with storage_faults(str(folder)):
         for name in ("cache", "torch", "bert-base-uncased"):
             _remove(folder / name)
         path_of = {file: str(path) for file, path in lay_out(videos, samples, folder / "links").items()}
-        variables = _lay_weights(folder, needs(dimension, static_filter=static_filter), places)
+        variables = _lay_weights(folder, needs(dimension, variant), places)
         picture = folder / "picture.png"
         _draw(picture)
-    return Links(path_of, {f: frames[f] for f in path_of}, variables, picture)
+    frames, fps = {f: known[f].frames for f in path_of}, {f: known[f].fps for f in path_of}
+    return Links(path_of, frames, fps, variables, picture)
 
 
 def _remove(path: Path) -> None:
@@ -79,6 +85,8 @@ def _lay_weights(folder: Path, names: Sequence[str], places: Places) -> dict[str
         _link(path, (torch if row.variable == "TORCH_HOME" else cache) / row.below)
         if name == "dino":
             _link(path, cache / _DINO_COPY)
+        if "dreamsim_lora" in names and name in _OF_DREAMSIM:
+            _link(path, cache / _DREAMSIM / _OF_DREAMSIM[name])
     return {"VBENCH_CACHE_DIR": str(cache), "TORCH_HOME": str(torch), "HF_HOME": str(places.hf_home)}
 
 

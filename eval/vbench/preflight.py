@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.suites import Requirement
-from eval.vbench.config import Places, VBenchConfig
-from eval.vbench.environment import SPECS, EnvironmentName, environment_of, find_record
+from eval.vbench.config import Places, Variant, VBenchConfig
+from eval.vbench.environment import SPECS, EnvironmentName, SuiteName, environment_of, find_record, specs_of
 from eval.vbench.weights import digest_of, find, needs, requirements
 from m4v.core.canonical import digest_file, digest_json
 from m4v.core.config import FrozenModel
 from m4v.core.errors import ConfigError, InputError
 
-WORKER_FILE = Path(__file__).with_name("worker.py")
+_WHOLE = Variant()
 
 
 class DimensionCheck(FrozenModel):
@@ -48,23 +48,21 @@ class Preflight(FrozenModel):
 def preflight(config: VBenchConfig, places: Places, *, hashing: bool = False) -> Preflight:
     """Look at environments and files; `hashing` reads every byte of them. Changes nothing."""
     wanted = config.wanted
-    needed = _environments(wanted, places)
-    needed += requirements(
-        wanted, places, hashing=hashing, published=config.published_weights, static_filter=config.static_filter
-    )
-    return Preflight(dimensions=tuple(_check(d, needed) for d in wanted), requirements=tuple(needed))
+    needed = _environments(wanted, places, config.suite)
+    needed += requirements(wanted, places, hashing=hashing, published=config.published_weights, variant=config.variant)
+    return Preflight(dimensions=tuple(_check(d, needed, config.suite) for d in wanted), requirements=tuple(needed))
 
 
-def _check(dimension: str, needed: Sequence[Requirement]) -> DimensionCheck:
+def _check(dimension: str, needed: Sequence[Requirement], suite: SuiteName) -> DimensionCheck:
     reasons = tuple(f"{r.name} {r.problem} ({r.place})" for r in needed if r.problem and dimension in r.dimensions)
     return DimensionCheck(
-        dimension=dimension, environment=environment_of(dimension), available=not reasons, reasons=reasons
+        dimension=dimension, environment=environment_of(dimension, suite), available=not reasons, reasons=reasons
     )
 
 
-def _environments(wanted: Sequence[str], places: Places) -> list[Requirement]:
+def _environments(wanted: Sequence[str], places: Places, suite: SuiteName) -> list[Requirement]:
     found = []
-    for name, spec in SPECS.items():
+    for name, spec in specs_of(suite).items():
         if mine := tuple(d for d in spec.dimensions if d in wanted):
             found += _environment(name, mine, places.python(name))
     return found
@@ -115,14 +113,14 @@ def probe(config: VBenchConfig, locations: Mapping[str, str]) -> str:
     """
     places = Places.of(locations)
     dimensions = chosen(config, preflight(config, places))
-    sampled = weights(dimensions, places, "sampled", static_filter=config.static_filter)
-    return digest_json([list(dimensions), environments(dimensions, places), sampled])
+    sampled = weights(dimensions, places, "sampled", variant=config.variant)
+    return digest_json([list(dimensions), environments(dimensions, places, config.suite), sampled])
 
 
-def environments(dimensions: Sequence[str], places: Places) -> dict[str, str]:
-    """Digest of what is installed, by environment, and of our own worker."""
-    names = dict.fromkeys(environment_of(d) for d in dimensions)
-    found: dict[str, str] = {"worker": digest_file(WORKER_FILE)}
+def environments(dimensions: Sequence[str], places: Places, suite: SuiteName = "vbench") -> dict[str, str]:
+    """Digest of what is installed, by environment, and of our own workers."""
+    names = dict.fromkeys(environment_of(d, suite) for d in dimensions)
+    found = {path.stem: digest_file(path) for name in names for path in SPECS[name].workers}
     for name in names:
         if (record := find_record(name, places.python(name))) is not None:
             found[name] = record.installed_digest
@@ -130,9 +128,9 @@ def environments(dimensions: Sequence[str], places: Places) -> dict[str, str]:
 
 
 def weights(
-    dimensions: Sequence[str], places: Places, how: str = "all", *, static_filter: bool = False
+    dimensions: Sequence[str], places: Places, how: str = "all", *, variant: Variant = _WHOLE
 ) -> dict[str, str]:
     """Digest of every weight file of the dimensions, by name: of all bytes, or `sampled`."""
-    names = dict.fromkeys(n for d in dimensions for n in needs(d, static_filter=static_filter))
+    names = dict.fromkeys(n for d in dimensions for n in needs(d, variant))
     paths = {n: p for n in names if (p := find(n, places)) is not None}
     return {n: digest_of(n, p, "all" if how == "all" else "sampled") for n, p in paths.items()}

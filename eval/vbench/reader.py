@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.suites import DimensionResult, SuiteVideo, VideoRow
 
-_TOLERANCE = 1e-5  # of float32 sums
+TOLERANCE = 1e-5  # of float32 sums
 PERCENT = ("imaging_quality",)
 YES_NO = ("dynamic_degree", "human_action")
 LEAVES_OUT = ("color",)  # a video in which the detector finds no object of that colour counts in neither sum
@@ -52,9 +52,7 @@ def read_answer(
     if score is None:
         raise Unusable("no video has a value")
     told = answer.get("score")
-    if not isinstance(told, int | float) or not math.isclose(
-        float(told), score, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE
-    ):
+    if not isinstance(told, int | float) or not math.isclose(float(told), score, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
         raise Unusable(f"VBench's own score is {told}, and {score:.6f} is what its list of videos gives")
     if score == 0.0 and dimension not in allow_zero:
         raise Unusable("the score is 0.0, as of a detector that fails without a word; allow_zero admits it")
@@ -68,11 +66,11 @@ def _values(answer: Mapping[str, Any], dimension: str, file_of: Mapping[str, str
             raise Unusable(f"VBench gave a value of a video that it was not given: {path}")
         if file_of[path] in found:
             raise Unusable(f"VBench gave two values of one video: {file_of[path]}")
-        found[file_of[path]] = _fraction(value, dimension, file_of[path])
+        found[file_of[path]] = fraction(value, dimension, file_of[path])
     return found
 
 
-def _fraction(value: object, dimension: str, file: str) -> float:
+def fraction(value: object, dimension: str, file: str) -> float:
     if dimension in YES_NO:
         if not isinstance(value, bool):
             raise Unusable(f"{file}: {dimension} is yes or no, VBench gave {value!r}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -26,7 +27,7 @@ from eval.vbench.aggregate import fast_figures, standard_figures
 from eval.vbench.child import run_worker
 from eval.vbench.config import Places, VBenchConfig
 from eval.vbench.constants import DIMENSIONS
-from eval.vbench.environment import environment_of, find_record
+from eval.vbench.environment import SPECS, EnvironmentName, environment_of, find_record
 from eval.vbench.inputs import suite_inputs
 from eval.vbench.links import Links, lay_links, visible_device
 from eval.vbench.preflight import environments, preflight, weights
@@ -53,7 +54,7 @@ class VBenchSuite:
 
     @property
     def name(self) -> str:
-        return "vbench"
+        return self.config.suite
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -71,12 +72,12 @@ class VBenchSuite:
         """See `suite_inputs`."""
         return suite_inputs(
             samples, samples_id, dimensions, self.config.mode, partial=partial,
-            static_filter=self.config.static_filter,
+            static_filter=self.config.static_filter, suite=self.config.suite,
         )  # fmt: skip
 
     def tooling(self, dimensions: Sequence[str]) -> Tooling:
         """VBench's version, what is installed beside it, every byte of the weights."""
-        names = dict.fromkeys(environment_of(d) for d in dimensions)
+        names = dict.fromkeys(self._environment(d) for d in dimensions)
         records = [r for n in names if (r := find_record(n, self.places.python(n))) is not None]
         versions = sorted({r.packages.get(PACKAGE) or r.packages.get("vbench", "unknown") for r in records})
         options: dict[str, JsonValue] = {
@@ -84,16 +85,16 @@ class VBenchSuite:
             "published_weights": self.config.published_weights, "device": self.devices[0].partition(":")[0],
         }  # fmt: skip
         stand_in = stand_ins(
-            dimensions, self.places, published=self.config.published_weights, static_filter=self.config.static_filter
+            dimensions, self.places, published=self.config.published_weights, variant=self.config.variant
         )
         if stand_in:
             options["stand_in"] = list(stand_in)
         return Tooling(
             suite=self.name,
             version=", ".join(versions) or "unknown",
-            environments=environments(dimensions, self.places),
-            weights=weights(dimensions, self.places, static_filter=self.config.static_filter),
-            options=options,
+            environments=environments(dimensions, self.places, self.config.suite),
+            weights=weights(dimensions, self.places, variant=self.config.variant),
+            options={**options, **self._more_options()},
         )
 
     def run(self, inputs: SuiteInputs, videos: Path, folder: Path) -> Iterator[DimensionResult]:
@@ -129,36 +130,54 @@ class VBenchSuite:
                 dimension=dimension, status="refused", expected=0, reason="no video is of its prompts"
             )
         key = digest_json([
-            dimension, [v.canonical() for v in mine], inputs.samples, environments([dimension], self.places),
-            weights([dimension], self.places, static_filter=self.config.static_filter), self._filters(dimension),
-            dimension in self.config.allow_zero, device.partition(":")[0],
+            dimension, [v.canonical() for v in mine], inputs.samples,
+            environments([dimension], self.places, self.config.suite),
+            weights([dimension], self.places, variant=self.config.variant), self._filters(dimension),
+            dimension in self.config.allow_zero, device.partition(":")[0], self._more_options(),
         ])  # fmt: skip
         place = folder / dimension
         if (known := read_outcome(place, key)) is not None:
             return known
-        links = lay_links(place, dimension, mine, videos, self.places, static_filter=self.config.static_filter)
+        links = lay_links(place, dimension, mine, videos, self.places, variant=self.config.variant)
         request = self._request(dimension, mine, links, place, device)
         variables = {
             **links.variables, "CUDA_VISIBLE_DEVICES": visible_device(device), "OMP_NUM_THREADS": str(self.threads),
         }  # fmt: skip
-        python = self.places.python(environment_of(dimension))
+        name = self._environment(dimension)
         ended = run_worker(
-            python, request, place, variables, self.config.limit_s, lambda: halt.is_set() or self.should_stop()
-        )
+            self.places.python(name), request, place, variables, self.config.limit_s,
+            lambda: halt.is_set() or self.should_stop(), worker=SPECS[name].workers[-1],
+        )  # fmt: skip
+        self._clear(place)
         if ended.end == "stopped":
             return None
         if ended.end != "answered" or ended.answer is None:
             return failed(dimension, mine, f"{ended.end}: {ended.reason}")
         try:
             self._check_installed(dimension, ended.answer)
-            result = read_answer(
-                ended.answer, dimension, mine, links.path_of, links.frames, self.config.allow_zero,
-                filtered=self._filters(dimension),
-            )  # fmt: skip
+            result = self._read(ended.answer, dimension, mine, links)
         except Unusable as error:
             return failed(dimension, mine, str(error))
         write_outcome(place, key, result)
         return result
+
+    def _read(
+        self, answer: Mapping[str, Any], dimension: str, videos: Sequence[SuiteVideo], links: Links
+    ) -> DimensionResult:
+        return read_answer(
+            answer, dimension, videos, links.path_of, links.frames, self.config.allow_zero,
+            filtered=self._filters(dimension),
+        )  # fmt: skip
+
+    def _clear(self, place: Path) -> None:
+        """Remove what the worker made for itself."""
+
+    def _more_options(self) -> dict[str, JsonValue]:
+        """What else can move a number, beside `tooling`'s."""
+        return {}
+
+    def _environment(self, dimension: str) -> EnvironmentName:
+        return environment_of(dimension, self.config.suite)
 
     def _request(
         self, dimension: str, videos: Sequence[SuiteVideo], links: Links, place: Path, device: str
@@ -178,7 +197,7 @@ class VBenchSuite:
 
     def _check_installed(self, dimension: str, answer: Mapping[str, object]) -> None:
         """What measured must be what the identity says."""
-        name = environment_of(dimension)
+        name = self._environment(dimension)
         record = find_record(name, self.places.python(name))
         if record is None or (record.python, record.packages) != (answer.get("python"), answer.get("packages")):
             raise Unusable(

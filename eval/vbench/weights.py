@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from eval.suites import Requirement
-from eval.vbench.config import Places
+from eval.vbench.config import Places, Variant
 from eval.vbench.environment import VOCABULARY, vocabulary_of
 from eval.vbench.prompt_suite import STATIC_DIMENSION
 from m4v.core.canonical import digest_file, digest_json
@@ -21,6 +21,11 @@ from m4v.weights.source import sampled_digest
 _BERT = ("bert_tokenizer", "bert_weights")
 _BERT_CACHES = ("models--bert-base-uncased", "models--google-bert--bert-base-uncased")
 _DINO_FILES = ("hubconf.py", "utils.py", "vision_transformer.py")
+_DINOV2_FILES = ("hubconf.py", "dinov2/hub/backbones.py", "dinov2/models/vision_transformer.py")
+_DREAMSIM_FILES = ("adapter_config.json",)
+_PARTS = {"dino_repo": _DINO_FILES, "dinov2_repo": _DINOV2_FILES, "dreamsim_lora": _DREAMSIM_FILES}
+_WHOLE = Variant()
+_READ = (".py", ".json", ".bin", ".safetensors")  # of a folder whose parts nobody lists
 MARK = "STAND-IN-WEIGHTS"  # an empty file in a folder whose weights are for tests: they are never taken as published
 _VARIABLES = ("VBENCH_CACHE_DIR", "TORCH_HOME", "HF_HOME")
 
@@ -56,6 +61,7 @@ class WeightCatalogue(FrozenModel):
     defaults: dict[str, str]
     files: dict[str, WeightFile]
     needs: dict[str, tuple[str, ...]]
+    clip_to_clip_needs: dict[str, tuple[str, ...]]
     core_environment: tuple[str, ...]
     legacy_environment: tuple[str, ...]
 
@@ -67,10 +73,15 @@ def catalogue() -> WeightCatalogue:
     )
 
 
-def needs(dimension: str, *, static_filter: bool = False) -> tuple[str, ...]:
-    """Names of the files that a dimension reads; `static_filter` as in the stage's config."""
+def needs(dimension: str, variant: Variant = _WHOLE) -> tuple[str, ...]:
+    """Names of the files that a dimension reads."""
     known = catalogue().needs
-    return known[dimension] + (known["static_filter"] if static_filter and dimension == STATIC_DIMENSION else ())
+    found = known[dimension]
+    if variant.static_filter and dimension == STATIC_DIMENSION:
+        found += known["static_filter"]
+    if variant.suite == "vbench-long" and variant.clip_to_clip:
+        found += catalogue().clip_to_clip_needs.get(dimension, ())
+    return found
 
 
 def candidates(name: str, places: Places) -> list[Path]:
@@ -83,8 +94,9 @@ def candidates(name: str, places: Places) -> list[Path]:
     found = [roots[row.variable] / row.below]
     if name == "dino":  # where VBench itself puts the copy that it then does not read
         found.append(places.cache_dir / "dino_model" / Path(row.below).name)
-    if name == "viclip_bpe" and (packaged := vocabulary_of(places.core_python)) is not None:
-        found.append(packaged)
+    if name == "viclip_bpe":
+        packaged = (vocabulary_of(python) for python in (places.core_python, places.long_python))
+        found += [path for path in packaged if path is not None]
     return found
 
 
@@ -95,8 +107,8 @@ def find(name: str, places: Places) -> Path | None:
 
 def _missing_part(name: str, path: Path) -> str | None:
     """What the place lacks; None when it has all."""
-    if name == "dino_repo":
-        return next((part for part in _DINO_FILES if not (path / part).is_file()), None)
+    if name in _PARTS:
+        return next((part for part in _PARTS[name] if not (path / part).is_file()), None)
     if name == "bert_tokenizer":
         return None if (path / "vocab.txt").is_file() else "vocab.txt"
     if name == "bert_weights":
@@ -111,6 +123,8 @@ def parts_of(name: str, path: Path) -> list[Path]:
         return [path]
     if name == "dino_repo":
         return [path / part for part in _DINO_FILES]
+    if name in _PARTS:
+        return sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in _READ)
     wanted: tuple[str, ...] = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
     wanted += ("config.json", "model.safetensors", "pytorch_model.bin") if name == "bert_weights" else ()
     return [path / part for part in wanted if (path / part).is_file()]
@@ -138,22 +152,22 @@ def requirements(
     *,
     hashing: bool = False,
     published: bool = True,
-    static_filter: bool = False,
+    variant: Variant = _WHOLE,
 ) -> list[Requirement]:
     """Every file that the dimensions read, each once, in the order of the table. `hashing` reads every byte; with
     `published` what is known of a published digest must hold then."""
-    readers = {n: [d for d in dimensions if n in needs(d, static_filter=static_filter)] for n in catalogue().files}
+    readers = {n: [d for d in dimensions if n in needs(d, variant)] for n in catalogue().files}
     return [_requirement(n, mine, places, hashing, published) for n, mine in readers.items() if mine]
 
 
 def stand_ins(
-    dimensions: Sequence[str], places: Places, *, published: bool, static_filter: bool = False
+    dimensions: Sequence[str], places: Places, *, published: bool, variant: Variant = _WHOLE
 ) -> tuple[str, ...]:
     """Of `dimensions`, those that read a file which may be another than the published one. Where published digests are
     held there is none: the preflight refused what differs."""
     if published:
         return ()
-    return tuple(d for d in dimensions if any(not _is_proven(n, places) for n in needs(d, static_filter=static_filter)))
+    return tuple(d for d in dimensions if any(not _is_proven(n, places) for n in needs(d, variant)))
 
 
 def _is_proven(name: str, places: Places) -> bool:

@@ -33,7 +33,10 @@ from pipelines.workspace import Workspace
 RUN_NAME = "videos import"  # stands where runs of a recipe have its name, and is no recipe's
 NODE = "import_videos"
 SuiteOption = Annotated[
-    Suite, typer.Option(help="Protocol whose prompts and number of videos the folder has: vbench, fast or local.")
+    Suite,
+    typer.Option(
+        help="Protocol whose prompts and number of videos the folder has: vbench, vbench-long, fast or local."
+    ),
 ]
 NamesOption = Annotated[
     str,

@@ -20,7 +20,7 @@ from m4v.core.artifacts import ArtifactKind
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError, ExitClass
 from m4v.core.stage import Resources
-from pipelines.checkpoint_evaluation import SAMPLING
+from pipelines.checkpoint_evaluation import SAMPLING, Suite
 from pipelines.cli.display import RunDisplay
 from pipelines.cli.evaluate import evaluate
 from pipelines.cli.evaluate_checkpoint import checkpoint_run
@@ -39,10 +39,10 @@ SamplesArgument = Annotated[
     ),
 ]
 SuiteOption = Annotated[
-    Literal["vbench", "fast", "local"],
+    Suite,
     typer.Option(
-        help="vbench: each dimension on its prompts; fast: the eight of the fast protocol on every video; local: the "
-        "metrics that need no weights, under their own names."
+        help="vbench: each dimension on its prompts; vbench-long: the same on clips, for videos from 5 s on; fast: the "
+        "eight of the fast protocol on every video; local: the metrics that need no weights, under their own names."
     ),
 ]
 DimensionsOption = Annotated[
@@ -52,6 +52,9 @@ DimensionsOption = Annotated[
 CheckOption = Annotated[bool, typer.Option("--check", help="Only say what is needed, and what of it is here.")]
 DigestOption = Annotated[bool, typer.Option("--digest", help="With --check: read and hash every byte.")]
 PythonOption = Annotated[Path | None, typer.Option(help="Interpreter of that environment (default: as set up).")]
+ClipsOption = Annotated[
+    bool, typer.Option("--clip-to-clip/--inside-clips", help="vbench-long: compare clips with each other as published.")
+]
 CacheOption = Annotated[Path | None, typer.Option(help="Folder of VBench's weights (default: $VBENCH_CACHE_DIR).")]
 PartialOption = Annotated[bool, typer.Option("--partial", help="Take what videos there are; comparable with none.")]
 OwnOption = Annotated[bool, typer.Option("--own", help="Weights of your own: published digests do not hold.")]
@@ -71,6 +74,8 @@ CountOption = Annotated[
 WorkersOption = Annotated[int, typer.Option(min=1, help="Of a checkpoint: processes (GPUs) that sample side by side.")]
 LimitOption = Annotated[float, typer.Option(min=1, help="Seconds that a dimension may take.")]
 
+STANDARD = ("vbench", "vbench-long")  # each dimension on its own prompts
+
 
 @evaluate.command("run")
 def run(
@@ -81,12 +86,15 @@ def run(
     digest: DigestOption = False,
     core_python: PythonOption = None,
     legacy_python: PythonOption = None,
+    long_python: PythonOption = None,
+    long_legacy_python: PythonOption = None,
     cache_dir: CacheOption = None,
     partial: PartialOption = False,
     own: OwnOption = False,
     record_failures: RecordOption = False,
     allow_zero: ZeroOption = None,
     static_filter: StaticOption = False,
+    clip_to_clip: ClipsOption = True,
     limit: LimitOption = 6 * 3600.0,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where models run.")] = "cpu",
     prompts: PromptsOption = None,
@@ -101,13 +109,15 @@ def run(
     and the same command goes on with it (30).
     """
     values = {
-        "dimensions": _dimensions(dimensions, suite), "mode": "standard" if suite == "vbench" else "custom",
+        "suite": "vbench-long" if suite == "vbench-long" else "vbench", "clip_to_clip": clip_to_clip,
+        "dimensions": _dimensions(dimensions, suite), "mode": "standard" if suite in STANDARD else "custom",
         "partial": partial, "published_weights": not own, "failures": "record" if record_failures else "stop",
         "allow_zero": tuple(allow_zero or ()), "limit_s": limit,
         "static_filter": static_filter,
     }  # fmt: skip
     config = parse(VBenchConfig, values, "m4v evaluate run")
-    given = {"core_python": core_python, "legacy_python": legacy_python, "cache_dir": cache_dir}
+    given = {"core_python": core_python, "legacy_python": legacy_python, "long_python": long_python,
+             "long_legacy_python": long_legacy_python, "cache_dir": cache_dir}  # fmt: skip
     locations = {name: str(path.expanduser().absolute()) for name, path in given.items() if path is not None}
     if suite == "fast" and dimensions == "available":
         here = preflight(config, Places.of(locations)).available
@@ -138,7 +148,7 @@ def _check(suite: str, config: VBenchConfig, locations: dict[str, str], hashing:
     if suite == "local":
         raise ConfigError("the local metrics need nothing that could be checked", next_step="leave --check out")
     found = preflight(config, Places.of(locations), hashing=hashing)
-    print_json(found.canonical()) if json_ else print_suite_preflight(found)
+    print_json(found.canonical()) if json_ else print_suite_preflight(found, config.suite)
     raise typer.Exit(int(ExitClass.CONFIG if found.refused else ExitClass.OK))
 
 
@@ -148,9 +158,9 @@ def _is_checkpoint(ledger: Ledger, given: str) -> bool:
 
 def _dimensions(given: str | None, suite: str) -> object:
     if given in ("available", "all"):
-        return given if suite == "vbench" else FAST_DIMENSIONS
+        return given if suite in STANDARD else FAST_DIMENSIONS
     if given is None:
-        return "all" if suite == "vbench" else FAST_DIMENSIONS
+        return "all" if suite in STANDARD else FAST_DIMENSIONS
     return tuple(name.strip() for name in given.split(",") if name.strip())
 
 

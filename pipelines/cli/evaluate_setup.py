@@ -17,17 +17,21 @@ from eval.vbench.setup import Made, set_up
 from pipelines.cli.evaluate import evaluate
 from pipelines.cli.output import JsonOption, print_facts, print_json
 
-NameArgument = Annotated[EnvironmentName, typer.Argument(help="core: ten dimensions; legacy: the other six.")]
+NameArgument = Annotated[
+    EnvironmentName,
+    typer.Argument(help="core: ten dimensions; legacy: the other six; long, long-legacy: likewise of VBench-Long."),
+]
 IntoOption = Annotated[
     Path | None, typer.Option(help="Where (default: NAME below $M4V_VBENCH, else below ~/.cache/m4v/vbench).")
 ]
 PythonOption = Annotated[
-    Path | None, typer.Option(help="Interpreter to make it from (default: this one; legacy needs Python 3.11).")
+    Path | None,
+    typer.Option(help="Interpreter to make it from (default: this one; legacy and long-legacy need Python 3.11)."),
 ]
 TorchOption = Annotated[str | None, typer.Option(help="Version of torch (default: the one of this interpreter).")]
 DetectronOption = Annotated[
     str | None,
-    typer.Option("--detectron2", help="legacy: a wheel or a checkout, where git is not reached."),
+    typer.Option("--detectron2", help="legacy, long-legacy: a wheel or a checkout, where git is not reached."),
 ]
 
 
@@ -40,7 +44,7 @@ def setup(
     detectron2: DetectronOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Make VBench's environment `core` or `legacy`, some gigabytes; one that is there and sound is left as it is.
+    """Make an environment of VBench or VBench-Long, some gigabytes; one that is there and sound is left as it is.
 
     Ends with 30 when packages cannot be fetched, with 10 when a dimension does not import in what was made.
     """
@@ -57,7 +61,7 @@ def setup(
     if made.record.operator_schemas:
         print("its torchvision is for GPUs and torch for the CPU: fit for trying out, and no detector runs in it")
     if into is not None:
-        print(f"in a recipe: evaluation.vbench.{name}_python={made.python}")
+        print(f"in a recipe: evaluation.vbench.{name.replace('-', '_')}_python={made.python}")
 
 
 def _json(made: Made) -> dict[str, object]:

@@ -99,8 +99,8 @@ def plan(
             {s.node_id: videos[s.node_id] for s in made.steps if s.node_id in videos and s.device != "cpu"}
         )
         print_suite_costs({node: each for node, each in judged.items() if node in suites})
-        for needed in suites.values():
-            print_suite_preflight(needed)
+        for node, needed in suites.items():
+            print_suite_preflight(needed, judged[node].suite)
     refuse(found)
 
 

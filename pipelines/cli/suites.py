@@ -10,6 +10,8 @@ from pipelines.cli.output import duration, print_rows, size
 from pipelines.plan import hours_text
 from pipelines.suite_cost import SuiteCost
 
+TITLES = {"vbench": "VBench", "vbench-long": "VBench-Long"}
+
 
 def print_suite_costs(found: Mapping[str, SuiteCost]) -> None:
     """Videos that suites judge and what is known of the time."""
@@ -31,10 +33,15 @@ def _size(need: Requirement) -> str:
     return f"about {size(need.approx_bytes)}" if need.approx_bytes is not None else size(need.size_bytes)
 
 
-def print_suite_preflight(found: Preflight) -> None:
+def print_suite_preflight(found: Preflight, suite: str = "vbench") -> None:
     """Dimensions with every reason, then every file and environment."""
     rows = [(d.dimension, d.environment, d.available, "; ".join(d.reasons)) for d in found.dimensions]
-    print_rows(("dimension", "environment", "here", "why not"), rows, title="VBench on this machine", text=("why not",))
+    print_rows(
+        ("dimension", "environment", "here", "why not"),
+        rows,
+        title=f"{TITLES[suite]} on this machine",
+        text=("why not",),
+    )
     needs = [
         (r.name, r.problem or "here", _size(r), r.sha256, r.place, r.variable, r.source) for r in found.requirements
     ]

@@ -14,7 +14,7 @@ from pipelines import stages
 from pipelines.cli.suites import print_suite_costs
 from pipelines.plan import Expectation, Plan, PlanStatus, PlanStep
 from pipelines.spec import StageNode
-from pipelines.suite_cost import PAPER, SuiteCost, suite_costs
+from pipelines.suite_cost import LONG, PAPER, SuiteCost, suite_costs
 
 
 def cost(measuring: FrozenModel, prompts: object = "vbench", history: float | None = None, **given: Any) -> SuiteCost:
@@ -51,6 +51,13 @@ def test_full_vbench_is_4720_videos_and_every_dimension_reads_its_own() -> None:
     static = cost(VBenchConfig(static_filter=True), filtered, samples_per_prompt=5)
     assert (static.videos, static.readings["temporal_flickering"]) == (6220, 75 * 25)
     assert cost(VBenchConfig(static_filter=True), samples_per_prompt=5).short == ("temporal_flickering",)
+
+
+def test_vbench_long_reads_five_videos_a_prompt_even_of_its_filter() -> None:
+    found = cost(VBenchConfig(suite="vbench-long", static_filter=True), samples_per_prompt=5)
+    assert (found.suite, found.videos, found.short) == ("vbench-long", 4720, ())
+    assert found.readings["temporal_flickering"] == found.expected["temporal_flickering"] == 75 * 5
+    assert found.assumptions == (LONG,)
 
 
 def test_too_few_videos_are_told_before_they_are_sampled() -> None:

@@ -40,6 +40,18 @@ def test_the_gate_reads_the_suite_where_a_rule_asks_for_it(tmp_path: Path) -> No
         ("{rule: minimum, metric: vbench.beauty, value: 0.5}", "{}", "and no 'beauty'"),
         ("{rule: better_than_baseline, metric: vbench.scene}", "{}", "compare with what a channel names by its"),
         ("{rule: non_regression, must_not_fall: [vbench.scene]}", "{}", "with must_not_fall and margins"),
+        (
+            "{rule: minimum, metric: vbench-long.total, value: 0.8}",
+            "{}",
+            "measures suite vbench, whose scores are vbench",
+        ),
+        (RULE, "{suite: vbench-long}", "measures suite vbench-long, whose scores are vbench-long"),
+        (
+            "{rule: minimum, metric: vbench-long.avg4, value: 0.5}",
+            "{suite: vbench-long}",
+            "gives total, quality, semantic",
+        ),
+        ("{rule: minimum, metric: local.flicker, value: 0.5}", "{suite: vbench-long}", "is for videos of 5 s and more"),
     ],
 )
 def test_a_rule_that_the_suite_cannot_answer_is_refused(tmp_path: Path, rule: str, vbench: str, why: str) -> None:

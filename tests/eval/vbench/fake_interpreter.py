@@ -1,4 +1,5 @@
-"""An interpreter that has a `vbench` of a few lines: a real child process that runs our worker as it is.
+"""An interpreter that has a `vbench` of a few lines: a real child process that runs our worker as it is. For
+environment `long` it has a `vbench2_beta_long`, too, which cuts a video by copying it.
 
 What it does wrong stands in `behaviour.json` beside it: {dimension: word}.
 """
@@ -10,6 +11,7 @@ import platform
 import sys
 from pathlib import Path
 
+from eval.vbench.constants import DIMENSIONS
 from eval.vbench.environment import RECORD, SPECS, EnvironmentName, EnvironmentRecord, record_json
 
 # Everything that the worker asks of torch, without its second of importing.
@@ -27,6 +29,11 @@ def device(name):
 
 def no_grad():
     return contextlib.nullcontext()
+
+
+class hub:
+    def load(repo_or_dir, *arguments, **named):
+        return repo_or_dir
 """
 UTILS = """
 import json, subprocess, sys, os
@@ -150,11 +157,75 @@ class StaticFilter:
             self.get_score(None, None)
         return os.path.basename(path).removesuffix(".mp4").rpartition("-")[2] in self.still
 """
+# It cuts as many clips as a file says, by seconds.
+LONG_UTILS = """
+import json, os, shutil
 
 
-def fake_environment(folder: Path, name: EnvironmentName = "core", **behaviour: str) -> Path:
+def get_video_properties(video_path):
+    return {"fps": 8}
+
+
+def split_video_into_clips(video_path, output_path, duration, fps):
+    with open(os.path.join(os.path.dirname(__file__), "clips.json")) as stream:
+        clips = json.load(stream)
+    name = os.path.basename(video_path).removesuffix(".mp4")
+    os.makedirs(os.path.join(output_path, name))
+    for n in range(clips[str(duration)]):
+        shutil.copy(video_path, os.path.join(output_path, name, f"{name}_{n:03d}.mp4"))
+"""
+# Rows of the two consistencies name a path below the clip, as upstream's do.
+LONG_DIMENSION = """
+import os
+
+from vbench.utils import score
+from vbench2_beta_long import asked
+import vbench.{name}
+
+
+def compute_long_{name}(json_dir, device, parts, **kwargs):
+    asked({name!r}, kwargs)
+    told, rows = score(json_dir, "{name}")
+    if "clip2clip" in " ".join(kwargs):
+        below = [{{**r, "video_path": os.path.join(r["video_path"], "x.mp4")}} for r in rows]
+        return told, below
+    if rows and "filtered_clips" in rows[0]["video_path"]:
+        videos = {{}}
+        for r in rows:
+            videos.setdefault(os.path.basename(r["video_path"]).split("_")[0], []).append(r["video_results"])
+        means = [sum(values) / len(values) for values in videos.values()]
+        told = sum(means) / len(means)
+    return told, rows, []
+"""
+LONG_INIT = """
+import json, os
+
+HERE = os.path.dirname(__file__)
+
+
+def asked(name, kwargs):
+    files = {k: open(v).read() for k, v in kwargs.items() if isinstance(v, str) and os.path.isfile(v)}
+    with open(os.path.join(HERE, f"asked-{name}.json"), "w") as stream:
+        json.dump({**kwargs, **files}, stream)
+"""
+
+
+def long_files(clips: dict[str, int]) -> dict[str, str]:
+    """`clips`: how many its function cuts of a video, by seconds."""
+    package = "vbench2_beta_long"
+    return {
+        "torchvision/__init__.py": "", "torchvision/io.py": "def write_video(*a, **k):\n    pass\n",
+        f"{package}/__init__.py": LONG_INIT, f"{package}/utils.py": LONG_UTILS,
+        f"{package}/clips.json": json.dumps(clips),
+        **{f"{package}/{d}.py": LONG_DIMENSION.format(name=d) for d in DIMENSIONS},
+    }  # fmt: skip
+
+
+def fake_environment(
+    folder: Path, name: EnvironmentName = "core", clips: dict[str, int] | None = None, **behaviour: str
+) -> Path:
     """An environment at `folder` with its record; returns its interpreter. `detector`: what its body does. Its static
-    filter takes for near-static the samples whose numbers stand in RAFT's weights."""
+    filter takes for near-static the samples whose numbers stand in RAFT's weights. `clips`: see `long_files`."""
     packages = folder / "packages"
     vbench = packages / "vbench"
     for part in ("third_party", "cli"):
@@ -166,9 +237,12 @@ def fake_environment(folder: Path, name: EnvironmentName = "core", **behaviour: 
         "vbench/cli/__init__.py": "", "vbench/cli/static_filter.py": STATIC_FILTER,
         "vbench/third_party/__init__.py": "", "vbench/object_class.py": OBJECT_CLASS,
         "vbench/third_party/grit_model.py": DETECTOR.format(trouble=detector),
-        **{f"vbench/{d}.py": DIMENSION.format(name=d) for s in SPECS.values() for d in s.dimensions
-           if d != "object_class"},
+        **{f"vbench/{d}.py": DIMENSION.format(name=d) for d in DIMENSIONS if d != "object_class"},
     }  # fmt: skip
+    if SPECS[name].suite == "vbench-long":
+        files = {k: v for k, v in files.items() if k != "torchvision.py"} | long_files(clips or {"2": 3, "10": 1})
+        for part in ("torchvision", "vbench2_beta_long"):
+            (packages / part).mkdir()
     for place, text in files.items():
         (packages / place).write_text(text)
     python = folder / "bin" / "python"

@@ -1,7 +1,8 @@
 """Run in the core environment: `python standin_weights.py CACHE TORCH_HOME [FLOW]`. Random weights in the formats that
 VBench reads, each as small as the format allows. They say nothing of any video; only tests use them.
 
-With FLOW only RAFT's are made anew: each of its steps then adds FLOW pixels to the flow, whatever the pictures.
+With FLOW only RAFT's are made anew: each of its steps then adds FLOW pixels to the flow, whatever the pictures. With
+`dreamsim` in its place DreamSim's are made, at their real size (a gigabyte), and DINO's, which it reads.
 """
 
 import importlib.util
@@ -24,6 +25,38 @@ dependencies = ["torch"]
 
 def dino_vitb16(pretrained=True, **kwargs):
     model = Tiny()
+    url = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
+    model.load_state_dict(torch.hub.load_state_dict_from_url(url, map_location="cpu"))
+    return model.eval()
+'''
+HUB_V2 = '''
+"""STAND-IN of a test for facebookresearch/dinov2: a tiny network, loaded as its hubconf loads its own."""
+import torch
+
+dependencies = ["torch"]
+
+
+class Tiny(torch.nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x).relu().mean(dim=(2, 3))
+
+
+def dinov2_vitb14(pretrained=True, **kwargs):
+    model = Tiny(3, 32, 14, 14)
+    url = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth"
+    model.load_state_dict(torch.hub.load_state_dict_from_url(url, map_location="cpu"))
+    return model.eval()
+'''
+HUB_WHOLE = '''
+"""STAND-IN of a test for facebookresearch/dino: its architecture, as DreamSim carries it."""
+import torch
+from dreamsim.feature_extraction.vision_transformer import vit_base
+
+dependencies = ["torch"]
+
+
+def dino_vitb16(pretrained=True, **kwargs):
+    model = vit_base(patch_size=16)
     url = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
     model.load_state_dict(torch.hub.load_state_dict_from_url(url, map_location="cpu"))
     return model.eval()
@@ -53,6 +86,7 @@ def main(cache: Path, torch_home: Path) -> None:
     for folder in (cache, torch_home):
         (place(folder) / "STAND-IN-WEIGHTS").touch()
     dino(torch, cache, torch_home)
+    dinov2(torch, torch_home)
     clip_archive(torch, place(cache / "clip_model") / "ViT-B-32.pt", embedding=512)
     clip_archive(torch, cache / "clip_model" / "ViT-L-14.pt", embedding=768)
     torch.save(
@@ -87,6 +121,45 @@ def dino(torch, cache: Path, torch_home: Path) -> None:
     from vision_transformer import Tiny
 
     torch.save(Tiny().state_dict(), place(torch_home / "hub" / "checkpoints") / "dino_vitbase16_pretrain.pth")
+
+
+def dinov2(torch, torch_home: Path) -> None:
+    """A repository in torch hub's folder, as a download would leave it."""
+    repository = torch_home / "hub" / "facebookresearch_dinov2_main"
+    for part in ("dinov2/hub/backbones.py", "dinov2/models/vision_transformer.py"):
+        (place((repository / part).parent) / Path(part).name).write_text("")
+    (repository / "hubconf.py").write_text(HUB_V2)
+    weights = {"weight": torch.randn(32, 3, 14, 14), "bias": torch.randn(32)}
+    torch.save(weights, torch_home / "hub" / "checkpoints" / "dinov2_vitb14_pretrain.pth")
+
+
+def dreamsim(torch, cache: Path, torch_home: Path) -> None:
+    """The four parts of its zip; the adapter is saved by the package itself."""
+    import json
+
+    from dreamsim import dreamsim as load
+    from dreamsim.feature_extraction.vision_transformer import DINOHead, vit_base
+
+    folder, repository = place(cache / "dreamsim_model"), cache / "dino_model" / "facebookresearch_dino_main"
+    (repository / "hubconf.py").write_text(HUB_WHOLE)
+    checkpoint = torch_home / "hub" / "checkpoints" / "dino_vitbase16_pretrain.pth"
+    torch.save(vit_base(patch_size=16).state_dict(), checkpoint)
+    parts = {f"module.head.{name}": value for name, value in DINOHead(768, 2048).state_dict().items()}
+    parts["module.head.last_layer.weight"] = torch.randn(2048, 256)
+    torch.save({"student": parts}, folder / "dino_vitb16_pretrain.pth")
+    for name in ("clip", "open_clip"):
+        model = vit_base(patch_size=16)
+        model.pos_drop = torch.nn.LayerNorm(768)
+        state = {**model.state_dict(), "proj": torch.randn(768, 512)}
+        torch.save({"state_dict": state}, folder / f"{name}_vitb16_pretrain.pth.tar")
+    config = {"r": 4, "lora_alpha": 1, "lora_dropout": 0.0, "bias": "none", "target_modules": ["qkv"]}
+    (place(folder / "ensemble_lora") / "adapter_config.json").write_text(json.dumps(config))
+    hub = place(cache / "hub-of-a-test")
+    for part in folder.iterdir():
+        (hub / part.name).symlink_to(part)
+    (hub / "facebookresearch_dino_main").symlink_to(repository)
+    (place(hub / "checkpoints") / checkpoint.name).symlink_to(checkpoint)
+    load(pretrained=False, device="cpu", cache_dir=str(hub))[0].save_pretrained(folder / "ensemble_lora")
 
 
 def clip_archive(torch, path: Path, embedding: int) -> None:
@@ -127,6 +200,10 @@ if __name__ == "__main__":
         worker.import_torchvision("cpu")
         import torch
 
-        flow(torch, Path(sys.argv[1]), float(sys.argv[3]))
+        if sys.argv[3] == "dreamsim":
+            torch.manual_seed(0)
+            dreamsim(torch, Path(sys.argv[1]), Path(sys.argv[2]))
+        else:
+            flow(torch, Path(sys.argv[1]), float(sys.argv[3]))
     else:
         main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -26,11 +26,13 @@ def put(cache: Path, *names: str) -> None:
 
 
 def test_every_dimension_has_an_environment_and_known_files() -> None:
-    assert sorted(d for s in SPECS.values() for d in s.dimensions) == sorted(DIMENSIONS)
+    new, old = set(catalogue().core_environment), set(catalogue().legacy_environment)
+    assert sorted([*new, *old]) == sorted(DIMENSIONS)
     assert {name: set(spec.dimensions) for name, spec in SPECS.items()} == {
-        "core": set(catalogue().core_environment), "legacy": set(catalogue().legacy_environment)
+        "core": new, "legacy": old, "long": new, "long-legacy": old
     }  # fmt: skip
     assert all(n in catalogue().files for d in DIMENSIONS for n in catalogue().needs[d])
+    assert all(n in catalogue().files for names in catalogue().clip_to_clip_needs.values() for n in names)
     for spec in SPECS.values():
         pins = [line for line in spec.lock.decode().splitlines() if line and not line.startswith("#")]
         assert all(line.count("==") == 1 for line in pins)

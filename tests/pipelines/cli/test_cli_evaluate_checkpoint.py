@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "eval" / "vbench"))
 
 from fake_interpreter import fake_environment
 
-from m4v.core.errors import ExitClass
+from m4v.core.errors import ConfigError, ExitClass
 from pipelines.checkpoint_evaluation import sampling_config
 from pipelines.generation.checkpoint import find_checkpoint
 from pipelines.ledger import Ledger, RunRow
@@ -59,6 +59,8 @@ def test_each_suite_has_prompts_of_its_own(micro_copy: Path, monkeypatch: pytest
     }  # fmt: skip
     assert {(c.frames, c.height, c.dtype) for c in made.values()} == {(17, 64, "float32")}
     assert sampling_config(found, "fast", None, 3, "cuda").dtype == "bfloat16"
+    with pytest.raises(ConfigError, match="5 s and more: 17 frames"):
+        sampling_config(found, "vbench-long", None, None, "cpu")
 
 
 def test_a_suite_that_cannot_measure_here_is_refused_before_anything_is_sampled(

@@ -42,12 +42,28 @@ def test_check_tells_every_need_and_ends_with_10_when_something_is_missing(
     assert "next: m4v evaluate setup legacy" in table
 
 
+def test_check_of_vbench_long_asks_for_its_own_environments(m4v: M4v, tmp_path: Path) -> None:
+    python = str(fake_environment(tmp_path / "long", "long"))
+    long = ("evaluate", "run", "--check", "--suite", "vbench-long", "--dimensions", "motion_smoothness,scene")
+    code, out, _ = m4v(*long, "--long-python", python, "--cache-dir", str(tmp_path), "--json")
+    found = json.loads(out)
+    assert code == 10
+    assert {d["dimension"]: d["environment"] for d in found["dimensions"]} == {
+        "motion_smoothness": "long", "scene": "long-legacy"
+    }  # fmt: skip
+    needs = {r["name"]: r["problem"] for r in found["requirements"]}
+    assert (needs["long"], needs["long-legacy"]) == (None, "environment is not there")
+    flicker = ("--suite", "vbench-long", "--dimensions", "temporal_flickering", "--long-python", python)
+    assert m4v("evaluate", "run", "--check", *flicker)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("run",), "no samples are named"),
         (("run", "abc", "--dimensions", "beauty"), "VBench has no dimension 'beauty'"),
         (("run", "abc"), "no such artifact"),
+        (("run", "abc", "--inside-clips"), "VBench has no clips"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(m4v: M4v, arguments: tuple[str, ...], words: str) -> None:
@@ -78,6 +94,20 @@ def test_a_recipe_with_the_static_filter_samples_enough_of_each_prompt() -> None
     entry = load_recipe("micro", [*filtered, enough]).evaluation.vbench
     assert entry is not None
     assert entry.config.static_filter
+
+
+def test_a_recipe_with_vbench_long_needs_long_videos_and_keeps_its_places_out_of_keys() -> None:
+    long = ["evaluation.vbench.suite=vbench-long", "evaluation.vbench.long_python=/x/python"]
+    with pytest.raises(ConfigError, match=r"VBench-Long is for videos of 5 s and more.*set generate\.frames and fps"):
+        load_recipe("micro", long)
+    nodes = {
+        n.id: n
+        for n in build_graph(
+            load_recipe("m4v-768p", ["evaluation.vbench={suite: vbench-long, long_python: /x/python}"])
+        )
+    }
+    assert nodes["vbench"].locations == {"long_python": "/x/python"}
+    assert nodes["vbench"].config.canonical()["suite"] == "vbench-long"
 
 
 @pytest.mark.deep
