@@ -20,6 +20,7 @@ from m4v.codec import open_codec
 from m4v.codec.config import CausalVaeConfig, DctCodecConfig
 from m4v.config import CheckpointConfig, ModelConfig, ScheduleConfig
 from m4v.flow.schedule import PyramidSchedule
+from m4v.launching import launching_of
 from m4v.model import M4VTransformer, attention, blocks, layers
 from m4v.sampling import CheckpointSampler
 from m4v.text.config import MiniLmConfig, T5ClipConfig
@@ -149,6 +150,7 @@ class RandomSampler(CheckpointSampler):
         )  # fmt: skip
         self.schedule = PyramidSchedule(self.checkpoint.schedule)
         self._negative = None
+        self._launching = launching_of(self.model, device)
 
 
 def random_codec(device: torch.device) -> Any:
