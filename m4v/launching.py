@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from functools import partial
@@ -81,7 +82,9 @@ class Launching:
         return found
 
     def _free(self) -> int:
-        """Bytes that the GPU has, or that this process holds without use."""
+        """Bytes that the GPU has, or that this process holds without use. On a CPU nothing is kept twice."""
+        if self.device.type != "cuda":
+            return sys.maxsize
         free: int = torch.cuda.mem_get_info(self.device)[0]
         return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
 

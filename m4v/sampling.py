@@ -57,6 +57,11 @@ class Video:
 class VideoSampler(Protocol):
     """A loaded checkpoint of either family; `open_sampler` opens one."""
 
+    @property
+    def launched(self) -> dict[str, str | int]:
+        """How it gives its work to the device, and how often it did; for the run's record."""
+        ...
+
     def stream(
         self,
         prompt: str,

@@ -31,13 +31,6 @@ def sampler(tmp_path: Path) -> CheckpointSampler:
     return CheckpointSampler.open(tmp_path / "checkpoint")
 
 
-class Beside(Launching):
-    """Decodes beside denoising on the CPU too, which has memory enough."""
-
-    def _free(self) -> int:
-        return 2**40
-
-
 def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launches("cuda") == Launches(graphs=False, overlap=False), "until they have been proved on a GPU"
     monkeypatch.setenv("M4V_GRAPHS", "on")
@@ -56,7 +49,7 @@ def test_decoding_beside_gives_the_same_video(sampler: CheckpointSampler) -> Non
     latents: list[tuple[int, np.ndarray, str]] = []
     done: list[tuple[int, int]] = []
     plain = np.concatenate(list(sampler.stream("a red circle", 1, SIZE)))
-    sampler._launching = Beside(sampler.model, CPU, Launches(graphs=False, overlap=True))
+    sampler._launching = Launching(sampler.model, CPU, Launches(graphs=False, overlap=True))
     found = np.concatenate(
         list(
             sampler.stream(
@@ -76,7 +69,7 @@ def test_decoding_beside_gives_the_same_video(sampler: CheckpointSampler) -> Non
 
 def test_recorded_forwards_give_the_same_video(sampler: CheckpointSampler) -> None:
     plain = sampler.generate("a red circle", seed=2, frames=9, height=64, width=64, sampler=SIZE.sampler)  # type: ignore[arg-type]
-    both = Beside(sampler.model, CPU, Launches(graphs=False, overlap=True))
+    both = Launching(sampler.model, CPU, Launches(graphs=False, overlap=True))
     both._graphed = both.model = GraphedModel(sampler.model, record)
     sampler._launching = both
     found = sampler.generate("a red circle", seed=2, frames=9, height=64, width=64, sampler=SIZE.sampler)  # type: ignore[arg-type]
@@ -87,7 +80,7 @@ def test_recorded_forwards_give_the_same_video(sampler: CheckpointSampler) -> No
 
 
 def test_errors_and_early_ends_come_through(sampler: CheckpointSampler) -> None:
-    sampler._launching = Beside(sampler.model, CPU, Launches(graphs=False, overlap=True))
+    sampler._launching = Launching(sampler.model, CPU, Launches(graphs=False, overlap=True))
     chunks = sampler.stream("a red circle", 1, SIZE)
     assert next(chunks).shape == (1, 64, 64, 3)
     chunks.close()  # type: ignore[attr-defined]
