@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from m4v.config import Dtype
 from m4v.core.errors import ConfigError
@@ -21,3 +22,10 @@ def usable_device(name: str) -> torch.device:
             f"torch sees {torch.cuda.device_count()} CUDA devices", value=name, next_step="use --device cpu, or cuda:0"
         )
     return device
+
+
+def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the CPU on a device. To CUDA it goes through pinned memory: the copy waits in the device's queue, and
+    the program does not wait until the device has come that far."""
+    place = torch.device(device)
+    return (tensor.pin_memory() if place.type == "cuda" else tensor).to(place, non_blocking=True)

@@ -6,7 +6,7 @@ alone: each is sampled in a batch of its own, on one thread where the device is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -29,6 +29,7 @@ from m4v.family import AnyCheckpoint, read_checkpoint_config
 from m4v.flow.sampler import stream
 from m4v.flow.schedule import PyramidSchedule
 from m4v.image_io import Picture, cover, read_image
+from m4v.launching import launching_of
 from m4v.model.layout import forget_layouts
 from m4v.text import open_text_encoder
 from m4v.text.config import TextEncoderConfig
@@ -55,6 +56,11 @@ class Video:
 
 class VideoSampler(Protocol):
     """A loaded checkpoint of either family; `open_sampler` opens one."""
+
+    @property
+    def launched(self) -> dict[str, str | int]:
+        """How it gives its work to the device, and how often it did; for the run's record."""
+        ...
 
     def stream(
         self,
@@ -113,6 +119,12 @@ class CheckpointSampler:
         self.codec = open_codec(codec_config(self.checkpoint), folders, device)
         self.encoder = open_text_encoder(text_encoder_config(self.checkpoint), folders, device)
         self._negative: tuple[str, TextFeatures] | None = None
+        self._launching = launching_of(self.model, self.device)
+
+    @property
+    def launched(self) -> dict[str, str | int]:
+        """How this sampler gives its work to the GPU, and how many forwards went which way so far."""
+        return self._launching.report()
 
     @classmethod
     def open(
@@ -200,13 +212,19 @@ class CheckpointSampler:
         """
         total = latent_shape(config.frames, config.height, config.width, self.codec.time_stride)[0]
 
-        def seen(index: int, latent: Latent) -> None:
-            if on_latent is not None:
-                on_latent(index, latent)
-            if on_progress is not None:
-                on_progress(index + 1, total)
+        def seen(latents: Iterator[Latent]) -> Iterator[Latent]:
+            for index, latent in enumerate(latents):
+                if on_latent is not None:
+                    on_latent(index, latent)
+                if on_progress is not None:
+                    on_progress(index + 1, total)
+                yield latent
 
-        chunks = self.codec.decode_stream(self._latents(prompt, seed, config, negative, image, seen))
+        made = self._latents(prompt, seed, config, negative, image)
+        if self._launching.overlaps(config.height * config.width):
+            chunks = self._launching.beside(made, lambda latents: self.codec.decode_stream(seen(latents)))
+        else:
+            chunks = self.codec.decode_stream(seen(made))
         return memory_told(chunks, f"{config.frames} frames of {config.width}x{config.height}")
 
     def _latents(
@@ -216,8 +234,7 @@ class CheckpointSampler:
         config: VideoConfig,
         negative: str | None,
         image: Picture | None,
-        on_latent: Callable[[int, Latent], None],
-    ) -> Iterator[Latent]:
+    ) -> Generator[Latent, None, None]:
         sampler = config.sampler
         if not isinstance(sampler, SamplerConfig):
             raise ConfigError(
@@ -229,7 +246,7 @@ class CheckpointSampler:
             sampler = sampler.model_copy(update={"guidance_later": sampler.guidance_image})
             first = torch.from_numpy(self.codec.encode(cover(image, config.height, config.width)[None]))[None]
         made = stream(
-            self.model, self.schedule, sampler, self._features(prompt + sampler.prompt_suffix),
+            self._launching.model, self.schedule, sampler, self._features(prompt + sampler.prompt_suffix),
             self._negative_features(sampler.negative_prompt if negative is None else negative),
             latent_shape(config.frames, config.height, config.width, self.codec.time_stride), [seed],
             channels=self.checkpoint.model.latent_channels, first_frame=first, constants=self.codec.constants,
@@ -238,7 +255,6 @@ class CheckpointSampler:
             forget_layouts()
             latent = frame[0].float().cpu().numpy()
             check_finite(latent, prompt, f"seed {seed}, latent frame {index}")
-            on_latent(index, latent)
             yield latent
 
     def _features(self, text: str) -> TextFeatures:

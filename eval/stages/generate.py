@@ -108,6 +108,7 @@ def _make_all(context: StageContext, worker: Worker, share: list[Job], unmade: s
         for job in missing:
             _make(sampler, config, store, job, progress.part)
             progress.video()
+            context.metrics({"sampling": sampler.launched})
             context.check_drain()
     seconds = time.monotonic() - started
     resumed = len(share) - len(missing)

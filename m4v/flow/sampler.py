@@ -13,6 +13,7 @@ from m4v.codec.constants import PYRAMID_CONSTANTS, LatentConstants
 from m4v.config import SamplerConfig
 from m4v.core.errors import ConfigError
 from m4v.core.rng import generator
+from m4v.devices import upload
 from m4v.flow.guidance import GuidedModel, TextFeatures, guidance_at, self_guidance_at
 from m4v.flow.history import FrameHistory
 from m4v.flow.latents import denormalise_frame, double, noise_at, normalise
@@ -32,10 +33,11 @@ class NoiseSource(Protocol):
 
 class KeyedNoise:
     """Counter-based noise: sample i depends on `seeds[i]` alone, not on its batch; a frame's noise does not
-    depend on the length, so that a longer video begins like a shorter one."""
+    depend on the length, so that a longer video begins like a shorter one. Normal numbers are drawn on the CPU;
+    blocks are made of them on `device`, where they go without anybody waiting."""
 
-    def __init__(self, seeds: Sequence[int], gamma: float) -> None:
-        self.seeds, self.gamma = seeds, gamma
+    def __init__(self, seeds: Sequence[int], gamma: float, device: torch.device | str = "cpu") -> None:
+        self.seeds, self.gamma, self.device = seeds, gamma, device
 
     def initial(self, frame: int, shape: tuple[int, int, int]) -> Tensor:
         c, h, w = shape
@@ -47,7 +49,7 @@ class KeyedNoise:
 
     def _normal(self, shape: tuple[int, ...], *purpose: int | str) -> Tensor:
         rows = [generator(s, "sample", *purpose).standard_normal(shape, dtype=np.float32) for s in self.seeds]
-        return torch.from_numpy(np.stack(rows))
+        return upload(torch.from_numpy(np.stack(rows)), self.device)
 
 
 def generate(
@@ -107,7 +109,7 @@ def stream(
             value=config.steps_first, next_step="give steps_first and steps_later one count per stage",
         )  # fmt: skip
     guided = GuidedModel(model, positive, negative, len(seeds))
-    source = noise or KeyedNoise(seeds, schedule.config.gamma)
+    source = noise or KeyedNoise(seeds, schedule.config.gamma, positive.embedding.device)
     place = torch.empty(
         0, device=positive.embedding.device, dtype=torch.promote_types(positive.embedding.dtype, torch.float32)
     )

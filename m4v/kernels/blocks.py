@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from m4v.devices import upload
 from m4v.kernels.selection import attention_choice, uses_flex
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def block_mask(owner: NDArray[Any], time: NDArray[Any], open_tokens: int, device
 def _ordered(grid: Grid, device: str) -> tuple[Tensor, Tensor]:
     """Blocks that each row of the grid names: their number (1, 1, rows), and indices (1, 1, rows, columns)."""
     count, order = grid.sum(axis=1), np.argsort(~grid, axis=1, kind="stable")
-    return tuple(torch.from_numpy(u.astype(np.int32))[None, None].to(device) for u in (count, order))  # type: ignore[return-value]
+    return tuple(upload(torch.from_numpy(u.astype(np.int32))[None, None], device) for u in (count, order))  # type: ignore[return-value]
 
 
 def with_owners(static: BlockMask, owner: Tensor, time: Tensor) -> BlockMask:

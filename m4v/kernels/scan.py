@@ -5,6 +5,8 @@ Each function has the semantics of its plain torch counterpart in `m4v.model` an
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from m4v.kernels.ssd_configs import SIZES
 SSD_CHUNK = 128  # as fast as 64 and faster than 256 with one B and C per head (H200, bfloat16)
 INDEX_LIMIT = 2**31  # the kernels count elements in int32 and overflow in silence (state-spaces/mamba 1015)
 CONV_WIDTHS = (2, 3, 4)
+OWN_CONV_WIDTHS = range(2, 9)  # that of `convolution`, which needs Triton
 CONV_ALIGNMENT = 8  # channels
 SCAN_CHUNK = 2048  # tokens per stored state there
 
@@ -51,16 +54,30 @@ def scans_fast(x: Tensor, ssm: str, size: int, state: int) -> bool:
 
 
 def convolves_fast(x: Tensor, width: int) -> bool:
-    """Whether the causal convolution of x (b, L, D) runs on causal-conv1d."""
+    """Whether the causal convolution of x (b, L, D) runs on our own kernel or on causal-conv1d."""
     suits = width in CONV_WIDTHS and x.shape[-1] % CONV_ALIGNMENT == 0
-    return suits and uses_library(x) and version_of(CONVOLUTION) is not None
+    return uses_own_convolution(x, width) or (suits and uses_library(x) and version_of(CONVOLUTION) is not None)
+
+
+def uses_own_convolution(x: Tensor, width: int) -> bool:
+    """Whether the causal convolution of x runs on our own kernel: where our scans are chosen, 16-bit, or float32 too
+    when asked for by name. On the CPU only under Triton's interpreter (TRITON_INTERPRET=1), for tests."""
+    runs = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    if not runs or x.dtype == torch.float64 or width not in OWN_CONV_WIDTHS or not scans_with_triton():
+        return False
+    return x.dtype != torch.float32 or scan_choice() == "triton"
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """SiLU of the depthwise causal convolution of x (b, L, D) with taps (D, width): (b, L, D).
 
-    Columns are kept apart by the zeros between them, not by the kernel. Raises ConfigError past `INDEX_LIMIT`.
+    Columns are kept apart by the zeros between them, not by the kernel. Raises ConfigError past `INDEX_LIMIT`, which
+    our own kernel does not have.
     """
+    if uses_own_convolution(x, weight.shape[1]):
+        from m4v.kernels.convolution import convolve_silu  # Triton is there on CUDA only
+
+        return convolve_silu(x, weight, bias)
     _check_size("convolution", x.numel(), CONVOLUTION)
     out: Tensor = convolution_kernel()(x.transpose(1, 2), weight, bias, activation="silu")
     return out.transpose(1, 2)

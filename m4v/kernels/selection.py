@@ -25,6 +25,7 @@ GLUE_VARIABLE = "M4V_GLUE"
 MAMBA, CONVOLUTION, TRITON = "mamba-ssm", "causal-conv1d", "triton"
 AUTO_ATTENTION: Literal["flex", "frames"] = "flex"  # what `auto` means where Triton is there
 FRAMES_VERSION = 1  # to be raised with any change of `frames` that changes numbers
+OWN_CONVOLUTION = "m4v-convolution 1"  # `convolution`; a new number whenever its bits change
 OWN_SCAN = "m4v-triton 1"  # `ssd_operators`; a new number whenever its bits change, since stage keys hold it
 # False until tests/gpu/test_gpu_ssd.py has passed on a GPU and bench_ssd.py shows them faster; True: `auto` takes them
 OWN_SCAN_BY_DEFAULT = False
@@ -100,7 +101,9 @@ def kernel_set(device: str) -> dict[str, str]:
     scans = [OWN_SCAN] if scans_with_triton() else []  # mamba-ssm stays behind them, for Mamba-1 and odd head sizes
     scans += [f"{MAMBA} {library}"] if library else []
     found["scan"] = ", ".join(scans) or "torch"
-    if library and (convolution := version_of(CONVOLUTION)):
+    if scans_with_triton():
+        found["convolution"] = OWN_CONVOLUTION
+    elif library and (convolution := version_of(CONVOLUTION)):
         found["convolution"] = f"{CONVOLUTION} {convolution}"
     if uses_flex():
         found["attention"] = f"flex {version_of('torch')}"
@@ -133,8 +136,8 @@ def scan_library() -> str | None:
 
 
 def scans_with_triton() -> bool:
-    """Whether Mamba-2 scans on CUDA shall run on our Triton kernels. Raises ConfigError when they are asked for by
-    name and Triton is not installed."""
+    """Whether Mamba-2 scans and the convolution before them on CUDA shall run on our Triton kernels. Raises ConfigError
+    when they are asked for by name and Triton is not installed."""
     choice = scan_choice()
     there = version_of(TRITON) is not None
     if choice == "triton" and not there:

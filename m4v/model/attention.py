@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m4v.config import ModelConfig
+from m4v.devices import upload
 from m4v.kernels.blocks import attend_blocks, block_mask, uses_blocks, with_owners
 from m4v.kernels.frames import FrameShape, attend_frames, uses_frames
 from m4v.model import fused
 from m4v.model.checkpointing import keeping_attention
 from m4v.model.layers import Linear, RMSNorm, rotate
-from m4v.model.layout import BatchLayout, frame_mask, image_ids, per_layout
+from m4v.model.layout import BatchLayout, frame_mask, per_layout
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -70,9 +71,10 @@ def _static_blocks(layout: BatchLayout, causal: bool, device: str) -> tuple[Bloc
     column = np.concatenate([np.repeat(number, layout.text_slots), np.repeat(number, layout.lengths)])
     time = np.zeros(len(column))
     if causal:
-        time[layout.text_tokens :] = np.concatenate([image_ids(c)[:, 0] for c in layout.columns])
+        frames = [np.repeat(np.arange(c.frames), c.frame_tokens) for c in layout.columns]
+        time[layout.text_tokens :] = np.concatenate(frames)
     static = block_mask(column, time, layout.text_tokens, device)
-    of_column, of_time = (torch.from_numpy(u.astype(np.int32)).to(device) for u in (column, time))
+    of_column, of_time = (upload(torch.from_numpy(u.astype(np.int32)), device) for u in (column, time))
     return static, of_column, of_time
 
 

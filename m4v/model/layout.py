@@ -17,9 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from m4v.devices import upload
+
 Indices = NDArray[np.int64]
 Maker = TypeVar("Maker", bound=Callable[..., object])
 _FORGET: list[Callable[[], None]] = []
+_AGE = [0]
 
 
 def per_layout(kept: int) -> Callable[[Maker], Maker]:
@@ -36,8 +39,14 @@ def per_layout(kept: int) -> Callable[[Maker], Maker]:
 def forget_layouts() -> None:
     """Let go of all cached tables. Training meets the same layouts again and again, a sampler a new one with every
     frame: at 768p each is about 10 MB."""
+    _AGE[0] += 1
     for forget in _FORGET:
         forget()
+
+
+def layouts_age() -> int:
+    """How often tables were let go of: whoever holds on to their places in memory shall notice."""
+    return _AGE[0]
 
 
 class Clip(NamedTuple):
@@ -111,31 +120,29 @@ def column_rows(lengths: tuple[int, ...], batch: int, device: str) -> Tensor:
     `lengths[c]` tokens."""
     of_token = np.repeat(np.arange(len(lengths)), lengths)
     rows = np.arange(batch)[:, None] * len(lengths) + of_token
-    return torch.from_numpy(rows.reshape(-1)).to(device)
+    return upload(torch.from_numpy(rows.reshape(-1)), device)
 
 
-def image_ids(column: Column) -> NDArray[np.float32]:
-    """(tokens, 3) positions t, h, w.
+def clip_places(column: Column) -> list[tuple[NDArray[np.float32], ...]]:
+    """Positions t, h, w of each clip's frames, rows and columns.
 
     t counts latent frames of the column; h, w live on the noisy clip's grid, and a smaller clip gets linearly
     interpolated places without aligned corners (half size: 0.5, 2.5, ...).
     """
-    last, rows, time = column.clips[-1], [], 0
+    last, found, time = column.clips[-1], [], 0
     for clip in column.clips:
+        t = np.arange(time, time + clip.frames)
         h = (np.arange(clip.height) + 0.5) * (last.height / clip.height) - 0.5
         w = (np.arange(clip.width) + 0.5) * (last.width / clip.width) - 0.5
-        t = np.arange(time, time + clip.frames)
-        grid = np.stack(np.meshgrid(t, h, w, indexing="ij"), axis=-1)
-        rows.append(grid.reshape(-1, 3))
+        found.append(tuple(places.astype(np.float32) for places in (t, h, w)))
         time += clip.frames
-    return np.concatenate(rows).astype(np.float32)
+    return found
 
 
-def register_ids(column: Column) -> NDArray[np.float32]:
-    """(frames, 3) positions of the registers: the frame's time, place zero."""
-    ids = np.zeros((column.frames, 3), dtype=np.float32)
-    ids[:, 0] = np.arange(column.frames)
-    return ids
+def image_ids(column: Column) -> NDArray[np.float32]:
+    """(tokens, 3) positions t, h, w of the tokens (see `clip_places`)."""
+    grids = [np.stack(np.meshgrid(*places, indexing="ij"), axis=-1) for places in clip_places(column)]
+    return np.concatenate([grid.reshape(-1, 3) for grid in grids])
 
 
 def frame_types(column: Column) -> Indices:
@@ -147,24 +154,36 @@ def frame_types(column: Column) -> Indices:
 def rotary(
     layout: BatchLayout, axes: tuple[int, int, int], theta: float, with_registers: bool, device: str, double: bool
 ) -> Tensor:
-    """(packed tokens, head size / 2) unit complex numbers of the rotary angles, which are computed in float64."""
-    ids = [np.zeros((layout.text_tokens, 3), np.float32), *(image_ids(c) for c in layout.columns)]
+    """(packed tokens, head size / 2) unit complex numbers of the rotary angles, which are computed in float64.
+    Registers have their frame's time and place zero.
+
+    A token's row is three parts, one for each axis, and an axis has few positions: their numbers are computed on the
+    CPU and put together on the device. A sampler needs the next table every few steps, and all at once they would
+    take longer than some of its steps.
+    """
+    clips = [places for column in layout.columns for places in clip_places(column)]
+    parts = []  # per axis: the turns of place zero, then those of each clip's places
+    for axis, channels in enumerate(axes):
+        places = [np.zeros(1, np.float32), *(clip[axis] for clip in clips)]
+        frequency = theta ** (-np.arange(0, channels, 2, dtype=np.float64) / max(channels, 1))
+        angle = torch.from_numpy(np.concatenate(places).astype(np.float64)[:, None] * frequency)
+        turn = torch.polar(torch.ones_like(angle), angle).to(torch.complex128 if double else torch.complex64)
+        parts.append(upload(turn, device).split([len(u) for u in places]))
+    (_, *times), (top, *heights), (left, *widths) = parts
+    rows = [torch.cat([part[0] for part in parts], dim=-1).expand(layout.text_tokens, -1)]
+    for t, h, w in zip(times, heights, widths, strict=True):
+        grid = (len(t), len(h), len(w), -1)
+        turns = torch.cat([t[:, None, None].expand(grid), h[:, None].expand(grid), w.expand(grid)], dim=-1)
+        rows.append(turns.flatten(0, 2))
     if with_registers:
-        ids += [register_ids(c) for c in layout.columns]
-    positions = np.concatenate(ids).astype(np.float64)
-    angles = [
-        positions[:, axis, None] * theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)
-        for axis, size in enumerate(axes)
-        if size
-    ]
-    angle = torch.from_numpy(np.concatenate(angles, axis=1))
-    turn = torch.polar(torch.ones_like(angle), angle)
-    return turn.to(device, torch.complex128 if double else torch.complex64)
+        rows += [torch.cat([t, top.expand(len(t), -1), left.expand(len(t), -1)], dim=-1) for t in times]
+    return torch.cat(rows)
 
 
 @per_layout(1024)
 def _times(column: Column, text_slots: int, device: str) -> Tensor:
-    return torch.from_numpy(np.concatenate([np.zeros(text_slots, np.float32), image_ids(column)[:, 0]])).to(device)
+    frames = np.repeat(np.arange(column.frames, dtype=np.float32), column.frame_tokens)
+    return upload(torch.from_numpy(np.concatenate([np.zeros(text_slots, np.float32), frames])), device)
 
 
 def frame_mask(column: Column, text_slots: int, causal: bool, device: str) -> Tensor | None:

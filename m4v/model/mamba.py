@@ -110,16 +110,18 @@ class MambaMixer(nn.Module):
         if not library:
             x, b, c = x.to(dt.dtype), b.to(dt.dtype), c.to(dt.dtype)
         a, skip = -self.A_log.to(dt.dtype).exp(), self.D.to(dt.dtype)
+        # One column needs no table, whose copy to the device could not be part of a CUDA graph.
+        chunk_column = None if tables.column is None else tables.chunk_column
         if config.ssm == "ssd":
             heads = (config.heads, config.head_dim)
             x, b, c = (u.unflatten(-1, heads) for u in (x, b, c))
             if library:
                 return fast.ssd_scan(x, dt, a, b, c, skip, tables.column).flatten(2)
-            y = ssd_chunked(x, dt, a, b, c, config.chunk_size, tables.chunk_column)
+            y = ssd_chunked(x, dt, a, b, c, config.chunk_size, chunk_column)
             return (y + skip[:, None] * x).flatten(2)
         groups = (-1, config.ssm_state)
         b, c = b.unflatten(-1, groups), c.unflatten(-1, groups)
         if library:
             parts = (tuple(u[:, begin:end] for u in (x, dt, b, c)) for begin, end in tables.spans)
             return torch.cat([fast.selective_scan(x, dt, a, b, c, skip) for x, dt, b, c in parts], dim=1)
-        return selective_scan(x, dt, a, b, c, config.chunk_size, tables.chunk_column) + skip * x
+        return selective_scan(x, dt, a, b, c, config.chunk_size, chunk_column) + skip * x

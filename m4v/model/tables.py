@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from m4v.devices import upload
 from m4v.model.layout import BatchLayout, Column, Indices, frame_types, per_layout
 from m4v.model.scan import LAYER_ORDER, scan_order
 
@@ -74,13 +75,13 @@ def table_of(
     flat, ends = np.concatenate(sources), np.cumsum([len(source) for source in sources]).tolist()
     owner = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
     return CompositionTable(
-        source=torch.from_numpy(np.maximum(flat, 0)).to(device),
-        real=torch.from_numpy(flat >= 0).to(device),
-        slot=torch.from_numpy(slot).to(device),
-        first=torch.from_numpy(np.stack(firsts)).to(device),
-        second=torch.from_numpy(np.stack(seconds)).to(device) if seconds is not None else None,
+        source=upload(torch.from_numpy(np.maximum(flat, 0)), device),
+        real=upload(torch.from_numpy(flat >= 0), device),
+        slot=upload(torch.from_numpy(slot), device),
+        first=upload(torch.from_numpy(np.stack(firsts)), device),
+        second=upload(torch.from_numpy(np.stack(seconds)), device) if seconds is not None else None,
         chunk_column=torch.from_numpy(owner[::chunk].copy()),
-        column=torch.from_numpy(owner.astype(np.int32)).to(device) if len(sources) > 1 else None,
+        column=upload(torch.from_numpy(owner.astype(np.int32)), device) if len(sources) > 1 else None,
         spans=tuple(zip([0, *ends[:-1]], ends, strict=True)),
     )
 
@@ -109,7 +110,7 @@ def visual_orders(
 def register_types(layout: BatchLayout, device: str) -> Tensor:
     """(frames of all columns, 3) one-hot type of each register, float32."""
     types = torch.from_numpy(np.concatenate([frame_types(c) for c in layout.columns]))
-    return torch.nn.functional.one_hot(types, 3).to(device, torch.float32)
+    return upload(torch.nn.functional.one_hot(types, 3).to(torch.float32), device)
 
 
 class TemporalTable(NamedTuple):
@@ -153,9 +154,9 @@ def temporal_table(layout: BatchLayout, device: str, kept: tuple[tuple[int, int]
     if not pooled:  # no frame is there
         pooled[1] = [np.zeros((0, 1), np.int64)]
     return TemporalTable(
-        pools=tuple(torch.from_numpy(np.concatenate(group)).to(device) for group in pooled.values()),
-        order=torch.from_numpy(_order_of(where, list(pooled))).to(device),
-        back=torch.from_numpy(back).to(device),
+        pools=tuple(upload(torch.from_numpy(np.concatenate(group)), device) for group in pooled.values()),
+        order=upload(torch.from_numpy(_order_of(where, list(pooled))), device),
+        back=upload(torch.from_numpy(back), device),
         pieces=tuple(pieces),
         places=tuple(c.lowest[0] * c.lowest[1] for c in layout.columns),
     )
@@ -190,4 +191,4 @@ def piece_mask(column: Column, device: str) -> Tensor:
     """(pieces, pieces) bool: a piece sees the pieces of its own and of earlier frames."""
     counts = [len(cells) if noisy else 1 for cells, noisy in _cut_frames(column, 0)]
     frame = np.repeat(np.arange(column.frames), counts)
-    return torch.from_numpy(frame[:, None] >= frame[None, :]).to(device)
+    return upload(torch.from_numpy(frame[:, None] >= frame[None, :]), device)

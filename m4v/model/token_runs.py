@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from m4v.devices import upload
 from m4v.model.layout import BatchLayout, frame_types, per_layout
 from m4v.model.tables import temporal_table
 
@@ -28,15 +29,16 @@ class TokenRuns(NamedTuple):
 @per_layout(1024)
 def token_runs(lengths: tuple[tuple[int, int], ...], columns: int, device: str) -> TokenRuns:
     """The tables of runs (tokens, column) that lie behind each other."""
-    tiles, begin = [], 0
+    parts, begin = [np.zeros((0, 3), np.int64)], 0
     for length, column in lengths:
         end = begin + length
-        tiles += [(first, min(first + TILE, end), column) for first in range(begin, end, TILE)]
+        first = np.arange(begin, end, TILE)
+        parts.append(np.stack([first, np.minimum(first + TILE, end), np.full_like(first, column)], axis=1))
         begin = end
-    table = np.array(tiles, np.int32).reshape(-1, 3)
+    table = np.concatenate(parts)
     bounds = np.concatenate([[0], np.cumsum(np.bincount(table[:, 2], minlength=columns))])
     order = np.argsort(table[:, 2], kind="stable")
-    made = [torch.from_numpy(u.astype(np.int32)).to(device) for u in (table, order, bounds)]
+    made = [upload(torch.from_numpy(u.astype(np.int32)), device) for u in (table, order, bounds)]
     return TokenRuns(made[0], made[1], made[2], begin)
 
 
@@ -83,5 +85,5 @@ def piece_lists(layout: BatchLayout, device: str) -> PieceLists:
     table = temporal_table(layout, "cpu")
     counts = torch.bincount(table.back, minlength=table.order.shape[0])
     bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    lists = [u.to(device, torch.int32) for u in (bounds, torch.argsort(table.back, stable=True), table.back)]
+    lists = [upload(u.to(torch.int32), device) for u in (bounds, torch.argsort(table.back, stable=True), table.back)]
     return PieceLists(lists[0], lists[1], lists[2])

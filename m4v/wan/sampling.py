@@ -49,6 +49,11 @@ class WanCheckpointSampler:
         self.codec = open_codec(codec_config(self.checkpoint), folders, device)
         self.encoder = open_text_encoder(text_encoder_config(self.checkpoint), folders, device)
 
+    @property
+    def launched(self) -> dict[str, str | int]:
+        """All frames are made at once, one forward after the other, and decoded then."""
+        return {}
+
     def stream(
         self,
         prompt: str,

@@ -20,6 +20,8 @@ from m4v.codec import open_codec
 from m4v.codec.config import CausalVaeConfig, DctCodecConfig
 from m4v.config import CheckpointConfig, ModelConfig, ScheduleConfig
 from m4v.flow.schedule import PyramidSchedule
+from m4v.launches import Launches
+from m4v.launching import Launching
 from m4v.model import M4VTransformer, attention, blocks, layers
 from m4v.sampling import CheckpointSampler
 from m4v.text.config import MiniLmConfig, T5ClipConfig
@@ -39,23 +41,27 @@ TINY = ModelConfig(
 class Form(NamedTuple):
     """A model and how it is run. `unmasked`: attention sees every score on cuDNN's kernel (not what the model means,
     but the quickest dense one); `compiled`: its norms, modulations and rotations through torch.compile with dynamic
-    shapes, rotations in a form that the compiler fuses. Whole blocks would be compiled for every shape of a video."""
+    shapes, rotations in a form that the compiler fuses. Whole blocks would be compiled for every shape of a video.
+    `launched`: small forwards as CUDA graphs; a real run decodes beside denoising, too."""
 
     name: str
     switches: dict[str, Any]
     choice: Callable[[], Choice]
     unmasked: bool = False
     compiled: bool = False
+    launched: bool = False
 
 
 ATTENTION = {"mixer": "attention"}
 OURS, STOCK = "M4V, ours", "M4V, stock (mamba-ssm, plain glue)"
+LAUNCHED = f"{OURS}, CUDA graphs, decoding beside"
 RELEASED, COMPILED, FLEX = "attention, as released", "attention, compiled, all scores", "attention, FlexAttention"
 
 
 def forms() -> Iterator[Form]:
     """Most wanted first."""
     yield Form(OURS, {}, ours)
+    yield Form(LAUNCHED, {}, ours, launched=True)
     yield Form(RELEASED, ATTENTION, plain)
     yield Form(COMPILED, ATTENTION, plain, unmasked=True, compiled=True)
     yield Form(FLEX, ATTENTION, flex, compiled=True)
@@ -140,7 +146,9 @@ def random_text_encoder(device: str) -> T5Clip:
 class RandomSampler(CheckpointSampler):
     """The product's sampler around a model, codec and text encoder that were not loaded."""
 
-    def __init__(self, model: M4VTransformer, codec: Any, encoder: Any, device: torch.device) -> None:
+    def __init__(
+        self, model: M4VTransformer, codec: Any, encoder: Any, device: torch.device, launched: bool = False
+    ) -> None:
         self.device, self.dtype = device, torch.bfloat16 if device.type == "cuda" else torch.float32
         self.model, self.codec, self.encoder = model.eval(), codec, encoder
         self.checkpoint = CheckpointConfig(
@@ -149,6 +157,9 @@ class RandomSampler(CheckpointSampler):
         )  # fmt: skip
         self.schedule = PyramidSchedule(self.checkpoint.schedule)
         self._negative = None
+        # There are no graphs on a CPU; decoding beside it is rehearsed.
+        how = Launches(graphs=launched and device.type == "cuda", overlap=launched)
+        self._launching = Launching(self.model, device, how)
 
 
 def random_codec(device: torch.device) -> Any:

@@ -13,7 +13,7 @@ from m4v.core.errors import ConfigError
 from m4v.kernels import kernel_set, kernel_summary, use_kernels
 from m4v.kernels.libraries import _import_below, convolution_kernel, ssd_kernel
 from m4v.kernels.scan import causal_conv_silu, convolves_fast, selective_scan, ssd_scan, uses_library, uses_own_scan
-from m4v.kernels.selection import OWN_GLUE, OWN_SCAN, version_of
+from m4v.kernels.selection import OWN_CONVOLUTION, OWN_GLUE, OWN_SCAN, version_of
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_cuda_names_what_is_installed(install: Path, monkeypatch: pytest.MonkeyP
     assert kernel_summary("cuda") == "torch"
     with use_kernels(scan="triton"):  # mamba-ssm is named too: it scans what our kernels do not take
         assert kernel_set("cuda")["scan"] == f"{OWN_SCAN}, mamba-ssm 9.1"
-        assert kernel_set("cuda")["convolution"] == "causal-conv1d 8.2"
+        assert kernel_set("cuda")["convolution"] == OWN_CONVOLUTION
 
 
 def test_our_scan_needs_triton_only(install: Path) -> None:

@@ -1,0 +1,66 @@
+"""Items made in a thread of their own, a little ahead of whoever takes them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from queue import Empty, Queue
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+POLL_S = 0.05
+
+
+class _Ended(NamedTuple):
+    """The last thing a thread says: why it ended, None when there was nothing left to make."""
+
+    error: BaseException | None
+
+
+def ahead(
+    items: Generator[T, None, None],
+    most: int = 1,
+    within: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Generator[T, None, None]:
+    """`items` in their order; while one is used, the next `most` and one more under way are made in a thread, inside
+    `within()`.
+
+    What `items` raises is raised here, behind the items before it. Closing this closes `items`, which first finishes
+    the item under way. The thread begins with the first item that is asked for.
+    """
+    ready: Queue[tuple[T] | _Ended] = Queue(most)
+    stop = threading.Event()
+    thread = threading.Thread(target=_make, args=(items, ready, stop, within), name="ahead", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(found := ready.get(), _Ended):
+            yield found[0]
+            del found  # not kept alive while the next one is waited for
+        if found.error is not None:
+            raise found.error
+    finally:
+        stop.set()
+        while thread.is_alive():  # it may be waiting for a place
+            with suppress(Empty):
+                ready.get(timeout=POLL_S)
+        thread.join()
+
+
+def _make(
+    items: Generator[T, None, None],
+    ready: Queue[tuple[T] | _Ended],
+    stop: threading.Event,
+    within: Callable[[], AbstractContextManager[object]],
+) -> None:
+    error: BaseException | None = None
+    try:
+        with within(), closing(items):
+            for item in items:
+                ready.put((item,))
+                del item
+                if stop.is_set():
+                    break
+    except BaseException as raised:  # it belongs to whoever takes the items
+        error = raised
+    ready.put(_Ended(error))
