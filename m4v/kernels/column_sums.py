@@ -11,7 +11,7 @@ TILE = 16  # rows whose part of a sum one program keeps to itself
 _PARTS, _CHANNELS = 64, 64  # of a tile of the last sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _add_parts(
     parts, order, bounds, out, tiles, width, parts_block: tl.constexpr, channels_block: tl.constexpr
 ):  # fmt: skip

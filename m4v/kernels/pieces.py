@@ -17,7 +17,7 @@ from m4v.kernels.column_sums import block_of
 _WARPS = 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["extent", "opening", "pieces"])
 def _pool(x, bounds, members, out, extent, opening, pieces, width: tl.constexpr, block: tl.constexpr):
     """Mean of the image tokens of one temporal token."""
     number = tl.program_id(0).to(tl.int64)
@@ -34,7 +34,7 @@ def _pool(x, bounds, members, out, extent, opening, pieces, width: tl.constexpr,
     tl.store(out + number * width + channel, mean.to(out.dtype.element_ty), mask=channel < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "extent", "opening", "pieces"])
 def _pool_back(grad, bounds, back, out, tokens, extent, opening, pieces, width: tl.constexpr, block: tl.constexpr):
     """Gradient of one packed row: its share of its temporal token's; zero where there is none."""
     number = tl.program_id(0).to(tl.int64)
@@ -48,7 +48,7 @@ def _pool_back(grad, bounds, back, out, tokens, extent, opening, pieces, width: 
     tl.store(out + number * width + channel, value.to(out.dtype.element_ty), mask=channel < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "opening", "pieces"])
 def _spread_back(
     grad, scale, bounds, members, out, tokens, opening, pieces, grad_width, width: tl.constexpr, block: tl.constexpr,
     size: tl.constexpr,
