@@ -29,9 +29,10 @@ Found = dict[str, Tensor]
 
 
 @contextmanager
-def poisoned() -> Iterator[None]:
-    """Memory that is asked for without a value holds NaN (torch's deterministic mode fills it)."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
+def poisoned(strict: bool = False) -> Iterator[None]:
+    """Memory that is asked for without a value holds NaN (torch's deterministic mode fills it). `strict`: torch's own
+    kernels repeat their bits, too; with a mere warning the gradients of masked attention on CUDA do not."""
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
     try:
         assert torch.empty(3, device=DEVICE).isnan().all()
         yield
@@ -89,8 +90,10 @@ def error(found: Found, exact: Found) -> float:
     return float((flat(found) - flat(exact)).norm() / flat(exact).norm())
 
 
-def check(fused: Found, plain: Found, exact: Found) -> None:
-    """The kernels are no further from float64 than plain torch of the same types but for a quarter."""
+def check(fused: Found, plain: Found, exact: Found, scan: str = "torch") -> None:
+    """The kernels are no further from float64 than plain torch of the same types but for a quarter; with our scan, but
+    for twice as much: it rounds states and scores to 16 bits, where plain torch scans in float32."""
+    more = 1.25 if scan == "torch" else 2.0
     assert set(fused) == set(exact)
     assert any(not torch.equal(fused[k], plain[k]) for k in fused), "the kernels were not taken"
     assert all(value.isfinite().all() for value in fused.values())
@@ -99,12 +102,12 @@ def check(fused: Found, plain: Found, exact: Found) -> None:
         chosen = {k: v for k, v in exact.items() if k.startswith("output") == bool(kind)}
         errors = error(fused, chosen), error(plain, chosen)
         print(f"{kind or 'gradients'}: kernels {errors[0]:.2e}, plain torch {errors[1]:.2e}")
-        assert errors[0] < 1.25 * errors[1] + floor
+        assert errors[0] < more * errors[1] + floor
     for name, value in exact.items():
         if float(value.norm()) > 0:
             of_kernels, of_torch = (error(found, {name: value}) for found in (fused, plain))
             slack = 1e-4 if INTERPRETED else (1e-2 if value.numel() > 1 else 0.1)
-            assert of_kernels < 2 * of_torch + slack, (name, of_kernels, of_torch)
+            assert of_kernels < 2 * of_torch + more * slack, (name, of_kernels, of_torch)
 
 
 def doubled_inputs(given: dict[str, object]) -> dict[str, object]:

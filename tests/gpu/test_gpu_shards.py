@@ -19,7 +19,7 @@ def gang(out: Path, what: str) -> dict[str, list[float]]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(PROBE)]
     done = subprocess.run(
         [*command, str(out), what], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=550, check=False,
+        timeout=580, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, list[float]] = json.loads(out.read_text())
@@ -32,7 +32,7 @@ def test_sharded_parameters_give_the_same_steps(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     found = gang(tmp_path / "found.json", "steps")
     plain = found.pop("torch 0 none")
-    assert len(found) == 3
+    assert len(found) == 2
     for values in found.values():
         assert values == pytest.approx(found["triton 0 none"], rel=1e-5)
         assert values == pytest.approx(plain, rel=1e-4)
