@@ -7,11 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Sizes that differ from layout to layout: one compilation of a kernel serves them all. Else those of 16 n tokens had
+# their own, and perhaps other bits. What a row of channels begins with is known from its width alone.
+LAYOUT_SIZES = ("tokens", "rows", "columns", "count", "extent", "text", "opening", "pieces", "begin")
 TILE = 16  # rows whose part of a sum one program keeps to itself
 _PARTS, _CHANNELS = 64, 64  # of a tile of the last sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tiles",))
 def _add_parts(
     parts, order, bounds, out, tiles, width, parts_block: tl.constexpr, channels_block: tl.constexpr
 ):  # fmt: skip

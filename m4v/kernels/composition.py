@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from m4v.kernels.column_sums import TILE, block_of
+from m4v.kernels.column_sums import LAYOUT_SIZES, TILE, block_of
 from m4v.kernels.head_rows import normed, normed_back, turned
 
 _WARPS, _WARPS_BACK = 4, 8
@@ -27,7 +27,7 @@ def _softplus(value):
     return tl.where(value > 20.0, value, exact)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _compose(
     c, b, x, dt, weight_c, weight_b, turn, dt_bias, source, real, to_c, to_b, to_x, to_dt, extent, epsilon,
     heads: tl.constexpr, size: tl.constexpr, heads_block: tl.constexpr, steps: tl.constexpr,
@@ -65,7 +65,7 @@ def _both(grad, first, second, doubled, place, mask):
     return found + tl.load(grad + second + place, mask=mask & doubled, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _compose_back(
     grad_c, grad_b, grad_x, grad_dt, c, b, dt, weight_c, weight_b, turn, dt_bias, first, second, valid,
     to_c, to_b, to_x, to_dt, parts_c, parts_b, parts_dt, rows, extent, text, epsilon,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from m4v.kernels.column_sums import TILE, block_of
+from m4v.kernels.column_sums import LAYOUT_SIZES, TILE, block_of
 from m4v.kernels.head_rows import normed, normed_back, turned
 
 _WARPS, _WARPS_BACK = 4, 8
@@ -33,7 +33,7 @@ def _weight(image, text, is_text, channel, joint: tl.constexpr):
     return value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _heads(
     q, k, v, text_q, text_k, text_v, weight_q, weight_k, text_weight_q, text_weight_k, turn, to_q, to_k, to_v,
     tokens, opening, stride_t, stride_h, epsilon, heads: tl.constexpr, size: tl.constexpr,
@@ -74,7 +74,7 @@ def _one_back(
     return normed_back(incoming, value, weight, epsilon, size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _heads_back(
     grad_q, grad_k, grad_v, q, k, weight_q, weight_k, turn, to_q, to_k, to_v, parts, tokens, begin, count,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, epsilon, heads: tl.constexpr, size: tl.constexpr,

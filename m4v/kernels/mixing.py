@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from m4v.kernels.column_sums import TILE, block_of
+from m4v.kernels.column_sums import LAYOUT_SIZES, TILE, block_of
 from m4v.kernels.pieces import spread_back
 
 _WARPS, _ELEMENTS = 4, 1024
@@ -44,7 +44,7 @@ def _temporal_place(back, token, text, batch, pieces, channel, width, here, size
     return (batch * (width // size) + channel // size) * pieces * size + piece * size + channel % size, image
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _mix(
     y, z, other, temporal, scale, first, second, valid, back, out, tokens, extent, text, opening, pieces, out_width,
     width: tl.constexpr, block: tl.constexpr, size: tl.constexpr,
@@ -72,7 +72,7 @@ def _mix(
     tl.store(out + number * out_width + channel, total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _mix_back(
     grad, y, z, temporal, first, second, valid, back, to_y, to_z, parts, rows, tokens, extent, text, opening, pieces,
     grad_width, width: tl.constexpr, block: tl.constexpr, size: tl.constexpr, twice: tl.constexpr,
@@ -110,7 +110,7 @@ def _mix_back(
         tl.store(parts + tile, tl.sum(sums, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _empty_slots(source, real, valid, to_y, tokens, extent, width: tl.constexpr, block: tl.constexpr):
     """Zeros at composed slots that are pads or registers: what `_mix_back` leaves out."""
     slot = tl.program_id(0).to(tl.int64)
@@ -120,7 +120,7 @@ def _empty_slots(source, real, valid, to_y, tokens, extent, width: tl.constexpr,
     tl.store(to_y + slot * width + channel, zero, mask=(channel < width) & empty)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _gelu(given, out, tokens, extent, width, out_width, skipped, elements: tl.constexpr):
     """GELU (tanh) of a piece of a packed row into the row of `out`, behind `skipped` channels."""
     number = tl.program_id(0).to(tl.int64)
@@ -132,7 +132,7 @@ def _gelu(given, out, tokens, extent, width, out_width, skipped, elements: tl.co
     tl.store(out + number * out_width + skipped + channel, result.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _gelu_back(grad, given, to_given, tokens, extent, width, grad_width, skipped, elements: tl.constexpr):
     """Gradient of the MLP's packed rows, zero at registers."""
     number = tl.program_id(0).to(tl.int64)

@@ -12,13 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from m4v.kernels.column_sums import TILE, add_parts, block_of
+from m4v.kernels.column_sums import LAYOUT_SIZES, TILE, add_parts, block_of
 
 _ROWS = 2  # of a tile that are in flight together
 _WARPS = 8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _modulate(
     x, shift, scale, registers, tiles, out, means, inverses, tokens, rows, columns, stride_b, stride_c, epsilon,
     width: tl.constexpr, block: tl.constexpr, tile_rows: tl.constexpr, step: tl.constexpr,
@@ -51,7 +51,7 @@ def _modulate(
             tl.store(out + place, value.to(out.dtype.element_ty), mask=inside & (begin + row < end))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _modulate_back(
     grad, x, scale, means, inverses, tiles, grad_x, parts, tokens, rows, count, columns, stride_b, stride_c,
     width: tl.constexpr, block: tl.constexpr, tile_rows: tl.constexpr, step: tl.constexpr,
@@ -85,7 +85,7 @@ def _modulate_back(
     tl.store(parts + part + width, to_scale, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _gate(
     x, gate, inner, tiles, out, tokens, stride_b, stride_c,
     width: tl.constexpr, block: tl.constexpr, tile_rows: tl.constexpr, step: tl.constexpr, added: tl.constexpr,
@@ -106,7 +106,7 @@ def _gate(
         tl.store(out + place, result.to(out.dtype.element_ty), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _gate_back(
     grad, gate, inner, tiles, grad_inner, parts, tokens, count, stride_b, stride_c,
     width: tl.constexpr, block: tl.constexpr, tile_rows: tl.constexpr, step: tl.constexpr,

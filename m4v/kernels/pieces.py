@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from m4v.kernels.column_sums import block_of
+from m4v.kernels.column_sums import LAYOUT_SIZES, block_of
 
 _WARPS = 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _pool(x, bounds, members, out, extent, opening, pieces, width: tl.constexpr, block: tl.constexpr):
     """Mean of the image tokens of one temporal token."""
     number = tl.program_id(0).to(tl.int64)
@@ -34,7 +34,7 @@ def _pool(x, bounds, members, out, extent, opening, pieces, width: tl.constexpr,
     tl.store(out + number * width + channel, mean.to(out.dtype.element_ty), mask=channel < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _pool_back(grad, bounds, back, out, tokens, extent, opening, pieces, width: tl.constexpr, block: tl.constexpr):
     """Gradient of one packed row: its share of its temporal token's; zero where there is none."""
     number = tl.program_id(0).to(tl.int64)
@@ -48,7 +48,7 @@ def _pool_back(grad, bounds, back, out, tokens, extent, opening, pieces, width: 
     tl.store(out + number * width + channel, value.to(out.dtype.element_ty), mask=channel < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _spread_back(
     grad, scale, bounds, members, out, tokens, opening, pieces, grad_width, width: tl.constexpr, block: tl.constexpr,
     size: tl.constexpr,

@@ -16,6 +16,7 @@ from m4v.kernels.selection import (
     CONVOLUTION,
     MAMBA,
     SCAN_VARIABLE,
+    interpreted,
     scan_choice,
     scan_library,
     scans_with_triton,
@@ -43,8 +44,10 @@ def uses_library(x: Tensor) -> bool:
 
 def uses_own_scan(x: Tensor, size: int, state: int) -> bool:
     """Whether Mamba-2 scans of x, with heads of `size` and states of `state`, run on our own kernels: on CUDA,
-    16-bit, or float32 too (three tf32 products for each) when asked for by name."""
-    suits = x.is_cuda and x.dtype != torch.float64 and size in SIZES and state in SIZES
+    16-bit, or float32 too (three tf32 products for each) when asked for by name. On the CPU only under Triton's
+    interpreter, for tests."""
+    runs = x.is_cuda or (x.is_cpu and interpreted())
+    suits = runs and x.dtype != torch.float64 and size in SIZES and state in SIZES
     return suits and scans_with_triton() and (x.dtype != torch.float32 or scan_choice() == "triton")
 
 

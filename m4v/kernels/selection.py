@@ -123,6 +123,11 @@ def kernel_summary(device: str) -> str:
     return ", ".join(special) or "torch"
 
 
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs kernels, so that tests can try them on the CPU's tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def scan_library() -> str | None:
     """Version of mamba-ssm if scans on CUDA shall use it."""
     choice = scan_choice()
