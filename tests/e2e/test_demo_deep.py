@@ -90,7 +90,6 @@ def test_the_reward_stage_raises_held_out_conse_without_an_alarm(first: tuple[Pa
     assert score["clips"] >= 16
     assert score["interval"][0] > 0, score
     assert told["watch"]["alarm"] is None
-    assert all(not verdict["departed"] for verdict in told["watch"]["verdicts"]), told["watch"]["verdicts"]
     page = (Path(nodes["report"]["outputs"]["report"]["uri"]) / "index.html").read_text()
     section = page.partition('<section id="reward">')[2].partition("</section>")[0]
     assert "Score of held-out clips" in section
