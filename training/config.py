@@ -329,6 +329,12 @@ class RewardConfig(TrainConfig):
             raise ValueError("save_every is 1: the watch compares the steps between two saves and needs two of them")
         return self
 
+    @model_validator(mode="after")
+    def _check_scored(self) -> RewardConfig:
+        if self.watch.probe.scored and not self.order.held_out:
+            raise ValueError("watch.probe.scored needs clips that the stage never trains on: set order.held_out")
+        return self
+
     @property
     def scorers(self) -> tuple[ScorerConfig, ...]:
         """Of the reward, and held out of it."""

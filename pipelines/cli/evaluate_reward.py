@@ -3,8 +3,9 @@
 JSON of `--list`: [run_id, made_at, before, after, alarm]. Of one stage: run_id, before, after (checkpoints), findings
 [good (null: open), words], scores {before, after, differences, metrics [name, title, role (reward, held out or null),
 before, after {mean, interval, videos, prompts}, change {gain, interval, regression, improvement}, monitor (change after
-minus before of a metric without a better direction)], videos} or null, other_scores [[before, after]], watch {alarm
-{step, good, reasons}, verdicts [name, start, last, limit, departed], problem}. Gains are positive where the checkpoint
+minus before of a metric without a better direction)], videos} or null, other_scores [[before, after]],
+held_out_clips [name, before, after, rise, interval, clips], watch {alarm {step, good, reasons}, verdicts [name, start,
+last, limit, departed], problem}. Gains are positive where the checkpoint
 after the stage is better.
 """
 
@@ -55,6 +56,7 @@ def effect_json(found: RewardEffect) -> dict[str, Any]:
         "findings": [asdict(finding) for finding in found.findings],
         "scores": _scores_json(found),
         "other_scores": [list(pair) for pair in found.other_pairs],
+        "held_out_clips": [{**asdict(score), "rise": score.rise} for score in found.held_out],
         "watch": {
             "alarm": None if found.alarm is None else asdict(found.alarm),
             "verdicts": [asdict(verdict) for verdict in found.verdicts],
@@ -112,6 +114,12 @@ def _print(found: RewardEffect) -> None:
             for r in found.pair.rows
         ]
         print_rows(("metric", "role", "before", "after", "difference"), rows, title="same prompts and seeds")
+    if found.held_out:
+        told = [
+            (s.name, s.before, s.after, f"{s.rise:+.4g} [{s.interval[0]:.4g}, {s.interval[1]:.4g}]", s.clips)
+            for s in found.held_out
+        ]
+        print_rows(("score", "before", "after", "difference", "clips"), told, title="clips not trained on")
     measures = [(v.name, v.start, v.last, v.limit or None, _saves(v.departed)) for v in found.verdicts]
     if measures:
         print_rows(("measure", "at the start", "at the last save", "limit", "out after step"), measures, title="watch")

@@ -23,6 +23,7 @@ from pipelines.inspection.scored import CONFIDENCE, RESAMPLES, Change
 from pipelines.inspection.side_by_side import SideBySide, side_by_side
 from pipelines.ledger import ArtifactRow, Ledger, NodeRow, PipelineRunRow, RunRow
 from training.config import RewardConfig
+from training.reward.held_out import HeldOutScore, held_out_scores
 from training.reward.watch import Alarm, Verdict, Watch
 
 STAGE = "reward"
@@ -60,6 +61,7 @@ class RewardEffect:
     - roles: metrics that are the reward's, and those held out of it; monitors: what changed of those without a better
       direction, after minus before, paired by prompt.
     - rows: metrics of the stage's steps; verdicts, alarm: what its watch says of them, `problem` why it cannot.
+    - held_out: what the stage's own scorers say of clips that it did not train on, where it was asked.
     """
 
     run: RunRow
@@ -73,6 +75,10 @@ class RewardEffect:
     verdicts: tuple[Verdict, ...]
     alarm: Alarm | None
     problem: str | None
+
+    @property
+    def held_out(self) -> tuple[HeldOutScore, ...]:
+        return held_out_scores(self.rows)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -232,6 +238,8 @@ def _findings(found: RewardEffect) -> Iterator[Finding]:
             yield Finding(rose or None, f"reward: {told}: {'significantly better' if rose else 'no significant gain'}")
         elif role == HELD_OUT:
             yield Finding(True, f"held out: {told}: did not fall significantly")
+    for score in found.held_out:
+        yield _finding(score)
     if found.problem is not None:
         yield Finding(None, f"the watch cannot be read: {found.problem}")
     elif found.alarm is not None:
@@ -240,3 +248,13 @@ def _findings(found: RewardEffect) -> Iterator[Finding]:
         out = [verdict.name for verdict in found.verdicts if verdict.departed]
         words = f"; out of bounds at single saves: {', '.join(out)}" if out else ""
         yield Finding(True, f"the watch raised no alarm{words}")
+
+
+def _finding(score: HeldOutScore) -> Finding:
+    rose, words = None, "no significant change"
+    if score.significant:
+        rose = score.rise > 0
+        words = "significantly better" if rose else "significantly worse"
+    low, high = score.interval
+    told = f"{score.name} {score.rise:+.4g} ({low:+.4g} to {high:+.4g}) over {score.clips} clips"
+    return Finding(rose, f"held-out clips: {told}: {words}")

@@ -49,7 +49,7 @@ def build(context: StageContext) -> str:
         generated=samples,
         data=data,
         stages=stages,
-        reward=reward.gather(inputs),
+        reward=reward.gather(inputs, facts),
         ablations=ablation.gather(inputs),
         run=run_section.gather(facts),
         tiles=tiles(samples, data, stages),

@@ -18,6 +18,7 @@ from m4v.core.shard_index import MEMBERS, member, read_member
 from m4v.video_io import write_mp4
 from pipelines.ledger import Ledger, RunRow
 from training.exposure import ExposureState, order_of, surviving_line
+from training.split import is_held_out
 
 MADE = ("samples", "scores", "report")
 
@@ -65,7 +66,10 @@ class Brute:
             drawn = [[sample for _, sample, _ in step] for step in line]
         else:
             order = order_of(state, pq.read_table(index))
-            drawn = [[s for pack in order.packs(step) for s in pack.samples] for step in range(state.cursor)]
+            kept = {s for s, clip in clip_of.items() if not is_held_out(clip, order.config.held_out)}
+            drawn = [
+                [s for pack in order.packs(step) for s in pack.samples if s in kept] for step in range(state.cursor)
+            ]
         found: dict[str, list[int]] = defaultdict(list)
         for step, samples in enumerate(drawn):
             for sample in samples:

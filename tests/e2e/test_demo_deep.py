@@ -80,3 +80,30 @@ def test_losses_fall_and_prompts_are_followed(first: tuple[Path, dict[str, dict[
         assert sum(losses[-quarter:]) / quarter < sum(losses[:quarter]) / quarter, node_id
     gate = json.loads((Path(nodes["gate"]["outputs"]["scores"]["uri"]) / "gate.json").read_text())
     assert gate["passed"], gate
+
+
+def test_the_reward_stage_raises_held_out_conse_without_an_alarm(first: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    home, nodes = first
+    told = json.loads(m4v(home, "evaluate", "reward", nodes["reward"]["run_id"], "--json").stdout)
+    (score,) = told["held_out_clips"]
+    assert score["name"] == "score_conse"
+    assert score["clips"] >= 16
+    assert score["interval"][0] > 0, score
+    assert told["watch"]["alarm"] is None
+    page = (Path(nodes["report"]["outputs"]["report"]["uri"]) / "index.html").read_text()
+    section = page.partition('<section id="reward">')[2].partition("</section>")[0]
+    assert "Score of held-out clips" in section
+    assert f"{score['rise']:.4f} better" in section
+    assert "No monitor of the watch against hacking fired" in section
+
+
+def test_the_small_ablation_stands_in_the_report(first: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    nodes = first[1]
+    table = json.loads((Path(nodes["ablation.mixers"]["outputs"]["scores"]["uri"]) / "ablation.json").read_text())
+    rows = {row["variant"]: row for row in table["rows"]}
+    assert set(rows) == {"m4v", "interleaved", "attention"}
+    assert all(row["same_data"] and row["steps"] == 16 and row["cells"] for row in rows.values())
+    assert len({row["checkpoint"] for row in rows.values()}) == 3
+    page = (Path(nodes["report"]["outputs"]["report"]["uri"]) / "index.html").read_text()
+    assert 'id="ablation"' in page
+    assert table["title"] in page

@@ -197,6 +197,18 @@ def test_dropped_captions_and_early_frames_are_not_scored(dataset: Path, order: 
         assert ("reward" in terms.logged) == (pack.columns[3].unit == pack.stream.t)
 
 
+def test_a_probe_scores_as_a_step_does(dataset: Path, order: DataOrder) -> None:
+    goal, engine = objective(), PlainEngine(model())
+    batch = batches(dataset, order, 1)[0]
+    total, count = goal(engine, batch, order.step_size(0)).logged["score_redness"]  # type: ignore[arg-type]
+    found = goal.scores(engine, batch)
+    assert set(found) == set(goal.scorers) == {"score_redness"}
+    assert len(found["score_redness"]) == count
+    assert float(found["score_redness"].double().sum()) == pytest.approx(total, rel=1e-6)
+    assert not found["score_redness"].requires_grad
+    assert goal.scores(engine, batches(dataset, order, 1, text_drop=1.0)[0]) == {}
+
+
 def test_high_columns_can_be_kept_to_the_last_latents(order: DataOrder) -> None:
     units = [c.unit for pack in order.streams[0].cycle for c in pack if c.stage == 2]
     assert set(units) == {2, 3}

@@ -30,7 +30,7 @@ from training.reward.watch_config import WatchConfig
 
 pytestmark = pytest.mark.deep
 WARM, STEPS, SAVES, TRAINED, HELD_OUT = 150, 48, 6, 12, 16
-WEIGHT, LR = 3.0, 5e-4  # the demo's own, 0.1 and 1e-5 for 16 steps, move the score by less than can be told apart
+WEIGHT, LR = 3.0, 5e-4  # the paper's 0.1 and 1e-5 move the score by less than can be told apart in so few steps
 
 
 @pytest.fixture(scope="module")

@@ -108,6 +108,17 @@ def test_dropped_captions_and_levels_outside_the_window_are_not_scored(dataset: 
     assert logged["frame_difference"][0] > 0
 
 
+def test_a_probe_scores_as_a_step_does(dataset: Path, order: DataOrder) -> None:
+    batch, made = batch_of(dataset, order), engine()
+    goal, _ = objective()
+    total, count = goal(made, batch, order.step_size(0)).logged["score_redness"]  # type: ignore[arg-type]
+    found = goal.scores(made, batch)
+    assert set(found) == set(goal.scorers) == {"score_redness"}
+    assert len(found["score_redness"]) == count
+    assert float(found["score_redness"].double().sum()) == pytest.approx(total, rel=1e-6)
+    assert goal.scores(made, batch_of(dataset, order, text_drop=1.0)) == {}
+
+
 def test_a_few_steps_raise_the_reward(dataset: Path, order: DataOrder) -> None:
     batch, size, made = batch_of(dataset, order), order.step_size(0), engine()
     goal, _ = objective(weight=1.0)

@@ -18,6 +18,7 @@ from m4v.core.stage import StageRequest, read_exits
 from m4v.core.storage import Storage
 from training.config import EngineConfig, InitConfig, OptimizerConfig, OrderConfig, RewardConfig, RewardTermConfig
 from training.exposure import TRAINING_STATE, ExposureState
+from training.reward.held_out import held_out_scores
 from training.reward.start_answers import TENSORS, StartAnswers, read_start, write_start
 from training.reward.watch import FRAME_NAMES, PROBE_NAMES
 from training.reward.watch_config import ProbeConfig, WatchConfig
@@ -29,11 +30,12 @@ TINY = ModelConfig(
 PROBE = ProbeConfig(
     samples=2, prompts=2, seeds=2, latents=1,
     sampler=SamplerConfig(steps_first=(1, 1, 1), steps_later=(1, 1, 1), guidance_first=0, guidance_later=0),
+    scored=3, draws=2,
 )  # fmt: skip
 CONFIG = RewardConfig(  # the reward is for plain red, and so strong that the model gives up its data
     name="reward",
     steps=28,
-    order=OrderConfig(frames=17, tokens_per_pack=80, packs=1, image_every=0, high_units=2),
+    order=OrderConfig(frames=17, tokens_per_pack=80, packs=1, image_every=0, high_units=2, held_out=300_000),
     optimizer=OptimizerConfig(lr=0.02, warmup_steps=6, warmup_from=0.0),
     engine=EngineConfig(zero_stage=1),
     text_drop=0.0,
@@ -126,18 +128,30 @@ def test_a_killed_stage_measures_and_decides_to_the_bit_as_one_that_was_not(work
     assert alarm_of(works.paused) == alarm_of(works.resumed)
 
 
+def test_the_reward_is_told_of_clips_that_the_stage_does_not_train_on(works: Works) -> None:
+    rows = [json.loads(line) for line in (works.paused / "metrics.jsonl").read_text().splitlines()]
+    saves = [row for row in rows if row["step"] % CONFIG.save_every == CONFIG.save_every - 1]
+    (last,) = held_out_scores(rows)
+    assert (last.name, last.clips) == ("score_redness", saves[-1]["probe_clips"])
+    assert 1 <= last.clips <= PROBE.scored
+    assert last.after == saves[-1]["probe_score_redness"]
+    assert last.interval[0] <= last.rise <= last.interval[1]
+    assert last.rise > 0.01, "so strong a reward reaches them too"
+    assert len({row["probe_score_redness_at_start"] for row in saves}) == 1, "always held against the start model"
+
+
 def test_answers_of_the_start_model_that_are_gone_or_damaged_are_refused(tmp_path: Path) -> None:
     state = Storage(str(tmp_path))
-    kept = StartAnswers([[torch.rand(2, 3), torch.rand(1)], [torch.rand(2, 3), torch.rand(1)]], [0.1])
+    kept = StartAnswers([[torch.rand(2, 3), torch.rand(1)], [torch.rand(2, 3), torch.rand(1)]], [0.1], [[0.2], [0.3]])
     with pytest.raises(DataIntegrityError, match="not there"):
-        read_start(state, 2, 1)
+        read_start(state, 2, 1, 2)
     write_start(state, kept)
-    found = read_start(state, 2, 1)
-    assert found.likeness == kept.likeness
+    found = read_start(state, 2, 1, 2)
+    assert (found.likeness, found.scores) == (kept.likeness, kept.scores)
     for one, other in zip(found.velocities, kept.velocities, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    with pytest.raises(DataIntegrityError, match="of 2 samples and 1 prompts, not 3"):
-        read_start(state, 3, 1)
+    with pytest.raises(DataIntegrityError, match="of 2 samples, 1 prompts and 2 scored clips, not 3"):
+        read_start(state, 3, 1, 2)
     state.write_bytes(TENSORS, state.read_bytes(TENSORS)[:-1])
     with pytest.raises(DataIntegrityError, match="differ from their digest"):
-        read_start(state, 2, 1)
+        read_start(state, 2, 1, 2)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from m4v.codec.interface import LatentCodec
+from m4v.flow.loss import VelocityModel
+from training.loader import Batch
 from training.reward.rewards import Rewards
 
 _FRAMES = 3  # of a video that are looked at: the first, the last, and one between
@@ -35,8 +37,15 @@ class Appearance:
 
 
 @runtime_checkable
-class HasAppearance(Protocol):
-    """An objective whose codec and scorers a probe may use."""
+class Judging(Protocol):
+    """An objective whose codec and scorers a probe may use: on videos, and on estimates as its own steps do."""
+
+    high_window: tuple[float, float] | None
 
     @property
     def appearance(self) -> Appearance: ...
+
+    @property
+    def scorers(self) -> tuple[str, ...]: ...
+
+    def scores(self, model: VelocityModel, batch: Batch) -> dict[str, Tensor]: ...

@@ -14,6 +14,7 @@ from torch import Tensor
 from m4v.codec.interface import LatentCodec
 from m4v.flow.estimate import clean_estimate
 from m4v.flow.latents import denormalise
+from m4v.flow.loss import VelocityModel, predict
 from m4v.flow.packing import PackedColumn
 from m4v.flow.schedule import PyramidSchedule
 from training.config import RewardTermConfig
@@ -54,6 +55,11 @@ class RewardObjective:
     def appearance(self) -> Appearance:
         return Appearance(self._codec, self._rewards)
 
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """Metric names of all scorers, those held out of the loss too."""
+        return self._rewards.names
+
     def __call__(self, engine: Engine, batch: Batch, size: StepSize) -> Terms:
         flow = flow_terms(engine, batch)
         loss = flow_sum = torch.cat(flow.losses).sum()
@@ -77,18 +83,36 @@ class RewardObjective:
     def _scored(self, batch: Batch, c: int, column: Column, prediction: Tensor) -> ScoredColumn | None:
         """None for columns that carry no reward: lower stages, frames before the clip's final latents, and
         batches whose every caption was dropped."""
-        if column.stage != HIGH or column.unit <= batch.pack.stream.t - self._config.last_latents:
-            return None
-        rows = [i for i in range(len(prediction)) if not batch.dropped[self._row(batch, i, c)]]
+        rows = self._scored_rows(batch, c, column)
         if not rows:
             return None
         velocity = prediction.detach().requires_grad_()
-        captions = [batch.captions[self._row(batch, i, c)] for i in rows]
         with torch.enable_grad():
-            video = self._decode(batch.latents[c][rows], column.unit, _take(batch.columns[c], rows), velocity[rows])
-            scored = self._rewards(video[:, :, -1], captions)
+            video, scored = self._judged(batch, c, column, rows, velocity)
             (gradient,) = torch.autograd.grad(scored.reward.sum(), velocity)
         return ScoredColumn(gradient, self._watched(video.detach(), scored))
+
+    @torch.no_grad()
+    def scores(self, model: VelocityModel, batch: Batch) -> dict[str, Tensor]:
+        """Each scorer's scores (n,) of the batch's estimates, by metric name: as a step has them, of `model`."""
+        predictions = predict(model, batch.columns, batch.text, batch.text_mask, batch.pooled)
+        found = []
+        for c, column in enumerate(batch.pack.columns):
+            if rows := self._scored_rows(batch, c, column):
+                found.append(self._judged(batch, c, column, rows, predictions[c])[1].by_scorer)
+        return {name: torch.cat([scored[name] for scored in found]) for name in self._rewards.names if found}
+
+    def _scored_rows(self, batch: Batch, c: int, column: Column) -> list[int]:
+        """Samples of a column that carry a reward."""
+        if column.stage != HIGH or column.unit <= batch.pack.stream.t - self._config.last_latents:
+            return []
+        return [i for i in range(len(batch.latents[c])) if not batch.dropped[self._row(batch, i, c)]]
+
+    def _judged(self, batch: Batch, c: int, column: Column, rows: list[int], velocity: Tensor) -> tuple[Tensor, Scored]:
+        """Decoded estimates of `rows` of a column, and what the scorers say of their last frames."""
+        captions = [batch.captions[self._row(batch, i, c)] for i in rows]
+        video = self._decode(batch.latents[c][rows], column.unit, _take(batch.columns[c], rows), velocity[rows])
+        return video, self._rewards(video[:, :, -1], captions)
 
     @staticmethod
     def _watched(video: Tensor, scored: Scored) -> Logged:

@@ -1,5 +1,6 @@
 """What the model itself answers at every save of a reward stage, held against the answers of the model it started from:
-velocity on fixed samples, noise and timesteps, and videos of one prompt over seeds (eval_reward, hacking watch).
+velocity on fixed samples, noise and timesteps, videos of one prompt over seeds (eval_reward, hacking watch), and the
+scorers' own scores of clips that the stage does not train on.
 
 Nothing is drawn from the run's seed, and nothing of it depends on the number of ranks, which share the work. The start
 model's answers are written to the stage's state before its first step, so that they outlive it.
@@ -29,9 +30,10 @@ from training.families.pyramid import PyramidFamily
 from training.loader import Collator, Text
 from training.objective import Objective, flow_terms
 from training.order import Pack
-from training.reward.appearance import Appearance, HasAppearance
+from training.reward.appearance import Judging
 from training.reward.frames import similarity
-from training.reward.probe_samples import Prompt, probe_packs, probe_prompts
+from training.reward.held_out import held_out_levels
+from training.reward.probe_samples import Prompt, probe_packs, probe_prompts, scored_packs
 from training.reward.start_answers import StartAnswers, read_start, write_start
 from training.reward.watch import DRIFT, ERROR, PROBE_LOSS, SEEDS
 
@@ -50,10 +52,11 @@ class Probe:
     config: RewardConfig
     packs: Sequence[Pack]
     prompts: Sequence[Prompt]
+    scored: Sequence[Pack]
     collate: Collator
     engine: Engine
     family: Family
-    appearance: Appearance
+    goal: Judging
     state: Storage
     start: StartAnswers | None = field(default=None, init=False)
 
@@ -65,7 +68,7 @@ class Probe:
         training: Collator,
         engine: Engine,
         family: Family,
-        appearance: Appearance,
+        goal: Judging,
         state: Storage,
     ) -> Probe:
         """The probe of a stage beside its `training` batches."""
@@ -77,7 +80,8 @@ class Probe:
         return cls(
             config, probe_packs(index, config.order, wanted.samples),
             probe_prompts(index, config.order, collate.store, wanted.prompts, wanted.latents),
-            collate, engine, family, appearance, state,
+            scored_packs(index, config.order, config.reward.last_latents, wanted.scored, wanted.draws),
+            collate, engine, family, goal, state,
         )  # fmt: skip
 
     def is_due(self, step: int) -> bool:
@@ -88,13 +92,13 @@ class Probe:
         """Have the start model's answers: at step 0 its own are taken down, later they are read. Raises
         DataIntegrityError when they are gone or damaged."""
         if step == 0:
-            self.start = StartAnswers(self._velocities(), self._likeness())
+            self.start = StartAnswers(self._velocities(), self._likeness(), self._scores())
             if self.engine.rank == 0:
                 write_start(self.state, self.start)
             if self.engine.world_size > 1:
                 distributed.barrier()  # no rank takes a step, and so no save begins, before they are there
         else:
-            self.start = read_start(self.state, len(self.packs), len(self.prompts))
+            self.start = read_start(self.state, len(self.packs), len(self.prompts), len(self.scored))
 
     def __call__(self) -> dict[str, object]:
         """Changes since the start model with their standard errors, by name; equal on all ranks."""
@@ -108,7 +112,20 @@ class Probe:
             # A share of the way that was left to 1, prompt by prompt.
             shares = [(b - a) / max(1 - a, _TINY) for a, b in zip(before, now, strict=True)]
             found |= {LIKENESS: statistics.fmean(now), **_level(SEEDS, shares)}
+        if self.scored:
+            found |= held_out_levels(self.goal.scorers, self.start.scores, self._scores())
         return found
+
+    def _scores(self) -> list[list[float]]:
+        """Mean scores of each scored clip's estimates, in the order of the scorers; NaN of a clip whose draws all carry
+        no reward."""
+        collate = replace(self.collate, high_window=self.goal.high_window, with_captions=True)
+
+        def work(number: int) -> list[float]:
+            found = self.goal.scores(self.engine.evaluate, collate(self.scored[number]).to(self.engine.device))
+            return [float(found[name].double().mean()) if found else math.nan for name in self.goal.scorers]
+
+        return self._shared(len(self.scored), work)
 
     def _drift(self, number: int) -> tuple[float, float]:
         """Of a sample: distance of the velocity from the start's as a share of the true one's norm, and rise of the
@@ -131,7 +148,9 @@ class Probe:
         """Predicted and true velocities of a sample, float32 on the CPU, a column each."""
         batch = self.collate(self.packs[number]).to(self.engine.device)
         predictions = flow_terms(self.engine.evaluate, batch).predictions
-        return [p.float().cpu() for p in predictions], [c.target.float().cpu() for c in batch.columns]
+        # Contiguous as they are when read back: the order of a sum over them follows how they lie.
+        found = [p.float().cpu().contiguous() for p in predictions]
+        return found, [c.target.float().cpu().contiguous() for c in batch.columns]
 
     def _likeness(self) -> list[float]:
         """Mean cosine between the videos of each prompt over its seeds."""
@@ -150,7 +169,7 @@ class Probe:
         size = (prompt.size.t, prompt.size.h, prompt.size.w)
         constants = collate.constants
         latents = self.family.sample(self.engine.evaluate, sampler, positive, negative, size, seed, constants)
-        return self.appearance(latents, device)
+        return self.goal.appearance(latents, device)
 
     def _shared(self, count: int, work: Callable[[int], T]) -> list[T]:
         """`work` of 0 to `count` - 1, of which every rank does as many: those that share the weights would wait for the
@@ -176,9 +195,9 @@ def open_probe(
     step: int,
 ) -> Probe | None:
     """The probe of a reward stage after `step` steps, prepared; other stages have none."""
-    if not isinstance(config, RewardConfig) or not isinstance(objective, HasAppearance):
+    if not isinstance(config, RewardConfig) or not isinstance(objective, Judging):
         return None
-    probe = Probe.of(config, index, training, engine, family, objective.appearance, state)
+    probe = Probe.of(config, index, training, engine, family, objective, state)
     probe.prepare(step)
     return probe
 

@@ -20,6 +20,9 @@ class ProbeConfig(FrozenModel):
     - latents: latent frames of a video.
     - sampler: of the model's family; none: one of few steps, since videos are held against the same ones of the start
       model alone.
+    - scored: clips that `order.held_out` keeps from the stage, whose one-step estimates its scorers judge as they judge
+      the stage's own; 0: none. No alarm comes from it: it tells whether the reward rises on what it was not given for.
+    - draws: noises and timesteps of each of these clips.
     """
 
     samples: int = Field(4, ge=0)
@@ -27,6 +30,14 @@ class ProbeConfig(FrozenModel):
     seeds: int = Field(3, ge=2)
     latents: int = Field(2, ge=1)
     sampler: AnySampler | None = None
+    scored: int = Field(0, ge=0)
+    draws: int = Field(4, ge=1)
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        # As below: stages that were recorded before keep their ids.
+        data: dict[str, object] = handler(self)
+        return data if self.scored else {k: v for k, v in data.items() if k not in ("scored", "draws")}
 
 
 _LATER = ("drift", "seed_similarity", "probe")  # fields that came after the first stages were recorded

@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from m4v.codec.interface import LatentCodec
 from m4v.flow.latents import denormalise
+from m4v.flow.loss import VelocityModel, predict
 from m4v.flow.packing import PackedColumn
 from training.config import RewardTermConfig
 from training.engine import Engine
@@ -42,6 +43,11 @@ class WholeVideoObjective:
     @property
     def appearance(self) -> Appearance:
         return Appearance(self._codec, self._rewards)
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """Metric names of all scorers, those held out of the loss too."""
+        return self._rewards.names
 
     def __call__(self, engine: Engine, batch: Batch, size: StepSize) -> Terms:
         flow = flow_terms(engine, batch)
@@ -82,9 +88,7 @@ class WholeVideoObjective:
         codec once."""
         velocity = prediction[row : row + 1].requires_grad_()
         with torch.enable_grad():
-            sigma = column.sigma[row].to(velocity.dtype)
-            estimate = column.clips[-1][row : row + 1] - sigma * velocity
-            video = self._codec.decode_tensor(denormalise(estimate, self._codec.constants))
+            video = self._video(column, velocity, row)
         frames = video.detach()[0].movedim(1, 0)
         pull, scores, features = self._scores(frames, caption)
         (gradient,) = torch.autograd.grad(video, velocity, pull.movedim(0, 1)[None])
@@ -97,6 +101,24 @@ class WholeVideoObjective:
             add_to(logged, name, value[None])
         add_to(logged, FRAME_NAMES[3], frame_difference(video.detach()))
         return gradient[0]
+
+    def _video(self, column: PackedColumn, velocity: Tensor, row: int) -> Tensor:
+        """Pixel frames (1, 3, T, H, W) of the estimate of sample `row`, of which `velocity` (1, …) is."""
+        sigma = column.sigma[row].to(velocity.dtype)
+        estimate = column.clips[-1][row : row + 1] - sigma * velocity
+        return self._codec.decode_tensor(denormalise(estimate, self._codec.constants))
+
+    @torch.no_grad()
+    def scores(self, model: VelocityModel, batch: Batch) -> dict[str, Tensor]:
+        """Each scorer's scores (n,) of the batch's estimates, by metric name: as a step has them, of `model`."""
+        predictions = predict(model, batch.columns, batch.text, batch.text_mask, batch.pooled)
+        found: list[dict[str, Tensor]] = []
+        for c, column in enumerate(batch.columns):
+            for row in self._scored_rows(batch, c, column):
+                video = self._video(column, predictions[c][row : row + 1], row)
+                caption = batch.captions[row * len(batch.columns) + c]
+                found.append(self._scores(video[0].movedim(1, 0), caption)[1])
+        return {name: torch.stack([scores[name] for scores in found]) for name in self._rewards.names if found}
 
     def _scores(self, frames: Tensor, caption: str) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Of frames (T, 3, H, W): gradient of their mean reward, mean scores by name, mean vector (d,)."""

@@ -127,10 +127,18 @@ def test_a_table_says_what_each_row_changes(nodes: dict[str, StageNode]) -> None
 
 
 def test_recipes_without_an_ablation_keep_their_form() -> None:
-    for name in ("micro", "demo", "m4v-768p"):
+    for name in ("micro", "paper-d1", "m4v-768p"):
         loaded = load_recipe(name)
         assert "ablation" not in loaded.canonical()
         assert not [node for node in graph_ids(loaded) if node.startswith("ablation")]
+
+
+def test_the_demo_compares_three_mixers_from_the_seed() -> None:
+    ids = graph_ids(load_recipe("demo"))
+    assert [i for i in ids if i.startswith("ablation")] == ["ablation.mixers"]
+    assert {f"train.57f.{name}" for name in ("m4v", "interleaved", "attention")} <= set(ids)
+    assert "init.m4v" not in ids, "the recipe's own start serves"
+    assert not [i for i in ids if i.startswith("convert")]
 
 
 def graph_ids(recipe: Recipe) -> list[str]:

@@ -29,10 +29,17 @@ def steps(drift: float = 0.0) -> list[dict[str, float]]:
         {
             "step": step, "loss": 0.5 * (1 + drift * step / STEPS) + 0.001 * (step % 2), "reward": 0.1 + 0.01 * step,
             "score_conse": 0.1 + 0.01 * step, "frame_saturation": 0.3 + 0.001 * (step % 2),
-            **({"velocity_drift": 0.01 * step, "velocity_drift_error": 0.001} if step % EVERY == EVERY - 1 else {}),
+            **(probed(step) if step % EVERY == EVERY - 1 else {}),
         }
         for step in range(STEPS)
     ]  # fmt: skip
+
+
+def probed(step: int) -> dict[str, float]:
+    """What a save's row tells of the model itself: its drift, and the score of clips that the stage never saw."""
+    drift = {"velocity_drift": 0.01 * step, "velocity_drift_error": 0.001}
+    parts = {"": 0.1 + 0.002 * step, "_at_start": 0.1, "_rise_low": 0.001 * step, "_rise_high": 0.003 * step}
+    return {**drift, "probe_clips": 7, **{f"probe_score_conse{part}": value for part, value in parts.items()}}
 
 
 def scored(checkpoint: str, values: Sequence[float]) -> ScoreSet:

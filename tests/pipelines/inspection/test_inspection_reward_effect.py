@@ -91,6 +91,18 @@ def test_the_watch_is_told_from_the_rows_and_the_recorded_limits(
     assert any(f.good is False and "alarm at step 12" in f.words for f in hacked.findings)
 
 
+def test_the_stage_s_own_score_of_clips_that_it_never_saw_is_told(
+    workspace: Workspace, ledger: Ledger, stages: dict[str, str]
+) -> None:
+    found = reward_effect(ledger, workspace.cache, reward_run(ledger, stages["unmeasured"]))
+    (score,) = found.held_out
+    assert (score.name, score.before, score.clips) == ("score_conse", 0.1, 7)
+    assert score.rise == pytest.approx(0.022), "of the last save"
+    (told,) = (f for f in found.findings if f.words.startswith("held-out clips: score_conse +0.022"))
+    assert told.good is True
+    assert "(+0.011 to +0.033) over 7 clips: significantly better" in told.words
+
+
 def test_one_side_alone_is_no_comparison(workspace: Workspace, ledger: Ledger, stages: dict[str, str]) -> None:
     found = reward_effect(ledger, workspace.cache, reward_run(ledger, stages["unmeasured"]))
     assert found.pair is None
@@ -124,7 +136,10 @@ def test_the_verb_tells_the_same(
     assert metrics[CONSE]["change"]["improvement"] is True
     assert metrics[MOTION]["monitor"]["gain"] == pytest.approx(0.1)
     assert told["watch"]["alarm"] is None
+    (held_out,) = told["held_out_clips"]
+    assert held_out["rise"] == pytest.approx(held_out["after"] - held_out["before"]) == pytest.approx(0.022)
     table = m4v(stages["hacked"])
+    assert "+0.022 [0.011, 0.033]" in table
     assert "bad   the watch raised an alarm at step 12" in table
     rows = json.loads(m4v("--list", "--json"))
     assert {row["run_id"] for row in rows} >= set(stages.values())
@@ -143,6 +158,8 @@ def test_the_page_shows_both_sides(workspace: Workspace, stages: dict[str, str])
     assert '<span class="chip">reward</span>' in good
     assert "the watch raised no alarm" in good
     assert good.count("<svg") >= 4, "curves"
+    assert "Clips that it did not train on" in good
+    assert "(0.0110 to 0.0330)" in good
     assert '<span class="chip bad">out of bounds</span>' in hacked
     assert "set evaluation.before_reward" in alone
     assert "<video" not in alone

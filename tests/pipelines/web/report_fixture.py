@@ -26,6 +26,7 @@ from m4v.core.canonical import digest_file
 from m4v.core.config import parse
 from m4v.core.stage import InputRef, OutputRef, StageContext, StageRequest
 from m4v.video_io import write_mp4
+from training.config import RewardConfig
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
 LADDER = ("t2i", "57f", "121f", "241f", "reward")
@@ -363,6 +364,8 @@ class RunFixture:
                 node["config"] = EvaluateConfig().canonical()
             elif node["stage"] in ("curate", "encode", "reward"):
                 node["stage"] = f"fixture-{node['stage']}"
+            if node["node_id"] == "reward":
+                node["config"] = RewardConfig(name="reward", steps=60, save_every=20).canonical()
         return {
             "schema_version": 1,
             "recipe": "demo",

@@ -14,9 +14,12 @@ from m4v.core.asset_catalog import FILM_CREDIT
 from m4v.core.errors import ConfigError, DataIntegrityError
 from m4v.weights.config import WeightsConfig
 from pipelines.web import report
+from pipelines.web.facts import NodeFacts, RunFacts
 from pipelines.web.sections import reward
 from pipelines.web.sections.curation import asset_credits
 from pipelines.web.sections.inputs import ReportInputs
+from training.config import RewardConfig
+from training.reward.held_out import held_out_levels
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +140,39 @@ def test_what_the_reward_stage_changed_stands_beside_each_other(run: RunFixture,
     section = changed.partition('<section id="reward">')[2].partition("</section>")[0]
     assert "on the same 6 prompts and seeds" in section
     assert f"{colour.gain:+.3f}".replace("-", "\u2212") in section
+
+
+def test_clips_that_the_reward_stage_never_saw_stand_in_the_report(run: RunFixture, tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 0.5, "reward": 0.1} for step in range(4)]
+    for row in rows[1::2]:
+        row |= held_out_levels(["score_conse"], [[0.1], [0.2]], [[0.15], [0.26]])
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = build_manifest(tmp_path, ArtifactKind.CHECKPOINT, {})
+    write_manifest(tmp_path, manifest)
+    checkpoint = Artifact(str(tmp_path), manifest.artifact_id, ArtifactKind.CHECKPOINT, tmp_path)
+    config = RewardConfig(name="reward", steps=4, save_every=2).canonical()
+    facts = RunFacts(nodes=(NodeFacts(node_id="reward", stage="reward", status="ran", config=config),))
+    told = reward.gather(ReportInputs({"checkpoint.reward": checkpoint}), facts)
+    assert told is not None
+    assert (told.rows, told.watched, told.alarm) == ((), True, None)
+    (score,) = told.held_out
+    assert (score.clips, score.significant) == (2, True)
+    finished = facts.nodes[0].model_copy(update={"metrics": {"watch_alarm": {"step": 6, "good": 4, "reasons": []}}})
+    alarmed = reward.gather(
+        ReportInputs({"checkpoint.reward": checkpoint}), facts.model_copy(update={"nodes": (finished,)})
+    )
+    assert alarmed is not None
+    assert alarmed.alarm == "step 6"
+    before = run.artifacts["checkpoint.reward"]
+    run.artifacts["checkpoint.reward"] = checkpoint
+    try:
+        section = report.build(run.context(only=("checkpoint.reward",), facts=False))
+    finally:
+        run.artifacts["checkpoint.reward"] = before
+    Balanced().feed(section)
+    section = section.partition('<section id="reward">')[2].partition("</section>")[0]
+    assert "Clips that the stage did not train on" in section
+    assert '<span class="chip good">0.0550 better</span>' in section
 
 
 def test_refused_gate_gives_its_reasons(tmp_path: Path) -> None:
