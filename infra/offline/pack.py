@@ -39,6 +39,7 @@ LEFT_OUT = (
     "*/tests/*", "*/test/*", "*/testing/suite/*", "*.pyc", "*.pyi", "*.pxd", "*.pyx", "*.h", "*.hpp", "*.cuh", "*.cu",
     "*.cpp", "*.md", "*.rst", "*/docs/*", "*.dist-info/RECORD", "*.dist-info/licenses/*", "*.a", "bin/*",
     "deepspeed/ops/csrc/*", "deepspeed/ops/op_builder/*/csrc/*", "diffusers/pipelines/*/*", "wcwidth/*/*.txt",
+    "zstandard/_cffi*", "zstandard/backend_cffi*",
 )  # fmt: skip
 LIMIT_MIB = 48.0
 
