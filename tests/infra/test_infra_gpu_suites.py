@@ -161,7 +161,16 @@ def test_every_job_of_the_suites_can_be_started() -> None:
             given = {"out", "left", "work", "fast", "keep", "more"}
             words = " ".join(filled(word, dict.fromkeys(given, "x")) for word in one.words)
             assert not {"{", "}"} & set(words)
-    assert [j.name for j in jobs_of(["first"], ["mposition"])] == ["test_recomposition", "composition"]
+    assert [j.name for j in jobs_of(["first"], ["mposition"])] == [
+        "test_glue_operators", "test_recomposition", "composition",
+    ]  # fmt: skip
+
+
+def test_no_gpu_test_is_left_out() -> None:
+    named = {j.name for jobs in SUITES.values() for j in jobs if j.tests}
+    assert named == {
+        f"test_{path.stem.removeprefix('test_gpu_')}" for path in (ROOT / "tests/gpu").glob("test_gpu_*.py")
+    }
 
 
 def test_figures_stand_beside_their_goals() -> None:

@@ -40,6 +40,14 @@ def _composition(found: Found) -> Iterator[Figure]:
             yield Figure(name, value, 4.0)
 
 
+def _convolution(found: Found) -> Iterator[Figure]:
+    taken = {(row["kernels"], row["tokens"]): row for row in _measured(found)}
+    for (name, tokens), row in taken.items():
+        for key in ("graph ms", "both graph ms"):
+            if key in row:
+                yield Figure(f"{name} {tokens} {key}", row[key])
+
+
 def _attention(found: Found) -> Iterator[Figure]:
     rows = [row for row in found["rows"] if row["case"] == found["rows"][0]["case"]]
     for key in ("forward_graph_ms", "both_graph_ms"):
@@ -92,9 +100,12 @@ def _scaling(found: Found) -> Iterator[Figure]:
         yield Figure(f"{name} tokens/s/GPU", row["tokens/s/GPU"])
         yield Figure(f"{name} data %", row["data %"], -1.0)
     for zero, goal in ((3, 91.0), (2, 94.0)):
-        one, four = (names.get(f"121f zero{zero} x{n}") for n in (1, 4))
-        if one and four:
-            yield Figure(f"scaling zero{zero} x4, %", 100 * four["tokens/s/GPU"] / one["tokens/s/GPU"], goal)
+        one = names.get(f"121f zero{zero} x1")
+        for gpus in (2, 4):
+            many = names.get(f"121f zero{zero} x{gpus}")
+            if one and many:
+                percent = 100 * many["tokens/s/GPU"] / one["tokens/s/GPU"]
+                yield Figure(f"scaling zero{zero} x{gpus}, %", percent, goal if gpus == 4 else None)
     if "saves" in rows:
         yield Figure("stall, of a synchronous save", rows["saves"]["share"], -0.05)
 
@@ -119,9 +130,9 @@ def _host(found: Found) -> Iterator[Figure]:
 
 
 READERS: dict[str, Callable[[Found], Iterator[Figure]]] = {
-    "ssd": _ssd, "composition": _composition, "attention": _attention, "blocks": _blocks, "generation": _generation,
-    "step": _step, "wan_layer": _wan_layer, "scaling": _scaling, "reward": _reward, "learning": _learning,
-    "parallel": _parallel, "host": _host,
+    "ssd": _ssd, "composition": _composition, "convolution": _convolution, "attention": _attention,
+    "blocks": _blocks, "generation": _generation, "step": _step, "wan_layer": _wan_layer, "scaling": _scaling,
+    "reward": _reward, "learning": _learning, "parallel": _parallel, "host": _host,
 }  # fmt: skip
 
 

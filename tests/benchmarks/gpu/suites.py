@@ -88,20 +88,23 @@ HOST = Job(
     "host", ("tests/benchmarks/bench_host.py", "--device", "cuda", "--json"), 60, tiny=(*CPU, "--repeats", "1"),
     prints=True,
 )  # fmt: skip
-KERNEL_GATES = ("ssd", "recomposition", "frames")
+KERNEL_GATES = ("glue_operators", "ssd", "recomposition", "frames")
 SUITES: dict[str, tuple[Job, ...]] = {
     "first": (
-        gate("ssd"), gate("recomposition"), gate("frames"), gate("checkpointing", 150), gate("host", 90),
+        gate("glue_operators"), gate("ssd"), gate("recomposition"), gate("frames"), gate("checkpointing", 150),
+        gate("host", 90), gate("convolution", 120),
         bench("ssd", 60, "--lengths", "15488", gates=("ssd",)),
-        bench("composition", 60, gates=("recomposition",)),
+        bench("composition", 60, gates=("glue_operators", "recomposition")),
         bench("blocks", 240, "--cases", "first", gates=KERNEL_GATES),
         bench("attention", 90, gates=("frames",)),
         bench("budget", 90, gates=KERNEL_GATES),
+        bench("convolution", 60, gates=("convolution",)),
         bench("blocks", 240, "--cases", "rest", gates=KERNEL_GATES, part="_rest", least_s=45),
         bench("ssd", 120, "--lengths", "9008", "7568", "11888", "8880", "4096", "32768", "75600", gates=("ssd",),
               part="_rest"),
     ),
     "second": (
+        gate("sampling", 150),
         bench("generation", 300, "--only-sum", least_s=60),
         bench("step", 220, least_s=60),
         HOST,
@@ -111,6 +114,7 @@ SUITES: dict[str, tuple[Job, ...]] = {
     "training": (
         gate("training", 420, 20), gate("deterministic", 240), gate("saving", 120), gate("scores", 150),
         gate("vae", 150), gate("monitor", 120), gate("model"), gate("scans"), gate("attention"), gate("wan_codec", 120),
+        gate("shards"),
     ),
     "reward": (gate("scores", 150), reward("reward"), reward("reward_of_8", "--ranks", "8")),
     "wan": (bench("wan_layer", 560, least_s=120),),
