@@ -61,7 +61,7 @@ def deploy(
     home: str | None = None,
     reconcile_cron: str | None = None,
 ) -> list[Deployment]:
-    """Write the parent deployment, one per stage and the reconciliation's; running it again updates them.
+    """Write the parent deployment, one per stage and, given its schedule, the reconciliation's; again updates them.
 
     Raises ConfigError for a bad recipe or cron line, InfrastructureError when no server answers.
     """
@@ -85,9 +85,15 @@ def deploy(
     for node in nodes:
         name = f"{recipe.name}-{node.id.replace('.', '-')}"
         written.append(_write(flows.stage, name, pool, {**parameters, "stage_id": node.id}, None, f"Stage {node.id}"))
-    about = "Holds ledger, cluster jobs and flow runs against each other"
-    written.append(_write(reconcile, pool, pool, {"home": parameters["home"]}, reconciling, about))
+    if reconciling is not None:  # a deployment of another recipe leaves the schedule of this home alone
+        about = "Holds ledger, cluster jobs and flow runs against each other"
+        written.append(_write(reconcile, _place(pool, home), pool, {"home": parameters["home"]}, reconciling, about))
     return written
+
+
+def _place(pool: str, home: str | None) -> str:
+    """The name of what concerns one home of a pool's workers."""
+    return pool if home is None else f"{pool}-{'-'.join(Path(home).absolute().parts[1:])}"
 
 
 def _portable(recipe_name: str) -> str:

@@ -95,12 +95,12 @@ class PipelineRun:
         if on_event is not None:
             self._on_event = on_event
         self.nodes = until_node(self.nodes, until)
-        try:
-            with drain_on_signal(self.drain):
+        with drain_on_signal(self.drain):
+            try:
                 for node in self.nodes:
                     self.execute(node.id)
-        finally:
-            self.finish()
+            finally:
+                self.finish()
         return self.outcomes
 
     def execute(self, node_id: str, on_progress: Callable[[Progress], None] | None = None) -> NodeOutcome:

@@ -120,7 +120,7 @@ def pipeline(recipe: str, overrides: list[str] | None = None, until: str | None 
     - until: last stage to run (all when empty).
     - home: directory of ledger, store and work files (default: M4V_HOME of the worker).
     """
-    session = open_session(recipe, overrides or (), _worker_home(home))
+    session = open_session(recipe, overrides or (), worker_home(home))
     run = session.new_run(until, trigger="prefect")
     try:
         _record_flow_run(session, run)
@@ -132,7 +132,7 @@ def pipeline(recipe: str, overrides: list[str] | None = None, until: str | None 
 @flow(name="m4v-stage", validate_parameters=True, persist_result=False, retries=0, task_runner=_runner())
 def stage(recipe: str, stage_id: str, overrides: list[str] | None = None, home: str | None = None) -> Any:
     """Run one stage of a recipe whose inputs are already in the ledger."""
-    session = open_session(recipe, overrides or (), _worker_home(home))
+    session = open_session(recipe, overrides or (), worker_home(home))
     run = session.new_run(until=stage_id, trigger="prefect")
     try:
         _record_flow_run(session, run)
@@ -154,7 +154,7 @@ def _record_flow_run(session: Session, run: PipelineRun) -> None:
         session.ledger.record_flow_run(run.id, str(flow_run.id))
 
 
-def _worker_home(home: str | None) -> str | None:
+def worker_home(home: str | None) -> str | None:
     """A worker runs flows in a temporary directory, where a home of no name would be lost with the run."""
     if home is None and not os.environ.get(HOME_VARIABLE):
         raise ConfigError(

@@ -220,7 +220,9 @@ class Recipe(FrozenModel):
         self._check_weights()
         self._check_encoded()
         if self.evaluation.before_reward is not None and self.reward is None:
-            raise ValueError("evaluation.before_reward: the recipe has no reward stage; leave it out, or add `reward`")
+            raise ValueError(
+                "evaluation.before_reward: the recipe has no reward stage; set it to null, or add `reward`"
+            )
         check_vbench_rules(self.gate, self.evaluation.vbench)
         self._check_suite_length()
         variants_of(self)

@@ -58,7 +58,10 @@ def _connect(address: str | None, workers: int) -> Any:
                 logging_level=logging.ERROR,
                 object_store_memory=_OBJECT_STORE_BYTES,
             )
-    except Exception as error:  # a node that does not come up within Ray's half a minute is no more to it than that
+    except Exception as error:
+        # A node that does not come up within Ray's half a minute is a plain Exception there; others are what they say.
+        if type(error) is not Exception and not isinstance(error, ConnectionError | RuntimeError | ValueError):
+            raise
         raise InfrastructureError(
             f"Ray did not start: {error}", value=address, next_step="check ray_address, or use engine: process"
         ) from error

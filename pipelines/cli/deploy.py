@@ -27,8 +27,8 @@ def deploy(
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Deploy RECIPE to the server in PREFECT_API_URL: one deployment for the pipeline, one per stage, and one that
-    reconciles ledger, cluster and Prefect."""
+    """Deploy RECIPE to the server in PREFECT_API_URL: one deployment for the pipeline, one per stage; with --reconcile
+    also one that reconciles ledger, cluster and Prefect for the home."""
     from pipelines.deploy import deploy as write_deployments
 
     written = write_deployments(

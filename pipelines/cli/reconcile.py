@@ -6,16 +6,14 @@ JSON: findings [{kind, subject, says, repair, repaired}], asked {processes, slur
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import typer
 
-from m4v.core.errors import M4VError
 from pipelines.access import Role, command_actor, require
 from pipelines.cli.output import JsonOption, print_json, print_rows
 from pipelines.ledger import Ledger
-from pipelines.reconcile import Finding, reconcile_jobs, reconcile_lost
+from pipelines.reconcile import Finding, ask_all, reconcile_jobs, reconcile_lost
 from pipelines.settings import load_settings
 from pipelines.workspace import Workspace
 
@@ -50,7 +48,7 @@ def reconcile(
     if apply:
         require(command_actor(load_settings(workspace).access), Role.OPERATOR, "reconcile")
     with Ledger.open(workspace.ledger_url) as ledger:
-        found, asked, problems = _ask_all(
+        found, asked, problems = ask_all(
             {
                 "processes": lambda: reconcile_lost(ledger, apply=apply),
                 "slurm": lambda: reconcile_jobs(ledger, apply=apply, cancel_unwatched=cancel_unwatched),
@@ -65,23 +63,6 @@ def reconcile(
             print(_NOT_ASKED[name])
     if problems:
         raise problems[0]
-
-
-def _ask_all(
-    parts: Mapping[str, Callable[[], list[Finding] | None]],
-) -> tuple[list[Finding], dict[str, bool], list[M4VError]]:
-    """What all found, which could be asked, and why others could not: one that fails keeps nobody else from work."""
-    found: list[Finding] = []
-    asked, problems = dict.fromkeys(parts, False), []
-    for name, part in parts.items():
-        try:
-            made = part()
-        except M4VError as error:
-            problems.append(error)
-            continue
-        asked[name] = made is not None
-        found += made or []
-    return found, asked, problems
 
 
 def _flow_runs(ledger: Ledger, apply: bool, days: float, grace: float) -> list[Finding] | None:

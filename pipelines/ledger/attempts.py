@@ -14,7 +14,7 @@ from m4v.core.errors import ExitClass, InputError
 from m4v.core.stage import InputRef, Progress
 from pipelines.ledger import schema
 from pipelines.ledger.chain import PROJECTIONS, record_event, row_digest
-from pipelines.ledger.claims import checked, is_live
+from pipelines.ledger.claims import checked, is_abandoned
 from pipelines.ledger.database import Database
 from pipelines.ledger.ids import new_id
 from pipelines.ledger.process import host_name, is_dead
@@ -107,8 +107,8 @@ class AttemptOps(SupervisionOps):
     def lost(self) -> tuple[list[str], list[str]]:
         """Ids of the attempts and of the pipeline runs that are open although their process is gone.
 
-        An attempt is gone when the claim it ran under is no longer live, a pipeline run when its process
-        ended on this host.
+        An attempt is gone when somebody else has the claim it ran under, or nobody: a lease that is over alone does
+        not tell that its holder is not about to renew it. A pipeline run is gone when its process ended on this host.
         """
         with self._db.read() as session:
             return _lost(session, self._db.now(session))
@@ -180,7 +180,7 @@ def _lost(session: Session, now: datetime) -> tuple[list[str], list[str]]:
     for attempt_id in session.scalars(_open_attempts()).all():
         attempt = attempt_of(session, attempt_id)
         claim = session.get(schema.Claim, attempt.stage_key)
-        if claim is None or claim.fence != attempt.fence or not is_live(claim, now):
+        if claim is None or claim.fence != attempt.fence or is_abandoned(claim, now):
             attempts.append(attempt_id)
     running = select(schema.PipelineRun).where(schema.PipelineRun.status == Status.RUNNING)
     return attempts, [run.pipeline_run_id for run in session.scalars(running) if is_dead(run.process)]

@@ -11,8 +11,10 @@ from m4v.core.errors import InputError
 from pipelines.ledger import schema
 from pipelines.ledger.chain import record_event
 from pipelines.ledger.database import Database
-from pipelines.ledger.process import host_name, is_dead, process_token
+from pipelines.ledger.process import host_name, is_alive, is_dead, process_token
 from pipelines.ledger.records import Claim, ClaimHeld, ClaimLost
+
+ABANDONED_S = 120.0
 
 
 class ClaimOps:
@@ -68,6 +70,14 @@ class ClaimOps:
 
 def is_live(row: schema.Claim, now: datetime) -> bool:
     return not row.released and row.lease_until > now and not is_dead(row.process)
+
+
+def is_abandoned(row: schema.Claim, now: datetime) -> bool:
+    """Whether nobody will renew the lease: it was released, its holder's process is gone, or it has been over for
+    `ABANDONED_S` and the process is not known to be alive (a holder may have slept, or waited for the database)."""
+    if row.released or is_dead(row.process):
+        return True
+    return row.lease_until + timedelta(seconds=ABANDONED_S) <= now and not is_alive(row.process)
 
 
 def checked(session: Session, claim: Claim, *, lock: bool = False) -> schema.Claim:

@@ -29,6 +29,13 @@ def is_dead(token: str) -> bool:
     return _started(int(pid)) != rest
 
 
+def is_alive(token: str) -> bool:
+    """True only when the process is known to be there: on this host, in this boot and namespace."""
+    host, _, rest = token.rpartition("/")
+    host, _, pid = host.rpartition("/")
+    return host == _host_token() and pid.isdigit() and bool(rest) and _started(int(pid)) == rest
+
+
 def _host_token() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -5,8 +5,8 @@ that is right: an attempt whose claim has ended is lost, a job whose attempt has
 says something else than the ledger is told (spec: orchestration, the pattern for long GPU jobs).
 """
 
-from pipelines.reconcile.findings import Finding, FindingKind
+from pipelines.reconcile.findings import Finding, FindingKind, ask_all
 from pipelines.reconcile.jobs import reconcile_jobs
 from pipelines.reconcile.lost import reconcile_lost
 
-__all__ = ["Finding", "FindingKind", "reconcile_jobs", "reconcile_lost"]
+__all__ = ["Finding", "FindingKind", "ask_all", "reconcile_jobs", "reconcile_lost"]

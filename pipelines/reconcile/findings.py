@@ -1,9 +1,12 @@
-"""What a reconciliation finds."""
+"""What a reconciliation finds, and asking all who may know."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+
+from m4v.core.errors import M4VError
 
 
 class FindingKind(StrEnum):
@@ -32,3 +35,20 @@ class Finding:
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
+
+
+def ask_all(
+    parts: Mapping[str, Callable[[], list[Finding] | None]],
+) -> tuple[list[Finding], dict[str, bool], list[M4VError]]:
+    """What all found, which could be asked, and why others could not: one that fails keeps nobody else from work."""
+    found: list[Finding] = []
+    asked, problems = dict.fromkeys(parts, False), []
+    for name, part in parts.items():
+        try:
+            made = part()
+        except M4VError as error:
+            problems.append(error)
+            continue
+        asked[name] = made is not None
+        found += made or []
+    return found, asked, problems

@@ -6,8 +6,9 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from m4v.core.errors import ConfigError
+from pipelines.flows import worker_home
 from pipelines.ledger import Ledger
-from pipelines.reconcile import reconcile_jobs, reconcile_lost
+from pipelines.reconcile import ask_all, reconcile_jobs, reconcile_lost
 from pipelines.reconcile.flow_runs import reconcile_flow_runs
 from pipelines.workspace import Workspace
 
@@ -23,10 +24,16 @@ def reconcile(home: str | None = None, days: float = DAYS) -> int:
     """
     if days <= 0:
         raise ConfigError("how far to look back is a positive number of days", value=days, where="days")
-    with Ledger.open(Workspace.open(home).ledger_url) as ledger:
-        found = reconcile_lost(ledger, apply=True)
-        found += reconcile_jobs(ledger, apply=True, cancel_unwatched=False) or []
-        found += reconcile_flow_runs(ledger, apply=True, days=days)
+    with Ledger.open(Workspace.open(worker_home(home)).ledger_url) as ledger:
+        found, _, problems = ask_all(
+            {
+                "processes": lambda: reconcile_lost(ledger, apply=True),
+                "slurm": lambda: reconcile_jobs(ledger, apply=True, cancel_unwatched=False),
+                "prefect": lambda: reconcile_flow_runs(ledger, apply=True, days=days),
+            }
+        )
     if found:
         create_table_artifact([each.to_json() for each in found], key="reconciled", description="What was not as said")
+    if problems:
+        raise problems[0]
     return len(found)

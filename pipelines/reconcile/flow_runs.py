@@ -13,6 +13,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 
 from m4v.core.errors import InfrastructureError, InputError
 from pipelines.ledger import Ledger, PipelineRunRow, Status
+from pipelines.ledger.process import is_alive
 from pipelines.reconcile.findings import Finding, FindingKind
 
 GRACE_S = 120.0
@@ -33,7 +34,8 @@ def reconcile_flow_runs(ledger: Ledger, *, apply: bool, days: float, grace_s: fl
     """Tell flow runs of the last `days` on the server in PREFECT_API_URL what the ledger knows of them.
 
     A run that is at work is put back to Running when Prefect took it for ended, and drained when it was cancelled
-    there. One that ended `grace_s` ago gets the ledger's verdict, unless Prefect has it already. Raises
+    there. One that ended gets the ledger's verdict, unless Prefect has it already. `grace_s`: how long both may take
+    to say the same by themselves. Raises
     InfrastructureError when no server answers.
     """
     runs = {each.flow_run_id: each.pipeline_run_id for each in ledger.flow_runs(days)}  # the last run of each
@@ -76,26 +78,32 @@ class _Comparison:
         state = self._flow_run.state
         if state is None or state.type in _TO_COME:
             return None
+        now = datetime.now(UTC)
         if self._row.status is Status.RUNNING:
-            return self._of_running(state)
+            return self._of_running(state) if now - state.timestamp >= grace else None
         ended = self._row.finished_at
-        if ended is None or datetime.now(UTC) - ended < grace or state.type in _TRUE[self._row.status]:
+        if ended is None or now - ended < grace or state.type in _TRUE[self._row.status]:
             return None
+        if not state.is_final() and state.timestamp > ended:
+            return None  # Prefect tries it again, and the ledger has not heard of that yet
         return self._told(state, _TRUE[self._row.status][0], f"run {self._row.pipeline_run_id} {self._row.status}")
 
     def _of_running(self, state: State[object]) -> Finding | None:
-        if not state.is_final():
+        cancelled = state.type in (StateType.CANCELLING, StateType.CANCELLED)
+        if not cancelled and not state.is_final():
             return None
         if not self._at_work():
             return self._found(state, "no sign of life, but its process cannot be seen from here", "", False)
-        if state.type is not StateType.CANCELLED:
+        if not cancelled:
             return self._told(state, StateType.RUNNING, f"run {self._row.pipeline_run_id} is at work")
         if self._apply and not self._drain():
             return None
         return self._found(state, "it is at work", "drained", self._apply)
 
     def _at_work(self) -> bool:
-        """Whether a stage of the run holds a claim, which needs somebody who renews it."""
+        """Whether its process is alive here, or a stage of it holds a claim, which needs somebody who renews it."""
+        if is_alive(self._ledger.runner_of(self._row.pipeline_run_id)):
+            return True
         attempts = self._ledger.attempts(pipeline_run_id=self._row.pipeline_run_id, status=Status.RUNNING, limit=None)
         return any(self._ledger.holder(attempt.stage_key) is not None for attempt in attempts)
 

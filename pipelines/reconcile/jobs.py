@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from m4v.core.errors import ConfigError, InputError
+from dataclasses import replace
+
+from m4v.core.errors import ConfigError, InfrastructureError, InputError
 from pipelines.launchers.base import attempt_of_job
 from pipelines.launchers.slurm import cancel_job
 from pipelines.launchers.slurm_client import JobState, SlurmClient
@@ -19,23 +21,33 @@ def reconcile_jobs(
     and cancelled only when `cancel_unwatched`: the next run of its stage attaches to it. Jobs that this ledger does
     not know are another's, and left alone.
 
-    None where Slurm's commands are not; raises InfrastructureError when Slurm does not answer, or a job does not end.
+    A job that does not end is told as not repaired. None where Slurm's commands are not, or know no cluster; raises
+    InfrastructureError when Slurm does not answer.
     """
     slurm = client or SlurmClient()
     try:
         live = slurm.live()
     except ConfigError:
         return None
+    lost, _ = ledger.lost()
     found = []
     for name, job in live:
         attempts = _attempts_of(ledger, name)
         if not attempts or ledger.holder(attempts[0].stage_key) is not None:
             continue
+        if attempts[0].status is Status.RUNNING and attempts[0].attempt_id not in lost:
+            continue  # its holder is only late in renewing the lease
         finding = _judged(name, job, attempts[0], cancel_unwatched)
-        if apply and finding.repaired:
-            cancel_job(slurm, job.job_id)
-        found.append(finding if apply else _not_done(finding))
+        found.append(_cancelled(slurm, finding) if apply and finding.repaired else replace(finding, repaired=False))
     return found
+
+
+def _cancelled(slurm: SlurmClient, finding: Finding) -> Finding:
+    try:
+        cancel_job(slurm, finding.subject)
+    except InfrastructureError as error:  # the other jobs have their turn all the same
+        return replace(finding, repair=f"asked to end: {error.message}", repaired=False)
+    return finding
 
 
 def _attempts_of(ledger: Ledger, name: str) -> list[AttemptRow]:
@@ -62,7 +74,3 @@ def _judged(name: str, job: JobState, attempt: AttemptRow, cancel_unwatched: boo
         says=f"nobody waits for {where} of stage {attempt.stage}",
         repair="cancelled" if cancel_unwatched else "run its recipe again, which attaches to it; or --cancel-unwatched",
     )  # fmt: skip
-
-
-def _not_done(finding: Finding) -> Finding:
-    return Finding(kind=finding.kind, subject=finding.subject, says=finding.says, repair=finding.repair, repaired=False)

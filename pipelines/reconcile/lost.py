@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.launchers import LocalLauncher
 from pipelines.ledger import Ledger
-from pipelines.ledger.process import host_name
+from pipelines.ledger.process import host_name, is_alive
 from pipelines.processes import kill_leftovers, survivors
 from pipelines.reconcile.findings import Finding, FindingKind
 
@@ -38,6 +38,8 @@ def _left(ledger: Ledger, attempt_id: str, apply: bool) -> Finding | None:
     attempt = ledger.attempt(attempt_id)
     if attempt.launcher != LocalLauncher.name or attempt.host != host_name():
         return None  # a cluster job may go on: whoever runs the stage next attaches to it
+    if attempt.pipeline_run_id is not None and is_alive(ledger.runner_of(attempt.pipeline_run_id)):
+        return None  # it will find out by itself that its claim is gone
     pids = ", ".join(str(p.pid) for p in survivors(Path(attempt.work_dir)))
     if not pids:
         return None

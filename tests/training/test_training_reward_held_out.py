@@ -41,6 +41,12 @@ def test_a_rise_of_every_clip_is_significant_and_noise_is_not() -> None:
     assert fallen.rise < 0
 
 
+def test_a_few_clips_are_never_significant() -> None:
+    assert not told([0.1], [0.2]).significant
+    assert not told([0.1] * 5, [0.2, 0.3, 0.2, 0.3, 0.2]).significant
+    assert told([0.1] * 6, [0.2, 0.3, 0.2, 0.3, 0.2, 0.3]).significant
+
+
 def test_clips_without_a_score_are_left_out_and_none_at_all_says_nothing() -> None:
     found = told([0.1, math.nan, 0.3], [0.2, 0.9, 0.4])
     assert found.clips == 2

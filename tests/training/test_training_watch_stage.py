@@ -1,6 +1,7 @@
 """A reward stage that is open to hacking: paused by its watch, told to finish with the last good save, killed."""
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from training_bench import Bench, checkpoint, make_bench
 from training_helpers import TEXT
 from training_nursery import Nursery
@@ -19,7 +21,7 @@ from m4v.core.storage import Storage
 from training.config import EngineConfig, InitConfig, OptimizerConfig, OrderConfig, RewardConfig, RewardTermConfig
 from training.exposure import TRAINING_STATE, ExposureState
 from training.reward.held_out import held_out_scores
-from training.reward.start_answers import TENSORS, StartAnswers, read_start, write_start
+from training.reward.start_answers import RECORD, TENSORS, StartAnswers, read_start, write_start
 from training.reward.watch import FRAME_NAMES, PROBE_NAMES
 from training.reward.watch_config import ProbeConfig, WatchConfig
 
@@ -152,6 +154,14 @@ def test_answers_of_the_start_model_that_are_gone_or_damaged_are_refused(tmp_pat
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     with pytest.raises(DataIntegrityError, match="of 2 samples, 1 prompts and 2 scored clips, not 3"):
         read_start(state, 3, 1, 2)
+    older = load(state.read_bytes(TENSORS))  # as stages wrote them before clips were scored
+    del older["scores"]
+    data = save(older)
+    state.write_bytes(TENSORS, data)
+    state.write_bytes(RECORD, json.dumps({"sha256": hashlib.sha256(data).hexdigest()}).encode())
+    assert read_start(state, 2, 1).likeness == kept.likeness
+    with pytest.raises(DataIntegrityError, match="and 0 scored clips, not"):
+        read_start(state, 2, 1, 2)
     state.write_bytes(TENSORS, state.read_bytes(TENSORS)[:-1])
     with pytest.raises(DataIntegrityError, match="differ from their digest"):
         read_start(state, 2, 1, 2)

@@ -13,6 +13,7 @@ import numpy as np
 from m4v.core.rng import generator
 
 CLIPS = "probe_clips"  # how many of them were scored
+MIN_CLIPS = 6  # rises of one sign alone say nothing of fewer: 2 x 0.5^5 is above 0.05
 CONFIDENCE, RESAMPLES = 0.95, 10_000
 _SEED = 0  # never the run's: the same scores give the same interval
 _BEFORE, _AFTER, _LOW, _HIGH = "_at_start", "", "_rise_low", "_rise_high"
@@ -35,8 +36,8 @@ class HeldOutScore:
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves 0 out, on either side."""
-        return self.interval[0] > 0 or self.interval[1] < 0
+        """Whether the interval leaves 0 out, on either side; of fewer clips than `MIN_CLIPS` never."""
+        return self.clips >= MIN_CLIPS and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
 def held_out_levels(

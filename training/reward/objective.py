@@ -98,8 +98,9 @@ class RewardObjective:
         predictions = predict(model, batch.columns, batch.text, batch.text_mask, batch.pooled)
         found = []
         for c, column in enumerate(batch.pack.columns):
-            if rows := self._scored_rows(batch, c, column):
-                found.append(self._judged(batch, c, column, rows, predictions[c])[1].by_scorer)
+            # One at a time, whatever the batch: a decode of several at full size does not fit beside the model.
+            for row in self._scored_rows(batch, c, column):
+                found.append(self._judged(batch, c, column, [row], predictions[c])[1].by_scorer)
         return {name: torch.cat([scored[name] for scored in found]) for name in self._rewards.names if found}
 
     def _scored_rows(self, batch: Batch, c: int, column: Column) -> list[int]:

@@ -45,7 +45,9 @@ def read_start(state: Storage, samples: int, prompts: int, scored: int = 0) -> S
         data = state.read_bytes(TENSORS)
         if hashlib.sha256(data).hexdigest() == json.loads(state.read_bytes(RECORD))["sha256"]:
             found = load(data)
-            likeness, scores = found.pop("likeness").tolist(), found.pop("scores").tolist()
+            likeness = found.pop("likeness").tolist()
+            # Stages that began before clips were scored have none; they go on.
+            scores = found.pop("scores").tolist() if "scores" in found else []
             velocities: dict[str, list[Tensor]] = {}
             for name in sorted(found):
                 velocities.setdefault(name.partition(".")[0], []).append(found[name])

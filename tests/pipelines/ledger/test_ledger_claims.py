@@ -11,7 +11,7 @@ from ledger_scenario import Scenario, artifact, kill_self, new_run, start_child,
 
 from m4v.core.errors import ExitClass, InputError
 from pipelines.ledger import ClaimHeld, ClaimLost, Ledger, Status
-from pipelines.ledger.process import is_dead, process_token
+from pipelines.ledger.process import is_alive, is_dead, process_token
 
 
 def test_a_second_claim_waits_for_the_first(ledger: Ledger) -> None:
@@ -91,6 +91,29 @@ def test_a_living_attempt_is_not_reaped(ledger: Ledger) -> None:
     assert ledger.pipeline_run(pipeline).status == Status.RUNNING
 
 
+def test_a_holder_that_is_late_is_not_reaped_while_it_lives(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.ledger.claims.ABANDONED_S", 0.0)
+    claim = ledger.claim("key", "sleeper", lease_s=0.05)
+    attempt = ledger.begin_attempt(claim, stage="train", work_dir="w", log_path="l")
+    time.sleep(0.1)
+    assert ledger.holder("key") is None, "somebody else may take it over"
+    assert ledger.reap() == []
+    assert ledger.attempt(attempt).status == Status.RUNNING
+    ledger.release(claim)
+    assert ledger.lost() == ([attempt], [])
+    assert ledger.reap() == [attempt]
+
+
+def test_a_holder_on_another_host_is_given_up_after_a_while(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.ledger.claims.process_token", lambda: "other-boot/pid:[1]/7/1")
+    claim = ledger.claim("key", "far away", lease_s=0.05)
+    attempt = ledger.begin_attempt(claim, stage="train", work_dir="w", log_path="l")
+    time.sleep(0.1)
+    assert ledger.lost() == ([], []), "it may only be late"
+    monkeypatch.setattr("pipelines.ledger.claims.ABANDONED_S", 0.0)
+    assert ledger.lost() == ([attempt], [])
+
+
 def test_only_one_of_many_processes_gets_the_claim(scenario: Scenario, ledger: Ledger, tmp_path: Path) -> None:
     start = tmp_path / "start"
 
@@ -122,3 +145,7 @@ def test_only_a_process_of_this_host_and_boot_is_known_dead() -> None:
     assert not is_dead(f"other-boot/pid:[1]/{pid}/{started}0")
     assert not is_dead(f"{host}/{pid}/")
     assert not is_dead("")
+    assert is_alive(mine)
+    assert not any(
+        is_alive(token) for token in ("", f"{host}/{pid}/", f"{host}/4194999/1", f"other/pid:[1]/{pid}/{started}")
+    )

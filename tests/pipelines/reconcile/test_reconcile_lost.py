@@ -60,9 +60,38 @@ def test_a_process_that_a_lost_attempt_left_is_killed(killed_home):
         assert left.wait(60) == -signal.SIGKILL
 
 
+@pytest.fixture
+def bench_of_a_late_holder(tmp_path: Path):
+    """This process conducts a run whose claim somebody else took; its stage is still alive."""
+    folder = tmp_path / "w"
+    with open_bench(tmp_path / "home") as bench:
+        run = bench.ledger.begin_pipeline_run("bench", {"name": "bench"})
+        claim = bench.ledger.claim("ab" * 32, "late")
+        bench.ledger.begin_attempt(
+            claim, stage="count", work_dir=str(folder), log_path="none", pipeline_run_id=run, node_id="count.a"
+        )
+        bench.ledger.release(claim)
+        bench.ledger.claim("ab" * 32, "another")
+        environment = os.environ | {WORK_DIR_VARIABLE: f"{folder}/"}
+        left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env=environment)
+        try:
+            wait_for(lambda: bool(survivors(folder)))
+            yield bench.ledger, left
+        finally:
+            left.kill()
+            left.wait()
+
+
 def test_a_run_that_is_at_work_is_left_alone(tmp_path):
     with open_bench(tmp_path / "home") as bench:
         bench.ledger.begin_pipeline_run("bench", {"name": "bench"})
         claim = bench.ledger.claim("ab" * 32, "somebody")
         bench.ledger.begin_attempt(claim, stage="count", work_dir=str(tmp_path), log_path=str(tmp_path / "log"))
         assert reconcile_lost(bench.ledger, apply=True) == []
+
+
+def test_a_run_that_lives_finds_out_by_itself_and_its_stage_is_not_killed(bench_of_a_late_holder):
+    ledger, left = bench_of_a_late_holder
+    kinds = [found.kind for found in reconcile_lost(ledger, apply=True)]
+    assert kinds == [FindingKind.LOST_ATTEMPT], "somebody else has its claim"
+    assert left.poll() is None
