@@ -76,7 +76,7 @@ def tiles(samples: generated.Generated, data: curation.Curation, stages: list[tr
         note = f"mean of {data.psnr_count} decoded clips"
         found.append(Tile("Codec PSNR", f"{data.psnr_mean:.1f} dB", note))
     steps = sum(s.steps for s in stages)
-    falls = [s for s in stages if s.loss is not None and s.steps >= training.MIN_STEPS]
+    falls = [s for s in stages if s.tells]
     if stages and not falls:
         found.append(Tile("Training", f"{steps:,} steps", f"in {len(stages)} stages, too few to judge the loss"))
     if falls:

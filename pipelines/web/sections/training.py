@@ -46,6 +46,13 @@ class StageCurves:
     seconds: float | None
     skipped: tuple[tuple[int, str], ...]
     facts: tuple[tuple[str, str], ...]
+    rewarded: bool = False
+
+    @property
+    def tells(self) -> bool:
+        """Whether a loss that fell or rose says how training went: not in a few steps, nor where a reward is bought
+        with it."""
+        return self.loss is not None and self.steps >= MIN_STEPS and not self.rewarded
 
 
 def gather(inputs: ReportInputs, facts: RunFacts) -> list[StageCurves]:
@@ -69,6 +76,7 @@ def _stage(name: str, artifact: Artifact, facts: RunFacts) -> StageCurves:
         seconds=node.duration_s if node else None,
         skipped=skipped_steps(rows),
         facts=_facts(artifact),
+        rewarded=any("reward" in row for row in rows),
     )
 
 
