@@ -103,9 +103,10 @@ def test_a_failing_consumer_leaves_no_thread(sampler: CheckpointSampler) -> None
             assert "ahead" in {thread.name for thread in threading.enumerate()}
             raise OSError("no space left")
 
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="no space left") as held:
         encode_frames(sampler.stream("a red circle", 1, SIZE), Full(), 24, preset="ultrafast")  # writes at once
     assert "ahead" not in {thread.name for thread in threading.enumerate()}
+    assert held.tb is not None
 
 
 def test_out_of_memory_names_the_way_without_overlap() -> None:
