@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
-from queue import Empty, Queue
+from queue import Full, Queue
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -37,14 +37,17 @@ def ahead(
         while not isinstance(found := ready.get(), _Ended):
             yield found[0]
             del found  # not kept alive while the next one is waited for
-        if found.error is not None:
-            raise found.error
+        error = found.error
+        del found
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame: a circle would keep what the frames hold
     finally:
         stop.set()
-        while thread.is_alive():  # it may be waiting for a place
-            with suppress(Empty):
-                ready.get(timeout=POLL_S)
-        thread.join()
+        if threading.current_thread() is not thread:  # a collector of garbage may close this there: it ends by itself
+            thread.join()
 
 
 def _make(
@@ -57,10 +60,21 @@ def _make(
     try:
         with within(), closing(items):
             for item in items:
-                ready.put((item,))
+                _put(ready, (item,), stop)
                 del item
                 if stop.is_set():
                     break
     except BaseException as raised:  # it belongs to whoever takes the items
         error = raised
-    ready.put(_Ended(error))
+    ended = _Ended(error)
+    del error  # its traceback holds this frame
+    _put(ready, ended, stop)
+    del ended
+
+
+def _put(ready: Queue[tuple[T] | _Ended], found: tuple[T] | _Ended, stop: threading.Event) -> None:
+    """Waits for a place, as long as anybody takes items."""
+    while not stop.is_set():
+        with suppress(Full):
+            ready.put(found, timeout=POLL_S)
+            return

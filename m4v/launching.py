@@ -33,10 +33,15 @@ class Launching:
         self.model: VelocityModel = self._graphed or model
         self._stream: torch.cuda.Stream | None = None
         self._beside = 0
+        self._tried: set[int] = set()
+        self._peak = 0
 
     def overlaps(self, pixels: int) -> bool:
-        """Whether frames of so many pixels are decoded while the next are made; a lack of memory is logged."""
+        """Whether frames of so many pixels are decoded while the next are made; a lack of memory is logged. The first
+        video of a size on a GPU is not: what its forwards take is known afterwards only."""
         if not self.chosen.overlap:
+            return False
+        if not self._tried_before(pixels):
             return False
         free = self._free()
         if free < DECODE_BYTES * pixels:
@@ -82,11 +87,21 @@ class Launching:
         return found
 
     def _free(self) -> int:
-        """Bytes that the GPU has, or that this process holds without use. On a CPU nothing is kept twice."""
+        """Bytes of the GPU that this process has or can have, less the peak of the videos so far: of those that were
+        not decoded beside, once there is one that was. On a CPU nothing is kept twice."""
         if self.device.type != "cuda":
             return sys.maxsize
+        if not self._beside:
+            self._peak = torch.cuda.max_memory_allocated(self.device)
         free: int = torch.cuda.mem_get_info(self.device)[0]
-        return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        used = max(self._peak, torch.cuda.memory_allocated(self.device))
+        return free + torch.cuda.memory_reserved(self.device) - used
+
+    def _tried_before(self, pixels: int) -> bool:
+        """Whether a video of frames of so many pixels was begun before; on a CPU nobody asks."""
+        tried = pixels in self._tried or self.device.type != "cuda"
+        self._tried.add(pixels)
+        return tried
 
 
 def launching_of(model: M4VTransformer, device: torch.device) -> Launching:

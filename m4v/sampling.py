@@ -29,6 +29,7 @@ from m4v.family import AnyCheckpoint, read_checkpoint_config
 from m4v.flow.sampler import stream
 from m4v.flow.schedule import PyramidSchedule
 from m4v.image_io import Picture, cover, read_image
+from m4v.launches import OVERLAP_VARIABLE
 from m4v.launching import launching_of
 from m4v.model.layout import forget_layouts
 from m4v.text import open_text_encoder
@@ -221,11 +222,12 @@ class CheckpointSampler:
                 yield latent
 
         made = self._latents(prompt, seed, config, negative, image)
-        if self._launching.overlaps(config.height * config.width):
+        overlaps = self._launching.overlaps(config.height * config.width)
+        if overlaps:
             chunks = self._launching.beside(made, lambda latents: self.codec.decode_stream(seen(latents)))
         else:
             chunks = self.codec.decode_stream(seen(made))
-        return memory_told(chunks, f"{config.frames} frames of {config.width}x{config.height}")
+        return memory_told(chunks, f"{config.frames} frames of {config.width}x{config.height}", overlaps)
 
     def _latents(
         self,
@@ -277,14 +279,16 @@ def check_finite(latent: Latent, prompt: str, where: str) -> None:
         )  # fmt: skip
 
 
-def memory_told(chunks: Iterator[Frames], what: str) -> Iterator[Frames]:
-    """The chunks; raises ConfigError naming `what` was made when the GPU's memory ends."""
+def memory_told(chunks: Iterator[Frames], what: str, overlaps: bool = False) -> Iterator[Frames]:
+    """The chunks; raises ConfigError naming `what` was made when the GPU's memory ends. `overlaps`: decoding took some
+    of it beside denoising."""
     try:
         yield from chunks
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"the GPU has too little memory for {what} ({str(error).partition('.')[0]})",
-            next_step="use fewer or smaller frames, bfloat16, a VAE codec with `tile`, or a larger GPU",
+            next_step=(f"set {OVERLAP_VARIABLE}=off, " if overlaps else "")
+            + "use fewer or smaller frames, bfloat16, a VAE codec with `tile`, or a larger GPU",
         ) from None
 
 

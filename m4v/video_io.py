@@ -7,7 +7,7 @@ versions, and x264 told not to depend on the kind of processor. Colours are BT.7
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -99,13 +99,15 @@ class Mp4Encoder:
 def encode_frames(
     chunks: Iterable[Frames], sink: BinaryIO, fps: float | Fraction, crf: int = 12, preset: str = "medium"
 ) -> int:
-    """`Mp4Encoder` over `chunks`, which are taken one by one; returns the number of frames."""
+    """`Mp4Encoder` over `chunks`, which are taken one by one and closed at an error; returns the number of frames."""
     encoder = Mp4Encoder(sink, fps, crf, preset)
     try:
         for frames in chunks:
             encoder.write(frames)
     except BaseException:
         encoder.close()
+        if isinstance(chunks, Generator):  # the error's traceback keeps it, and with it a thread that makes chunks
+            chunks.close()
         raise
     encoder.finish()
     return encoder.frames

@@ -96,6 +96,8 @@ def run(context: StageContext) -> None:
 
 
 def _make_all(context: StageContext, worker: Worker, share: list[Job], unmade: set[Job], total: int) -> None:
+    """The unmade jobs of `share`. `sampling`, how forwards were launched, is recorded where this process makes the
+    videos; counts of worker processes are not gathered."""
     missing = [job for job in share if job in unmade]
     devices = sampling_devices(context)[: max(1, len(missing))]
     progress = _Progress(context, total, total - len(unmade))
@@ -108,7 +110,8 @@ def _make_all(context: StageContext, worker: Worker, share: list[Job], unmade: s
         for job in missing:
             _make(sampler, config, store, job, progress.part)
             progress.video()
-            context.metrics({"sampling": sampler.launched})
+            if sampler.launched:
+                context.metrics({"sampling": sampler.launched})
             context.check_drain()
     seconds = time.monotonic() - started
     resumed = len(share) - len(missing)

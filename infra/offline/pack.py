@@ -30,6 +30,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import folding
+from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.version import Version
 
 HERE = Path(__file__).parent
 CONSTRAINTS = HERE.parents[1] / "constraints.txt"
@@ -73,6 +75,18 @@ def fetch(names: Sequence[str], folder: Path, python: str) -> None:
             for wheel in folder.glob(f"{name.replace('-', '_')}-*.whl"):
                 if not wheel.stem.endswith("-none-any"):
                     raise SystemExit(f"pack: {wheel.name} is not pure. Next: give a wheel for the target by --wheels")
+
+
+def cached(name: str, folder: Path) -> Path | None:
+    """The wheel of a package in `folder` at the version that constraints.txt pins; any where it pins none."""
+    key = canonicalize_name(name)
+    lines = [line.split("==") for line in CONSTRAINTS.read_text().splitlines() if "==" in line]
+    pins = {canonicalize_name(pinned): Version(version) for pinned, version in lines}
+    for wheel in sorted(folder.glob("*.whl"), reverse=True):
+        found, version, _, _ = parse_wheel_filename(wheel.name)
+        if found == key and pins.get(key, version) == version:
+            return wheel
+    return None
 
 
 def left_out(name: str, without: Sequence[str]) -> bool:
@@ -120,9 +134,11 @@ def main() -> int:
         folder = Path(options.cache or made)
         folder.mkdir(parents=True, exist_ok=True)
         names = [name for group in options.groups for name in known[group]]
-        missing = [n for n in names if not list(folder.glob(f"{n.replace('-', '_').lower()}-*.whl"))]
+        missing = [n for n in names if cached(n, folder) is None]
         fetch(missing, folder, options.python) if missing else None
-        wheels = [sorted(folder.glob(f"{n.replace('-', '_').lower()}-*.whl"))[-1] for n in names]
+        wheels = [wheel for n in names if (wheel := cached(n, folder)) is not None]
+        if len(wheels) < len(names):
+            raise SystemExit(f"pack: not every package came at its version of constraints.txt. Next: empty {folder}")
         wheels += sorted(options.wheels.glob("*.whl")) if options.wheels else []
         sizes = write(options.out, dict(members(wheels, options.without)), "kernels" in options.groups)
     for name, size in sizes.most_common(12):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from m4v.flow.loss import VelocityModel
-from m4v.model.layout import layouts_age
+from m4v.kernels.selection import attention_choice, glue_choice, scan_choice
+from m4v.model.layout import forget_layouts, layouts_age
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class GraphedModel:
             self._graphs.clear()
         if self.refused is None and not torch.is_grad_enabled() and _tokens(columns, text) <= self._most_tokens:
             counts = [len(column) for column in columns]
-            key: Key = (*((tuple(u.shape), u.dtype) for u in inputs), *counts, *stages)
+            key: Key = (*((tuple(u.shape), u.dtype) for u in inputs), *counts, *stages, *_kernels(inputs[0].device))
             graph = self._graph_of(key, inputs, counts, stages)
             if graph is not None:
                 return self._replay(graph, inputs)
@@ -137,6 +138,7 @@ class GraphedModel:
         except RuntimeError as error:  # an operation that cannot be recorded, or too little memory for the pool
             self.refused = str(error).partition("\n")[0]
             self._graphs.clear()
+            forget_layouts()  # what was made while recording was never filled
             _log.warning("forwards are launched one kernel at a time, since recording one failed: %s", self.refused)
             return None
         self.captured += 1
@@ -148,6 +150,13 @@ class GraphedModel:
         graph.recorded.replay()
         self.replayed += 1
         return [result.clone() for result in graph.recorded.results]
+
+
+def _kernels(device: torch.device) -> Key:
+    """What decides, beside the shapes, which kernels a forward launches."""
+    cast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if cast else None
+    return scan_choice(), attention_choice(), glue_choice(), dtype
 
 
 def _tokens(columns: Sequence[Sequence[Tensor]], text: Tensor) -> int:

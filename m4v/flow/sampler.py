@@ -33,23 +33,23 @@ class NoiseSource(Protocol):
 
 class KeyedNoise:
     """Counter-based noise: sample i depends on `seeds[i]` alone, not on its batch; a frame's noise does not
-    depend on the length, so that a longer video begins like a shorter one. Normal numbers are drawn on the CPU;
-    blocks are made of them on `device`, where they go without anybody waiting."""
+    depend on the length, so that a longer video begins like a shorter one. All of it is made on the CPU, whose bits
+    are the same beside every GPU, and goes to `device` without anybody waiting."""
 
     def __init__(self, seeds: Sequence[int], gamma: float, device: torch.device | str = "cpu") -> None:
         self.seeds, self.gamma, self.device = seeds, gamma, device
 
     def initial(self, frame: int, shape: tuple[int, int, int]) -> Tensor:
         c, h, w = shape
-        return self._normal((c, 1, h, w), "initial", frame)
+        return upload(self._normal((c, 1, h, w), "initial", frame), self.device)
 
     def block(self, frame: int, stage: int, shape: tuple[int, int, int]) -> Tensor:
         c, h, w = shape
-        return block_noise(self._normal((c, 1, h, w), "block", frame, stage), self.gamma)
+        return upload(block_noise(self._normal((c, 1, h, w), "block", frame, stage), self.gamma), self.device)
 
     def _normal(self, shape: tuple[int, ...], *purpose: int | str) -> Tensor:
         rows = [generator(s, "sample", *purpose).standard_normal(shape, dtype=np.float32) for s in self.seeds]
-        return upload(torch.from_numpy(np.stack(rows)), self.device)
+        return torch.from_numpy(np.stack(rows))
 
 
 def generate(

@@ -42,7 +42,7 @@ def _convolved(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("length",))
 def _forward_kernel(
     x, weight, bias, column, out, length, channels, width: tl.constexpr, packed: tl.constexpr, rows: tl.constexpr,
     block: tl.constexpr,
@@ -58,7 +58,7 @@ def _forward_kernel(
     tl.store(out + target, value.to(out.dtype.element_ty), mask=(row < length)[:, None] & inside[None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("length",))
 def _backward_kernel(
     grad, x, weight, bias, column, to_x, parts, length, channels, width: tl.constexpr, packed: tl.constexpr,
     rows: tl.constexpr, block: tl.constexpr,

@@ -5,8 +5,6 @@ Each function has the semantics of its plain torch counterpart in `m4v.model` an
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
@@ -64,8 +62,8 @@ def convolves_fast(x: Tensor, width: int) -> bool:
 
 def uses_own_convolution(x: Tensor, width: int) -> bool:
     """Whether the causal convolution of x runs on our own kernel: where our scans are chosen, 16-bit, or float32 too
-    when asked for by name. On the CPU only under Triton's interpreter (TRITON_INTERPRET=1), for tests."""
-    runs = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    when asked for by name. On the CPU only under Triton's interpreter, for tests."""
+    runs = x.is_cuda or (x.is_cpu and interpreted())
     if not runs or x.dtype == torch.float64 or width not in OWN_CONV_WIDTHS or not scans_with_triton():
         return False
     return x.dtype != torch.float32 or scan_choice() == "triton"

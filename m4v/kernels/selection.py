@@ -29,7 +29,7 @@ OWN_CONVOLUTION = "m4v-convolution 1"  # `convolution`; a new number whenever it
 OWN_SCAN = "m4v-triton 1"  # `ssd_operators`; a new number whenever its bits change, since stage keys hold it
 # False until tests/gpu/test_gpu_ssd.py has passed on a GPU and bench_ssd.py shows them faster; True: `auto` takes them
 OWN_SCAN_BY_DEFAULT = False
-OWN_GLUE = "m4v-glue 1"  # the kernels of `m4v.model.fused`; a new number whenever their bits change
+OWN_GLUE = "m4v-glue 2"  # the kernels of `m4v.model.fused`; a new number whenever their bits change
 # False until tests/gpu/test_gpu_recomposition.py has passed on a GPU and bench_composition.py shows them faster; True:
 # `auto` takes them where Triton is there and M4V_KERNELS is not `torch`
 OWN_GLUE_BY_DEFAULT = False

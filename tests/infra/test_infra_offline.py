@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "infra" / "offline"))
 
 from folding import FAT, FRAME, frames
-from pack import groups_of, members
+from pack import cached, groups_of, members
 
 ROOT = Path(__file__).parents[2]
 OFFLINE = ROOT / "infra" / "offline"
@@ -50,6 +50,19 @@ def test_all_that_the_product_imports_is_in_the_image_or_packed() -> None:
         and not {d.lower().replace("-", "_") for d in by_module.get(module, [])} & known
     }  # fmt: skip
     assert not missing
+
+
+def test_a_cached_wheel_is_taken_at_its_pinned_version_only(tmp_path: Path) -> None:
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    version = pins["typing-inspection"]
+    (tmp_path / "typing_inspection-0.0.1-py3-none-any.whl").touch()
+    (tmp_path / "typing_inspection_more-0.0.1-py3-none-any.whl").touch()
+    assert cached("typing-inspection", tmp_path) is None
+    right = tmp_path / f"typing_inspection-{version}-py3-none-any.whl"
+    right.touch()
+    assert cached("typing-inspection", tmp_path) == right
+    (tmp_path / "never_pinned-7-py3-none-any.whl").touch()
+    assert cached("never-pinned", tmp_path) == tmp_path / "never_pinned-7-py3-none-any.whl"
 
 
 def test_wheels_are_laid_out_as_a_site_without_what_nobody_imports(tmp_path: Path) -> None:

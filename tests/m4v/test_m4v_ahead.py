@@ -1,6 +1,8 @@
 """Items made in a thread a little ahead: order, errors, bound, closing."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
@@ -87,6 +89,47 @@ def test_items_are_made_within() -> None:
 
     assert list(ahead(Made(2).items(), within=within)) == [0, 1]
     assert seen == ["ahead", "left"]
+
+
+def test_closing_in_the_thread_itself_waits_for_nobody() -> None:
+    """A collector of garbage may run there."""
+    holder: list[Generator[int, None, None]] = []
+    asked, closed = threading.Event(), threading.Event()
+
+    def items() -> Generator[int, None, None]:
+        yield 0
+        assert asked.wait(timeout=60)
+        holder[0].close()
+        closed.set()
+        yield 1
+
+    holder.append(ahead(items()))
+    assert next(holder[0]) == 0
+    asked.set()
+    assert closed.wait(timeout=60)
+    for thread in threading.enumerate():
+        if thread.name == "ahead":
+            thread.join(timeout=60)
+            assert not thread.is_alive()
+
+
+def test_an_error_holds_no_circle() -> None:
+    class Lacking(ValueError):
+        """One that can be watched."""
+
+    def failing() -> Generator[int, None, None]:
+        yield 0
+        raise Lacking("no item")
+
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="no item") as caught:
+            list(ahead(failing()))
+        held = weakref.ref(caught.value)
+        del caught
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_an_abandoned_one_ends_its_thread() -> None:

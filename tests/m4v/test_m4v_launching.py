@@ -1,7 +1,9 @@
 """How a sampler gives its work away: the choice, and decoding beside denoising, which changes no bit."""
 
+import io
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,8 @@ from m4v.core.errors import ConfigError, DataIntegrityError
 from m4v.flow.graphs import GraphedModel
 from m4v.launches import Launches, launches
 from m4v.launching import DECODE_BYTES, Launching
-from m4v.sampling import CheckpointSampler
+from m4v.sampling import CheckpointSampler, memory_told
+from m4v.video_io import encode_frames
 
 SIZE = VideoConfig(frames=25, height=64, width=64, sampler=SamplerConfig.model_validate(SAMPLER))
 CPU = torch.device("cpu")
@@ -89,6 +92,42 @@ def test_errors_and_early_ends_come_through(sampler: CheckpointSampler) -> None:
         sampler.model.proj_out.weight.fill_(float("nan"))
     with pytest.raises(DataIntegrityError, match="not finite"):
         list(sampler.stream("a red circle", 1, SIZE))
+
+
+def test_a_failing_consumer_leaves_no_thread(sampler: CheckpointSampler) -> None:
+    """The error is held, and with it the frames of its traceback."""
+    sampler._launching = Launching(sampler.model, CPU, Launches(graphs=False, overlap=True))
+
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            assert "ahead" in {thread.name for thread in threading.enumerate()}
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left") as held:
+        encode_frames(sampler.stream("a red circle", 1, SIZE), Full(), 24, preset="ultrafast")  # writes at once
+    assert "ahead" not in {thread.name for thread in threading.enumerate()}
+    assert held.tb is not None
+
+
+def test_out_of_memory_names_the_way_without_overlap() -> None:
+    def chunks() -> Iterator[np.ndarray]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        yield
+
+    with pytest.raises(ConfigError, match=r"25 frames.*set M4V_OVERLAP=off, use fewer"):
+        list(memory_told(chunks(), "25 frames", overlaps=True))
+    with pytest.raises(ConfigError, match="25 frames") as told:
+        list(memory_told(chunks(), "25 frames"))
+    assert "M4V_OVERLAP" not in str(told.value)
+
+
+def test_the_first_video_of_a_size_on_a_gpu_is_not_decoded_beside(sampler: CheckpointSampler) -> None:
+    class Large(Launching):
+        def _free(self) -> int:
+            return sys.maxsize
+
+    gpu = Large(sampler.model, torch.device("cuda"), Launches(graphs=False, overlap=True))
+    assert [gpu.overlaps(pixels) for pixels in (64, 64, 32, 64, 32)] == [False, True, False, True, True]
 
 
 def test_without_memory_one_comes_after_the_other(sampler: CheckpointSampler, caplog: pytest.LogCaptureFixture) -> None:

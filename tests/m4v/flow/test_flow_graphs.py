@@ -16,8 +16,9 @@ from m4v.config import ModelConfig, SamplerConfig, ScheduleConfig
 from m4v.flow.graphs import KEPT, GraphedModel, Recorded
 from m4v.flow.sampler import stream
 from m4v.flow.schedule import PyramidSchedule
+from m4v.kernels.selection import use_kernels
 from m4v.model import M4VTransformer, build_model
-from m4v.model.layout import forget_layouts
+from m4v.model.layout import forget_layouts, layouts_age
 
 SIZES = ModelConfig(
     width=32, heads=2, double_blocks=1, single_blocks=2, latent_channels=4, text_dim=6, pooled_dim=5, text_slots=3,
@@ -112,6 +113,20 @@ def test_few_shapes_are_kept(model: M4VTransformer) -> None:
     assert (graphed.plain, graphed.replayed) == (KEPT + 2, KEPT + 2)
 
 
+@torch.no_grad()
+def test_another_choice_of_kernels_is_another_graph(model: M4VTransformer) -> None:
+    graphed = GraphedModel(model, record)
+    for _ in range(2):
+        graphed(**call_of(1))
+    with use_kernels(scan="torch", attention="dense", glue="torch"):
+        graphed(**call_of(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        graphed(**call_of(1))
+    assert (graphed.plain, graphed.captured) == (3, 1)
+    graphed(**call_of(1))
+    assert (graphed.captured, graphed.replayed) == (1, 2)
+
+
 def test_what_is_large_or_learns_is_run(model: M4VTransformer) -> None:
     graphed = GraphedModel(model, record, most_tokens=2 * 4 * 2 + 2)  # one token less than there are
     with torch.no_grad():
@@ -129,11 +144,12 @@ def test_a_failure_is_told_once_and_forwards_go_on(model: M4VTransformer, caplog
     def refuse(run: object) -> Recorded:
         raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be …")
 
-    graphed = GraphedModel(model, refuse)
+    graphed, age = GraphedModel(model, refuse), layouts_age()
     found = [graphed(**call_of(1))[0] for _ in range(4)]
     assert all(torch.equal(u, model(**call_of(1))[0]) for u in found)
     assert (graphed.plain, graphed.captured, graphed.replayed) == (4, 0, 0)
     assert graphed.refused == "operation not permitted when stream is capturing"
+    assert layouts_age() == age + 1, "tables that were made meanwhile are nowhere any more"
     assert [r.getMessage() for r in caplog.records] == [
         "forwards are launched one kernel at a time, since recording one failed: " + graphed.refused
     ]
