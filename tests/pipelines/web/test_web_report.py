@@ -145,7 +145,7 @@ def test_what_the_reward_stage_changed_stands_beside_each_other(run: RunFixture,
 def test_clips_that_the_reward_stage_never_saw_stand_in_the_report(run: RunFixture, tmp_path: Path) -> None:
     rows = [{"step": step, "loss": 0.5, "reward": 0.1} for step in range(4)]
     for row in rows[1::2]:
-        row |= held_out_levels(["score_conse"], [[0.1], [0.2]], [[0.15], [0.26]])
+        row |= held_out_levels(["score_conse"], [[0.1], [0.2]] * 3, [[0.15], [0.26]] * 3)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     manifest = build_manifest(tmp_path, ArtifactKind.CHECKPOINT, {})
     write_manifest(tmp_path, manifest)
@@ -156,7 +156,7 @@ def test_clips_that_the_reward_stage_never_saw_stand_in_the_report(run: RunFixtu
     assert told is not None
     assert (told.rows, told.watched, told.alarm) == ((), True, None)
     (score,) = told.held_out
-    assert (score.clips, score.significant) == (2, True)
+    assert (score.clips, score.significant) == (6, True)
     finished = facts.nodes[0].model_copy(update={"metrics": {"watch_alarm": {"step": 6, "good": 4, "reasons": []}}})
     alarmed = reward.gather(
         ReportInputs({"checkpoint.reward": checkpoint}), facts.model_copy(update={"nodes": (finished,)})
