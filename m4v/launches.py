@@ -16,7 +16,7 @@ OVERLAP_BY_DEFAULT = False
 
 class Launches(NamedTuple):
     """`graphs`: small forwards are recorded and launched as one. `overlap`: a frame is decoded, on a stream of its
-    own, and taken by the caller while the next one is being made."""
+    own, and taken by the caller while the next one is being made, from the second video of a size on."""
 
     graphs: bool
     overlap: bool
