@@ -39,7 +39,8 @@ test: $(STAMP) browser  ## all set-up and the tests (about 20 minutes on two cor
 	$(BIN)/python -m dataprep.assets fetch micro
 	$(BIN)/python -m pytest -m "not deep and not gpu" -n 3 --dist loadfile $(PYTEST_ARGS)
 
-test-deep: $(STAMP) browser slurm assets  ## hours: demo twice, many kills, fuzz; resumable, by hand
+test-deep: $(STAMP) browser slurm  ## hours: demo twice, many kills, fuzz; resumable, by hand
+	$(BIN)/python -m dataprep.assets fetch full
 	$(BIN)/python -m pytest -m deep --timeout 7200 $(PYTEST_ARGS)
 
 test-gpu: $(STAMP)  ## on a GPU machine

@@ -53,7 +53,14 @@ def test_what_is_whole_shows_no_faults(folder: Path, name: str) -> None:
     assert damaged(path) == []
 
 
-@pytest.mark.parametrize("asset", ["street/bikes.mp4", "street/cityCC0.mpg", "footage/tree.avi", "footage/vtest.avi"])
+# The deep ones are of the set `full`, which only `make test-deep` fetches.
+@pytest.mark.parametrize(
+    "asset",
+    [
+        "street/bikes.mp4", "street/cityCC0.mpg", pytest.param("footage/tree.avi", marks=pytest.mark.deep),
+        pytest.param("footage/vtest.avi", marks=pytest.mark.deep),
+    ],
+)  # fmt: skip
 def test_found_footage_shows_no_faults(asset: str) -> None:
     path = asset_path(f"corpus/{asset}")
     index = frame_index(path)
