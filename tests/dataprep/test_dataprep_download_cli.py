@@ -14,7 +14,7 @@ from m4v.core.errors import ExitClass
 from pipelines.cli.main import main
 
 RECIPE = """
-extends: demo
+extends: micro
 name: mine
 sources:
   - name: web
