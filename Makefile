@@ -35,7 +35,7 @@ demo: $(STAMP) assets  ## the main job: real clips to an evaluated checkpoint an
 demo-full: $(STAMP) assets  ## the same on the whole film
 	$(BIN)/m4v run demo-full
 
-test: $(STAMP) browser  ## all set-up and the tests (about 20 minutes on two cores)
+test: $(STAMP) browser  ## all set-up and the tests (about 17 minutes on two cores)
 	$(BIN)/python -m dataprep.assets fetch micro
 	$(BIN)/python -m pytest -m "not deep and not gpu" -n 3 --dist loadfile $(PYTEST_ARGS)
 
