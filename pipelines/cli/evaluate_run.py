@@ -130,14 +130,11 @@ def run(
     resources = Resources(ranks=1, threads=1, workers=workers, device=device)
     workspace, display = Workspace.open(), RunDisplay(quiet=json_)
     with Ledger.open(workspace.ledger_url) as ledger:
+        measured_by = (measuring, locations, resources)
         if _is_checkpoint(ledger, samples):
-            made = checkpoint_run(
-                workspace, ledger, samples, suite, measuring, locations, resources, prompts, samples_per_prompt, display
-            )
+            made = checkpoint_run(workspace, ledger, samples, suite, *measured_by, prompts, samples_per_prompt, display)
         else:
-            made = evaluation_run(
-                workspace, ledger, LocalLauncher(), samples, measuring, locations, resources, display
-            )  # fmt: skip
+            made = evaluation_run(workspace, ledger, LocalLauncher(), samples, *measured_by, display)
         with display:
             made.run_all()
     _tell(made, node_of(measuring), json_)
