@@ -10,7 +10,8 @@ first on the clips' two leading latent frames, then on whole clips. A quarter of
 direction never occur in the corpus; prompts of just these are scored (`learning_scores`), on the raw frames.
 
 With `--keep`, a call that ends early (`--until`, exit code 40) goes on when it is made again: finished stages and
-batches of videos are taken as they are, a stage that was drained resumes from its save.
+batches of videos are taken as they are, a stage that was drained resumes from its save. With `--limit-s`, training that
+takes longer than was foretold ends at the step it has come to, and what is left makes as many videos as it can.
 """
 
 from __future__ import annotations
@@ -40,12 +41,14 @@ from m4v.core.config import FrozenModel
 from m4v.core.errors import ExitClass
 from m4v.core.stage import Resources
 from m4v.core.storage import write_atomic
+from m4v.kernels.selection import ATTENTION_VARIABLE, MAMBA, SCAN_VARIABLE, version_of
 from training.config import EngineConfig, InitConfig, OptimizerConfig, OrderConfig, TrainConfig
 
 ROOT = Path(__file__).parents[3]
 POLL_S = 1.0
 TELL_S = 20.0
 PARTNER_S = 240.0  # to wait for the other run
+SHOWS_S = 110.0  # of `--limit-s`, for the videos: their kernels are compiled, too
 STARTS_S = 30.0  # a training stage takes to start and to save
 SLOWER = 1.3  # a step on whole clips than one on their beginnings, at most
 Input = tuple[str, ArtifactKind, str, Path]
@@ -59,6 +62,10 @@ def run_stage(name: str, config: FrozenModel, work: Path, inputs: list[Input], o
     if attempt is None:
         attempt, began = work / f"attempt-{len(attempts):04d}", time.perf_counter()
         code = run_attempt(name, config, attempt, inputs, options)
+        if code == ExitClass.DRAINED and options.limit_s is not None and isinstance(config, TrainConfig):
+            taken = len(rows_of(attempt / "metrics.jsonl"))
+            say(f"{name}: the time is up; it ends with {taken} steps of {config.steps}")
+            return run_stage(name, config.model_copy(update={"steps": taken}), work, inputs, options)
         if code == ExitClass.DRAINED:
             say(f"{name}: the time is up; the same command goes on from here")
             raise SystemExit(code)
@@ -101,7 +108,7 @@ def follow(process: subprocess.Popen[bytes], work: Path, name: str, options: arg
     told, asked = time.monotonic(), False
     while process.poll() is None:
         time.sleep(POLL_S)
-        if not asked and time.time() - options.began > options.until:
+        if not asked and time.time() - options.began > options.until and work.parent.name != "init":
             asked = True
             process.send_signal(signal.SIGTERM)
         if time.monotonic() - told >= TELL_S:
@@ -220,8 +227,21 @@ def corpus_of(options: argparse.Namespace, features: FeatureTable) -> str:
     return made
 
 
+def choose_kernels(options: argparse.Namespace) -> None:
+    """What suits some hundred tokens a sample: dense attention, which nothing is compiled for, and our scans where
+    mamba-ssm is missing. The environment has the last word."""
+    if options.device == "cuda":
+        os.environ.setdefault(ATTENTION_VARIABLE, "dense")
+        if version_of(MAMBA) is None:
+            os.environ.setdefault(SCAN_VARIABLE, "triton")
+
+
 def run(options: argparse.Namespace) -> None:
     began = time.perf_counter()
+    choose_kernels(options)
+    if options.limit_s is not None:
+        options.train_until = options.limit_s - SHOWS_S
+        options.until = options.train_until
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     features = FeatureTable(options.features)
@@ -269,6 +289,7 @@ def main() -> None:
     go.add_argument("--partner", help="mixer of a run beside this one: both take the steps the slower has time for")
     go.add_argument("--share", default="shared", help="folder that both runs see, empty at first")
     go.add_argument("--train-until", type=float, default=410.0, help="seconds from the start to the end of training")
+    go.add_argument("--limit-s", type=float, help="seconds in which all is over; it sets when training ends")
     go.add_argument("--until", type=float, default=1e9, help="seconds from the start at which training is drained")
     go.set_defaults(main=run)
     options = parser.parse_args()

@@ -21,6 +21,7 @@ from m4v.text.interface import TextFeatures
 from m4v.video_io import write_mp4
 
 SHEET_ROWS = 16
+ENDS_S = 15.0  # to read, score and show the videos
 
 
 def say(text: str) -> None:
@@ -37,10 +38,10 @@ def generate(
     options: argparse.Namespace,
 ) -> list[np.ndarray]:  # fmt: skip
     """uint8 frames (57, H, W, 3) of each prompt, in batches that are kept in `work`; what a video is like depends on
-    its own seed alone."""
+    its own seed alone. Of fewer prompts, the first, where `--limit-s` leaves no time for another batch."""
     dtype = torch.float32 if options.device == "cpu" else torch.bfloat16
     model, config = load_checkpoint(checkpoint.joinpath, device=options.device, dtype=dtype)
-    schedule, videos = PyramidSchedule(config.schedule), []
+    schedule, videos, last_s = PyramidSchedule(config.schedule), [], 0.0
     sampler = SamplerConfig(
         steps_first=(options.sampler_steps,) * 3, steps_later=(options.sampler_steps,) * 3,
         guidance_first=options.guidance, guidance_later=options.guidance, prompt_suffix="", negative_prompt="",
@@ -51,6 +52,9 @@ def generate(
         if kept.exists():
             videos += list(np.load(kept))
             continue
+        if videos and options.limit_s is not None and last_s + ENDS_S > options.limit_s - (time.time() - options.began):
+            say(f"no time for the videos after the first {len(videos)}")
+            break
         given, null = (on_device(features.encode(texts), options.device, dtype) for texts in (prompts[part], [""]))
         began = time.perf_counter()
         frames = list(stream(model.eval(), schedule, sampler, given, null, shape, seeds[part]))
@@ -59,7 +63,8 @@ def generate(
         with replacing(kept) as temporary, temporary.open("wb") as file:
             np.save(file, np.stack(made))
         videos += made
-        say(f"generated {len(videos)} of {len(prompts)} videos, {time.perf_counter() - began:.1f} s for the last batch")
+        last_s = time.perf_counter() - began
+        say(f"generated {len(videos)} of {len(prompts)} videos, {last_s:.1f} s for the last batch")
     return videos
 
 
@@ -76,11 +81,11 @@ def score(work: Path, checkpoint: Path, features: FeatureTable, options: argpars
     asked = [w for w in unseen for _ in range(options.samples)] + seen
     prompts = [w.captions[0] for w in asked]
     videos = generate(work, checkpoint, features, prompts, [1000 + n for n in range(len(asked))], options)
-    found, count = [found_in(video) for video in videos], len(unseen) * options.samples
-    tables = {
-        "unseen": accuracies(asked[:count], found[:count]),
-        "seen": accuracies(asked[count:], found[count:]),
-    }
+    asked, prompts = asked[: len(videos)], prompts[: len(videos)]
+    found, count = [found_in(video) for video in videos], min(len(unseen) * options.samples, len(videos))
+    tables = {"unseen": accuracies(asked[:count], found[:count])}
+    if count < len(asked):
+        tables["seen"] = accuracies(asked[count:], found[count:])
     out, tag = Path(options.out), f"learning-{options.mixer.replace('_', '')}"
     places = showcase(asked[:count], SHEET_ROWS)
     sheet = contact_sheet([videos[p] for p in places], [prompts[p] for p in places], [found[p] for p in places])

@@ -62,11 +62,28 @@ def learning(mixer: str, partner: str) -> Job:
     words = (
         "tests/benchmarks/gpu/bench_learning.py", "run", "--features", TEXT_FEATURES, "--corpus", "{work}/corpus",
         "--mixer", mixer, "--partner", partner, "--share", "{work}/share", "--keep", "{work}/" + mixer,
-        "--train-until", "380", "--out", "{more}",
+        "--limit-s", "{left}", "--out", "{more}",
     )  # fmt: skip
-    small = ("--steps-first", "4", "--steps", "4", "--width", "128", "--double", "1", "--single", "1", "--batch", "2")
+    small = (
+        "--steps-first",
+        "4",
+        "--steps",
+        "4",
+        "--width",
+        "128",
+        "--double",
+        "1",
+        "--single",
+        "1",
+        "--batch",
+        "3",
+        "--samples",
+        "1",
+        "--every",
+        "24",
+    )
     return Job(f"learning_{mixer}", words, 540, 200, ("corpus",), gib=35, needs=TEXT_FEATURES, how=FEATURES_HOW,
-               tiny=(*CPU, *small, "--workers", "0"))  # fmt: skip
+               tiny=(*CPU, *small, "--workers", "1"))  # fmt: skip
 
 
 FEATURES_HOW = f"python tests/benchmarks/gpu/bench_learning.py features {TEXT_FEATURES}, where the text encoder is"
