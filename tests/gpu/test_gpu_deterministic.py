@@ -108,7 +108,9 @@ def resize() -> str:
     return digest([small, frames.grad])
 
 
-@pytest.mark.parametrize("choice", [{}, {"M4V_KERNELS": "torch"}, {"M4V_ATTENTION": "flex"}], ids=str)
+@pytest.mark.parametrize(
+    "choice", [{}, {"M4V_KERNELS": "torch"}, {"M4V_ATTENTION": "flex"}, {"M4V_ATTENTION": "frames"}], ids=str
+)
 def test_two_processes_give_the_same_bytes(choice: dict[str, str]) -> None:
     def run() -> dict[str, str]:
         found = subprocess.run(

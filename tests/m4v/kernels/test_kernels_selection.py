@@ -13,7 +13,7 @@ from m4v.core.errors import ConfigError
 from m4v.kernels import kernel_set, kernel_summary, use_kernels
 from m4v.kernels.libraries import _import_below, convolution_kernel, ssd_kernel
 from m4v.kernels.scan import causal_conv_silu, convolves_fast, selective_scan, ssd_scan, uses_library, uses_own_scan
-from m4v.kernels.selection import OWN_CONVOLUTION, OWN_GLUE, OWN_SCAN, version_of
+from m4v.kernels.selection import FRAMES_VERSION, OWN_CONVOLUTION, OWN_GLUE, OWN_SCAN, version_of
 
 
 @pytest.fixture
@@ -49,14 +49,16 @@ def test_plain_torch_on_the_cpu(install: Path) -> None:
 def test_cuda_names_what_is_installed(install: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, version in (("mamba-ssm", "9.1"), ("causal-conv1d", "8.2"), ("triton", "7.3")):
         distribution(install, name, version)
-    torch_version = version_of("torch")
+    frames = f"frames {FRAMES_VERSION} torch {version_of('torch')}"
     assert kernel_set("cuda") == {
-        "scan": "mamba-ssm 9.1", "convolution": "causal-conv1d 8.2", "attention": f"flex {torch_version}",
+        "scan": "mamba-ssm 9.1", "convolution": "causal-conv1d 8.2", "attention": frames,
         "glue": "torch", "norm": "triton 7.3",
     }  # fmt: skip
-    assert kernel_summary("cuda") == f"mamba-ssm 9.1, causal-conv1d 8.2, flex {torch_version}, triton 7.3"
+    assert kernel_summary("cuda") == f"mamba-ssm 9.1, causal-conv1d 8.2, {frames}, triton 7.3"
     monkeypatch.setenv("M4V_KERNELS", "torch")
-    assert kernel_summary("cuda") == f"flex {torch_version}"
+    assert kernel_summary("cuda") == frames
+    monkeypatch.setenv("M4V_ATTENTION", "flex")
+    assert kernel_summary("cuda") == f"flex {version_of('torch')}"
     monkeypatch.setenv("M4V_ATTENTION", "dense")
     assert kernel_summary("cuda") == "torch"
     with use_kernels(scan="mamba_ssm"):
