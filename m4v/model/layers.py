@@ -45,7 +45,8 @@ class _Product(torch.autograd.Function):
         return (
             rows.mm(weight).view(x.shape) if of_x else None,
             rows.t().mm(x.reshape(-1, x.shape[-1])) if of_weight else None,
-            rows.sum(dim=0) if of_bias and ctx.biased else None,
+            # Autocast, where this pass runs in it on CUDA, sums in float32; torch's own product rounds that sum.
+            rows.sum(dim=0).to(grad.dtype) if of_bias and ctx.biased else None,
             None,
         )
 

@@ -6,7 +6,8 @@ import functools
 import gc
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -102,6 +103,30 @@ def test_gradients_are_those_of_a_block_that_keeps_all(run: Any, backward: Any, 
         assert same(gradients(lambda block, x: block(x), backward), gradients(run, backward))
         with set_checkpoint_early_stop(False):
             assert same(gradients(lambda block, x: block(x), backward), gradients(run, backward))
+
+
+@contextmanager
+def sums_in_float32() -> Iterator[None]:
+    """The CPU's autocast sums in float32, as CUDA's does; where a backward pass runs in it, its own sums, too."""
+    library = torch.library.Library("aten", "IMPL", "AutocastCPU")
+
+    def total(x: Tensor, dim: list[int], keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            found: Tensor = ATEN.sum.dim_IntList(x, dim, keepdim, dtype=dtype or torch.float32)
+        return found
+
+    library.impl("sum.dim_IntList", total)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.ones(2, 2, dtype=torch.bfloat16).sum(dim=0).dtype == torch.float32
+            yield
+    finally:
+        library._destroy()
+
+
+def test_gradients_of_biases_are_rounded_where_a_backward_pass_is_under_autocast() -> None:
+    with sums_in_float32():
+        assert same(gradients(lambda block, x: block(x)), gradients(selective))
 
 
 def test_frozen_weights_get_no_gradient() -> None:
