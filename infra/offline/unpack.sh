@@ -32,7 +32,10 @@ export PYTHONPATH="$root:$site\${PYTHONPATH:+:\$PYTHONPATH}"
 export HF_HUB_OFFLINE=1 DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false PYTHONUNBUFFERED=1 DS_BUILD_OPS=0
 export TRITON_CACHE_AUTOTUNING=1 M4V_HOME="\${M4V_HOME:-$folder/home}"
 export TRITON_CACHE_DIR="\${TRITON_CACHE_DIR:-$folder/triton}" TORCHINDUCTOR_CACHE_DIR="\${TORCHINDUCTOR_CACHE_DIR:-$folder/inductor}"
+# Not a worker for each core: some twenty processes compile side by side.
+export TORCHINDUCTOR_COMPILE_THREADS="\${TORCHINDUCTOR_COMPILE_THREADS:-8}"
 [ -d "$root/.carry/oracles" ] && export M4V_ORACLES="\${M4V_ORACLES:-$root/.carry/oracles}"
+[ -d "$root/.carry/assets" ] && export M4V_ASSETS="\${M4V_ASSETS:-$root/.carry/assets}"
 exec $(printf %q "$(command -v "$PYTHON")") "\$@"
 WRAPPER
 chmod +x "$folder/python"

@@ -1,4 +1,4 @@
-"""A model on our kernels on a gang of ranks, interpreted: `torchrun fused_shards_probe.py OUT steps|shared`.
+"""A model on our kernels on a gang of ranks, on GPUs or interpreted: `torchrun fused_shards_probe.py OUT steps|shared`.
 
 Rank 0 writes {case: numbers}. `steps`: losses and norms of the gradient in turn, by "kernels, ZeRO stage,
 recomputation". `shared`: how far velocities and gradients of one forward that the ranks share are from those of one
@@ -16,7 +16,7 @@ from typing import Any
 sys.path += [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
 import torch
-from fused_models import error, inputs, model_of, run
+from fused_models import DEVICE, INTERPRETED, error, inputs, model_of, run
 from torch import Tensor, distributed
 from triton_interpreter import mend
 
@@ -31,13 +31,22 @@ STEPS = 2
 ONE_OF_EACH = {"single_blocks": 1}
 
 
+def device() -> torch.device:
+    """Of this rank; `cuda` alone means it, too, from here on."""
+    if INTERPRETED:
+        return torch.device(DEVICE)
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def steps(stage: int, recompute: str) -> list[float]:
     """Each rank has samples of its own."""
     torch.manual_seed(0)
     config = EngineConfig.model_validate(
         {"zero_stage": stage, "param_persistence_elements": 0, "checkpointing": recompute, "dtype": "float32"}
     )
-    engine = DeepSpeedEngine(model_of(ONE_OF_EACH), OptimizerConfig(lr=1e-2, warmup_steps=0, clip_norm=0.5), config, 1)
+    optimizer = OptimizerConfig(lr=1e-2, warmup_steps=0, clip_norm=0.5)
+    engine = DeepSpeedEngine(model_of(ONE_OF_EACH), optimizer, config, 1, device())
     given = inputs(torch.float32, 1, 1, seed=engine.rank)
     found = []
     for _ in range(STEPS):
@@ -89,8 +98,9 @@ def shared() -> dict[str, list[float]]:
 
 
 def main(out: Path, what: str) -> None:
-    mend()
-    init_process_group(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), 300)
+    if INTERPRETED:
+        mend()
+    init_process_group(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), 300, device())
     found = sharded() if what == "steps" else shared()
     if distributed.get_rank() == 0:
         out.write_text(json.dumps(found))

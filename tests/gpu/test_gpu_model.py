@@ -4,6 +4,8 @@ Both 16-bit models round in every layer, so the plain one sets the scale: the ke
 float64 than it is, but for a quarter.
 """
 
+import importlib.util
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from m4v.kernels import use_kernels
 from m4v.model import M4VTransformer, build_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+MAMBA1 = pytest.mark.skipif(
+    importlib.util.find_spec("selective_scan_cuda") is None, reason="mamba-ssm's extension for Mamba-1 is not here"
+)
 COLUMNS = {"high": ([2], [5]), "long": ([2], [31]), "packed": ([0, 1, 2], [9, 1, 4])}  # stages, units
 
 
@@ -75,7 +80,12 @@ def error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("case", COLUMNS)
 @pytest.mark.parametrize(
     "changes",
-    [{"mixer": "attention"}, {}, {"ssm": "mamba1", "dt_rank": 8}, {"mixer": "parallel", "text_recomposition": False}],
+    [
+        {"mixer": "attention"},
+        {},
+        pytest.param({"ssm": "mamba1", "dt_rank": 8}, marks=MAMBA1),
+        {"mixer": "parallel", "text_recomposition": False},
+    ],
     ids=str,
 )
 def test_the_kernels_are_as_near_to_float64_as_plain_torch(changes: dict[str, object], case: str) -> None:

@@ -5,6 +5,7 @@ inside, so four of those are allowed; float32 runs through tf32 products (2^-11)
 three follow each other.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from m4v.model.selective_scan import scan_sequential
 from m4v.model.ssd import ssd_sequential
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+MAMBA1 = pytest.mark.skipif(
+    importlib.util.find_spec("selective_scan_cuda") is None, reason="mamba-ssm's extension for Mamba-1 is not here"
+)
 BFLOAT16, TF32, FLOOR = 4 * 2**-9, 8 * 2**-11, 0.05
 
 
@@ -115,6 +119,7 @@ def test_convolution(dtype: torch.dtype, length: int, channels: int, width: int)
     compare(causal_conv_silu, exact, {k: v.to(dtype) for k, v in inputs.items()}, tolerance)
 
 
+@MAMBA1
 @pytest.mark.parametrize(("length", "channels", "groups"), [(1, 16, 1), (173, 64, 4), (260, 240, 15)])
 def test_selective_scan(length: int, channels: int, groups: int) -> None:
     inputs = {
@@ -132,6 +137,7 @@ def test_selective_scan(length: int, channels: int, groups: int) -> None:
     compare(selective_scan, exact, inputs, 1e-5)
 
 
+@MAMBA1
 def test_selective_scan_refuses_gradients_in_deterministic_mode() -> None:
     inputs = [normal(0, 1, 4, 16), normal(1, 1, 4, 16).abs(), -normal(2, 16, 16).abs()]
     state = [normal(3, 1, 4, 1, 16), normal(4, 1, 4, 1, 16), normal(5, 16)]

@@ -1,5 +1,5 @@
 """Blocks on our kernels whose parameters are shared by ranks, which gather them before a block and drop them after it.
-In Triton's interpreter alone: it needs two ranks."""
+On two GPUs, one for each rank, or in Triton's interpreter."""
 
 import json
 import os
@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from fused_models import INTERPRETED
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not INTERPRETED and torch.cuda.device_count() < 2, reason="needs two GPUs"),
+]
+# Sums of a GPU's products go by the sizes, and those of two ranks are not those of one.
+LIKE_ONE_RANK, LIKE_TORCH = (1e-5, 1e-4) if INTERPRETED else (1e-4, 1e-3)
 PROBE = Path(__file__).parent / "fused_shards_probe.py"
 
 
@@ -34,12 +40,12 @@ def test_sharded_parameters_give_the_same_steps(tmp_path: Path) -> None:
     plain = found.pop("torch 0 none")
     assert len(found) == 2
     for values in found.values():
-        assert values == pytest.approx(found["triton 0 none"], rel=1e-5)
-        assert values == pytest.approx(plain, rel=1e-4)
+        assert values == pytest.approx(found["triton 0 none"], rel=LIKE_ONE_RANK)
+        assert values == pytest.approx(plain, rel=LIKE_TORCH)
 
 
 def test_a_shared_forward_is_that_of_one_rank(tmp_path: Path) -> None:
     """Samples are shared by whole blocks on our kernels; with shared frames only the scan is ours."""
     found = gang(tmp_path / "found.json", "shared")
     assert set(found) == {"1", "2"}
-    assert max(map(max, found.values())) < 1e-5
+    assert max(map(max, found.values())) < LIKE_ONE_RANK

@@ -160,6 +160,9 @@ class StockMambaBlock(GatedBlock):
         return torch.cat([packed[:, : self.text] + y[:, -self.text :], packed[:, self.text :]], dim=1)
 
     def _library(self, inner: Tensor) -> Tensor:
+        from m4v.kernels.libraries import ssd_kernel
+
+        ssd_kernel()  # loads the module without the package around it, which wants Mamba-1's extension, too
         from mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
 
         found: Tensor = mamba_split_conv1d_scan_combined(

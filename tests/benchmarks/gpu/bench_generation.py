@@ -126,7 +126,7 @@ def summed(bench: Bench, form: Form, model: M4VTransformer, every: int, lengths:
 
 
 def end_to_end(bench: Bench, form: Form, model: M4VTransformer, parts: dict[str, Any], frames: int) -> Row:
-    """A real run; text and decoding timed by themselves, too."""
+    """A real run; text and, with our form, decoding timed by themselves, too."""
     device = bench.device
     sampler = RandomSampler(model, parts["codec"], parts["encoder"], device, form.launched)
     size = (64, 64) if device.type == "cpu" else (768, 1280)
@@ -152,21 +152,21 @@ def end_to_end(bench: Bench, form: Form, model: M4VTransformer, parts: dict[str,
         found["seconds"] = time.perf_counter() - begin
         if device.type == "cuda":
             found["peak GiB"] = torch.cuda.max_memory_allocated() / GIB
-        begin = time.perf_counter()
-        decoded = sum(len(chunk) for chunk in parts["codec"].decode_stream(latents))
-        synchronize(device)
-        found["decode s"] = time.perf_counter() - begin
-    if not count == decoded == frames:
-        raise Wrong(f"{count} and {decoded} frames instead of {frames}")
+        if form.name == OURS:  # of the same size in every form
+            begin = time.perf_counter()
+            count = min(count, sum(len(chunk) for chunk in parts["codec"].decode_stream(latents)))
+            synchronize(device)
+            found["decode s"] = time.perf_counter() - begin
+    if count != frames:
+        raise Wrong(f"{count} frames instead of {frames}")
     return found
 
 
 def run(bench: Bench, options: argparse.Namespace) -> None:
     parts: dict[str, Any] = {}
     lengths = (17,) if options.tiny else LENGTHS
-    for number, form in enumerate(forms()):
-        if options.only and options.only not in form.name:
-            continue
+    whole = [form for form in forms() if form.name == options.only]
+    for number, form in enumerate(whole or [form for form in forms() if (options.only or "") in form.name]):
         held: dict[str, Any] = {}
 
         def gated(form: Form = form, held: dict[str, Any] = held) -> Row:
@@ -177,7 +177,7 @@ def run(bench: Bench, options: argparse.Namespace) -> None:
         if row["state"] == "measured" and not options.only_end:
             measure_sum(bench, form, held["model"], options.every, lengths)
         if row["state"] == "measured" and not options.only_sum and (number == 0 or form.launched or options.all_ends):
-            for frames in lengths:
+            for frames in reversed(lengths):  # goals are those of the longest
                 if not parts:
                     made = bench.case(
                         {"form": "-", "kind": "text encoder and VAE made"}, lambda: make_parts(bench, parts)
@@ -234,7 +234,7 @@ def summarise(bench: Bench) -> None:
 def main() -> None:
     parser = options_of(__doc__, 540)
     parser.add_argument("--every", type=int, default=6, help="latent frames from one that is timed to the next")
-    parser.add_argument("--only", help="forms whose name holds this")
+    parser.add_argument("--only", help="the form of this name, else those whose name holds it")
     parser.add_argument("--all-ends", action="store_true", help="a real run of every form, not of ours alone")
     parser.add_argument("--only-sum", "--sum", action="store_true", help="no real run")
     parser.add_argument("--only-end", action="store_true", help="no sums")

@@ -36,7 +36,7 @@ from m4v.model import M4VTransformer  # noqa: E402
 
 STAGES = (0, 1, 1, 2)
 UNITS = {57: (8, 4, 5, 8), 121: (16, 8, 9, 16), 241: (31, 15, 17, 31)}  # latent frame that each column ends with
-PACKS, WARM, STEPS = 2, 2, 8
+PACKS, WARM, STEPS = 2, 2, 7
 COLUMNS = (
     "loop", "frames", "tokens/s", "step s", "forward s", "host forward s", "peak GiB", "above state GiB", "loss",
     "state",
@@ -54,16 +54,16 @@ class Loop(NamedTuple):
 
 
 REFERENCE, OURS, SAME = "reference style", "M4V, ours, selective", "M4V, ours, block"
-ATTENTION = "attention, auto, block"
-LOOPS = (
+ATTENTION, SELECTIVE = "attention, auto, block", "attention, auto, selective"
+LOOPS = (  # most wanted first; those that a figure needs, then those that tune mamba-ssm's kernels
     Loop(OURS, "mm_dim", ours, "selective"),
     Loop(REFERENCE, "attention", plain, "block", reads=True),
+    Loop(SELECTIVE, "attention", dict, "selective"),
     Loop(SAME, "mm_dim", ours, "block"),
     Loop(ATTENTION, "attention", dict, "block"),
     Loop("attention, ours, block", "attention", ours, "block"),
-    Loop("M4V, stock, block", "mm_dim", stock, "block"),
-    Loop("attention, auto, selective", "attention", dict, "selective"),
     Loop("M4V, auto, selective", "mm_dim", dict, "selective"),
+    Loop("M4V, stock, block", "mm_dim", stock, "block"),
 )
 
 
@@ -159,7 +159,7 @@ def measure(bench: Bench, loop: Loop, frames: int) -> Row:
         peak = torch.cuda.max_memory_allocated() if cuda else 0
         parts: Row = {"forward s": [], "host forward s": []}
         trainer.step(parts)
-        if loop.name in (OURS, REFERENCE, SAME):
+        if loop.name == OURS:  # reading a profile takes as long as some steps
             bench.extra.setdefault("profile", {})[f"{loop.name}, {frames}f"] = profiled(trainer)
     if not all(torch.tensor(losses).isfinite()):
         raise ValueError(f"losses {losses}")
@@ -217,7 +217,7 @@ def summarise(bench: Bench) -> None:
         for mine, other, key, goal in (
             (OURS, REFERENCE, "tokens/s", "at least 2.5"), (SAME, REFERENCE, "tokens/s", ""),
             (SAME, REFERENCE, "peak GiB", "at most 0.8"), (SAME, ATTENTION, "peak GiB", "at most 0.8"),
-            (SAME, ATTENTION, "above state GiB", ""), (OURS, "attention, auto, selective", "peak GiB", ""),
+            (SAME, ATTENTION, "above state GiB", ""), (OURS, SELECTIVE, "peak GiB", "at most 0.8"), (OURS, SELECTIVE, "above state GiB", ""),
         ):  # fmt: skip
             a, b = (of.get(name, {}).get(key) for name in (mine, other))
             table.append([str(frames), mine, other, key, f"{a / b:.2f}" if a and b else "not measured", goal])

@@ -79,9 +79,9 @@ def _generation(found: Found) -> Iterator[Figure]:
 
 def _step(found: Found) -> Iterator[Figure]:
     for frames, mine, other, key, ratio, goal in found.get("goals", []):
-        if goal and frames == 121:
-            least = float(goal.split()[-1])
-            yield Figure(f"{mine} / {other} {key}", ratio, least if goal.startswith("at least") else -least)
+        if goal:
+            least, of = float(goal.split()[-1]), "" if frames == 121 else f", {frames} frames"
+            yield Figure(f"{mine} / {other} {key}{of}", ratio, least if goal.startswith("at least") else -least)
 
 
 def _wan_layer(found: Found) -> Iterator[Figure]:

@@ -149,7 +149,7 @@ class Runner:
             return SKIPPED, f"{shut[0]} {self.records[shut[0]].state}"
         if job.needs and not (ROOT / job.needs).exists():
             return SKIPPED, f"{job.needs} is not here: {job.how}"
-        if job.gpus > len(self.gpus):
+        if job.gpus > len(self.gpus) and not (self.tiny and job.interpreted):
             return SKIPPED, f"needs {job.gpus} GPUs, {len(self.gpus)} here"
         if self.left() < job.least_s:
             return NOT_RUN, f"{max(self.left(), 0):.0f} s left, needs {job.least_s:.0f}"
@@ -157,18 +157,20 @@ class Runner:
 
     def _free(self, job: Job) -> tuple[Gpu, ...] | None:
         """GPUs that it can have now; None if it has to wait."""
-        if job.gpus <= 0 or job.gpus > 1:
-            count = len(self.gpus) if job.gpus < 0 else job.gpus
+        if job.gpus <= 0:
             idle = [g for g in self.gpus if not self._on(g)]
-            return tuple(idle[:count]) if len(idle) >= count else None
-        for gpu in sorted(self.single, key=lambda g: len(self._on(g))):
-            others = [child.job.gib for child in self._on(gpu)]
-            if not others:
-                return (gpu,)
-            known = [gib for gib in others if gib is not None]
-            if job.gib is not None and len(known) == len(others) and sum(known) + job.gib <= FREE_SHARE * gpu.gib:
-                return (gpu,)
-        return None
+            return () if job.gpus == 0 else tuple(idle) if len(idle) == len(self.gpus) else None
+        given = self.single if job.gpus == 1 else self.gpus
+        fit = [g for g in sorted(given, key=lambda g: len(self._on(g))) if self._has_room(g, job)]
+        count = 1 if self.tiny else job.gpus  # a rehearsal has no GPUs
+        return tuple(fit[:count]) if len(fit) >= count else None
+
+    def _has_room(self, gpu: Gpu, job: Job) -> bool:
+        others = [child.job.gib for child in self._on(gpu)]
+        known = [gib for gib in others if gib is not None]
+        if not others or job.gib is None or len(known) < len(others):
+            return not others
+        return sum(known) + job.gib <= FREE_SHARE * gpu.gib
 
     def _on(self, gpu: Gpu) -> list[Child]:
         return [child for child in self.running if gpu in child.gpus]
