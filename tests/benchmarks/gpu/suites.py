@@ -142,8 +142,8 @@ SUITES: dict[str, tuple[Job, ...]] = {
     ),
     "training": (
         gate("training", 420, 20), gate("deterministic", 240), gate("saving", 120), gate("scores", 150),
-        gate("vae", 150), gate("monitor", 240), gate("model"), gate("scans", 420), gate("attention"), gate("wan_codec", 120),
-        gate("shards", gpus=2),
+        gate("vae", 150), gate("monitor", 240), gate("model"), gate("scans", 420), gate("attention"),
+        gate("wan_codec", 120), gate("shards", gpus=2),
     ),
     "reward": (gate("scores", 150), reward("reward"), reward("reward_of_8", "--ranks", "8")),
     "wan": (bench("wan_layer", 560, least_s=120),),
