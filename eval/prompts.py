@@ -24,6 +24,7 @@ from pydantic import (
     model_serializer,
 )
 
+from eval.vbench import v2
 from eval.vbench.prompt_suite import SETS, Selection, selected
 from eval.vocabulary import Facts, parse_facts
 from m4v.core.canonical import digest_json
@@ -63,7 +64,7 @@ class Prompt(FrozenModel):
 
 def shipped_sets() -> list[str]:
     files = [f.name.removesuffix(".json") for f in resources.files(_DATA).iterdir() if f.name.endswith(".json")]
-    return sorted([*files, *SETS])
+    return sorted([*files, *SETS, v2.SET])
 
 
 def resolve_prompts(value: object) -> object:
@@ -87,6 +88,9 @@ def resolve_prompts(value: object) -> object:
 
 def _of_suite(value: Mapping[str, object]) -> list[dict[str, object]]:
     try:
+        if value.get("suite") == v2.SET:
+            part = v2.Selection.model_validate(dict(value))
+            return v2.listed(part.dimensions, part.samples)
         return selected(Selection.model_validate(dict(value)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -96,6 +100,8 @@ def _of_suite(value: Mapping[str, object]) -> list[dict[str, object]]:
 def _named(name: str) -> Sequence[object]:
     if name in SETS:
         return selected(Selection(suite="vbench", variant=SETS[name]))
+    if name == v2.SET:
+        return v2.listed(v2.V2_DIMENSIONS, {})
     path = Path(name)
     if path.suffix not in (".txt", ".json"):
         if name not in shipped_sets():

@@ -28,12 +28,13 @@ from pipelines.generation.settings import video_config
 from pipelines.ledger import Ledger
 from pipelines.spec import StageNode, StageSpec
 
-Suite = Literal["vbench", "vbench-long", "fast", "local"]
+Suite = Literal["vbench", "vbench-long", "vbench2", "fast", "local"]
 SAMPLING = "generate"
 # Prompts of each suite and how many videos of each, unless the caller says otherwise.
 PROTOCOL: Mapping[Suite, tuple[str, int]] = {
     "vbench": ("vbench", 5),
     "vbench-long": ("vbench", 5),
+    "vbench2": ("vbench2", 3),
     "fast": ("vbench-fast50", 1),
     "local": ("shapes-24", 1),
 }
