@@ -128,8 +128,8 @@ class Selection(FrozenModel):
 
 
 def listed(dimensions: Sequence[str], samples: Mapping[str, int]) -> list[dict[str, object]]:
-    """Prompts of these dimensions as `eval.prompts` takes them, `samples` videos a prompt by dimension where it says
-    so. Raises ValueError for an unknown dimension."""
+    """Prompts of these dimensions as `eval.prompts` takes them, with a number of samples where it is not the suite's
+    three: diversity's, and what `samples` says by dimension. Raises ValueError for an unknown dimension."""
     for name in (*dimensions, *samples):
         if name not in V2_DIMENSIONS:
             raise ValueError(f"VBench-2.0 has no dimension {name!r}; there are {', '.join(V2_DIMENSIONS)}")
@@ -138,7 +138,8 @@ def listed(dimensions: Sequence[str], samples: Mapping[str, int]) -> list[dict[s
         mine = [d for d in each.dimensions if d in dimensions]
         if mine:
             count = max(samples.get(d, samples_of(d)) for d in mine)
-            found.append({"text": each.prompt, "number": each.number, "samples": count})
+            own = {"samples": count} if count != rules().samples_per_prompt else {}
+            found.append({"text": each.prompt, "number": each.number, **own})
     return found
 
 

@@ -21,6 +21,7 @@ PACKAGE = "vbench2"
 CODE = "vbench2-code"  # digest of the package's programs: it is run from a checkout, which has no version
 HUB_BRANCH = "main"  # asked of the network where it is not told
 INSTANCE = "instance_preservation"
+DIVERSITY = "diversity"
 
 
 def load_base() -> Any:
@@ -76,6 +77,8 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
     parts = utils.init_submodules([published], local=True)[published]
     if dimension == INSTANCE:
         check_base_model(Path(parts["model"]))
+    if dimension == DIVERSITY:
+        keep_features(torch, module)
     with watched_judge(dimension):
         score, rows = getattr(module, f"compute_{dimension}")(request["full_info"], torch.device(device_name), parts)
     return {
@@ -150,6 +153,20 @@ def stay_offline(torch: Any, utils: Any) -> None:
     utils.hug_model, utils.google_drive, utils.clone_model = there, refused, refused
     utils.gdown.download = refused
     utils.gdown.download_folder = refused
+
+
+def keep_features(torch: Any, module: Any) -> None:
+    """Upstream keeps what a layer gives by a call that copies from a GPU alone: on a CPU the next layer's ReLU changes
+    it in place, and the score is another. Here no ReLU works in place."""
+    original = module.VGG.__init__
+
+    def made(self: Any) -> None:
+        original(self)
+        for part in self.modules():
+            if isinstance(part, torch.nn.ReLU):
+                part.inplace = False
+
+    module.VGG.__init__ = made
 
 
 def check_base_model(adapter: Path) -> None:
