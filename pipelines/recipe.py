@@ -133,6 +133,7 @@ class VBenchEntry(VBenchConfig):
     long_python: str | None = None
     long_legacy_python: str | None = None
     vbench2_python: str | None = None
+    i2v_python: str | None = None
     cache_dir: str | None = None
     vbench2_cache_dir: str | None = None
     torch_home: str | None = None
@@ -141,6 +142,11 @@ class VBenchEntry(VBenchConfig):
     @model_validator(mode="before")
     @classmethod
     def _of_the_suite(cls, value: object) -> object:
+        if isinstance(value, Mapping) and value.get("suite") == "vbench-i2v":
+            raise ValueError(
+                "suite: videos of VBench-I2V begin with its pictures, and a recipe samples from prompts alone; make "
+                "them with m4v generate, import them, and measure those with m4v evaluate run --suite vbench-i2v"
+            )
         if isinstance(value, Mapping) and value.get("suite") == "vbench2":
             return {"prompts": "vbench2", "samples_per_prompt": 3, **value}
         return value

@@ -17,14 +17,15 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from eval.vbench.child import LONG_WORKER, V2_WORKER, WORKER, Ended, run_worker
+from eval.vbench.child import I2V_WORKER, LONG_WORKER, V2_WORKER, WORKER, Ended, run_worker
+from eval.vbench.i2v import I2V_DIMENSIONS
 from eval.vbench.v2 import V2_DIMENSIONS
 from m4v.core.canonical import digest_bytes, digest_json
 from m4v.core.config import FrozenModel
 from m4v.core.errors import ConfigError
 
-EnvironmentName = Literal["core", "legacy", "long", "long-legacy", "vbench2"]
-SuiteName = Literal["vbench", "vbench-long", "vbench2"]
+EnvironmentName = Literal["core", "legacy", "long", "long-legacy", "vbench2", "i2v"]
+SuiteName = Literal["vbench", "vbench-long", "vbench2", "vbench-i2v"]
 RECORD = "m4v-environment.json"
 _DIGEST = "installed_digest"  # stands beside the record's fields
 VARIABLE = "M4V_VBENCH"
@@ -63,7 +64,12 @@ class EnvironmentSpec:
 
     @property
     def workers(self) -> tuple[Path, ...]:
-        own = {"vbench": (), "vbench-long": (LONG_WORKER,), "vbench2": (V2_WORKER,)}
+        own = {
+            "vbench": (),
+            "vbench-long": (LONG_WORKER,),
+            "vbench2": (V2_WORKER,),
+            "vbench-i2v": (LONG_WORKER, I2V_WORKER),
+        }
         return (WORKER, *own[self.suite])
 
 
@@ -96,6 +102,7 @@ SPECS: Mapping[EnvironmentName, EnvironmentSpec] = {
         elsewhere=("human_anatomy", "instance_preservation"),
         suite="vbench2",
     ),
+    "i2v": EnvironmentSpec("i2v", I2V_DIMENSIONS, ((3, 11), (3, 12)), suite="vbench-i2v", base="long"),
 }
 
 

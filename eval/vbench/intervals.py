@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from eval.records import ScoreSet
 from eval.suites import Aggregate, DimensionResult
-from eval.vbench import v2
+from eval.vbench import i2v, v2
 from eval.vbench.aggregate import fast_figures, standard_figures
 from m4v.core.rng import generator
 
@@ -21,6 +21,7 @@ _FIGURES: Mapping[str, _Figures] = {
     **dict.fromkeys(("total", "quality", "semantic"), standard_figures),
     **dict.fromkeys(("avg4", "avg7"), fast_figures),
 }  # fmt: skip
+_OF_SUITE: Mapping[str, _Figures] = {v2.SET: v2.figures, i2v.SET: i2v.figures}
 Means = Mapping[str, Mapping[int, float]]  # dimension -> prompt -> mean over its seeds
 
 
@@ -53,7 +54,7 @@ def figure_intervals(scores: ScoreSet, *, resamples: int, confidence: float) -> 
 
 def affine(figure: str, dimensions: Sequence[str], suite: str = "vbench") -> tuple[float, dict[str, float]]:
     """Constant and slopes of a suite's figure in the raw scores of `dimensions`, which must be all that it needs."""
-    rule = v2.figures if suite == v2.SET else _FIGURES[figure]
+    rule = _OF_SUITE.get(suite) or _FIGURES[figure]
 
     def at(values: Mapping[str, float]) -> float:
         results = [DimensionResult(dimension=n, status="measured", expected=1, score=v) for n, v in values.items()]

@@ -26,13 +26,15 @@ _OF_DREAMSIM = {"dino_repo": "facebookresearch_dino_main", "dino": "checkpoints/
 
 
 class Links(NamedTuple):
-    """`path_of`, `frames` and `fps`: by file name in the samples. `variables`: where the worker finds its weights."""
+    """`path_of`, `frames`, `fps` and `sizes` (width, height): by file name in the samples. `variables`:
+    where the worker finds its weights."""
 
     path_of: dict[str, str]
     frames: dict[str, int]
     fps: dict[str, float]
     variables: dict[str, str]
     picture: Path
+    sizes: dict[str, tuple[int, int]]
 
 
 def lay_links(
@@ -56,7 +58,8 @@ def lay_links(
         picture = folder / "picture.png"
         _draw(picture)
     frames, fps = {f: known[f].frames for f in path_of}, {f: known[f].fps for f in path_of}
-    return Links(path_of, frames, fps, variables, picture)
+    sizes = {f: (known[f].width, known[f].height) for f in path_of}
+    return Links(path_of, frames, fps, variables, picture, sizes)
 
 
 def _remove(path: Path) -> None:

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from eval.suites import Aggregate, DimensionResult, SuiteVideo
 from eval.vbench.aggregate import standard_figures
 from eval.vbench.config import Places, VBenchConfig
+from eval.vbench.i2v_suite import VBenchI2VSuite
 from eval.vbench.links import Links
 from eval.vbench.long import clip_count, clip_seconds, rules
 from eval.vbench.long_reader import read_long_answer
@@ -86,5 +87,10 @@ def open_suite(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> VBenchSuite:
     """The suite that `config` names."""
-    kinds = {"vbench": VBenchSuite, "vbench-long": VBenchLongSuite, "vbench2": VBench2Suite}
+    kinds = {
+        "vbench": VBenchSuite,
+        "vbench-long": VBenchLongSuite,
+        "vbench2": VBench2Suite,
+        "vbench-i2v": VBenchI2VSuite,
+    }
     return kinds[config.suite](places, config, devices, threads, should_stop)

@@ -12,6 +12,7 @@ from typing import Literal
 from eval.suites import Requirement
 from eval.vbench.config import Places, Variant
 from eval.vbench.environment import VOCABULARY, vocabulary_of
+from eval.vbench.i2v import rules
 from eval.vbench.prompt_suite import STATIC_DIMENSION
 from m4v.core.canonical import digest_file, digest_json
 from m4v.core.config import FrozenModel
@@ -23,13 +24,14 @@ _BERT_CACHES = ("models--bert-base-uncased", "models--google-bert--bert-base-unc
 _DINO_FILES = ("hubconf.py", "utils.py", "vision_transformer.py")
 _DINOV2_FILES = ("hubconf.py", "dinov2/hub/backbones.py", "dinov2/models/vision_transformer.py")
 _DREAMSIM_FILES = ("adapter_config.json",)
+I2V_DATA = "i2v_data"
 _PARTS = {
     "dino_repo": _DINO_FILES, "dinov2_repo": _DINOV2_FILES, "dreamsim_lora": _DREAMSIM_FILES,
     "llava_video": ("config.json",), "qwen_judge": ("config.json",), "siglip": ("refs/main",),
-    "cotracker_repo": ("hubconf.py",), "instance_detector": ("args.json",),
+    "cotracker_repo": ("hubconf.py",), "instance_detector": ("args.json",), I2V_DATA: (rules().info,),
 }  # fmt: skip
 _WHOLE = Variant()
-_READ = (".py", ".json", ".bin", ".safetensors")  # of a folder whose parts nobody lists
+_READ = (".py", ".json", ".bin", ".safetensors", ".jpg")  # of a folder whose parts nobody lists
 MARK = "STAND-IN-WEIGHTS"  # an empty file in a folder whose weights are for tests: they are never taken as published
 _VARIABLES = ("VBENCH_CACHE_DIR", "VBENCH2_CACHE_DIR", "TORCH_HOME", "HF_HOME")
 
@@ -67,6 +69,7 @@ class WeightCatalogue(FrozenModel):
     needs: dict[str, tuple[str, ...]]
     clip_to_clip_needs: dict[str, tuple[str, ...]]
     vbench2_needs: dict[str, tuple[str, ...]]
+    i2v_needs: dict[str, tuple[str, ...]]
     core_environment: tuple[str, ...]
     legacy_environment: tuple[str, ...]
 
@@ -82,6 +85,8 @@ def needs(dimension: str, variant: Variant = _WHOLE) -> tuple[str, ...]:
     """Names of the files that a dimension reads."""
     if variant.suite == "vbench2":
         return catalogue().vbench2_needs[dimension]
+    if variant.suite == "vbench-i2v":
+        return catalogue().i2v_needs[dimension]
     known = catalogue().needs
     found = known[dimension]
     if variant.static_filter and dimension == STATIC_DIMENSION:
@@ -216,6 +221,7 @@ def _is_published(row: WeightFile, path: Path, digest: str) -> bool:
 
 
 __all__ = [
+    "I2V_DATA",
     "VOCABULARY",
     "WeightFile",
     "candidates",

@@ -35,7 +35,8 @@ NODE = "import_videos"
 SuiteOption = Annotated[
     Suite,
     typer.Option(
-        help="Protocol whose prompts and number of videos the folder has: vbench, vbench-long, vbench2, fast or local."
+        help="Protocol whose prompts and number of videos the folder has: vbench, vbench-long, vbench2, "
+        "vbench-i2v, fast or local."
     ),
 ]
 NamesOption = Annotated[

@@ -42,7 +42,8 @@ SuiteOption = Annotated[
     Suite,
     typer.Option(
         help="vbench: each dimension on its prompts; vbench-long: the same on clips, for videos from 5 s on; vbench2: "
-        "VBench-2.0, 18 dimensions on prompts of its own, most of them on a GPU alone; fast: the "
+        "VBench-2.0, 18 dimensions on prompts of its own, most of them on a GPU alone; "
+        "vbench-i2v: VBench-I2V, of imported videos that begin with its pictures; fast: the "
         "eight of the fast protocol on every video; local: the metrics that need no weights, under their own names."
     ),
 ]
@@ -80,7 +81,7 @@ CountOption = Annotated[
 WorkersOption = Annotated[int, typer.Option(min=1, help="Of a checkpoint: processes (GPUs) that sample side by side.")]
 LimitOption = Annotated[float, typer.Option(min=1, help="Seconds that a dimension may take.")]
 
-STANDARD = ("vbench", "vbench-long", "vbench2")  # each dimension on its own prompts
+STANDARD = ("vbench", "vbench-long", "vbench2", "vbench-i2v")  # each dimension on its own prompts
 
 
 @evaluate.command("run")
@@ -95,6 +96,7 @@ def run(
     long_python: PythonOption = None,
     long_legacy_python: PythonOption = None,
     vbench2_python: PythonOption = None,
+    i2v_python: PythonOption = None,
     cache_dir: CacheOption = None,
     partial: PartialOption = False,
     own: OwnOption = False,
@@ -124,7 +126,7 @@ def run(
     }  # fmt: skip
     config = parse(VBenchConfig, values, "m4v evaluate run")
     given = {"core_python": core_python, "legacy_python": legacy_python, "long_python": long_python,
-             "long_legacy_python": long_legacy_python, "vbench2_python": vbench2_python,
+             "long_legacy_python": long_legacy_python, "vbench2_python": vbench2_python, "i2v_python": i2v_python,
              "vbench2_cache_dir" if suite == "vbench2" else "cache_dir": cache_dir}  # fmt: skip
     locations = {name: str(path.expanduser().absolute()) for name, path in given.items() if path is not None}
     if suite == "fast" and dimensions == "available":

@@ -21,7 +21,7 @@ NameArgument = Annotated[
     EnvironmentName,
     typer.Argument(
         help="core: ten dimensions; legacy: the other six; long, long-legacy: likewise of VBench-Long; vbench2: "
-        "VBench-2.0."
+        "VBench-2.0; i2v: VBench-I2V."
     ),
 ]
 IntoOption = Annotated[
@@ -51,7 +51,7 @@ def setup(
     detectron2: DetectronOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Make an environment of VBench, VBench-Long or VBench-2.0, some gigabytes; a sound one is left as it is.
+    """Make an environment of VBench, VBench-Long, -2.0 or -I2V, some gigabytes; a sound one is left as it is.
 
     Ends with 30 when packages cannot be fetched, with 10 when a dimension does not import in what was made.
     """

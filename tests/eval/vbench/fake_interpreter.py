@@ -340,6 +340,54 @@ def v2_files(detector: str, behaviour: dict[str, str]) -> dict[str, str]:
     return found | {"vbench2/instance_preservation.py": V2_INSTANCE}
 
 
+# As upstream's: pictures are looked for below the folder that it runs in, and camera motion imports a drawer that is
+# not there.
+I2V_UTILS = """
+def init_submodules(dimensions, local, resolution):
+    assert local
+    return {d: {"resolution": resolution} for d in dimensions}
+"""
+I2V_DIMENSION = """
+import json, os
+
+
+def dreamsim(pretrained, **named):
+    assert named["cache_dir"] and named["device"] == "cpu"
+
+
+def compute_{name}(json_dir, device, parts, **kwargs):
+    if "{name}" == "i2v_background":
+        dreamsim(pretrained=True)
+    with open(json_dir) as stream:
+        entries = json.load(stream)
+    rows = []
+    for entry in entries:
+        path = os.path.join("vbench2_beta_i2v/data/crop", parts["resolution"], entry["image_name"])
+        worth = float(open(path).read())
+        rows += [{{"video_path": v, "video_results": worth}} for v in entry["video_list"]]
+    return sum(r["video_results"] for r in rows) / len(rows), rows
+"""
+I2V_CAMERA = """
+import os
+from vbench2_beta_i2v.third_party.cotracker.utils.visualizer import Visualizer
+from vbench.utils import score
+
+
+def compute_camera_motion(json_dir, device, parts, **kwargs):
+    told, rows = score(json_dir, "camera_motion")
+    assert all("camera" in os.path.basename(r["video_path"]) for r in rows)
+    return told, {"pan_left": float("nan")}, rows
+"""
+
+
+def i2v_files() -> dict[str, str]:
+    package = "vbench2_beta_i2v"
+    return {
+        f"{package}/__init__.py": "", f"{package}/utils.py": I2V_UTILS, f"{package}/camera_motion.py": I2V_CAMERA,
+        **{f"{package}/{d}.py": I2V_DIMENSION.format(name=d) for d in ("i2v_subject", "i2v_background")},
+    }  # fmt: skip
+
+
 def fake_environment(
     folder: Path, name: EnvironmentName = "core", clips: dict[str, int] | None = None, **behaviour: str
 ) -> Path:
@@ -362,6 +410,8 @@ def fake_environment(
         files = {k: v for k, v in files.items() if k != "torchvision.py"} | long_files(clips or {"2": 3, "10": 1})
         for part in ("torchvision", "vbench2_beta_long"):
             (packages / part).mkdir()
+    if SPECS[name].suite == "vbench-i2v":
+        files |= i2v_files()
     if SPECS[name].suite == "vbench2":
         files = {k: v for k, v in files.items() if k != "torchvision.py"} | v2_files(detector, behaviour)
     for place, text in files.items():

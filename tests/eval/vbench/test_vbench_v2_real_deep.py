@@ -53,7 +53,7 @@ def locations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def features(video: Path, weights: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Upstream's six layers of VGG-19, as a GPU keeps them (before the ReLU), by our own loop over its plan of layers."""
+    """Upstream's six layers of VGG-19, as a GPU keeps them (before the ReLU), by our own loop over its layers."""
     reader, frames = cv2.VideoCapture(str(video)), []
     while (read := reader.read())[0]:
         rgb = cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)
