@@ -52,7 +52,7 @@ def sampling_config(
         raise ConfigError(
             "videos of VBench-I2V begin with its pictures, and evaluation samples from prompts alone", value=suite,
             next_step="make them with m4v generate --prompts FILE.jsonl, each line with its image, and take them with "
-            "m4v evaluate import --suite vbench-i2v",
+            "m4v evaluate import --suite vbench-i2v --names MAP.json",
         )  # fmt: skip
     named, count = PROTOCOL[suite]
     values = {
