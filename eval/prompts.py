@@ -24,10 +24,13 @@ from pydantic import (
     model_serializer,
 )
 
+from eval.vbench import i2v, v2
+from eval.vbench.config import Places
 from eval.vbench.prompt_suite import SETS, Selection, selected
 from eval.vocabulary import Facts, parse_facts
 from m4v.core.canonical import digest_json
 from m4v.core.config import FrozenModel
+from m4v.core.errors import InputError
 
 SEED_STRIDE = 100_000
 SEED_RULE = f"seed = base_seed + {SEED_STRIDE} * prompt_index + sample_index"
@@ -63,7 +66,7 @@ class Prompt(FrozenModel):
 
 def shipped_sets() -> list[str]:
     files = [f.name.removesuffix(".json") for f in resources.files(_DATA).iterdir() if f.name.endswith(".json")]
-    return sorted([*files, *SETS])
+    return sorted([*files, *SETS, v2.SET])
 
 
 def resolve_prompts(value: object) -> object:
@@ -87,6 +90,9 @@ def resolve_prompts(value: object) -> object:
 
 def _of_suite(value: Mapping[str, object]) -> list[dict[str, object]]:
     try:
+        if value.get("suite") == v2.SET:
+            part = v2.Selection.model_validate(dict(value))
+            return v2.listed(part.dimensions, part.samples)
         return selected(Selection.model_validate(dict(value)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -96,6 +102,10 @@ def _of_suite(value: Mapping[str, object]) -> list[dict[str, object]]:
 def _named(name: str) -> Sequence[object]:
     if name in SETS:
         return selected(Selection(suite="vbench", variant=SETS[name]))
+    if name == i2v.SET:
+        return _of_pictures()
+    if name == v2.SET:
+        return v2.listed(v2.V2_DIMENSIONS, {})
     path = Path(name)
     if path.suffix not in (".txt", ".json"):
         if name not in shipped_sets():
@@ -111,6 +121,15 @@ def _named(name: str) -> Sequence[object]:
     if path.suffix == ".txt":
         return [line.strip() for line in path.read_text().splitlines() if line.strip()]
     return _from_json(path.read_text(), name)
+
+
+def _of_pictures() -> list[object]:
+    """VBench-I2V's, of its data where it lies by default; not among the shipped sets."""
+    try:
+        entries = i2v.read_entries(Places.of({}).cache_dir / "i2v_data")
+    except InputError as error:
+        raise ValueError(f"{error.what}; {error.next_step}") from None
+    return [{"text": text, "number": number} for text, number in {e.prompt: e.number for e in entries}.items()]
 
 
 def _from_json(text: str, where: str) -> list[object]:

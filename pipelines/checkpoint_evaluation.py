@@ -28,12 +28,14 @@ from pipelines.generation.settings import video_config
 from pipelines.ledger import Ledger
 from pipelines.spec import StageNode, StageSpec
 
-Suite = Literal["vbench", "vbench-long", "fast", "local"]
+Suite = Literal["vbench", "vbench-long", "vbench2", "vbench-i2v", "fast", "local"]
 SAMPLING = "generate"
 # Prompts of each suite and how many videos of each, unless the caller says otherwise.
 PROTOCOL: Mapping[Suite, tuple[str, int]] = {
     "vbench": ("vbench", 5),
     "vbench-long": ("vbench", 5),
+    "vbench2": ("vbench2", 3),
+    "vbench-i2v": ("vbench-i2v", 5),
     "fast": ("vbench-fast50", 1),
     "local": ("shapes-24", 1),
 }
@@ -46,6 +48,12 @@ def sampling_config(
 
     Raises ConfigError for prompts that are not there, where nothing says how large the videos are, and for videos of a
     length that the suite does not take."""
+    if suite == "vbench-i2v":
+        raise ConfigError(
+            "videos of VBench-I2V begin with its pictures, and evaluation samples from prompts alone", value=suite,
+            next_step="make them with m4v generate --prompts FILE.jsonl, each line with its image, and take them with "
+            "m4v evaluate import --suite vbench-i2v --names MAP.json",
+        )  # fmt: skip
     named, count = PROTOCOL[suite]
     values = {
         **dict(video_config(found, {}, {})), "prompts": prompts or named, "ema": found.ema,

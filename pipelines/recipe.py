@@ -120,8 +120,10 @@ class VBenchEntry(VBenchConfig):
     """VBench on the trained model: its prompts are sampled as `generate` says, then measured.
 
     `core_python` and `legacy_python` are the interpreters that have VBench, `long_python` and `long_legacy_python`
-    those with VBench-Long (default: what `m4v evaluate setup` made); `cache_dir`, `torch_home` and `hf_home` hold its
-    weights. No place is in a key: what is installed there is.
+    those with VBench-Long, `vbench2_python` with VBench-2.0 (default: what `m4v evaluate setup` made); `cache_dir`,
+    `vbench2_cache_dir`, `torch_home` and `hf_home` hold weights. No place is in a key: what is installed there is.
+
+    With `suite: vbench2`, prompts and samples_per_prompt are `vbench2` and 3 where they are left out.
     """
 
     prompts: PromptList = Field(default="vbench", validate_default=True)  # type: ignore[assignment]
@@ -130,9 +132,24 @@ class VBenchEntry(VBenchConfig):
     legacy_python: str | None = None
     long_python: str | None = None
     long_legacy_python: str | None = None
+    vbench2_python: str | None = None
+    i2v_python: str | None = None
     cache_dir: str | None = None
+    vbench2_cache_dir: str | None = None
     torch_home: str | None = None
     hf_home: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_suite(cls, value: object) -> object:
+        if isinstance(value, Mapping) and value.get("suite") == "vbench-i2v":
+            raise ValueError(
+                "suite: videos of VBench-I2V begin with its pictures, and a recipe samples from prompts alone; make "
+                "them with m4v generate, import them, and measure those with m4v evaluate run --suite vbench-i2v"
+            )
+        if isinstance(value, Mapping) and value.get("suite") == "vbench2":
+            return {"prompts": "vbench2", "samples_per_prompt": 3, **value}
+        return value
 
     @model_validator(mode="after")
     def _filter_has_enough(self) -> Self:

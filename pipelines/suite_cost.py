@@ -12,6 +12,7 @@ from typing import Any
 
 from eval.config import EvaluateConfig, GenerateConfig
 from eval.prompts import jobs, numbers
+from eval.vbench import v2
 from eval.vbench.config import VBenchConfig
 from eval.vbench.inputs import expected_of
 from eval.vbench.prompt_suite import SAMPLES, STATIC_DIMENSION, STATIC_SAMPLES, prompts_of
@@ -28,6 +29,11 @@ PAPER = (
 LONG = (
     "no evaluation of this kind stands in the ledger, and nobody has published what VBench-Long costs; each dimension "
     "cuts every video into clips of 2 or 10 s anew, and reads all of them"
+)
+
+VBENCH2 = (
+    "no evaluation of this kind stands in the ledger, and upstream says nothing of the time; twelve of VBench-2.0's "
+    "dimensions ask a judge of 7 B parameters about every video, on a GPU, four of them a second one"
 )
 
 
@@ -95,12 +101,14 @@ def suite_costs(
 
 
 def _assumptions(suite: str) -> tuple[str, ...]:
-    return {"vbench": (PAPER,), "vbench-long": (LONG,)}.get(suite, ())
+    return {"vbench": (PAPER,), "vbench-long": (LONG,), "vbench2": (VBENCH2,)}.get(suite, ())
 
 
 def _expected(config: VBenchConfig | EvaluateConfig, readings: Mapping[str, int]) -> dict[str, int]:
     if not isinstance(config, VBenchConfig) or config.mode != "standard":
         return {}
+    if config.suite == "vbench2":
+        return {name: v2.expected_of(name) for name in readings}
     return {name: expected_of(name, static_filter=_wants_25(config)) for name in readings}
 
 
@@ -125,6 +133,9 @@ def _readings(config: VBenchConfig | EvaluateConfig, sampling: GenerateConfig) -
 
 
 def _read(dimension: str, counts: Mapping[str, int], suite: str) -> int:
-    """Of VBench's own prompts: its first 5 videos each, or the 25 that VBench's temporal flickering chooses from."""
+    """Of the suite's own prompts: of VBench's the first 5 videos each, or the 25 that its temporal flickering chooses
+    from."""
+    if suite == "vbench2":
+        return sum(min(v2.samples_of(dimension), counts.get(p.prompt, 0)) for p in v2.prompts_of(dimension))
     most = STATIC_SAMPLES if dimension == STATIC_DIMENSION and suite == "vbench" else SAMPLES
     return sum(min(most, counts.get(each.prompt, 0)) for each in prompts_of(dimension))

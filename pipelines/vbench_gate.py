@@ -6,8 +6,9 @@ from eval.config import GateConfig, GateRule, Maximum, Minimum, NonRegression, n
 from eval.vbench.aggregate import AVG4, AVG7
 from eval.vbench.config import VBenchConfig
 from eval.vbench.constants import DIMENSIONS, constants
+from eval.vbench.v2 import V2_DIMENSIONS, rules
 
-PREFIXES = ("vbench.", "vbench-long.")
+PREFIXES = ("vbench.", "vbench-long.", "vbench2.")
 
 
 def gates_on_vbench(gate: GateConfig) -> bool:
@@ -44,7 +45,7 @@ def _check(rule: GateRule, metric: str, entry: VBenchConfig | None) -> None:
             f"what a channel names by its non_regression in the settings{also}"
         )
     figures = _figures(entry)
-    if name not in (*DIMENSIONS, *figures):
+    if name not in (*entry.known, *figures):
         raise ValueError(f"{where}: mode {entry.mode} gives {', '.join([*figures, 'the dimensions'])}, and no {name!r}")
     if missing := [dimension for dimension in figures.get(name, (name,)) if dimension not in entry.wanted]:
         raise ValueError(f"{where}: evaluation.vbench.dimensions lacks {missing[0]!r}, which it needs")
@@ -52,6 +53,8 @@ def _check(rule: GateRule, metric: str, entry: VBenchConfig | None) -> None:
 
 def _figures(entry: VBenchConfig) -> dict[str, tuple[str, ...]]:
     """Figures that the scores have, and the dimensions that each needs."""
+    if entry.suite == "vbench2":
+        return {"total": V2_DIMENSIONS, **rules().groups}
     if (entry.suite, entry.mode) == ("vbench-long", "custom"):
         return {}
     if entry.mode == "custom":

@@ -16,8 +16,9 @@ class ImportVideosConfig(FrozenModel):
     - system: its name as pages show it. source: an address or words; licence: its words. Both are kept with the videos.
     - state: digest of the folder when the import was asked for (`collection_state`): another one is another import.
     - prompts, samples_per_prompt: every video that must be there.
-    - names: how files are called. `prompt`: `PROMPT-SAMPLE.mp4`, the prompt as it is scored, as VBench has it; `index`:
-      `0012-0003.mp4`, the prompt's number and the sample's; `map`: as `files` says.
+    - names: how files are called. `prompt`: `PROMPT-SAMPLE.mp4`, the prompt as it is scored, as VBench has it;
+      `prompt180`: of its first 180 characters, as VBench-2.0 has it; `index`: `0012-0003.mp4`, the prompt's number and
+      the sample's; `map`: as `files` says.
     - files: prompt by file name. A prompt's files are its samples in the order of their names.
     - bad: what becomes of the import when a video is missing, does not decode or is none of the protocol's. `refuse`:
       there is none. `quarantine`: prompts with such a video are left out whole and named, since a score over what
@@ -30,7 +31,7 @@ class ImportVideosConfig(FrozenModel):
     state: str = Field(pattern=r"^[0-9a-f]{64}$")
     prompts: PromptList
     samples_per_prompt: int = Field(default=1, ge=1, lt=SEED_STRIDE)
-    names: Literal["prompt", "index", "map"] = "prompt"
+    names: Literal["prompt", "prompt180", "index", "map"] = "prompt"
     files: dict[str, str] = {}
     bad: Literal["refuse", "quarantine"] = "refuse"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from eval.importing.config import ImportVideosConfig
 from eval.prompts import Prompt, jobs, numbers
+from eval.vbench.v2 import video_name
 from m4v.core.errors import InputError
 from m4v.core.storage import Storage, storage_faults
 
@@ -92,6 +93,8 @@ def words(prompt: Prompt) -> str:
 
 def _name(config: ImportVideosConfig, prompt: Prompt, job: Job) -> str:
     number, sample = job
+    if config.names == "prompt180":
+        return video_name(words(prompt), sample)
     return f"{words(prompt)}-{sample}{SUFFIX}" if config.names == "prompt" else f"{number:04d}-{sample:04d}{SUFFIX}"
 
 

@@ -15,6 +15,8 @@ from m4v.core.storage import write_atomic
 
 WORKER = Path(__file__).with_name("worker.py")
 LONG_WORKER = Path(__file__).with_name("long_worker.py")
+I2V_WORKER = Path(__file__).with_name("i2v_worker.py")
+V2_WORKER = Path(__file__).with_name("v2_worker.py")
 REQUEST, RESULT, LOG = "request.json", "result.json", "worker.log"
 GRACE_S = 5.0  # between the word and the kill
 _POLL_S = 0.1

@@ -12,12 +12,21 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from eval.suites import Mode
 from eval.vbench.constants import CUSTOM_DIMENSIONS, DIMENSIONS
 from eval.vbench.environment import EnvironmentName, SuiteName, default_python
+from eval.vbench.i2v import I2V_DIMENSIONS
 from eval.vbench.long import LONG_CUSTOM_DIMENSIONS
+from eval.vbench.v2 import V2_DIMENSIONS
 from m4v.core.config import FrozenModel
 
+TITLES: Mapping[str, str] = {
+    "vbench": "VBench",
+    "vbench-long": "VBench-Long",
+    "vbench2": "VBench-2.0",
+    "vbench-i2v": "VBench-I2V",
+}
 # Fields that came later, a recipe's among them, by default.
 _LATER: Mapping[str, object] = {
-    "static_filter": False, "suite": "vbench", "clip_to_clip": True, "long_python": None, "long_legacy_python": None
+    "static_filter": False, "suite": "vbench", "clip_to_clip": True, "long_python": None, "long_legacy_python": None,
+    "vbench2_python": None, "vbench2_cache_dir": None, "i2v_python": None,
 }  # fmt: skip
 
 
@@ -32,9 +41,11 @@ class Variant(NamedTuple):
 class VBenchConfig(FrozenModel):
     """What VBench measures.
 
-    - suite: `vbench` for videos below 5 s, `vbench-long` (clips of 2 and 10 s) from 5 s on. Their results stand apart.
+    - suite: `vbench` for videos below 5 s, `vbench-long` (clips of 2 and 10 s) from 5 s on; `vbench2`, VBench-2.0, has
+      prompts and 18 dimensions of its own; `vbench-i2v` is for videos that begin with its pictures. Their results stand
+      apart.
 
-    - dimensions: by name; `all` 16 of them; or `available`, those that this machine can measure, the rest named.
+    - dimensions: by name; `all` of the suite; or `available`, those that this machine can measure, the rest named.
     - mode: `standard` measures a dimension on the suite's prompts for it; `custom` on every video, whatever its
       prompt, which the dimensions cannot that ask more of a prompt than its words: `all` is refused, `available` is
       of the others.
@@ -73,28 +84,39 @@ class VBenchConfig(FrozenModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name in (*self.wanted, *self.allow_zero):
-            if name not in DIMENSIONS:
-                raise ValueError(f"VBench has no dimension {name!r}; there are {', '.join(DIMENSIONS)}")
+            if name not in self.known:
+                raise ValueError(f"{TITLES[self.suite]} has no dimension {name!r}; there are {', '.join(self.known)}")
         if not self.wanted:
             raise ValueError("dimensions: name at least one")
+        if self.suite in ("vbench2", "vbench-i2v") and (self.mode == "custom" or self.static_filter):
+            raise ValueError(
+                f"mode, static_filter: {TITLES[self.suite]} is measured on its own prompts, and has no filter"
+            )
         if self.mode == "custom" and (wrong := [name for name in self.wanted if name not in self.of_own_prompts]):
             raise ValueError(
                 f"dimensions: mode custom cannot measure {', '.join(wrong)}, which read the suite's own prompts alone; "
                 f"say dimensions: [{', '.join(self.of_own_prompts)}] or some of them, or mode: standard"
             )
-        if self.suite == "vbench" and not self.clip_to_clip:
-            raise ValueError("clip_to_clip: VBench has no clips; leave it out, or use suite: vbench-long")
+        if self.suite != "vbench-long" and not self.clip_to_clip:
+            raise ValueError(
+                f"clip_to_clip: {TITLES[self.suite]} has no clips; leave it out, or use suite: vbench-long"
+            )
         if self.static_filter and self.mode != "standard":
             raise ValueError("static_filter: VBench filters the suite's own prompts; use mode standard, or no filter")
         return self
 
     @property
+    def known(self) -> tuple[str, ...]:
+        """Dimensions of the suite, in the published order."""
+        return {"vbench2": V2_DIMENSIONS, "vbench-i2v": I2V_DIMENSIONS}.get(self.suite, DIMENSIONS)
+
+    @property
     def wanted(self) -> tuple[str, ...]:
         """Dimensions by name, in the published order."""
         if isinstance(self.dimensions, str):
-            return self.of_own_prompts if (self.mode, self.dimensions) == ("custom", "available") else DIMENSIONS
-        return tuple(d for d in DIMENSIONS if d in self.dimensions) + tuple(
-            d for d in self.dimensions if d not in DIMENSIONS
+            return self.of_own_prompts if (self.mode, self.dimensions) == ("custom", "available") else self.known
+        return tuple(d for d in self.known if d in self.dimensions) + tuple(
+            d for d in self.dimensions if d not in self.known
         )
 
     @property
@@ -120,12 +142,16 @@ class Places(NamedTuple):
     hf_home: Path
     long_python: Path
     long_legacy_python: Path
+    vbench2_python: Path
+    vbench2_cache_dir: Path
+    i2v_python: Path
 
     def python(self, name: EnvironmentName) -> Path:
         """The interpreter of an environment."""
         return {
             "core": self.core_python, "legacy": self.legacy_python, "long": self.long_python,
-            "long-legacy": self.long_legacy_python,
+            "long-legacy": self.long_legacy_python, "vbench2": self.vbench2_python,
+            "i2v": self.i2v_python,
         }[name]  # fmt: skip
 
     @classmethod
@@ -145,4 +171,7 @@ class Places(NamedTuple):
             hf_home=place("hf_home", "HF_HOME", cache / "huggingface"),
             long_python=place("long_python", None, default_python("long")),
             long_legacy_python=place("long_legacy_python", None, default_python("long-legacy")),
+            vbench2_python=place("vbench2_python", None, default_python("vbench2")),
+            i2v_python=place("i2v_python", None, default_python("i2v")),
+            vbench2_cache_dir=place("vbench2_cache_dir", "VBENCH2_CACHE_DIR", cache / "vbench2"),
         )

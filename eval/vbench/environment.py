@@ -17,13 +17,15 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from eval.vbench.child import LONG_WORKER, WORKER, Ended, run_worker
+from eval.vbench.child import I2V_WORKER, LONG_WORKER, V2_WORKER, WORKER, Ended, run_worker
+from eval.vbench.i2v import I2V_DIMENSIONS
+from eval.vbench.v2 import V2_DIMENSIONS
 from m4v.core.canonical import digest_bytes, digest_json
 from m4v.core.config import FrozenModel
 from m4v.core.errors import ConfigError
 
-EnvironmentName = Literal["core", "legacy", "long", "long-legacy"]
-SuiteName = Literal["vbench", "vbench-long"]
+EnvironmentName = Literal["core", "legacy", "long", "long-legacy", "vbench2", "i2v"]
+SuiteName = Literal["vbench", "vbench-long", "vbench2", "vbench-i2v"]
 RECORD = "m4v-environment.json"
 _DIGEST = "installed_digest"  # stands beside the record's fields
 VARIABLE = "M4V_VBENCH"
@@ -38,6 +40,9 @@ class EnvironmentSpec:
 
     - pythons: versions of Python that the pins have wheels for, first and last.
     - extra: (package, where from) that no registry has; built against the torch of the environment.
+    - checkouts: (folder, repository and commit, folder in it that is put on the path) of code that no package holds.
+    - torch: its version, where the pins are for one alone. elsewhere: dimensions that need what neither a registry nor
+      a checkout gives; they may lack here, and the image has them.
     - base: the environment whose pins it has, too. workers: our own programs that run in it, the last is started.
     """
 
@@ -45,6 +50,9 @@ class EnvironmentSpec:
     dimensions: tuple[str, ...]
     pythons: tuple[tuple[int, int], tuple[int, int]]
     extra: tuple[tuple[str, str], ...] = ()
+    checkouts: tuple[tuple[str, str, str], ...] = ()
+    torch: str | None = None
+    elsewhere: tuple[str, ...] = ()
     suite: SuiteName = "vbench"
     base: EnvironmentName | None = None
 
@@ -56,7 +64,13 @@ class EnvironmentSpec:
 
     @property
     def workers(self) -> tuple[Path, ...]:
-        return (WORKER,) if self.suite == "vbench" else (WORKER, LONG_WORKER)
+        own = {
+            "vbench": (),
+            "vbench-long": (LONG_WORKER,),
+            "vbench2": (V2_WORKER,),
+            "vbench-i2v": (LONG_WORKER, I2V_WORKER),
+        }
+        return (WORKER, *own[self.suite])
 
 
 _MODERN = (
@@ -65,6 +79,12 @@ _MODERN = (
 )  # fmt: skip
 _OLD = ("object_class", "multiple_objects", "human_action", "color", "spatial_relationship", "scene")
 _DETECTORS = (("detectron2", DETECTRON2),)
+# The wheel of VBench-2.0 lacks every program below third_party; upstream's own file of requirements names the others.
+_VBENCH2_CODE = (
+    ("vbench", "https://github.com/Vchitect/VBench@45e79ec14e69a2187202c675d2dbce1a71843d53", "VBench-2.0"),
+    ("llava", "https://github.com/LLaVA-VL/LLaVA-NeXT@79ef45a6d8b89b92d7a8525f077c3a3a9894a87d", ""),
+    ("yolo_world", "https://github.com/AILab-CVC/YOLO-World@4826695a84ce370dad7fe4cb555a6c7162f3751d", ""),
+)
 SPECS: Mapping[EnvironmentName, EnvironmentSpec] = {
     "core": EnvironmentSpec("core", _MODERN, ((3, 11), (3, 12))),
     "legacy": EnvironmentSpec("legacy", _OLD, ((3, 11), (3, 11)), _DETECTORS),
@@ -72,6 +92,17 @@ SPECS: Mapping[EnvironmentName, EnvironmentSpec] = {
     "long-legacy": EnvironmentSpec(
         "long-legacy", _OLD, ((3, 11), (3, 11)), _DETECTORS, suite="vbench-long", base="legacy"
     ),
+    "vbench2": EnvironmentSpec(
+        "vbench2",
+        V2_DIMENSIONS,
+        ((3, 10), (3, 10)),
+        (("flash-attn", "flash-attn==2.7.2.post1"),),
+        _VBENCH2_CODE,
+        torch="2.5.1",
+        elsewhere=("human_anatomy", "instance_preservation"),
+        suite="vbench2",
+    ),
+    "i2v": EnvironmentSpec("i2v", I2V_DIMENSIONS, ((3, 11), (3, 12)), suite="vbench-i2v", base="long"),
 }
 
 
@@ -153,7 +184,7 @@ def ask(name: EnvironmentName, python: Path, *, lock: bytes | None = None) -> En
     with tempfile.TemporaryDirectory(prefix="m4v-vbench-") as folder:
         _lay_vocabulary(python, Path(folder))
         request = {"task": "environment", "device": "cpu", "dimensions": list(SPECS[name].dimensions)}
-        variables = {"VBENCH_CACHE_DIR": folder}
+        variables = {"VBENCH_CACHE_DIR": folder, "VBENCH2_CACHE_DIR": folder}
         ended = run_worker(python, request, Path(folder), variables, PROBE_LIMIT_S, worker=SPECS[name].workers[-1])
     if ended.answer is None or ended.answer.get("status") != "ok":
         raise ConfigError(

@@ -9,16 +9,19 @@ import numpy.typing as npt
 
 from eval.records import ScoreSet
 from eval.suites import Aggregate, DimensionResult
+from eval.vbench import i2v, v2
 from eval.vbench.aggregate import fast_figures, standard_figures
 from m4v.core.rng import generator
 
 MIN_PROMPTS = 5
 _SEED = 0
 Interval = tuple[float, float]
-_FIGURES: Mapping[str, Callable[[Sequence[DimensionResult]], Aggregate]] = {
+_Figures = Callable[[Sequence[DimensionResult]], Aggregate]
+_FIGURES: Mapping[str, _Figures] = {
     **dict.fromkeys(("total", "quality", "semantic"), standard_figures),
     **dict.fromkeys(("avg4", "avg7"), fast_figures),
 }  # fmt: skip
+_OF_SUITE: Mapping[str, _Figures] = {v2.SET: v2.figures, i2v.SET: i2v.figures}
 Means = Mapping[str, Mapping[int, float]]  # dimension -> prompt -> mean over its seeds
 
 
@@ -36,10 +39,10 @@ def figure_intervals(scores: ScoreSet, *, resamples: int, confidence: float) -> 
     drawn = _drawn(means, dimensions, resamples)
     found: dict[str, Interval] = {}
     for name, value in scores.figures.figures.items():
-        plain = name.partition(".")[2]
+        suite, _, plain = name.partition(".")
         if value is None:
             continue
-        start, slopes = affine(plain, tuple(means))
+        start, slopes = affine(plain, tuple(means), suite)
         if any(slope and d not in dimensions for d, slope in slopes.items()):
             continue
         values = start + sum(slope * drawn[d] for d, slope in slopes.items() if slope)
@@ -49,12 +52,13 @@ def figure_intervals(scores: ScoreSet, *, resamples: int, confidence: float) -> 
     return found
 
 
-def affine(figure: str, dimensions: Sequence[str]) -> tuple[float, dict[str, float]]:
-    """Constant and slopes of a figure in the raw scores of `dimensions`, which must be all that it needs."""
+def affine(figure: str, dimensions: Sequence[str], suite: str = "vbench") -> tuple[float, dict[str, float]]:
+    """Constant and slopes of a suite's figure in the raw scores of `dimensions`, which must be all that it needs."""
+    rule = _OF_SUITE.get(suite) or _FIGURES[figure]
 
     def at(values: Mapping[str, float]) -> float:
         results = [DimensionResult(dimension=n, status="measured", expected=1, score=v) for n, v in values.items()]
-        found = _FIGURES[figure](results).figures[figure]
+        found = rule(results).figures[figure]
         assert found is not None
         return found
 

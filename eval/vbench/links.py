@@ -26,13 +26,15 @@ _OF_DREAMSIM = {"dino_repo": "facebookresearch_dino_main", "dino": "checkpoints/
 
 
 class Links(NamedTuple):
-    """`path_of`, `frames` and `fps`: by file name in the samples. `variables`: where the worker finds its weights."""
+    """`path_of`, `frames`, `fps` and `sizes` (width, height): by file name in the samples. `variables`:
+    where the worker finds its weights."""
 
     path_of: dict[str, str]
     frames: dict[str, int]
     fps: dict[str, float]
     variables: dict[str, str]
     picture: Path
+    sizes: dict[str, tuple[int, int]]
 
 
 def lay_links(
@@ -47,14 +49,17 @@ def lay_links(
     """Lay everything below `folder`, afresh; raises as `lay_out`."""
     known = {v.file: v for v in SampleSet.model_validate_json((samples / SAMPLES).read_bytes()).videos}
     with storage_faults(str(folder)):
-        for name in ("cache", "torch", "bert-base-uncased"):
+        for name in ("cache", "torch", "hf", "bert-base-uncased"):
             _remove(folder / name)
         path_of = {file: str(path) for file, path in lay_out(videos, samples, folder / "links").items()}
         variables = _lay_weights(folder, needs(dimension, variant), places)
+        if variant.suite == "vbench2":  # where a judge does not load it opens another of the same name in the hub
+            variables |= {"VBENCH2_CACHE_DIR": variables["VBENCH_CACHE_DIR"], "HF_HOME": str(folder / "hf")}
         picture = folder / "picture.png"
         _draw(picture)
     frames, fps = {f: known[f].frames for f in path_of}, {f: known[f].fps for f in path_of}
-    return Links(path_of, frames, fps, variables, picture)
+    sizes = {f: (known[f].width, known[f].height) for f in path_of}
+    return Links(path_of, frames, fps, variables, picture, sizes)
 
 
 def _remove(path: Path) -> None:
@@ -82,7 +87,8 @@ def _lay_weights(folder: Path, names: Sequence[str], places: Places) -> dict[str
             if not (folder / "bert-base-uncased").exists():
                 _link(path, folder / "bert-base-uncased")
             continue
-        _link(path, (torch if row.variable == "TORCH_HOME" else cache) / row.below)
+        homes = {"TORCH_HOME": torch, "HF_HOME": folder / "hf"}
+        _link(path, homes.get(row.variable, cache) / row.below)
         if name == "dino":
             _link(path, cache / _DINO_COPY)
         if "dreamsim_lora" in names and name in _OF_DREAMSIM:

@@ -13,10 +13,12 @@ from pydantic import JsonValue
 from eval.suites import Aggregate, DimensionResult, SuiteVideo
 from eval.vbench.aggregate import standard_figures
 from eval.vbench.config import Places, VBenchConfig
+from eval.vbench.i2v_suite import VBenchI2VSuite
 from eval.vbench.links import Links
 from eval.vbench.long import clip_count, clip_seconds, rules
 from eval.vbench.long_reader import read_long_answer
 from eval.vbench.suite import VBenchSuite
+from eval.vbench.v2_suite import VBench2Suite
 from m4v.core.storage import storage_faults
 
 CLIPS = "long"  # beside the request: clips, and the videos of first frames
@@ -85,5 +87,10 @@ def open_suite(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> VBenchSuite:
     """The suite that `config` names."""
-    kind = VBenchLongSuite if config.suite == "vbench-long" else VBenchSuite
-    return kind(places, config, devices, threads, should_stop)
+    kinds = {
+        "vbench": VBenchSuite,
+        "vbench-long": VBenchLongSuite,
+        "vbench2": VBench2Suite,
+        "vbench-i2v": VBenchI2VSuite,
+    }
+    return kinds[config.suite](places, config, devices, threads, should_stop)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.suites import Requirement
-from eval.vbench.config import Places, Variant, VBenchConfig
+from eval.vbench.config import TITLES, Places, Variant, VBenchConfig
 from eval.vbench.environment import SPECS, EnvironmentName, SuiteName, environment_of, find_record, specs_of
 from eval.vbench.weights import digest_of, find, needs, requirements
 from m4v.core.canonical import digest_file, digest_json
@@ -100,7 +100,7 @@ def chosen(config: VBenchConfig, found: Preflight) -> tuple[str, ...]:
     missing = [r for r in found.requirements if r.problem]
     listed = "; ".join(f"{r.name} {r.problem} ({r.place})" for r in missing)
     raise InputError(
-        f"VBench cannot measure {len(found.refused)} of {len(found.dimensions)} dimensions here "
+        f"{TITLES[config.suite]} cannot measure {len(found.refused)} of {len(found.dimensions)} dimensions here "
         f"({', '.join(found.refused)}): {listed}",
         next_step="m4v evaluate run --check says what to put where; or take dimensions: available",
     )

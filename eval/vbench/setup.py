@@ -81,12 +81,12 @@ def set_up(
         version = _check_python(spec, base)
         _check_reach(spec, extra)
         staging = folder.with_name(f".{folder.name}.staging")
-        _build(spec, base, staging, torch or _own_torch(), extra, say)
+        _build(spec, base, staging, torch or spec.torch or _own_torch(), extra, say)
         say(f"importing every dimension of {name} (Python {version})")
         record = ask(name, staging / "bin" / "python", lock=spec.lock)
-        if missing := missing_dimensions(record, spec.dimensions):
+        if missing := missing_dimensions(record, _needed(spec)):
             raise ConfigError(
-                f"{len(missing)} of {len(spec.dimensions)} dimensions do not import in the new environment: "
+                f"{len(missing)} of {len(_needed(spec))} dimensions do not import in the new environment: "
                 + "; ".join(f"{d}: {why}" for d, why in missing.items()),
                 where=str(staging), next_step=f"read {staging / _LOG}; run the command again to build it anew",
             )  # fmt: skip
@@ -120,8 +120,16 @@ def _present(spec: EnvironmentSpec, folder: Path, torch: str | None) -> Environm
             next_step="name another with --into, or remove it",
         )  # fmt: skip
     same_torch = torch is None or _plain(record.packages.get("torch", "")) == _plain(torch)
-    sound = same_torch and record.lock == digest_bytes(spec.lock) and not missing_dimensions(record, spec.dimensions)
+    sound = same_torch and record.lock == digest_bytes(spec.lock) and not missing_dimensions(record, _needed(spec))
     return record if sound and (folder / "bin" / "python").is_file() else None
+
+
+def _image(spec: EnvironmentSpec) -> str:
+    return spec.name if spec.name.startswith("vbench") else f"vbench-{spec.name}"
+
+
+def _needed(spec: EnvironmentSpec) -> tuple[str, ...]:
+    return tuple(d for d in spec.dimensions if d not in spec.elsewhere)
 
 
 def _plain(version: str) -> str:
@@ -152,13 +160,17 @@ def _check_python(spec: EnvironmentSpec, base: Path) -> str:
 
 def _check_reach(spec: EnvironmentSpec, given: str | None) -> None:
     """Before gigabytes are installed: what comes from a repository must be reachable."""
-    for package, address in spec.extra:
-        source = given or address
+    sources = [(package, given or address) for package, address in spec.extra]
+    for package, source in [*sources, *((name, f"git+{address}") for name, address, _ in spec.checkouts)]:
+        if "==" in source:
+            continue
         if not source.startswith("git+"):
             if "://" not in source and not Path(source).exists():
                 raise InputError(f"there is no such source of {package}", value=source, where="--detectron2")
             continue
         url, _, _ = source.removeprefix("git+").rpartition("@")
+        checkout = any(package == name for name, _, _ in spec.checkouts)
+        own = "" if checkout else f", or give a wheel or checkout of that commit: --{package} PATH"
         command = ["git", "ls-remote", "--exit-code", url or source.removeprefix("git+"), "HEAD"]
         environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
         try:
@@ -167,8 +179,8 @@ def _check_reach(spec: EnvironmentSpec, given: str | None) -> None:
             raise InfrastructureError(
                 f"{package} cannot be fetched: it is in no package registry, and its repository is not reached",
                 value=source, where=f"environment {spec.name}",
-                next_step=f"run this where the repository is reachable, or give a wheel or checkout of that commit: "
-                f"--{package} PATH; infra/images/vbench-{spec.name}.Containerfile builds the same as an image",
+                next_step=f"run this where the repository is reachable{own}; infra/images/{_image(spec)}.Containerfile "
+                "builds the same as an image",
             ) from None  # fmt: skip
 
 
@@ -190,6 +202,22 @@ def _build(spec: EnvironmentSpec, base: Path, staging: Path, torch: str, extra: 
     for package, address in spec.extra:
         say(f"building {package}")
         _step([*install, "--no-deps", "--no-build-isolation", extra or address], staging, f"building {package}")
+    for name, address, below in spec.checkouts:
+        say(f"fetching {name}")
+        lay_checkout(staging, name, address, below)
+
+
+def lay_checkout(environment: Path, name: str, address: str, below: str) -> None:
+    """Code of `address` (repository@commit) beside the packages, `below` on their path; moves with the environment."""
+    url, _, commit = address.rpartition("@")
+    folder = environment / "checkouts" / name
+    folder.mkdir(parents=True)
+    git = ["git", "-C", str(folder)]
+    for command in (["init", "-q"], ["fetch", "-q", "--depth", "1", url, commit], ["checkout", "-q", "FETCH_HEAD"]):
+        _step([*git, *command], environment, f"fetching {name}")
+    packages = next(environment.glob("lib/python3.*/site-packages"))
+    place = Path(*[".."] * 3, "checkouts", name, below)  # as seen from the packages
+    (packages / f"{name}-checkout.pth").write_text(f"{place}\n")
 
 
 def _step(command: list[str], staging: Path, doing: str) -> None:

@@ -26,8 +26,7 @@ from eval.suites import (
 from eval.vbench.aggregate import fast_figures, standard_figures
 from eval.vbench.child import run_worker
 from eval.vbench.config import Places, VBenchConfig
-from eval.vbench.constants import DIMENSIONS
-from eval.vbench.environment import SPECS, EnvironmentName, environment_of, find_record
+from eval.vbench.environment import SPECS, EnvironmentName, EnvironmentRecord, environment_of, find_record
 from eval.vbench.inputs import suite_inputs
 from eval.vbench.links import Links, lay_links, visible_device
 from eval.vbench.preflight import environments, preflight, weights
@@ -58,11 +57,11 @@ class VBenchSuite:
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        return DIMENSIONS
+        return self.config.known
 
     def requirements(self, dimensions: Sequence[str]) -> tuple[Requirement, ...]:
         """Environments and weight files, present or not, every byte read; raises ConfigError for no dimension."""
-        wanted = check_dimensions(self.name, DIMENSIONS, dimensions)
+        wanted = check_dimensions(self.name, self.dimensions, dimensions)
         config = self.config.model_copy(update={"dimensions": wanted})
         return preflight(config, self.places, hashing=True).requirements
 
@@ -79,7 +78,7 @@ class VBenchSuite:
         """VBench's version, what is installed beside it, every byte of the weights."""
         names = dict.fromkeys(self._environment(d) for d in dimensions)
         records = [r for n in names if (r := find_record(n, self.places.python(n))) is not None]
-        versions = sorted({r.packages.get(PACKAGE) or r.packages.get("vbench", "unknown") for r in records})
+        versions = sorted({self._version_of(r) for r in records})
         options: dict[str, JsonValue] = {
             "mode": self.config.mode, "static_filter": any(self._filters(d) for d in dimensions),
             "published_weights": self.config.published_weights, "device": self.devices[0].partition(":")[0],
@@ -175,6 +174,9 @@ class VBenchSuite:
     def _more_options(self) -> dict[str, JsonValue]:
         """What else can move a number, beside `tooling`'s."""
         return {}
+
+    def _version_of(self, record: EnvironmentRecord) -> str:
+        return record.packages.get(PACKAGE) or record.packages.get("vbench", "unknown")
 
     def _environment(self, dimension: str) -> EnvironmentName:
         return environment_of(dimension, self.config.suite)

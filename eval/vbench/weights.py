@@ -12,6 +12,7 @@ from typing import Literal
 from eval.suites import Requirement
 from eval.vbench.config import Places, Variant
 from eval.vbench.environment import VOCABULARY, vocabulary_of
+from eval.vbench.i2v import rules
 from eval.vbench.prompt_suite import STATIC_DIMENSION
 from m4v.core.canonical import digest_file, digest_json
 from m4v.core.config import FrozenModel
@@ -23,11 +24,16 @@ _BERT_CACHES = ("models--bert-base-uncased", "models--google-bert--bert-base-unc
 _DINO_FILES = ("hubconf.py", "utils.py", "vision_transformer.py")
 _DINOV2_FILES = ("hubconf.py", "dinov2/hub/backbones.py", "dinov2/models/vision_transformer.py")
 _DREAMSIM_FILES = ("adapter_config.json",)
-_PARTS = {"dino_repo": _DINO_FILES, "dinov2_repo": _DINOV2_FILES, "dreamsim_lora": _DREAMSIM_FILES}
+I2V_DATA = "i2v_data"
+_PARTS = {
+    "dino_repo": _DINO_FILES, "dinov2_repo": _DINOV2_FILES, "dreamsim_lora": _DREAMSIM_FILES,
+    "llava_video": ("config.json",), "qwen_judge": ("config.json",), "siglip": ("refs/main",),
+    "cotracker_repo": ("hubconf.py",), "instance_detector": ("args.json",), I2V_DATA: (rules().info,),
+}  # fmt: skip
 _WHOLE = Variant()
-_READ = (".py", ".json", ".bin", ".safetensors")  # of a folder whose parts nobody lists
+_READ = (".py", ".json", ".bin", ".safetensors", ".jpg")  # of a folder whose parts nobody lists
 MARK = "STAND-IN-WEIGHTS"  # an empty file in a folder whose weights are for tests: they are never taken as published
-_VARIABLES = ("VBENCH_CACHE_DIR", "TORCH_HOME", "HF_HOME")
+_VARIABLES = ("VBENCH_CACHE_DIR", "VBENCH2_CACHE_DIR", "TORCH_HOME", "HF_HOME")
 
 
 class WeightFile(FrozenModel):
@@ -62,6 +68,8 @@ class WeightCatalogue(FrozenModel):
     files: dict[str, WeightFile]
     needs: dict[str, tuple[str, ...]]
     clip_to_clip_needs: dict[str, tuple[str, ...]]
+    vbench2_needs: dict[str, tuple[str, ...]]
+    i2v_needs: dict[str, tuple[str, ...]]
     core_environment: tuple[str, ...]
     legacy_environment: tuple[str, ...]
 
@@ -75,6 +83,10 @@ def catalogue() -> WeightCatalogue:
 
 def needs(dimension: str, variant: Variant = _WHOLE) -> tuple[str, ...]:
     """Names of the files that a dimension reads."""
+    if variant.suite == "vbench2":
+        return catalogue().vbench2_needs[dimension]
+    if variant.suite == "vbench-i2v":
+        return catalogue().i2v_needs[dimension]
     known = catalogue().needs
     found = known[dimension]
     if variant.static_filter and dimension == STATIC_DIMENSION:
@@ -90,8 +102,13 @@ def candidates(name: str, places: Places) -> list[Path]:
         snapshots = [p for c in _BERT_CACHES for p in sorted((places.hf_home / "hub" / c / "snapshots").glob("*"))]
         return [places.cache_dir / "bert-base-uncased", *snapshots]
     row = catalogue().files[name]
-    roots = {"VBENCH_CACHE_DIR": places.cache_dir, "TORCH_HOME": places.torch_home, "HF_HOME": places.hf_home}
+    roots = {
+        "VBENCH_CACHE_DIR": places.cache_dir, "VBENCH2_CACHE_DIR": places.vbench2_cache_dir,
+        "TORCH_HOME": places.torch_home, "HF_HOME": places.hf_home,
+    }  # fmt: skip
     found = [roots[row.variable] / row.below]
+    if name == "raft_2":
+        found += candidates("raft", places)
     if name == "dino":  # where VBench itself puts the copy that it then does not read
         found.append(places.cache_dir / "dino_model" / Path(row.below).name)
     if name == "viclip_bpe":
@@ -204,6 +221,7 @@ def _is_published(row: WeightFile, path: Path, digest: str) -> bool:
 
 
 __all__ = [
+    "I2V_DATA",
     "VOCABULARY",
     "WeightFile",
     "candidates",

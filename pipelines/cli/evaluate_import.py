@@ -35,13 +35,15 @@ NODE = "import_videos"
 SuiteOption = Annotated[
     Suite,
     typer.Option(
-        help="Protocol whose prompts and number of videos the folder has: vbench, vbench-long, fast or local."
+        help="Protocol whose prompts and number of videos the folder has: vbench, vbench-long, vbench2, "
+        "vbench-i2v, fast or local."
     ),
 ]
 NamesOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="How files are called: prompt (PROMPT-0.mp4, as VBench has it), index (0012-0003.mp4: the prompt's number "
+        help="How files are called: prompt (PROMPT-0.mp4, as VBench has it), prompt180 (of its first 180 characters, "
+        "as VBench-2.0 has it and its default), index (0012-0003.mp4: the prompt's number "
         "and the sample's), or a JSON file {file name: prompt}.",
     ),
 ]
@@ -61,7 +63,7 @@ def import_(
     samples_per_prompt: Annotated[
         int | None, typer.Option(min=1, help="Videos of each prompt (default: the suite's).")
     ] = None,
-    names: NamesOption = "prompt",
+    names: NamesOption = None,
     quarantine: QuarantineOption = False,
     json_: JsonOption = False,
 ) -> None:
@@ -74,7 +76,7 @@ def import_(
     named, count = PROTOCOL[suite]
     given: dict[str, Any] = {
         "system": system, "source": source, "licence": licence, "state": collection_state(place),
-        "prompts": prompts or named, "samples_per_prompt": samples_per_prompt or count, **_names(names),
+        "prompts": prompts or named, "samples_per_prompt": samples_per_prompt or count, **_names(names, suite),
         "bad": "quarantine" if quarantine else "refuse",
     }  # fmt: skip
     config = parse(ImportVideosConfig, given, "m4v evaluate import")
@@ -89,13 +91,15 @@ def import_(
     _tell(run, json_)
 
 
-def _names(given: str) -> dict[str, object]:
-    kinds: tuple[Literal["prompt", "index"], ...] = ("prompt", "index")
+def _names(given: str | None, suite: str) -> dict[str, object]:
+    if given is None:
+        return {"names": "prompt180" if suite == "vbench2" else "prompt"}
+    kinds: tuple[Literal["prompt", "prompt180", "index"], ...] = ("prompt", "prompt180", "index")
     if given in kinds:
         return {"names": given}
     path = Path(given)
     if not path.is_file():
-        raise InputError("--names takes prompt, index or a JSON file {file name: prompt}", value=given)
+        raise InputError("--names takes prompt, prompt180, index or a JSON file {file name: prompt}", value=given)
     try:
         return {"names": "map", "files": json.loads(path.read_text())}
     except ValueError as error:

@@ -41,7 +41,9 @@ SamplesArgument = Annotated[
 SuiteOption = Annotated[
     Suite,
     typer.Option(
-        help="vbench: each dimension on its prompts; vbench-long: the same on clips, for videos from 5 s on; fast: the "
+        help="vbench: each dimension on its prompts; vbench-long: the same on clips, for videos from 5 s on; vbench2: "
+        "VBench-2.0, 18 dimensions on prompts of its own, most of them on a GPU alone; "
+        "vbench-i2v: VBench-I2V, of imported videos that begin with its pictures; fast: the "
         "eight of the fast protocol on every video; local: the metrics that need no weights, under their own names."
     ),
 ]
@@ -55,7 +57,9 @@ PythonOption = Annotated[Path | None, typer.Option(help="Interpreter of that env
 ClipsOption = Annotated[
     bool, typer.Option("--clip-to-clip/--inside-clips", help="vbench-long: compare clips with each other as published.")
 ]
-CacheOption = Annotated[Path | None, typer.Option(help="Folder of VBench's weights (default: $VBENCH_CACHE_DIR).")]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="Folder of the suite's weights (default: $VBENCH_CACHE_DIR, $VBENCH2_CACHE_DIR).")
+]
 PartialOption = Annotated[bool, typer.Option("--partial", help="Take what videos there are; comparable with none.")]
 OwnOption = Annotated[bool, typer.Option("--own", help="Weights of your own: published digests do not hold.")]
 RecordOption = Annotated[bool, typer.Option("--record-failures", help="Publish the others when a dimension fails.")]
@@ -66,15 +70,18 @@ StaticOption = Annotated[
 ]
 PromptsOption = Annotated[
     str | None,
-    typer.Option(help="Of a checkpoint: a set's name or a file (default: vbench, vbench-fast50, local: shapes-24)."),
+    typer.Option(
+        help="Of a checkpoint: a set's name or a file (default: vbench, vbench2, vbench-fast50, local: shapes-24)."
+    ),
 ]
 CountOption = Annotated[
-    int | None, typer.Option(min=1, help="Of a checkpoint: videos of each prompt (default: 5, fast and local: 1).")
+    int | None,
+    typer.Option(min=1, help="Of a checkpoint: videos of each prompt (default: 5, vbench2: 3, fast and local: 1)."),
 ]
 WorkersOption = Annotated[int, typer.Option(min=1, help="Of a checkpoint: processes (GPUs) that sample side by side.")]
 LimitOption = Annotated[float, typer.Option(min=1, help="Seconds that a dimension may take.")]
 
-STANDARD = ("vbench", "vbench-long")  # each dimension on its own prompts
+STANDARD = ("vbench", "vbench-long", "vbench2", "vbench-i2v")  # each dimension on its own prompts
 
 
 @evaluate.command("run")
@@ -88,6 +95,8 @@ def run(
     legacy_python: PythonOption = None,
     long_python: PythonOption = None,
     long_legacy_python: PythonOption = None,
+    vbench2_python: PythonOption = None,
+    i2v_python: PythonOption = None,
     cache_dir: CacheOption = None,
     partial: PartialOption = False,
     own: OwnOption = False,
@@ -109,7 +118,7 @@ def run(
     and the same command goes on with it (30).
     """
     values = {
-        "suite": "vbench-long" if suite == "vbench-long" else "vbench", "clip_to_clip": clip_to_clip,
+        "suite": suite if suite in STANDARD else "vbench", "clip_to_clip": clip_to_clip,
         "dimensions": _dimensions(dimensions, suite), "mode": "standard" if suite in STANDARD else "custom",
         "partial": partial, "published_weights": not own, "failures": "record" if record_failures else "stop",
         "allow_zero": tuple(allow_zero or ()), "limit_s": limit,
@@ -117,7 +126,8 @@ def run(
     }  # fmt: skip
     config = parse(VBenchConfig, values, "m4v evaluate run")
     given = {"core_python": core_python, "legacy_python": legacy_python, "long_python": long_python,
-             "long_legacy_python": long_legacy_python, "cache_dir": cache_dir}  # fmt: skip
+             "long_legacy_python": long_legacy_python, "vbench2_python": vbench2_python, "i2v_python": i2v_python,
+             "vbench2_cache_dir" if suite == "vbench2" else "cache_dir": cache_dir}  # fmt: skip
     locations = {name: str(path.expanduser().absolute()) for name, path in given.items() if path is not None}
     if suite == "fast" and dimensions == "available":
         here = preflight(config, Places.of(locations)).available

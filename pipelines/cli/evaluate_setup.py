@@ -19,16 +19,23 @@ from pipelines.cli.output import JsonOption, print_facts, print_json
 
 NameArgument = Annotated[
     EnvironmentName,
-    typer.Argument(help="core: ten dimensions; legacy: the other six; long, long-legacy: likewise of VBench-Long."),
+    typer.Argument(
+        help="core: ten dimensions; legacy: the other six; long, long-legacy: likewise of VBench-Long; vbench2: "
+        "VBench-2.0; i2v: VBench-I2V."
+    ),
 ]
 IntoOption = Annotated[
     Path | None, typer.Option(help="Where (default: NAME below $M4V_VBENCH, else below ~/.cache/m4v/vbench).")
 ]
 PythonOption = Annotated[
     Path | None,
-    typer.Option(help="Interpreter to make it from (default: this one; legacy and long-legacy need Python 3.11)."),
+    typer.Option(
+        help="Interpreter to make it from (default: this one; legacy and long-legacy need Python 3.11, vbench2 3.10)."
+    ),
 ]
-TorchOption = Annotated[str | None, typer.Option(help="Version of torch (default: the one of this interpreter).")]
+TorchOption = Annotated[
+    str | None, typer.Option(help="Version of torch (default: the one of this interpreter, vbench2: 2.5.1).")
+]
 DetectronOption = Annotated[
     str | None,
     typer.Option("--detectron2", help="legacy, long-legacy: a wheel or a checkout, where git is not reached."),
@@ -44,7 +51,7 @@ def setup(
     detectron2: DetectronOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Make an environment of VBench or VBench-Long, some gigabytes; one that is there and sound is left as it is.
+    """Make an environment of VBench, VBench-Long, -2.0 or -I2V, some gigabytes; a sound one is left as it is.
 
     Ends with 30 when packages cannot be fetched, with 10 when a dimension does not import in what was made.
     """

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from eval.suites import Requirement
+from eval.vbench.config import TITLES
 from eval.vbench.preflight import Preflight
 from pipelines.cli.output import duration, print_rows, size
 from pipelines.plan import hours_text
 from pipelines.suite_cost import SuiteCost
-
-TITLES = {"vbench": "VBench", "vbench-long": "VBench-Long"}
 
 
 def print_suite_costs(found: Mapping[str, SuiteCost]) -> None:

@@ -14,7 +14,7 @@ from pipelines import stages
 from pipelines.cli.suites import print_suite_costs
 from pipelines.plan import Expectation, Plan, PlanStatus, PlanStep
 from pipelines.spec import StageNode
-from pipelines.suite_cost import LONG, PAPER, SuiteCost, suite_costs
+from pipelines.suite_cost import LONG, PAPER, VBENCH2, SuiteCost, suite_costs
 
 
 def cost(measuring: FrozenModel, prompts: object = "vbench", history: float | None = None, **given: Any) -> SuiteCost:
@@ -51,6 +51,17 @@ def test_full_vbench_is_4720_videos_and_every_dimension_reads_its_own() -> None:
     static = cost(VBenchConfig(static_filter=True), filtered, samples_per_prompt=5)
     assert (static.videos, static.readings["temporal_flickering"]) == (6220, 75 * 25)
     assert cost(VBenchConfig(static_filter=True), samples_per_prompt=5).short == ("temporal_flickering",)
+
+
+def test_vbench_2_is_3206_videos_and_diversity_reads_twenty_a_prompt() -> None:
+    found = cost(VBenchConfig(suite="vbench2"), "vbench2", samples_per_prompt=3)
+    assert (found.suite, found.videos, len(found.readings), found.short) == ("vbench2", 3206, 18, ())
+    assert found.readings == found.expected
+    assert (found.readings["diversity"], found.total_readings) == (200, 3 * (1229 - 10) + 200)
+    assert found.assumptions == (VBENCH2,)
+    few = cost(VBenchConfig(suite="vbench2"), {"suite": "vbench2", "samples": {"diversity": 3}}, samples_per_prompt=3)
+    assert few.short == ("diversity",)
+    assert set(cost(VBenchConfig(suite="vbench2"), samples_per_prompt=5).readings.values()) == {0}, "VBench's prompts"
 
 
 def test_vbench_long_reads_five_videos_a_prompt_even_of_its_filter() -> None:

@@ -45,6 +45,17 @@ def test_the_gate_reads_the_suite_where_a_rule_asks_for_it(tmp_path: Path) -> No
             "{}",
             "measures suite vbench, whose scores are vbench",
         ),
+        (RULE, "{suite: vbench2}", "measures suite vbench2, whose scores are vbench2"),
+        (
+            "{rule: minimum, metric: vbench2.scene, value: 0.5}",
+            "{suite: vbench2}",
+            "gives total, creativity, commonsense, controllability, human_fidelity, physics, the dimensions, and no",
+        ),
+        (
+            "{rule: minimum, metric: vbench2.physics, value: 0.5}",
+            "{suite: vbench2, dimensions: [mechanics, material]}",
+            "dimensions lacks 'thermotics'",
+        ),
         (RULE, "{suite: vbench-long}", "measures suite vbench-long, whose scores are vbench-long"),
         (
             "{rule: minimum, metric: vbench-long.avg4, value: 0.5}",

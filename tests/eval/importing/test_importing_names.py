@@ -34,6 +34,15 @@ def test_a_lengthened_prompt_is_named_by_what_it_is_scored_as_and_numbered_as_it
     assert assign(config(prompts=prompts, names="index"), ["0007-0000.mp4"]).files == {(7, 0): "0007-0000.mp4"}
 
 
+def test_long_prompts_are_named_by_their_first_180_characters_where_they_are_vbench_2_s() -> None:
+    long = "a very long story " * 20
+    found = assign(config(prompts=[long], names="prompt180"), [f"{long[:180]}-0.mp4"])
+    assert (found.files, found.missing) == ({(0, 0): f"{long[:180]}-0.mp4"}, {})
+    other = long[:300] + "that ends otherwise"
+    with pytest.raises(InputError, match="two prompts are scored as the same words"):
+        assign(config(prompts=[long, other], names="prompt180"), [])
+
+
 def test_a_map_says_the_prompt_and_the_order_of_names_the_sample() -> None:
     files = {"z.mp4": A, "b.mp4": A, "other.mp4": B}
     found = assign(config(names="map", files=files, samples_per_prompt=2), ["z.mp4", "b.mp4", "other.mp4"])

@@ -6,11 +6,13 @@ What it does wrong stands in `behaviour.json` beside it: {dimension: word}.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import sys
 from pathlib import Path
 
+from eval.vbench import v2
 from eval.vbench.constants import DIMENSIONS
 from eval.vbench.environment import RECORD, SPECS, EnvironmentName, EnvironmentRecord, record_json
 
@@ -21,6 +23,11 @@ import contextlib
 
 def set_num_threads(count):
     pass
+
+
+class cuda:
+    def is_available():
+        return True
 
 
 def device(name):
@@ -221,6 +228,166 @@ def long_files(clips: dict[str, int]) -> dict[str, str]:
     }  # fmt: skip
 
 
+# Every judgement of the n-th entry's videos; -1 where the behaviour says `void`.
+V2_INIT = """
+import json, os
+
+
+def judged(json_dir, dimension, published):
+    with open(json_dir) as stream:
+        entries = json.load(stream)
+    with open(os.path.join(os.path.dirname(__file__), "behaviour.json")) as stream:
+        word = json.load(stream).get(dimension)
+    assert all(e["dimension"] == [published] for e in entries)
+    if dimension == "diversity":
+        videos = [e["video_list"][0] for e in entries]
+    else:
+        videos = [v for e in entries for v in e["video_list"]]
+    assert all(os.path.getsize(v) for e in entries for v in e["video_list"])
+    rows = [{"video_path": v, "video_results": (n + 1) / len(videos)} for n, v in enumerate(videos)]
+    if word == "void":
+        rows[0]["video_results"] = -1
+    if word == "drop":
+        rows = rows[1:]
+    if word == "zero":
+        rows = [{**r, "video_results": 0} for r in rows]
+    if word == "percent":
+        rows = [{**r, "video_results": 100 * r["video_results"]} for r in rows]
+    values = [r["video_results"] for r in rows if r["video_results"] != -1]
+    return 0.5 if word == "wrong" else sum(values) / len(values), rows
+"""
+V2_UTILS = """
+import os
+
+CACHE_DIR = os.environ["VBENCH2_CACHE_DIR"]
+
+
+class gdown:
+    download = None
+
+
+def google_drive(model, file_id, output_path):
+    try:
+        gdown.download(file_id)
+    except Exception as error:
+        print(error)
+
+
+def clone_model(repo_url, target_dir):
+    pass
+
+
+def hug_model(model_name, local_dir):
+    return local_dir
+
+
+def init_submodules(dimensions, local=False):
+    assert local
+    found = {}
+    for name in dimensions:
+        folder = os.path.join(CACHE_DIR, "instance_anomaly_detector", "model")
+        found[name] = {"model": folder}
+        if name == "Composition":
+            hug_model(model_name="a/judge", local_dir=os.path.join(CACHE_DIR, "lmms-lab", "LLaVA-Video-7B-Qwen2"))
+    return found
+"""
+V2_DIMENSION = """
+from vbench2 import judged
+import vbench2.utils
+
+
+class VGG:
+    pass
+
+
+def compute_{name}(json_dir, device, parts, **kwargs):
+    return judged(json_dir, "{name}", "{published}")
+"""
+V2_INSTANCE = """
+from vbench2 import judged
+from vbench2.third_party.Instance_detector.test import ask
+
+
+def compute_instance_preservation(json_dir, device, parts, **kwargs):
+    ask()
+    return judged(json_dir, "instance_preservation", "Instance_Preservation")
+"""
+V2_JUDGE = """
+def infer_lora(engine, request):
+    {trouble}
+
+
+def ask():
+    for clip in range(3):
+        try:
+            infer_lora(None, None)
+        except:
+            pass
+"""
+
+
+def v2_files(detector: str, behaviour: dict[str, str]) -> dict[str, str]:
+    """A `vbench2`; `detector`: what the body of the judge of instance preservation does."""
+    found = {
+        "torchvision/__init__.py": "", "torchvision/io.py": "",
+        "vbench2/__init__.py": V2_INIT, "vbench2/utils.py": V2_UTILS,
+        "vbench2/behaviour.json": json.dumps(behaviour), "vbench2/third_party/__init__.py": "",
+        "vbench2/third_party/Instance_detector/__init__.py": "",
+        "vbench2/third_party/Instance_detector/test.py": V2_JUDGE.format(trouble=detector),
+    }  # fmt: skip
+    for name, published in v2.rules().published_names.items():
+        found[f"vbench2/{name}.py"] = V2_DIMENSION.format(name=name, published=published)
+    return found | {"vbench2/instance_preservation.py": V2_INSTANCE}
+
+
+# As upstream's: pictures are looked for below the folder that it runs in, and camera motion imports a drawer that is
+# not there.
+I2V_UTILS = """
+def init_submodules(dimensions, local, resolution):
+    assert local
+    return {d: {"resolution": resolution} for d in dimensions}
+"""
+I2V_DIMENSION = """
+import json, os
+
+
+def dreamsim(pretrained, **named):
+    assert named["cache_dir"] and named["device"] == "cpu"
+
+
+def compute_{name}(json_dir, device, parts, **kwargs):
+    if "{name}" == "i2v_background":
+        dreamsim(pretrained=True)
+    with open(json_dir) as stream:
+        entries = json.load(stream)
+    rows = []
+    for entry in entries:
+        path = os.path.join("vbench2_beta_i2v/data/crop", parts["resolution"], entry["image_name"])
+        worth = float(open(path).read())
+        rows += [{{"video_path": v, "video_results": worth}} for v in entry["video_list"]]
+    return sum(r["video_results"] for r in rows) / len(rows), rows
+"""
+I2V_CAMERA = """
+import os
+from vbench2_beta_i2v.third_party.cotracker.utils.visualizer import Visualizer
+from vbench.utils import score
+
+
+def compute_camera_motion(json_dir, device, parts, **kwargs):
+    told, rows = score(json_dir, "camera_motion")
+    assert all("camera" in os.path.basename(r["video_path"]) for r in rows)
+    return told, {"pan_left": float("nan")}, rows
+"""
+
+
+def i2v_files() -> dict[str, str]:
+    package = "vbench2_beta_i2v"
+    return {
+        f"{package}/__init__.py": "", f"{package}/utils.py": I2V_UTILS, f"{package}/camera_motion.py": I2V_CAMERA,
+        **{f"{package}/{d}.py": I2V_DIMENSION.format(name=d) for d in ("i2v_subject", "i2v_background")},
+    }  # fmt: skip
+
+
 def fake_environment(
     folder: Path, name: EnvironmentName = "core", clips: dict[str, int] | None = None, **behaviour: str
 ) -> Path:
@@ -243,7 +410,12 @@ def fake_environment(
         files = {k: v for k, v in files.items() if k != "torchvision.py"} | long_files(clips or {"2": 3, "10": 1})
         for part in ("torchvision", "vbench2_beta_long"):
             (packages / part).mkdir()
+    if SPECS[name].suite == "vbench-i2v":
+        files |= i2v_files()
+    if SPECS[name].suite == "vbench2":
+        files = {k: v for k, v in files.items() if k != "torchvision.py"} | v2_files(detector, behaviour)
     for place, text in files.items():
+        (packages / place).parent.mkdir(parents=True, exist_ok=True)
         (packages / place).write_text(text)
     python = folder / "bin" / "python"
     python.parent.mkdir()
@@ -255,7 +427,16 @@ def fake_environment(
     )
     python.chmod(0o755)
     record = EnvironmentRecord(
-        name=name, python=platform.python_version(), packages={}, dimensions=dict.fromkeys(SPECS[name].dimensions)
-    )
+        name=name, python=platform.python_version(), dimensions=dict.fromkeys(SPECS[name].dimensions),
+        packages={"vbench2-code": _code(packages / "vbench2")} if SPECS[name].suite == "vbench2" else {},
+    )  # fmt: skip
     (folder / RECORD).write_bytes(record_json(record))
     return python
+
+
+def _code(root: Path) -> str:
+    """As the worker has it: sha256 over path, NUL and sha256 of every program, in the order of paths."""
+    sha = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        sha.update(f"{path.relative_to(root).as_posix()}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return sha.hexdigest()

@@ -32,7 +32,8 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.fixture
 def places(tmp_path: Path) -> dict[str, str]:
     """Something at every weight file's place."""
-    roots = {"VBENCH_CACHE_DIR": tmp_path / "cache", "TORCH_HOME": tmp_path / "torch", "HF_HOME": tmp_path / "hf"}
+    roots = dict.fromkeys(("VBENCH_CACHE_DIR", "VBENCH2_CACHE_DIR"), tmp_path / "cache")
+    roots |= {"TORCH_HOME": tmp_path / "torch", "HF_HOME": tmp_path / "hf"}
     for row in catalogue().files.values():
         place = roots[row.variable] / row.below
         if row.is_folder:

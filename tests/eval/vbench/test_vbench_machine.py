@@ -12,7 +12,9 @@ from eval.vbench import setup
 from eval.vbench.config import Places, VBenchConfig
 from eval.vbench.constants import DIMENSIONS
 from eval.vbench.environment import RECORD, SPECS, read_record
+from eval.vbench.i2v import I2V_DIMENSIONS
 from eval.vbench.preflight import chosen, preflight, probe
+from eval.vbench.v2 import V2_DIMENSIONS
 from eval.vbench.weights import catalogue, find, requirements
 from m4v.core.canonical import digest_bytes
 from m4v.core.errors import ConfigError, InfrastructureError, InputError
@@ -29,10 +31,15 @@ def test_every_dimension_has_an_environment_and_known_files() -> None:
     new, old = set(catalogue().core_environment), set(catalogue().legacy_environment)
     assert sorted([*new, *old]) == sorted(DIMENSIONS)
     assert {name: set(spec.dimensions) for name, spec in SPECS.items()} == {
-        "core": new, "legacy": old, "long": new, "long-legacy": old
+        "core": new, "legacy": old, "long": new, "long-legacy": old, "vbench2": set(V2_DIMENSIONS),
+        "i2v": set(I2V_DIMENSIONS),
     }  # fmt: skip
     assert all(n in catalogue().files for d in DIMENSIONS for n in catalogue().needs[d])
     assert all(n in catalogue().files for names in catalogue().clip_to_clip_needs.values() for n in names)
+    assert all(n in catalogue().files for names in catalogue().vbench2_needs.values() for n in names)
+    assert set(catalogue().vbench2_needs) == set(V2_DIMENSIONS)
+    assert set(catalogue().i2v_needs) == set(I2V_DIMENSIONS)
+    assert all(n in catalogue().files for names in catalogue().i2v_needs.values() for n in names)
     for spec in SPECS.values():
         pins = [line for line in spec.lock.decode().splitlines() if line and not line.startswith("#")]
         assert all(line.count("==") == 1 for line in pins)

@@ -57,6 +57,19 @@ def test_check_of_vbench_long_asks_for_its_own_environments(m4v: M4v, tmp_path: 
     assert m4v("evaluate", "run", "--check", *flicker)[0] == 0
 
 
+def test_check_of_vbench_2_tells_its_own_environment_and_weights(m4v: M4v, tmp_path: Path) -> None:
+    python = str(fake_environment(tmp_path / "env", "vbench2"))
+    check = ("evaluate", "run", "--check", "--suite", "vbench2", "--vbench2-python", python)
+    code, out, _ = m4v(*check, "--dimensions", "diversity,human_interaction", "--cache-dir", str(tmp_path), "--json")
+    found = json.loads(out)
+    assert code == 10
+    assert [d["environment"] for d in found["dimensions"]] == ["vbench2", "vbench2"]
+    needs = {r["name"]: r["place"] for r in found["requirements"]}
+    assert needs["qwen_judge"] == str(tmp_path / "Qwen" / "Qwen2.5-7B-Instruct")
+    assert set(needs) == {"vbench2", "vgg19", "llava_video", "siglip", "qwen_judge"}
+    assert "diversity\tvbench2\tno\tvgg19 is not there" in m4v(*check)[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -64,6 +77,8 @@ def test_check_of_vbench_long_asks_for_its_own_environments(m4v: M4v, tmp_path: 
         (("run", "abc", "--dimensions", "beauty"), "VBench has no dimension 'beauty'"),
         (("run", "abc"), "no such artifact"),
         (("run", "abc", "--inside-clips"), "VBench has no clips"),
+        (("run", "abc", "--suite", "vbench2", "--dimensions", "scene"), "VBench-2.0 has no dimension 'scene'"),
+        (("run", "abc", "--suite", "vbench2", "--static-filter"), "measured on its own prompts"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(m4v: M4v, arguments: tuple[str, ...], words: str) -> None:
@@ -71,6 +86,17 @@ def test_what_a_user_gets_wrong_is_one_line(m4v: M4v, arguments: tuple[str, ...]
     assert (code, out) == (10, "")
     assert words in err
     assert err.count("\n") == 1
+
+
+def test_a_recipe_of_vbench_2_samples_its_prompts() -> None:
+    overrides = ["evaluation.vbench={suite: vbench2, vbench2_python: /x/python, dimensions: [diversity]}"]
+    nodes = {n.id: n for n in build_graph(load_recipe("micro", overrides))}
+    assert (len(nodes["generate.vbench"].config.prompts), nodes["generate.vbench"].config.samples_per_prompt) == (
+        1012,
+        3,
+    )  # type: ignore[attr-defined]
+    assert nodes["vbench"].locations == {"vbench2_python": "/x/python"}
+    assert nodes["vbench"].config.wanted == ("diversity",)  # type: ignore[attr-defined]
 
 
 def test_a_recipe_names_suite_and_interpreter() -> None:
