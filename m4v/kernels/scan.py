@@ -5,6 +5,9 @@ Each function has the semantics of its plain torch counterpart in `m4v.model` an
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -20,7 +23,9 @@ from m4v.kernels.selection import (
     scans_with_triton,
     version_of,
 )
-from m4v.kernels.ssd_configs import SIZES
+from m4v.kernels.ssd_configs import SIZES, shown_right
+
+_log = logging.getLogger(__name__)
 
 SSD_CHUNK = 128  # as fast as 64 and faster than 256 with one B and C per head (H200, bfloat16)
 INDEX_LIMIT = 2**31  # the kernels count elements in int32 and overflow in silence (state-spaces/mamba 1015)
@@ -42,11 +47,25 @@ def uses_library(x: Tensor) -> bool:
 
 def uses_own_scan(x: Tensor, size: int, state: int) -> bool:
     """Whether Mamba-2 scans of x, with heads of `size` and states of `state`, run on our own kernels: on CUDA,
-    16-bit, or float32 too (three tf32 products for each) when asked for by name. On the CPU only under Triton's
-    interpreter, for tests."""
+    16-bit, or float32 too (three tf32 products for each) when asked for by name. On CUDA only sizes whose gradients
+    were right there; another is logged once. On the CPU only under Triton's interpreter, for tests."""
     runs = x.is_cuda or (x.is_cpu and interpreted())
     suits = runs and x.dtype != torch.float64 and size in SIZES and state in SIZES
-    return suits and scans_with_triton() and (x.dtype != torch.float32 or scan_choice() == "triton")
+    if not (suits and scans_with_triton() and (x.dtype != torch.float32 or scan_choice() == "triton")):
+        return False
+    if not x.is_cuda or shown_right(size, state, x.dtype == torch.float32):
+        return True
+    if not torch.compiler.is_compiling():
+        _say_not_shown(size, state, x.dtype)
+    return False
+
+
+@lru_cache
+def _say_not_shown(size: int, state: int, kind: torch.dtype) -> None:
+    _log.warning(
+        "our Mamba-2 scan was not shown right on a GPU for heads of %d, states of %d and %s: another scan runs",
+        size, state, kind,
+    )  # fmt: skip
 
 
 def scans_fast(x: Tensor, ssm: str, size: int, state: int) -> bool:

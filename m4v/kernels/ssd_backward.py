@@ -22,7 +22,8 @@ def _chunk_gradients(
     """Gradients of one chunk: `states` before it, and `gradients` with regard to the state behind it (N, P).
 
     Pairs of tokens lie in (source s, target t), `block` targets at a time. The gradient of a token's log decay is
-    summed over the pairs that span it in float32 from one product, so that what lies beside it cancels exactly.
+    summed over the pairs that span it, in float32, as a running sum of what enters at t less what leaves at s. A token
+    with itself spans no decay and stays out: it is the largest pair, and compiled sums need not cancel to zero.
     """
     head, number, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     first, token = number * chunk, tl.arange(0, chunk)
@@ -51,7 +52,8 @@ def _chunk_gradients(
     entered = tl.sum(of_x * values.to(tl.float32), 1)
     stepped = (keys * step[:, None]).to(kind)
 
-    direct, spanning = tl.zeros((chunk,), tl.float32), tl.zeros((chunk,), tl.float32)
+    direct, leaving = tl.zeros((chunk,), tl.float32), tl.zeros((chunk,), tl.float32)
+    spanning = tl.zeros((chunk,), tl.float32)
     c_start, dy_start = c + batch * c_batch + head * c_head, dy + batch * dy_batch + head * dy_head
     for part in tl.static_range(chunk // block):
         start, target = first + part * block, part * block + tl.arange(0, block)
@@ -68,12 +70,14 @@ def _chunk_gradients(
         scores = tl.dot(keys, tl.trans(queries), input_precision=precision) * factor
         reached = tl.dot(values, tl.trans(above), input_precision=precision)
         pairs = scores * reached
+        crossing = tl.where(here, 0.0, pairs)
         direct += tl.sum(pairs, 1)
+        leaving += tl.sum(crossing, 1)
         of_x = tl.dot(scores.to(kind), above, of_x, input_precision=precision)
         of_keys = (reached * factor).to(kind)
         of_b = tl.dot(of_keys, queries, of_b, input_precision=precision)
         of_c = tl.dot(above, tl.trans(incoming), input_precision=precision) * since_here[:, None]
-        reading = tl.sum(pairs * step[:, None], 0) + tl.sum(of_c * queries.to(tl.float32), 1)
+        reading = tl.sum(crossing * step[:, None], 0) + tl.sum(of_c * queries.to(tl.float32), 1)
         spanning += tl.sum(tl.where(here, reading[None], 0.0), 1)
         of_c = tl.dot(tl.trans(of_keys), stepped, of_c, input_precision=precision)
         to_here = ((row + target) * heads + head)[:, None] * state + tl.arange(0, state)[None]
@@ -89,7 +93,7 @@ def _chunk_gradients(
     tl.store(dx + to_size, of_x.to(dx.dtype.element_ty), mask=inside[:, None])
 
     gone = entered * step
-    of_decay = tl.cumsum(spanning - direct * step, 0, reverse=True) + (tl.cumsum(gone, 0) - gone) + carried
+    of_decay = tl.cumsum(spanning - leaving * step, 0, reverse=True) + (tl.cumsum(gone, 0) - gone) + carried
     of_step = direct + entered + of_decay * tl.load(a + head).to(tl.float32)
     if softplus:
         of_step = of_step * tl.sigmoid(raw)

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from m4v.kernels.ssd_backward import _chunk_gradients
-from m4v.kernels.ssd_configs import CONFIGS, SIZES, SsdConfig, default_config
+from m4v.kernels.ssd_configs import CONFIGS, SIZES, SsdConfig, default_config, shown_right
 from m4v.kernels.ssd_forward import _chunk_outputs, _chunk_states, _pass_states
 
 
@@ -32,12 +32,16 @@ def ssd(
 
     `column` (b, L) int32 names each token's sequence, one run of tokens each: neither states nor products pass
     between two. `softplus`: step sizes are softplus(dt + bias). Decays `a` must be <= 0 and step sizes >= 0.
-    `config` numbers one of `CONFIGS`. Raises ValueError for other sizes or types of x, b and c that differ.
+    `config` numbers one of `CONFIGS`. Raises ValueError for other sizes or types of x, b and c that differ, and on
+    CUDA for sizes that were not shown right there, unless a `config` is named (tests and benchmarks).
     """
     if not suits(x, b) or x.shape[:3] != b.shape[:3] or c.shape != b.shape or not x.dtype == b.dtype == c.dtype:
         raise ValueError(f"no SSD kernel for x {x.shape} {x.dtype}, b {b.shape} {b.dtype}, c {c.shape} {c.dtype}")
     if config is None:
-        config = default_config(x.shape[-1], b.shape[-1], x.dtype == torch.float32)
+        exact = x.dtype == torch.float32
+        if x.is_cuda and not shown_right(x.shape[-1], b.shape[-1], exact):
+            raise ValueError(f"SSD kernel not shown right on a GPU for x {x.shape} {x.dtype}, b {b.shape}")
+        config = default_config(x.shape[-1], b.shape[-1], exact)
     column = None if column is None else column.to(torch.int32).contiguous()
     dt, a, skip = dt.contiguous(), a.contiguous(), skip.contiguous()
     y: Tensor = _forward(_rows(x), dt, a, _rows(b), _rows(c), skip, column, bias, softplus, config)[0]

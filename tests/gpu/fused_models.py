@@ -14,6 +14,7 @@ from torch import Tensor
 
 from m4v.config import ModelConfig
 from m4v.model import M4VTransformer, build_model
+from m4v.model.mamba import FLOAT32_PARAMETERS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MARKS = [
@@ -103,11 +104,25 @@ def check(fused: Found, plain: Found, exact: Found, scan: str = "torch") -> None
         errors = error(fused, chosen), error(plain, chosen)
         print(f"{kind or 'gradients'}: kernels {errors[0]:.2e}, plain torch {errors[1]:.2e}")
         assert errors[0] < more * errors[1] + floor
+    for names in pooled(exact):
+        part = {name: exact[name] for name in names}
+        count = sum(value.numel() for value in part.values())
+        if sum(float(value.norm()) for value in part.values()) > 0:
+            of_kernels, of_torch = (error(found, part) for found in (fused, plain))
+            slack = 1e-4 if INTERPRETED else (1e-2 if count > 1 else 0.1)
+            if not of_kernels < 2 * of_torch + more * slack:
+                print(*((n, error(fused, {n: exact[n]}), error(plain, {n: exact[n]}), exact[n].norm()) for n in names))
+            assert of_kernels < 2 * of_torch + more * slack, (names, of_kernels, of_torch)
+
+
+def pooled(exact: Found) -> list[list[str]]:
+    """Names that are compared together: each by itself, but values per head with those of the other blocks. Rounding
+    alone puts plain torch's three numbers of one block's `A_log` between 0.6 % and 6 % off (bfloat16)."""
+    groups: dict[str, list[str]] = {}
     for name, value in exact.items():
-        if float(value.norm()) > 0:
-            of_kernels, of_torch = (error(found, {name: value}) for found in (fused, plain))
-            slack = 1e-4 if INTERPRETED else (1e-2 if value.numel() > 1 else 0.1)
-            assert of_kernels < 2 * of_torch + more * slack, (name, of_kernels, of_torch)
+        leaf = name.rpartition(".")[2]
+        groups.setdefault(leaf if leaf in FLOAT32_PARAMETERS and value.ndim == 1 else name, []).append(name)
+    return list(groups.values())
 
 
 def doubled_inputs(given: dict[str, object]) -> dict[str, object]:

@@ -125,6 +125,7 @@ SUITES: dict[str, tuple[Job, ...]] = {
         bench("blocks", 240, "--cases", "rest", gates=KERNEL_GATES, part="_rest", least_s=45),
         bench("ssd", 120, "--lengths", "9008", "7568", "11888", "8880", "4096", "32768", "75600", gates=("ssd",),
               part="_rest"),
+        gate("ssd_sizes", 150),
     ),
     "second": (
         gate("sampling", 150),

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,6 +80,19 @@ def test_our_scan_needs_triton_only(install: Path) -> None:
         distribution(install, "triton", "7.3")
         assert kernel_set("cuda")["scan"].startswith(OWN_SCAN)
         assert not uses_own_scan(torch.zeros(1, 8, 16, dtype=torch.bfloat16), 16, 16)  # not on the CPU
+
+
+def test_our_scan_takes_only_sizes_that_were_right_on_a_gpu(
+    install: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What decides is the type and whether a tensor lies on CUDA: a stand-in needs no GPU."""
+    distribution(install, "triton", "7.3")
+    monkeypatch.setattr("m4v.kernels.scan.scans_with_triton", lambda: True)
+    monkeypatch.setattr("m4v.kernels.scan.scan_choice", lambda: "triton")
+    short, exact = (SimpleNamespace(is_cuda=True, is_cpu=False, dtype=t) for t in (torch.bfloat16, torch.float32))
+    assert [uses_own_scan(short, *s) for s in ((64, 64), (16, 16), (32, 128), (24, 24))] == [True, True, False, False]  # type: ignore[arg-type]
+    assert [uses_own_scan(exact, *s) for s in ((64, 64), (16, 16))] == [True, False]  # type: ignore[arg-type]
+    assert "not shown right on a GPU for heads of 32, states of 128 and torch.bfloat16" in caplog.text
 
 
 def test_a_choice_holds_in_every_thread(install: Path) -> None:
