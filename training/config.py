@@ -188,7 +188,8 @@ class EngineConfig(FrozenModel):
     - fixed_order: not a bit depends on the number of ranks; every rank then computes every pack.
     - sequence_parallel: neighbouring ranks that share every forward, each with a part of the frames, for clips whose
       activations one GPU does not hold. The other ranks, in groups of so many, divide the packs.
-    - live_elements: whole parameters that ZeRO-3 keeps on a rank between uses instead of gathering them again.
+    - live_elements: whole parameters that ZeRO-3 keeps on a rank between uses instead of gathering them again. Room
+      for all of them: each rank gathers them once, after the update, and nothing is done about them in between.
     """
 
     zero_stage: int = Field(3, ge=0, le=3)
@@ -202,6 +203,10 @@ class EngineConfig(FrozenModel):
     fixed_order: bool = False
     timeout_s: int = Field(600, ge=10)  # collective timeout
     sequence_parallel: int = Field(1, ge=1)
+
+    def keeps_whole(self, elements: int) -> bool:
+        """Do all parameters of a model of so many elements stay whole on each rank, although ZeRO-3 shards them?"""
+        return self.zero_stage == 3 and self.live_elements >= elements
 
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:

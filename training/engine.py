@@ -146,8 +146,10 @@ def deepspeed_config(
         "round_robin_gradients": False,
     }
     if engine.zero_stage == 3:
+        whole = engine.keeps_whole(elements)
         zero |= {
-            "stage3_param_persistence_threshold": engine.param_persistence_elements,
+            "stage3_param_persistence_threshold": elements if whole else engine.param_persistence_elements,
+            "memory_efficient_linear": not whole,  # a product of its own, for weights that are let go of meanwhile
             "stage3_prefetch_bucket_size": bucket,
             "stage3_max_live_parameters": max(bucket, min(engine.live_elements, elements)),
             "stage3_max_reuse_distance": max(bucket, min(engine.live_elements, elements)),
@@ -212,6 +214,10 @@ class DeepSpeedEngine:
             deepspeed_config(optimizer, engine, packs_per_rank, elements, device.type),
             lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps,
         )  # fmt: skip
+        self._whole: list[Any] = []  # parameters that stay whole between updates
+        if engine.keeps_whole(elements):
+            self._whole = [p for _, p in self._named]
+            self._zero.parameter_offload.destroy()  # its hooks, which look after every tensor into and out of a block
         self._counts = 1.0
         if engine.fixed_order:
             check_fixed_order(self.world_size)
@@ -228,6 +234,7 @@ class DeepSpeedEngine:
         pooled: Tensor,
         stages: Sequence[int],
     ) -> list[Tensor]:
+        self._gather()
         self._pack += 1
         self._engine.set_gradient_accumulation_boundary(self._pack == self._packs)
         predictions: list[Tensor] = self._engine(columns, timesteps, text, text_mask, pooled, stages)
@@ -246,6 +253,7 @@ class DeepSpeedEngine:
         pooled: Tensor,
         stages: Sequence[int],
     ) -> list[Tensor]:
+        self._gather()
         self._engine.eval()
         try:
             with torch.no_grad():
@@ -274,6 +282,11 @@ class DeepSpeedEngine:
     def set_adam_step(self, steps: int) -> None:
         for state in self._adam.state.values():
             state["step"].fill_(steps)
+
+    def _gather(self) -> None:
+        """Make what stays whole so where it is not: before the first pass, and after an update that was not taken."""
+        if self._whole:
+            self._whole[0].all_gather(self._whole)
 
     def _full_gradient_norm(self) -> float:
         grads = [p.grad for _, p in self._named if p.grad is not None]

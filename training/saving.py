@@ -87,6 +87,12 @@ class Saver:
         """Step of the newest save that was begun, finished or not."""
         return self.committed if self._job is None else self._job.step
 
+    def prepare(self, shards: Sequence[Shard]) -> None:
+        """Get ready for saves beside the training of a state like `shards`: pin the host memory of their copies."""
+        mine = [shard for shard in shards if shard.primary]
+        if any(shard.master.device.type == "cuda" for shard in mine):
+            self._snapshot.prepare(mine)
+
     def begin(
         self, step: int, shards: Sequence[Shard], rows: Sequence[Row], kind: Kind = "ephemeral", *,
         synchronous: bool = False, deadline: float | None = None,

@@ -25,11 +25,23 @@ class Snapshot:
         self._ready: torch.cuda.Event | None = None
         self._settled = threading.Event()
         self._settled.set()
+        self._making: threading.Thread | None = None
 
     @property
     def has_buffers(self) -> bool:
-        """Whether a copy was taken before."""
-        return bool(self._buffers)
+        """Whether there are buffers for a copy, or they are being made."""
+        return self._making is not None or bool(self._buffers)
+
+    def prepare(self, shards: Sequence[Shard]) -> None:
+        """Make the buffers on a thread, ahead of the first copy. Pinning memory holds up every call of the GPU's
+        driver, and at the start, where kernels compile, there are few."""
+        self._making = threading.Thread(target=self._make, args=(shards,), name="pin", daemon=True)
+        self._making.start()
+
+    def _make(self, shards: Sequence[Shard]) -> None:
+        for shard in shards:
+            for part, tensor in shard.parts():
+                self._buffer(shard.name, part, tensor)
 
     def begin(self, shards: Sequence[Shard]) -> None:
         """Mark the moment whose values are meant; called by the training loop, before `copy`."""
@@ -43,6 +55,8 @@ class Snapshot:
     def copy(self, shards: Sequence[Shard]) -> list[Shard]:
         """The copies; called by another thread, once after each `begin`."""
         try:
+            if self._making is not None:
+                self._making.join()  # what it could not make is asked for again below, and raises here
             if self._stream is None:
                 return [self._copied(shard) for shard in shards]
             with torch.cuda.stream(self._stream):

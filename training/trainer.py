@@ -84,6 +84,8 @@ class Trainer:
         prefetch = Prefetcher(self._batches, self.step, self.config.steps, depth, workers=workers)
         drains = DrainClock(lambda: self.context.drain_requested, self.config.drain_deadline_s)
         manifest: SaveManifest | None = None
+        if self.config.async_saves and any(is_due(s, self.config) for s in range(self.step + 1, self.config.steps)):
+            self.saver.prepare(shards_of(self.engine, self.ema))
         began = time.perf_counter()
         try:
             for step, batches in prefetch:

@@ -19,7 +19,7 @@ NORM_EPS = 1e-6
 
 class _Product(torch.autograd.Function):
     """`F.linear` whose result is on a tape. Its gradients are those of torch's own products, to the bit. (Not of the
-    product that DeepSpeed puts in its place under ZeRO-3: on CUDA under autocast that sums biases in float32.)"""
+    product that DeepSpeed puts there where ZeRO-3 gathers: on CUDA under autocast that sums biases in float32.)"""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tape: Tape) -> Tensor:

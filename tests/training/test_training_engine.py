@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -41,7 +42,18 @@ def pack(number: int, rows: int = 2) -> tuple[Any, ...]:
 
 
 def loss_of(predictions: list[Tensor]) -> Tensor:
-    return torch.stack([p.float().square().mean() for p in predictions]).sum()
+    return torch.stack([(p.float() - 1).square().mean() for p in predictions]).sum()
+
+
+def drawn(config: ModelConfig = MODEL) -> M4VTransformer:
+    """A model in which everything has a gradient: what starts at zero is drawn, too."""
+    model = build_model(config, 3)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05, generator=generator)
+    return model
 
 
 def gradients(model: M4VTransformer, recompute: Recompute) -> list[Tensor]:
@@ -54,7 +66,7 @@ def gradients(model: M4VTransformer, recompute: Recompute) -> list[Tensor]:
 
 @pytest.mark.parametrize("ssm", ["ssd", "mamba1"])
 def test_gradients_are_the_same_bits_whatever_is_kept(ssm: str) -> None:
-    model = build_model(ModelConfig.model_validate({**MODEL.model_dump(), "ssm": ssm, "mixer": "parallel"}), 3)
+    model = drawn(ModelConfig.model_validate({**MODEL.model_dump(), "ssm": ssm, "mixer": "parallel"}))
     kept = gradients(model, "none")
     assert len(kept) == len(list(model.parameters()))
     for recompute in ("selective", "block"):
@@ -84,12 +96,15 @@ def test_a_block_that_is_recomputed_keeps_less() -> None:
     assert saved_bytes(model, "block") < saved_bytes(model, "none") / 4
 
 
-def weights_after(zero: int, recompute: Recompute, dtype: str = "bfloat16") -> dict[str, Tensor]:
+GATHERS = {"param_persistence_elements": 100, "live_elements": 100}
+
+
+def weights_after(
+    zero: int, recompute: Recompute, dtype: str = "bfloat16", more: Mapping[str, int] = GATHERS
+) -> dict[str, Tensor]:
     """Master weights after two steps of two packs, of which the second follows the first's update."""
-    config = EngineConfig.model_validate(
-        {"zero_stage": zero, "checkpointing": recompute, "dtype": dtype, "param_persistence_elements": 100}
-    )
-    engine = DeepSpeedEngine(build_model(MODEL, 3), OPTIMIZER, config, 2)
+    config = EngineConfig.model_validate({"zero_stage": zero, "checkpointing": recompute, "dtype": dtype, **more})
+    engine = DeepSpeedEngine(drawn(), OPTIMIZER, config, 2)
     for step in range(2):
         for number in range(2):
             engine.backward(loss_of(engine(*pack(2 * step + number))))
@@ -97,17 +112,37 @@ def weights_after(zero: int, recompute: Recompute, dtype: str = "bfloat16") -> d
     return {f.name: f.master.clone() for f in engine.fragments()}
 
 
-def test_checkpointing_under_a_sharded_engine_changes_no_bit() -> None:
-    kept = weights_after(3, "none")
+@pytest.mark.parametrize("more", [GATHERS, {}], ids=["gathers", "whole"])
+def test_checkpointing_under_a_sharded_engine_changes_no_bit(more: Mapping[str, int]) -> None:
+    kept = weights_after(3, "none", more=more)
     for recompute in ("selective", "block"):
-        again = weights_after(3, recompute)
+        again = weights_after(3, recompute, more=more)
         assert kept.keys() == again.keys()
         assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
+def test_weights_that_stay_whole_are_the_same_bits() -> None:
+    gathered, whole = weights_after(3, "selective"), weights_after(3, "selective", more={})
+    assert gathered.keys() == whole.keys()
+    assert all(torch.equal(gathered[name], whole[name]) for name in gathered)
+
+
+def test_weights_that_stay_whole_survive_an_update_that_is_not_taken() -> None:
+    """A gradient that is not finite, a norm that is not accepted, and a validation behind either."""
+    engine = DeepSpeedEngine(drawn(), OPTIMIZER, EngineConfig(dtype="bfloat16"), 1)
+    before = [p.clone() for p in engine.evaluate(*pack(1))]
+    for factor, accept in ((math.nan, math.isfinite), (1.0, lambda norm: False)):
+        engine.backward(factor * loss_of(engine(*pack(0))))
+        engine.step(1e-3, accept)
+        assert all(torch.equal(a, b) for a, b in zip(before, engine.evaluate(*pack(1)), strict=True))
+    engine.backward(loss_of(engine(*pack(0))))
+    engine.step(1e-3)
+    assert not any(torch.equal(a, b) for a, b in zip(before, engine.evaluate(*pack(1)), strict=True))
+
+
 def test_packs_accumulate_to_the_gradient_of_their_sum() -> None:
     """Two packs in one step move the weights as one loss over both of them does."""
-    plain = build_model(MODEL, 3)
+    plain = drawn()
     groups = parameter_groups(plain, OPTIMIZER.weight_decay)
     adam = torch.optim.AdamW(groups, lr=1e-3, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.eps)
     for step in range(2):
@@ -155,4 +190,5 @@ def test_settings_of_deepspeed_are_explicit() -> None:
     assert made["bf16"] == {"enabled": False, "check_grad_overflow": True}
     zero = made["zero_optimization"]
     assert (zero["overlap_comm"], zero["stage3_max_live_parameters"]) == (True, 3000)
+    assert zero["stage3_param_persistence_threshold"] == EngineConfig().param_persistence_elements
     assert not deepspeed_config(OPTIMIZER, EngineConfig(), 2, 5000)["zero_optimization"]["overlap_comm"]

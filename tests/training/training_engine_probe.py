@@ -1,7 +1,8 @@
 """Compares ZeRO stages in one gang of ranks: `torchrun training_engine_probe.py OUT_DIR`.
 
-For every stage: 3 steps, save, 2 steps; and a second engine that resumes from the save and takes the 2 steps.
-Rank 0 leaves the weights, moments and norms of both as `stage{N}.{straight|resumed}.safetensors`.
+For every stage, the third with weights that stay whole and with weights that are gathered: 3 steps, save, 2 steps;
+and a second engine that resumes from the save and takes the 2 steps. Rank 0 leaves the weights, moments and norms of
+both as `stage{NAME}.{straight|resumed}.safetensors`, names as in `STAGES`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from training.trainer import shards_of
 
 OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=0, weight_decay=0.1, clip_norm=0.05)
 PACKS = 6  # both 2 and 3 ranks divide it
+GATHERS = {"param_persistence_elements": 50, "live_elements": 100}
+STAGES = {"0": {}, "1": {}, "2": {}, "3": {}, "3-gathers": GATHERS}
 
 
 class Odd(nn.Module):
@@ -77,9 +80,9 @@ def save(states: StateStore, engine: DeepSpeedEngine, ema: Ema, step: int) -> Sa
 
 def main(out: Path) -> None:
     init_process_group(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), 60)
-    for stage in range(4):
+    for stage, more in STAGES.items():
         states = StateStore(Storage(str(out / f"state{stage}")), 4, "probe")
-        config = EngineConfig(zero_stage=stage, param_persistence_elements=50)
+        config = EngineConfig.model_validate({"zero_stage": int(stage[0]), **more})
         packs = PACKS // distributed.get_world_size()
         engine = DeepSpeedEngine(model(), OPTIMIZER, config, packs)
         ema = Ema(engine.fragments(), 0.9)

@@ -89,11 +89,12 @@ def memory_of(
 def _buffers(elements: int, engine: EngineConfig, device: str) -> int:
     """Buckets of the collectives, copies of the weights in the type of the products, whole parameters that ZeRO-3 has
     gathered, and the framework's own."""
-    width = BFLOAT16 if engine.dtype == "bfloat16" else FLOAT32
     overlapped = 2 if engine.overlap_comm and device == "cuda" else 1
     buckets = FLOAT32 * min(engine.bucket_elements, elements) * (overlapped + 1)
-    copies = BFLOAT16 * elements if engine.dtype == "bfloat16" and engine.zero_stage < 3 else 0
-    gathered = width * min(engine.live_elements, elements) if engine.zero_stage == 3 else 0
+    copied = engine.zero_stage < 3 or engine.keeps_whole(elements)
+    copies = BFLOAT16 * elements if engine.dtype == "bfloat16" and copied else 0
+    # They travel as bfloat16, and are float32 again where they arrive.
+    gathered = FLOAT32 * min(engine.live_elements, elements) if engine.zero_stage == 3 else 0
     return buckets + copies + gathered + (FRAMEWORK_BYTES if device == "cuda" else 0)
 
 

@@ -1,12 +1,19 @@
 """The 2.2 B model at 768p on 1 to 4 GPUs: speed, scaling, memory, the stall of saves, restart after a kill.
 
     python tests/benchmarks/gpu/bench_scaling.py --limit-s 540 --folder /dev/shm/scaling --json rows.json
+    … --limit-s 290 --saves 1 --alone "121f zero3 x4" \
+        --beside "121f zero3 x1" "121f zero2 x1" "241f zero3 x1" "57f zero3 x1" "121f zero3 x1 deterministic"
 
 Every case is the product's own path: torchrun, stage process, shards, loader, DeepSpeed engine, saver, the recipe
 m4v-768p's stage with a fixed number of packs a GPU (weak scaling) and without image steps. A run has no last step: it
 is killed once its figures are there. Rows come as soon as they are known, the most wanted first; what the time limit
 leaves no room for is said. `start s`: from imports done (they are made while the case before runs) to the first
 optimizer step; that of the restart counts from the kill and includes everything.
+
+Runs side by side, each on a GPU of its own, load the host's cores and memory as ranks of one run do: as a reference
+they say what the ranks' collectives cost, the one that is alone on the machine says what more ranks cost in all. Each
+comparison names its reference. What the first save costs more than the second is pinned memory for its copy, if that
+was not there in time: `longer s` of its note, and `copy` of `saves on rank 0`.
 """
 
 from __future__ import annotations
@@ -18,10 +25,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
@@ -39,6 +47,7 @@ COLUMNS = (
     "tokens/s/GPU", "MFU %", "step s", "forward", "backward", "optimizer", "communication", "data %", "peak GiB",
     "reserved GiB", "told GiB", "start s",
 )  # fmt: skip
+SIDE = " (side by side)"
 CASE_S = 45.0  # a case that has less time left than this does not start
 MOST_S = 150.0  # of a case until its figures, or its saves, are there: one that hangs must not cost the others
 
@@ -110,7 +119,8 @@ def run_alone(bench: Bench, cases: Sequence[Case]) -> None:
 
 
 def measure_saves(bench: Bench, run: Run) -> None:
-    """Asynchronous saves of the running case, the kill and the restart, whose next save is a synchronous one."""
+    """Asynchronous saves of the running case; behind the last of `SAVING` the kill and the restart, whose next save is
+    a synchronous one."""
     case, usual = run.case, bench.found[run.case.name]["step s"]
     steps = [case.save_every * (n + 1) for n in range(case.saves)]
     until = bench.deadline()
@@ -120,6 +130,8 @@ def measure_saves(bench: Bench, run: Run) -> None:
     for step, one in zip(steps, stalls, strict=True):
         bench.note(f"asynchronous save of step {step}: {said(one)} (usual step {usual:.2f} s)")
     bench.note(f"saves on rank 0: {json.dumps(run.saves())}")
+    if case.saves < SAVING.saves:
+        return
     killed = time.monotonic()
     run.kill()
     bench.note(f"killed with SIGKILL and gone in {time.monotonic() - killed:.1f} s")
@@ -165,7 +177,7 @@ def run_beside(bench: Bench, cases: Sequence[Case]) -> None:
         runs = [bench.started(Run(c, bench.place, first_gpu=n, gated=False)) for n, c in enumerate(taken)]
         until = bench.deadline()
         for run in runs:
-            name = f"{run.case.name} (side by side)"
+            name = run.case.name + SIDE
             try:
                 run.wait_for(run.case.warm + run.case.steps, until)
                 bench.row(name, run)
@@ -178,14 +190,16 @@ def run_beside(bench: Bench, cases: Sequence[Case]) -> None:
 def summarise(bench: Bench) -> None:
     """Scaling efficiency: tokens/s/GPU and MFU (which counts what each step really held) against one GPU's."""
     for zero in (3, 2):
-        one = bench.found.get(Case(121, 1, zero).name)
-        for ranks in (2, 4):
-            many = bench.found.get(Case(121, ranks, zero).name)
-            if one and many:
-                line = f"scaling zero{zero} x{ranks}: {many['tokens/s/GPU'] / one['tokens/s/GPU']:.1%} by tokens"
-                bench.note(line + (f", {many['MFU %'] / one['MFU %']:.1%} by MFU" if "MFU %" in one else ""))
-    plain = bench.found.get(f"{Case(121, 1, 3).name} (side by side)")
-    fixed = bench.found.get(f"{Case(121, 1, 3, deterministic=True).name} (side by side)")
+        for beside in ("", SIDE):
+            one = bench.found.get(Case(121, 1, zero).name + beside)
+            for ranks in (2, 4):
+                many = bench.found.get(Case(121, ranks, zero).name)
+                if one and many:
+                    line = f"scaling zero{zero} x{ranks}{', x1' + beside if beside else ''}: "
+                    line += f"{many['tokens/s/GPU'] / one['tokens/s/GPU']:.1%} by tokens"
+                    bench.note(line + (f", {many['MFU %'] / one['MFU %']:.1%} by MFU" if "MFU %" in one else ""))
+    plain = bench.found.get(Case(121, 1, 3).name + SIDE)
+    fixed = bench.found.get(Case(121, 1, 3, deterministic=True).name + SIDE)
     if plain and fixed:
         bench.note(f"cost of deterministic mode: {plain['tokens/s/GPU'] / fixed['tokens/s/GPU'] - 1:.1%} of a step")
 
@@ -209,7 +223,7 @@ def make_material(place: Place) -> None:
     began = time.monotonic()
     for what, more, process, log in running:
         code = process.wait()
-        print(f"{' '.join([what, *more])} after {time.monotonic() - began:.1f} s", flush=True)
+        print(f"{' '.join([what, *more])} waited for until {time.monotonic() - began:.1f} s", flush=True)
         if code:
             print(log.read_text(errors="replace")[-2500:], flush=True)
             if what != "kernels":  # without these the cases compile for themselves
@@ -219,7 +233,8 @@ def make_material(place: Place) -> None:
 def keep_kernels(place: Place, target: Path | None) -> None:
     """Give the compiled kernels back as one archive, for `--kernels` of a later call."""
     if target is not None:
-        shutil.make_archive(str(target).removesuffix(".tar.gz"), "gztar", place.folder / "compiled")
+        with tarfile.open(target, "w:xz", preset=2) as archive:  # what comes back from a machine may be limited
+            archive.add(place.folder / "compiled", ".")
         print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB", flush=True)
 
 
@@ -244,8 +259,17 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--packs", type=int, default=2, help="of a GPU and step")
     parser.add_argument("--keep", action="store_true", help="dataset and weights stay in the folder, for another call")
     parser.add_argument("--only", help="cases whose name holds this")
+    parser.add_argument("--alone", nargs="*", help="names of cases one after the other, in this order")
+    parser.add_argument("--beside", nargs="*", help="names of cases of one GPU side by side, in this order")
+    parser.add_argument("--saves", type=int, default=SAVING.saves, help="of the first of them; no restart behind fewer")
     parser.add_argument("--most-ranks", type=int, default=4)
     return parser.parse_args()
+
+
+def chosen_of(names: Sequence[str] | None, cases: Sequence[Case]) -> list[Case]:
+    """Cases by name, of `cases` where these have it; all of `cases` where no names are given."""
+    known = {case.name: case for case in cases}
+    return list(cases) if names is None else [known.get(name) or Case.of(name) for name in names]
 
 
 def main() -> None:
@@ -264,8 +288,10 @@ def main() -> None:
     print(f"{len(gpus)} GPUs, {shutil.disk_usage(folder).free / GIB:.0f} GiB free in {folder}", flush=True)
     bench = Bench(place, until)
     most = min(len(gpus), options.most_ranks)
-    chosen = [c for c in ALONE if c.ranks <= most and (not options.only or options.only in c.name)]
-    beside = [c for c in BESIDE if not options.only or options.only in c.name]
+    saving = replace(SAVING, saves=options.saves, save_every=SAVING.save_every if options.saves else 0)
+    alone = chosen_of(options.alone, (saving, *ALONE[1:]))
+    chosen = [c for c in alone if c.ranks <= most and (not options.only or options.only in c.name)]
+    beside = [c for c in chosen_of(options.beside, BESIDE) if not options.only or options.only in c.name]
     try:
         make_material(place)
         print("| " + " | ".join(["case", *COLUMNS]) + " |", flush=True)

@@ -100,7 +100,8 @@ def _scaling(found: Found) -> Iterator[Figure]:
         yield Figure(f"{name} tokens/s/GPU", row["tokens/s/GPU"])
         yield Figure(f"{name} data %", row["data %"], -1.0)
     for zero, goal in ((3, 91.0), (2, 94.0)):
-        one = names.get(f"121f zero{zero} x1")
+        alone = f"121f zero{zero} x1"
+        one = names.get(alone) or names.get(f"{alone} (side by side)")
         for gpus in (2, 4):
             many = names.get(f"121f zero{zero} x{gpus}")
             if one and many:

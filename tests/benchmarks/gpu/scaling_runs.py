@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -53,6 +54,15 @@ class Case:
     @property
     def name(self) -> str:
         return f"{self.frames}f zero{self.zero} x{self.ranks}{' deterministic' if self.deterministic else ''}"
+
+    @classmethod
+    def of(cls, name: str) -> Case:
+        """The case of a name such as `121f zero2 x4 deterministic`; raises ValueError on another."""
+        found = re.fullmatch(r"(\d+)f zero(\d) x(\d+)( deterministic)?", name)
+        if found is None:
+            raise ValueError(f"{name!r} is no case: say FRAMESf zeroSTAGE xRANKS, and deterministic if it is")
+        frames, zero, ranks = map(int, found.groups()[:3])
+        return cls(frames, ranks, zero, deterministic=found[4] is not None)
 
     @property
     def rows(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-TEXT_FEATURES, COMPILED = ".carry/text.safetensors", ".carry/compiled.tar.gz"
+TEXT_FEATURES, COMPILED = ".carry/text.safetensors", ".carry/compiled.tar.xz"
 CPU = ("--device", "cpu")
 
 
@@ -101,7 +101,7 @@ CORPUS = Job(
 SCALING = Job(
     "scaling",
     ("tests/benchmarks/gpu/bench_scaling.py", "--limit-s", "{left}", "--folder", "{fast}/scaling", "--json", "{out}",
-     "--kernels", COMPILED, "--keep-kernels", "{keep}/compiled.tar.gz"),
+     "--kernels", COMPILED, "--keep-kernels", "{keep}/compiled.tar.xz"),
     560, 150, gpus=-1, tiny=("--size", "tiny", *CPU, "--most-ranks", "1", "--only", "zero2"),
 )  # fmt: skip
 PARALLEL = Job(
