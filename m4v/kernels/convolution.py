@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from m4v.kernels.operators import operator
 from m4v.kernels.scan import OWN_CONV_WIDTHS
 
 _CHANNELS = 64
@@ -110,7 +111,7 @@ def _grid(x: Tensor, rows: int) -> tuple[int, int, int]:
     return triton.cdiv(x.shape[1], rows), triton.cdiv(x.shape[2], _CHANNELS), x.shape[0]
 
 
-@torch.library.custom_op("m4v::causal_conv_silu", mutates_args=())
+@operator("m4v::causal_conv_silu")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None) -> Tensor:
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     out = torch.empty_like(x)
@@ -127,7 +128,7 @@ def _(x, weight, bias, column):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("m4v::causal_conv_silu_back", mutates_args=())
+@operator("m4v::causal_conv_silu_back")
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:

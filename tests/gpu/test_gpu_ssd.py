@@ -173,8 +173,8 @@ def test_operators_keep_torchs_rules() -> None:
 
     x, dt, a, b, c, skip, bias = (u.requires_grad_() for u in inputs_of(5, torch.float32, 16, 16, 1))
     column = torch.zeros(BATCH, 5, dtype=torch.int32, device=DEVICE)
-    torch.library.opcheck(ssd_operators._forward, (x, dt, a, b, c, skip, column, bias, True, 0))
-    torch.library.opcheck(ssd_operators._forward, (x, dt, a, b, c, skip, None, None, False, 0))
+    torch.library.opcheck(ssd_operators._forward.library, (x, dt, a, b, c, skip, column, bias, True, 0))
+    torch.library.opcheck(ssd_operators._forward.library, (x, dt, a, b, c, skip, None, None, False, 0))
 
 
 @pytest.mark.parametrize("length", [70 if INTERPRETED else 15_488])
