@@ -14,6 +14,7 @@ from torch import Tensor
 
 from m4v.kernels.column_sums import LAYOUT_SIZES, TILE, block_of
 from m4v.kernels.head_rows import normed, normed_back, turned
+from m4v.kernels.operators import operator
 
 _WARPS, _WARPS_BACK = 4, 8
 
@@ -121,7 +122,7 @@ def _compose_back(
     tl.store(parts_dt + tile * steps + step, sum_dt, mask=step < steps)
 
 
-@torch.library.custom_op("m4v::compose", mutates_args=())
+@operator("m4v::compose")
 def compose(
     c: Tensor, b: Tensor, x: Tensor, dt: Tensor, weight_c: Tensor, weight_b: Tensor, turn: Tensor, dt_bias: Tensor,
     source: Tensor, real: Tensor, first: Tensor, second: Tensor | None, valid: Tensor, epsilon: float, turns: bool,
@@ -152,7 +153,7 @@ def _(c, b, x, dt, weight_c, weight_b, turn, dt_bias, source, real, first, secon
     return (*(u.new_empty((batch, length, width)) for u in (c, b, x)), sizes)
 
 
-@torch.library.custom_op("m4v::compose_back", mutates_args=())
+@operator("m4v::compose_back")
 def _gradient(
     grad_c: Tensor, grad_b: Tensor, grad_x: Tensor, grad_dt: Tensor, c: Tensor, b: Tensor, dt: Tensor,
     weight_c: Tensor, weight_b: Tensor, turn: Tensor, dt_bias: Tensor, first: Tensor, second: Tensor | None,

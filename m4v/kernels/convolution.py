@@ -1,8 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """Causal depthwise convolution and SiLU as one Triton kernel, for sequences that lie behind each other.
 
-Sums are float32. Backward computes the convolution again instead of keeping it: a tap's rows are in the cache already.
-Every program leaves its part of the gradients of taps and bias, which are then added up in one order.
+Sums are float32. Backward computes the convolution again instead of keeping it: once, for the gradient of what goes
+into SiLU, which a second kernel hands to the tokens that were read. Every program leaves its part of the gradients of
+taps and bias, which are then added up in one order.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from m4v.kernels.operators import operator
 from m4v.kernels.scan import OWN_CONV_WIDTHS
 
 _CHANNELS = 64
-_ROWS, _ROWS_BACK = 64, 32
-_WARPS, _WARPS_BACK = 4, 8
+_ROWS, _ROWS_BACK = 64, 32  # with 64 in backward a thread needs 189 registers, and few programs share a processor
+_WARPS = 4
 
 
 @triton.jit
@@ -59,11 +61,11 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=("length",))
-def _backward_kernel(
-    grad, x, weight, bias, column, to_x, parts, length, channels, width: tl.constexpr, packed: tl.constexpr,
+def _change_kernel(
+    grad, x, weight, bias, column, change, parts, length, channels, width: tl.constexpr, packed: tl.constexpr,
     rows: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of a tile of x, and the tile's part of those of the taps and, behind them, of the bias."""
+    """Gradient of what goes into SiLU, and a tile's part of those of the taps and, behind them, of the bias."""
     tile, tiles = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     batch = tl.program_id(2).to(tl.int64)
     begin = batch * length
@@ -71,22 +73,39 @@ def _backward_kernel(
     channel = tl.program_id(1) * block + tl.arange(0, block)
     inside = channel < channels
     offset = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    value = _convolved(x, weight, offset, column, begin, row, channel, inside, length, channels, width, packed)
+    gate = tl.sigmoid(value)
+    target = (begin + row)[:, None] * channels + channel[None]
+    there = (row < length)[:, None] & inside[None]
+    incoming = tl.load(grad + target, mask=there, other=0.0).to(tl.float32)
+    result = incoming * gate * (1.0 + value * (1.0 - gate))
+    tl.store(change + target, result, mask=there)
     part = parts + (batch * tiles + tile) * (width + 1) * channels + channel
+    for tap in tl.static_range(width):
+        other = row - (width - 1 - tap)
+        mask = _there(row, other, column, begin, length, packed)[:, None] & inside[None]
+        read = tl.load(x + (begin + other)[:, None] * channels + channel[None], mask=mask, other=0.0).to(tl.float32)
+        tl.store(part + tap * channels, tl.sum(result * read, axis=0), mask=inside)
+    tl.store(part + width * channels, tl.sum(result, axis=0), mask=inside)
+
+
+@triton.jit(do_not_specialize=("length",))
+def _spread_kernel(
+    change, weight, column, to_x, length, channels, width: tl.constexpr, packed: tl.constexpr, rows: tl.constexpr,
+    block: tl.constexpr,
+):  # fmt: skip
+    """Gradient of x: of the rows that read a token `ahead` rows later, by tap `width - 1 - ahead`."""
+    begin = tl.program_id(2).to(tl.int64) * length
+    row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
+    channel = tl.program_id(1) * block + tl.arange(0, block)
+    inside = channel < channels
     total = tl.zeros((rows, block), tl.float32)
     for ahead in tl.static_range(width):
-        # The rows that read x `ahead` rows later, by tap `width - 1 - ahead`; with `ahead` 0 the tile itself.
         reader = row + ahead
         mask = _there(row, reader, column, begin, length, packed)[:, None] & inside[None]
-        value = _convolved(x, weight, offset, column, begin, reader, channel, inside, length, channels, width, packed)
-        gate = tl.sigmoid(value)
-        change = tl.load(grad + (begin + reader)[:, None] * channels + channel[None], mask=mask, other=0.0)
-        change = change.to(tl.float32) * gate * (1.0 + value * (1.0 - gate))
         tap = tl.load(weight + channel * width + (width - 1 - ahead), mask=inside, other=0.0).to(tl.float32)
-        total += change * tap[None]
-        read = tl.load(x + (begin + row)[:, None] * channels + channel[None], mask=mask, other=0.0).to(tl.float32)
-        tl.store(part + (width - 1 - ahead) * channels, tl.sum(change * read, axis=0), mask=inside)
-        if ahead == 0:
-            tl.store(part + width * channels, tl.sum(change, axis=0), mask=inside)
+        value = tl.load(change + (begin + reader)[:, None] * channels + channel[None], mask=mask, other=0.0)
+        total += value * tap[None]
     target = (begin + row)[:, None] * channels + channel[None]
     tl.store(to_x + target, total.to(to_x.dtype.element_ty), mask=(row < length)[:, None] & inside[None])
 
@@ -110,7 +129,7 @@ def _grid(x: Tensor, rows: int) -> tuple[int, int, int]:
     return triton.cdiv(x.shape[1], rows), triton.cdiv(x.shape[2], _CHANNELS), x.shape[0]
 
 
-@torch.library.custom_op("m4v::causal_conv_silu", mutates_args=())
+@operator("m4v::causal_conv_silu")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None) -> Tensor:
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     out = torch.empty_like(x)
@@ -127,7 +146,7 @@ def _(x, weight, bias, column):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("m4v::causal_conv_silu_back", mutates_args=())
+@operator("m4v::causal_conv_silu_back")
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,12 +154,12 @@ def _backward(
     grad, x, weight, bias = (u.contiguous() for u in (grad, x, weight, bias))
     (batch, length, channels), width = x.shape, weight.shape[1]
     to_x, grid = torch.empty_like(x), _grid(x, _ROWS_BACK)
+    change = torch.empty_like(x, dtype=torch.float32)
     parts = torch.empty((batch * grid[0], width + 1, channels), dtype=torch.float32, device=x.device)
+    order, sizes = x if column is None else column, (length, channels, width, column is not None, _ROWS_BACK, _CHANNELS)
     with torch.cuda.device_of(x):
-        _backward_kernel[grid](
-            grad, x, weight, bias, x if column is None else column, to_x, parts, length, channels, width,
-            column is not None, _ROWS_BACK, _CHANNELS, num_warps=_WARPS_BACK,
-        )  # fmt: skip
+        _change_kernel[grid](grad, x, weight, bias, order, change, parts, *sizes, num_warps=_WARPS)
+        _spread_kernel[grid](change, weight, order, to_x, *sizes, num_warps=_WARPS)
     total = parts.sum(0)
     return to_x, total[:width].t().to(weight.dtype).contiguous(), total[width].to(bias.dtype).clone()
 

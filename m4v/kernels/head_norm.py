@@ -11,6 +11,7 @@ from torch import Tensor
 
 from m4v.kernels.column_sums import LAYOUT_SIZES, TILE, block_of
 from m4v.kernels.head_rows import normed, normed_back, turned
+from m4v.kernels.operators import operator
 
 _WARPS, _WARPS_BACK = 4, 8
 
@@ -110,7 +111,7 @@ def _heads_back(
     tl.store(part + size, tl.sum(sum_k, axis=0))
 
 
-@torch.library.custom_op("m4v::norm_heads", mutates_args=())
+@operator("m4v::norm_heads")
 def norm_heads(
     q: Tensor, k: Tensor, v: Tensor | None, text: list[Tensor], weights: list[Tensor], turn: Tensor | None,
     outer_heads: bool, epsilon: float,
@@ -144,7 +145,7 @@ def _(q, k, v, text, weights, turn, outer_heads, epsilon):
     return [u.new_empty(shape) for u in ((q, k) if v is None else (q, k, v))]
 
 
-@torch.library.custom_op("m4v::norm_heads_back", mutates_args=())
+@operator("m4v::norm_heads_back")
 def _gradient(
     grads: list[Tensor], q: Tensor, k: Tensor, weights: list[Tensor], turn: Tensor | None, outer_heads: bool,
     epsilon: float, begin: int, tokens: int,

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from m4v.kernels.column_sums import LAYOUT_SIZES, TILE, block_of
+from m4v.kernels.operators import operator
 from m4v.kernels.pieces import spread_back
 
 _WARPS, _ELEMENTS = 4, 1024
@@ -149,7 +150,7 @@ def _gelu_back(grad, given, to_given, tokens, extent, width, grad_width, skipped
     tl.store(to_given + place, (incoming * slope).to(to_given.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("m4v::mix", mutates_args=())
+@operator("m4v::mix")
 def mix(
     y: Tensor | None, z: Tensor | None, other: Tensor | None, temporal: Tensor | None, scale: Tensor | None,
     mlp: Tensor, source: Tensor | None, real: Tensor | None, first: Tensor | None, second: Tensor | None,
@@ -186,7 +187,7 @@ def _(
     return mlp.new_empty((mlp.shape[0], tokens, width + mlp.shape[2]))
 
 
-@torch.library.custom_op("m4v::mix_back", mutates_args=())
+@operator("m4v::mix_back")
 def _scan_gradient(
     grad: Tensor, y: Tensor, z: Tensor, temporal: Tensor | None, source: Tensor, real: Tensor, first: Tensor,
     second: Tensor | None, valid: Tensor, back: Tensor | None,
@@ -216,7 +217,7 @@ def _(grad, y, z, temporal, source, real, first, second, valid, back):
     return torch.empty_like(y), torch.empty_like(z), grad.new_empty((), dtype=torch.float32)
 
 
-@torch.library.custom_op("m4v::mix_mlp_back", mutates_args=())
+@operator("m4v::mix_mlp_back")
 def _mlp_gradient(grad: Tensor, mlp: Tensor) -> Tensor:
     batch, extent, inner = mlp.shape
     mlp = mlp.contiguous()
@@ -232,7 +233,7 @@ def _(grad, mlp):
     return torch.empty_like(mlp)
 
 
-@torch.library.custom_op("m4v::mix_temporal_back", mutates_args=())
+@operator("m4v::mix_temporal_back")
 def _temporal_gradient(grad: Tensor, temporal: Tensor, scale: Tensor, bounds: Tensor, members: Tensor) -> Tensor:
     return spread_back(grad, scale, bounds, members, torch.empty_like(temporal))
 

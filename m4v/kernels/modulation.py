@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from m4v.kernels.column_sums import LAYOUT_SIZES, TILE, add_parts, block_of
+from m4v.kernels.operators import operator
 
 _ROWS = 2  # of a tile that are in flight together
 _WARPS = 8
@@ -128,7 +129,7 @@ def _gate_back(
     tl.store(parts + (batch * count + tile) * width + channel, to_gate, mask=inside)
 
 
-@torch.library.custom_op("m4v::modulate", mutates_args=())
+@operator("m4v::modulate")
 def modulate(
     x: Tensor, shift: Tensor, scale: Tensor, registers: Tensor | None, tiles: Tensor, order: Tensor, bounds: Tensor,
     rows: int, epsilon: float,
@@ -156,7 +157,7 @@ def _(x, shift, scale, registers, tiles, order, bounds, rows, epsilon):
     return (x.new_empty((batch, rows, width)), *moments)
 
 
-@torch.library.custom_op("m4v::modulate_back", mutates_args=())
+@operator("m4v::modulate_back")
 def _modulate_gradient(
     grad: Tensor, x: Tensor, scale: Tensor, means: Tensor, inverses: Tensor, tiles: Tensor, order: Tensor,
     bounds: Tensor,
@@ -201,7 +202,7 @@ def _modulated_back(ctx, grad, *_):
 modulate.register_autograd(_modulated_back, setup_context=_keep_modulated)
 
 
-@torch.library.custom_op("m4v::gated_sum", mutates_args=())
+@operator("m4v::gated_sum")
 def gated_sum(x: Tensor, gate: Tensor, inner: Tensor, tiles: Tensor, order: Tensor, bounds: Tensor) -> Tensor:
     """`x + gate * inner`: x and inner (b, L, D), gate (b, C, D), the tables of `TokenRuns` without registers."""
     batch, tokens, width = x.shape
@@ -218,7 +219,7 @@ def _(x, gate, inner, tiles, order, bounds):
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("m4v::gated_sum_back", mutates_args=())
+@operator("m4v::gated_sum_back")
 def _gated_gradient(
     grad: Tensor, gate: Tensor, inner: Tensor, tiles: Tensor, order: Tensor, bounds: Tensor
 ) -> tuple[Tensor, Tensor]:

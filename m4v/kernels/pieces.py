@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from m4v.kernels.column_sums import LAYOUT_SIZES, block_of
+from m4v.kernels.operators import operator
 
 _WARPS = 4
 
@@ -80,7 +81,7 @@ def spread_back(grad: Tensor, scale: Tensor, bounds: Tensor, members: Tensor, ou
     return out
 
 
-@torch.library.custom_op("m4v::pool_pieces", mutates_args=())
+@operator("m4v::pool_pieces")
 def pool_pieces(x: Tensor, bounds: Tensor, members: Tensor, back: Tensor, opening: int) -> Tensor:
     """Temporal tokens (b, T, D), each the mean of its image tokens in x (b, E, D), where those begin at `opening`.
 
@@ -100,7 +101,7 @@ def _(x, bounds, members, back, opening):
     return x.new_empty((x.shape[0], bounds.shape[0] - 1, x.shape[2]))
 
 
-@torch.library.custom_op("m4v::pool_pieces_back", mutates_args=())
+@operator("m4v::pool_pieces_back")
 def _pool_gradient(grad: Tensor, bounds: Tensor, back: Tensor, opening: int, extent: int) -> Tensor:
     batch, pieces, width = grad.shape
     out = grad.new_empty((batch, extent, width))
@@ -150,7 +151,7 @@ def _columns(tensors: tuple[Tensor, ...], masks: list[Tensor], places: list[int]
         rows, scores = rows + pieces * count, scores + pieces * pieces
 
 
-@torch.library.custom_op("m4v::attend_pieces", mutates_args=())
+@operator("m4v::attend_pieces")
 def attend_pieces(
     q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], places: list[int]
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -175,7 +176,7 @@ def _(q, k, v, masks, places):
     return torch.empty_like(q), q.new_empty((q.shape[0] * q.shape[1], sum(mask.numel() for mask in masks)))
 
 
-@torch.library.custom_op("m4v::attend_pieces_back", mutates_args=())
+@operator("m4v::attend_pieces_back")
 def _attend_gradient(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor, masks: list[Tensor], places: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:

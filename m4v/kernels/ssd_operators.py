@@ -13,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from m4v.kernels.operators import operator
 from m4v.kernels.ssd_backward import _chunk_gradients
 from m4v.kernels.ssd_configs import CONFIGS, SIZES, SsdConfig, default_config, shown_right
 from m4v.kernels.ssd_forward import _chunk_outputs, _chunk_states, _pass_states
@@ -77,7 +78,7 @@ def _passed(local: Tensor, decay: Tensor, kind: torch.dtype, reverse: bool, conf
     return out
 
 
-@torch.library.custom_op("m4v::ssd_forward", mutates_args=())
+@operator("m4v::ssd_forward")
 def _forward(
     x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, column: Tensor | None, bias: Tensor | None,
     softplus: bool, number: int,
@@ -114,7 +115,7 @@ def _(
     return x.new_empty(x.shape), states, x.new_empty((batch, chunks, heads), dtype=torch.float32)
 
 
-@torch.library.custom_op("m4v::ssd_backward", mutates_args=())
+@operator("m4v::ssd_backward")
 def _backward(
     dy: Tensor, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, column: Tensor | None,
     bias: Tensor | None, states: Tensor, decay: Tensor, softplus: bool, number: int,

@@ -33,8 +33,8 @@ CUTS = [30, 70, 150]
 def rules(size: int, state: int, kind: torch.dtype) -> int:
     x, dt, a, b, c, skip, bias = (u.requires_grad_() for u in inputs_of(5, kind, size, state, 1))
     column = torch.zeros(BATCH, 5, dtype=torch.int32, device=DEVICE)
-    torch.library.opcheck(ssd_operators._forward, (x, dt, a, b, c, skip, column, bias, True, 0))
-    torch.library.opcheck(ssd_operators._forward, (x, dt, a, b, c, skip, None, None, False, 0))
+    torch.library.opcheck(ssd_operators._forward.library, (x, dt, a, b, c, skip, column, bias, True, 0))
+    torch.library.opcheck(ssd_operators._forward.library, (x, dt, a, b, c, skip, None, None, False, 0))
     return 0
 
 

@@ -158,4 +158,4 @@ def test_rules_of_torch_and_equal_bits(case: str) -> None:
             found.append([*outs, *torch.autograd.grad(outs, leaves, weights)])
     assert all(bool(u.isfinite().all()) for u in found[0])
     assert all(map(torch.equal, *found))
-    torch.library.opcheck(operator, arguments)
+    torch.library.opcheck(operator.library, arguments)
