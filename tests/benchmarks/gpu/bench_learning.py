@@ -277,10 +277,11 @@ def main() -> None:
     go.add_argument("--out", required=True)
     go.add_argument("--keep", help="folder for corpus, states and checkpoints; a temporary one without")
     for name, kind, default in (
-        # A step takes the host as long with few tokens as with these, and as long on a GPU for one run as for two.
-        ("--steps-first", int, 350), ("--steps", int, 1500), ("--lr", float, 1.5e-3), ("--lr-whole", float, 1e-3),
+        # Packs are small because each sample takes a core 0.7 ms to read and to draw noise for, most of it in the
+        # interpreter: a step of 240 samples waits for these about as long as for its kernels.
+        ("--steps-first", int, 400), ("--steps", int, 2000), ("--lr", float, 1.5e-3), ("--lr-whole", float, 1e-3),
         ("--ema", float, 0.98), ("--width", int, 384), ("--double", int, 2), ("--single", int, 6),
-        ("--tokens", int, 20_000), ("--tokens-first", int, 12_000),
+        ("--tokens", int, 13_000), ("--tokens-first", int, 7_000),
         ("--samples", int, 2), ("--every", int, 1), ("--batch", int, 84), ("--sampler-steps", int, 10),
         ("--guidance", float, 3.0), ("--workers", int, 4), ("--seed", int, 7),
     ):  # fmt: skip

@@ -1,6 +1,7 @@
-"""`m4v run RECIPE --rehearse` on one GPU within a limit of seconds: every stage's time and memory, as the ledger has it.
+"""`m4v run RECIPE --rehearse` on one GPU within a limit of seconds: time and memory of every stage from the ledger.
 
-    python tests/benchmarks/gpu/bench_rehearse.py --limit-s 540 --folder /dev/shm/rehearse --json rehearse.json
+    python tests/benchmarks/gpu/bench_rehearse.py --limit-s 540 --folder /dev/shm/rehearse --json rehearse.json \
+        --spare /tmp/rehearse
 
 The command itself runs, without Prefect, in a home of its own. Stages that do not wait for one another are asked for
 by commands side by side (each has `--until`): initial weights beside the data, the untrained model's video and the long
@@ -8,7 +9,8 @@ encoding beside the first training stage. Whatever a stage needs and another com
 up the commands are drained; the JSON is written all along. `--assets`: an archive of `rehearsal_assets.py`, where the
 packaged weights are not.
 
-Averages of weights are left out where the folder has no room for every stage's (`--ema`): the JSON says so.
+Averages of weights are left out where the folder has no room for every stage's (`--ema`), and where that is not enough
+the state of the stage that runs lies in `--spare`: the JSON says so.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[3]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from rehearsal_assets import draw
 
@@ -34,7 +37,6 @@ from m4v.kernels.selection import ATTENTION_VARIABLE, MAMBA, SCAN_VARIABLE, vers
 from pipelines.launchers import LOG
 from pipelines.ledger import Ledger, RunRow, Status
 from pipelines.recipe import Recipe, load_recipe
-from pipelines.workspace import Workspace
 
 ROOT = Path(__file__).parents[3]
 CLI = (sys.executable, "-m", "pipelines.cli.main")
@@ -94,7 +96,7 @@ def without_ema(recipe: Recipe) -> list[str]:
 
 
 def found(home: Path, lanes: Sequence[Lane], facts: dict[str, Any], began: float) -> dict[str, Any]:
-    """Everything that the ledger knows of the home's runs: a row for each node, with the outcome of its last attempt."""
+    """What the ledger knows: a row for each node, with the outcome of its last attempt."""
     rows: dict[str, dict[str, Any]] = {}
     if (home / "ledger.db").exists():
         ledger = Ledger.open(f"sqlite:///{home / 'ledger.db'}")
@@ -137,7 +139,8 @@ def choose_kernels() -> None:
 def rehearse(options: argparse.Namespace) -> dict[str, Any]:
     began = time.time()
     home, logs = options.folder / "home", options.folder / "logs"
-    shutil.rmtree(options.folder, ignore_errors=True)
+    for folder in (options.folder, options.spare):
+        shutil.rmtree(folder, ignore_errors=True)
     logs.mkdir(parents=True)
     os.environ["M4V_HOME"] = str(home)
     if options.assets is not None and options.assets.exists():
@@ -148,8 +151,14 @@ def rehearse(options: argparse.Namespace) -> dict[str, Any]:
     recipe = load_recipe(options.recipe)
     room = shutil.disk_usage(options.folder).free
     ema = options.ema == "yes" or (options.ema == "auto" and (options.recipe != "m4v-768p" or room > BYTES_WITH_EMA))
+    spared = options.tiny or (options.recipe == "m4v-768p" and room < BYTES_WITHOUT)
+    if spared:  # resume state is written once, read once and deleted
+        for folder in (home / "store", options.spare):
+            folder.mkdir(parents=True)
+        (home / "store" / "state").symlink_to(options.spare)
     facts: dict[str, Any] = {
-        "recipe": options.recipe, "ema": ema, "room_gib": round(room / 2**30, 1), "goal": len(recipe.train),
+        "recipe": options.recipe, "ema": ema, "room_gib": round(room / 2**30, 1), "state_elsewhere": spared,
+        "goal": len(recipe.train),
         "kernels": {name: os.environ.get(name, "auto") for name in (SCAN_VARIABLE, ATTENTION_VARIABLE)},
         "drawn_assets": options.assets is not None,
     }  # fmt: skip
@@ -160,7 +169,7 @@ def rehearse(options: argparse.Namespace) -> dict[str, Any]:
     lanes = lanes_of(recipe, words, logs)
     told, busy, stopped = 0.0, True, False
     while busy:
-        busy = any([lane.look() for lane in lanes])
+        busy = sum(lane.look() for lane in lanes) > 0  # every lane is looked after
         left = options.limit_s - (time.time() - began)
         if left < DRAIN_S and not stopped:
             stopped = True
@@ -180,7 +189,8 @@ def rehearse(options: argparse.Namespace) -> dict[str, Any]:
         print(f"--- {log.name}\n{log.read_text()[-20_000:]}", flush=True)
     for log in sorted(home.glob(f"work/**/{LOG}"))[-40:]:
         print(f"--- {log.relative_to(home)}\n{log.read_text(errors='replace')[-3000:]}", flush=True)
-    shutil.rmtree(options.folder, ignore_errors=True)
+    for folder in (options.folder, options.spare):
+        shutil.rmtree(folder, ignore_errors=True)
     return result
 
 
@@ -189,6 +199,7 @@ def main() -> int:
     parser.add_argument("--recipe", default="m4v-768p")
     parser.add_argument("--limit-s", type=float, default=540.0)
     parser.add_argument("--folder", type=Path, required=True, help="made anew, and deleted at the end")
+    parser.add_argument("--spare", type=Path, required=True, help="the same, on another disk")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--assets", type=Path, help="archive of rehearsal_assets.py")
     parser.add_argument("--ema", choices=("auto", "yes", "no"), default="auto", help="averages of weights")

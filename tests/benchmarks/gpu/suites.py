@@ -104,8 +104,8 @@ PARALLEL = Job(
 )
 REHEARSE = Job(
     "rehearse",
-    ("tests/benchmarks/gpu/bench_rehearse.py", "--limit-s", "{left}", "--folder", "{fast}/rehearse", "--json", "{out}",
-     "--assets", ASSETS),
+    ("tests/benchmarks/gpu/bench_rehearse.py", "--limit-s", "{left}", "--folder", "{fast}/rehearse",
+     "--spare", "{work}/rehearse", "--json", "{out}", "--assets", ASSETS),
     570, 150, needs=ASSETS, how=f"python tests/benchmarks/gpu/rehearsal_assets.py pack {ASSETS}, where assets are",
 )  # fmt: skip
 HOST = Job(
