@@ -4,10 +4,10 @@
         --spare /tmp/rehearse
 
 The command itself runs, without Prefect, in a home of its own. Stages that do not wait for one another are asked for
-by commands side by side (each has `--until`): initial weights beside the data, the untrained model's video and the long
-encoding beside the first training stage. Whatever a stage needs and another command makes, it waits for. When time is
-up the commands are drained; the JSON is written all along. `--assets`: an archive of `rehearsal_assets.py`, where the
-packaged weights are not.
+by commands side by side (each has `--until`): collections beside one another, initial weights beside the data, the
+untrained model's video and the long encoding beside the first training stage. Whatever a stage needs and another
+command makes, it waits for. When time is up the commands are drained; the JSON is written all along. `--assets`: an
+archive of `rehearsal_assets.py`, where the packaged weights are not.
 
 Averages of weights are left out where the folder has no room for every stage's (`--ema`), and where that is not enough
 the state of the stage that runs lies in `--spare`: the JSON says so.
@@ -87,6 +87,8 @@ def lanes_of(recipe: Recipe, words: Sequence[str], folder: Path) -> list[Lane]:
         Lane("ladder", ladder, words, folder),
         Lane("weights", ["init", "evaluate.untrained"], words, folder),
         Lane("data", ["encode"], words, folder),
+        # Of drawn collections each takes as long as a training stage.
+        *(Lane(f"source-{entry.name}", [f"source.{entry.name}"], words, folder) for entry in recipe.sources[1:]),
     ]
 
 
