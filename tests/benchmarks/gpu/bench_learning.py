@@ -41,7 +41,7 @@ from m4v.core.config import FrozenModel
 from m4v.core.errors import ExitClass
 from m4v.core.stage import Resources
 from m4v.core.storage import write_atomic
-from m4v.kernels.selection import ATTENTION_VARIABLE, MAMBA, SCAN_VARIABLE, version_of
+from m4v.kernels.selection import ATTENTION_VARIABLE, kernel_summary
 from training.config import EngineConfig, InitConfig, OptimizerConfig, OrderConfig, TrainConfig
 
 ROOT = Path(__file__).parents[3]
@@ -228,12 +228,11 @@ def corpus_of(options: argparse.Namespace, features: FeatureTable) -> str:
 
 
 def choose_kernels(options: argparse.Namespace) -> None:
-    """What suits some hundred tokens a sample: dense attention, which nothing is compiled for, and our scans where
-    mamba-ssm is missing. The environment has the last word."""
+    """Dense attention suits some hundred tokens a sample, and nothing is compiled for it. The environment has the last
+    word."""
     if options.device == "cuda":
         os.environ.setdefault(ATTENTION_VARIABLE, "dense")
-        if version_of(MAMBA) is None:
-            os.environ.setdefault(SCAN_VARIABLE, "triton")
+    say(f"kernels: {kernel_summary(options.device)}")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 from rehearsal_assets import draw
 
 from m4v.core.storage import write_atomic
-from m4v.kernels.selection import ATTENTION_VARIABLE, MAMBA, SCAN_VARIABLE, version_of
+from m4v.kernels.selection import kernel_summary
 from pipelines.launchers import LOG
 from pipelines.ledger import Ledger, RunRow, Status
 from pipelines.recipe import Recipe, load_recipe
@@ -130,14 +130,6 @@ def timings(work: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def choose_kernels() -> None:
-    """Ours where mamba-ssm is missing, and attention that no compiler is started for. The environment has the last
-    word."""
-    if version_of(MAMBA) is None:
-        os.environ.setdefault(SCAN_VARIABLE, "triton")
-    os.environ.setdefault(ATTENTION_VARIABLE, "frames")
-
-
 def rehearse(options: argparse.Namespace) -> dict[str, Any]:
     began = time.time()
     home, logs = options.folder / "home", options.folder / "logs"
@@ -148,8 +140,6 @@ def rehearse(options: argparse.Namespace) -> dict[str, Any]:
     if options.assets is not None and options.assets.exists():
         draw(options.assets, options.folder / "assets")
         os.environ["M4V_ASSETS"] = str(options.folder / "assets")
-    if options.device == "cuda":
-        choose_kernels()
     recipe = load_recipe(options.recipe)
     room = shutil.disk_usage(options.folder).free
     ema = options.ema == "yes" or (options.ema == "auto" and (options.recipe != "m4v-768p" or room > BYTES_WITH_EMA))
@@ -161,7 +151,7 @@ def rehearse(options: argparse.Namespace) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "recipe": options.recipe, "ema": ema, "room_gib": round(room / 2**30, 1), "state_elsewhere": spared,
         "goal": len(recipe.train),
-        "kernels": {name: os.environ.get(name, "auto") for name in (SCAN_VARIABLE, ATTENTION_VARIABLE)},
+        "kernels": kernel_summary(options.device),
         "drawn_assets": options.assets is not None,
     }  # fmt: skip
     words = [options.recipe, "--rehearse", "--no-prefect", *([] if ema else without_ema(recipe))]
