@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import statistics
@@ -65,6 +66,7 @@ def run_stage(name: str, config: FrozenModel, work: Path, inputs: list[Input], o
         if code == ExitClass.DRAINED and options.limit_s is not None and isinstance(config, TrainConfig):
             taken = len(rows_of(attempt / "metrics.jsonl"))
             say(f"{name}: the time is up; it ends with {taken} steps of {config.steps}")
+            options.until = math.inf  # what follows is short
             return run_stage(name, config.model_copy(update={"steps": taken}), work, inputs, options)
         if code == ExitClass.DRAINED:
             say(f"{name}: the time is up; the same command goes on from here")
