@@ -139,7 +139,15 @@ def unpack(payload: bytes) -> tuple[dict[str, Any], bytes]:
 
 def step_digest(identity: dict[str, object]) -> str:
     """Identity of a measuring step: its part of the config, the code that measures and the libraries under it."""
-    return digest_json([identity, _code_digest(), {name: metadata.version(name) for name in _LIBRARIES}])
+    return digest_json([identity, _code_digest(), {name: _version(name) for name in _LIBRARIES}])
+
+
+def _version(name: str) -> str | None:
+    """None of a decoder that is not installed, which who asks for it by name is told."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 @cache

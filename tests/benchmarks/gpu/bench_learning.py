@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import statistics
@@ -41,7 +42,7 @@ from m4v.core.config import FrozenModel
 from m4v.core.errors import ExitClass
 from m4v.core.stage import Resources
 from m4v.core.storage import write_atomic
-from m4v.kernels.selection import ATTENTION_VARIABLE, MAMBA, SCAN_VARIABLE, version_of
+from m4v.kernels.selection import ATTENTION_VARIABLE, kernel_summary
 from training.config import EngineConfig, InitConfig, OptimizerConfig, OrderConfig, TrainConfig
 
 ROOT = Path(__file__).parents[3]
@@ -65,6 +66,7 @@ def run_stage(name: str, config: FrozenModel, work: Path, inputs: list[Input], o
         if code == ExitClass.DRAINED and options.limit_s is not None and isinstance(config, TrainConfig):
             taken = len(rows_of(attempt / "metrics.jsonl"))
             say(f"{name}: the time is up; it ends with {taken} steps of {config.steps}")
+            options.until = math.inf  # what follows is short
             return run_stage(name, config.model_copy(update={"steps": taken}), work, inputs, options)
         if code == ExitClass.DRAINED:
             say(f"{name}: the time is up; the same command goes on from here")
@@ -228,12 +230,11 @@ def corpus_of(options: argparse.Namespace, features: FeatureTable) -> str:
 
 
 def choose_kernels(options: argparse.Namespace) -> None:
-    """What suits some hundred tokens a sample: dense attention, which nothing is compiled for, and our scans where
-    mamba-ssm is missing. The environment has the last word."""
+    """Dense attention suits some hundred tokens a sample, and nothing is compiled for it. The environment has the last
+    word."""
     if options.device == "cuda":
         os.environ.setdefault(ATTENTION_VARIABLE, "dense")
-        if version_of(MAMBA) is None:
-            os.environ.setdefault(SCAN_VARIABLE, "triton")
+    say(f"kernels: {kernel_summary(options.device)}")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -277,10 +278,11 @@ def main() -> None:
     go.add_argument("--out", required=True)
     go.add_argument("--keep", help="folder for corpus, states and checkpoints; a temporary one without")
     for name, kind, default in (
-        # A step takes the host as long with few tokens as with these, and as long on a GPU for one run as for two.
-        ("--steps-first", int, 350), ("--steps", int, 1500), ("--lr", float, 1.5e-3), ("--lr-whole", float, 1e-3),
+        # Packs are small because each sample takes a core 0.7 ms to read and to draw noise for, most of it in the
+        # interpreter: a step of 240 samples waits for these about as long as for its kernels.
+        ("--steps-first", int, 400), ("--steps", int, 2000), ("--lr", float, 1.5e-3), ("--lr-whole", float, 1e-3),
         ("--ema", float, 0.98), ("--width", int, 384), ("--double", int, 2), ("--single", int, 6),
-        ("--tokens", int, 20_000), ("--tokens-first", int, 12_000),
+        ("--tokens", int, 13_000), ("--tokens-first", int, 7_000),
         ("--samples", int, 2), ("--every", int, 1), ("--batch", int, 84), ("--sampler-steps", int, 10),
         ("--guidance", float, 3.0), ("--workers", int, 4), ("--seed", int, 7),
     ):  # fmt: skip

@@ -122,6 +122,15 @@ def _learning(found: Found) -> Iterator[Figure]:
         yield Figure(f"unseen {name} (chance {counted['chance']:.2g})", counted["right"] / counted["of"])
 
 
+def _rehearse(found: Found) -> Iterator[Figure]:
+    yield Figure("stages done", found["done"])
+    for name, row in found["stages"].items():
+        if row["state"] == "succeeded" and ("step_seconds_median" in row or name in ("init", "encode")):
+            yield Figure(f"{name} s", row["seconds"])
+            if "gpu_peak_bytes" in row:
+                yield Figure(f"{name} GiB", row["gpu_peak_bytes"] / 2**30)
+
+
 def _parallel(found: Found) -> Iterator[Figure]:
     yield from (Figure(f"x{n}, % of ideal", row["of ideal %"]) for n, row in found.items() if "of ideal %" in row)
 
@@ -133,7 +142,7 @@ def _host(found: Found) -> Iterator[Figure]:
 READERS: dict[str, Callable[[Found], Iterator[Figure]]] = {
     "ssd": _ssd, "composition": _composition, "convolution": _convolution, "attention": _attention,
     "blocks": _blocks, "generation": _generation, "step": _step, "wan_layer": _wan_layer, "scaling": _scaling,
-    "reward": _reward, "learning": _learning, "parallel": _parallel, "host": _host,
+    "reward": _reward, "learning": _learning, "parallel": _parallel, "rehearse": _rehearse, "host": _host,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 TEXT_FEATURES, COMPILED = ".carry/text.safetensors", ".carry/compiled.tar.xz"
+ASSETS = ".carry/assets.tar.xz"
 CPU = ("--device", "cpu")
 
 
@@ -107,6 +108,12 @@ SCALING = Job(
 PARALLEL = Job(
     "parallel", ("tests/benchmarks/gpu/bench_parallel.py", "--limit-s", "{left}", "--json", "{out}"), 400, 60, gpus=-1
 )
+REHEARSE = Job(
+    "rehearse",
+    ("tests/benchmarks/gpu/bench_rehearse.py", "--limit-s", "{left}", "--folder", "{fast}/rehearse",
+     "--spare", "{work}/rehearse", "--json", "{out}", "--assets", ASSETS),
+    570, 150, needs=ASSETS, how=f"python tests/benchmarks/gpu/rehearsal_assets.py pack {ASSETS}, where assets are",
+)  # fmt: skip
 HOST = Job(
     "host", ("tests/benchmarks/bench_host.py", "--device", "cuda", "--json"), 200, tiny=(*CPU, "--repeats", "1"),
     prints=True,
@@ -150,6 +157,7 @@ SUITES: dict[str, tuple[Job, ...]] = {
     "wan": (bench("wan_layer", 560, least_s=120),),
     "learning": (CORPUS, learning("mm_dim", "attention"), learning("attention", "mm_dim")),
     "scaling": (SCALING,),
+    "rehearse": (REHEARSE,),
     "parallel": (PARALLEL,),
 }  # fmt: skip
 
