@@ -33,15 +33,16 @@ class Snapshot:
         return self._making is not None or bool(self._buffers)
 
     def prepare(self, shards: Sequence[Shard]) -> None:
-        """Make the buffers on a thread, ahead of the first copy. Pinning memory holds up every call of the GPU's
-        driver, and at the start, where kernels compile, there are few."""
+        """Make the buffers for shards on a GPU on a thread, ahead of the first copy. Pinning memory holds up every call
+        of the GPU's driver, and at the start, where kernels compile, there are few."""
         self._making = threading.Thread(target=self._make, args=(shards,), name="pin", daemon=True)
         self._making.start()
 
     def _make(self, shards: Sequence[Shard]) -> None:
-        for shard in shards:
-            for part, tensor in shard.parts():
-                self._buffer(shard.name, part, tensor)
+        with torch.cuda.device(shards[0].master.device):  # a new thread would open another GPU
+            for shard in shards:
+                for part, tensor in shard.parts():
+                    self._buffer(shard.name, part, tensor)
 
     def begin(self, shards: Sequence[Shard]) -> None:
         """Mark the moment whose values are meant; called by the training loop, before `copy`."""
