@@ -36,7 +36,8 @@ ROWS = (
             ("attention, as released", "attention, compiled, all scores", "attention, FlexAttention",
              "attention, ours: frames"),
             ("reference style", "attention, auto, block", "attention, ours, block")),
-    Printed("Full+Temp", {121: 226, 241: 613}, ("M4V, stock (mamba-ssm, plain glue)", "M4V, auto", "M4V, ours"),
+    Printed("Full+Temp", {121: 226, 241: 613}, ("M4V, stock (mamba-ssm, plain glue)", "M4V, auto", "M4V, ours",
+             "M4V, ours, CUDA graphs, decoding beside"),
             ("M4V, stock, block", "M4V, ours, block", "M4V, ours, selective")),
 )  # fmt: skip
 Found = dict[str, dict[str, Any]]
@@ -124,6 +125,11 @@ def page(found: Found) -> str:
     if taken:
         lines += [
             f"- {name}: {f['device']}, torch {f['torch']}, commit {f['commit']}, {f['date']}"
+            + (
+                f"; *auto* then meant {', '.join(f'{k} {v}' for k, v in f['kernels'].items())}"
+                if "kernels" in f
+                else ""
+            )
             for name, f in taken.items()
         ]
     else:
