@@ -139,27 +139,24 @@ def _unsliced(scene: Scene, y: Tensor, orders: list[tuple[Tensor, Tensor]]) -> T
 SIDES: dict[str, Both] = {"ours": ours, "gathers": gathers, "index/cat/slice": slices}
 
 
-def gradients(side: Both, scene: Scene, leaves: Sequence[Tensor]) -> list[Tensor]:
-    outs = side(scene, leaves)
-    generator = torch.Generator(outs[0].device).manual_seed(5)
+def given_gradients(outs: Sequence[Tensor], real: Tensor) -> list[Tensor]:
+    """Random gradients of a side's outputs, made once: a CUDA graph's capture allows no generator."""
+    generator = torch.Generator(real.device).manual_seed(5)
     grads = [torch.randn(u.shape, generator=generator, device=u.device).to(u.dtype) for u in outs]
     # Gradients that reach a pad's slot are the scan's alone, and zero.
-    grads[:4] = [g * scene.tables.real.to(g.dtype) for g in grads[:4]]
+    return [*(g * real.to(g.dtype) for g in grads[:4]), *grads[4:]]
+
+
+def gradients(side: Both, scene: Scene, leaves: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+    outs = side(scene, leaves)
     return [*outs, *torch.autograd.grad(outs, leaves, grads)]
 
 
-def gate(side: Both, case: Case, device: torch.device, dtype: torch.dtype) -> float:
+def gate(side: Both, scene: Scene, exact: Scene, leaves: Sequence[Tensor], grads: Sequence[Tensor]) -> float:
     """Largest relative error of an output or gradient. Raises ValueError where it is too large."""
-    scene, exact = scene_of(case, device, dtype), scene_of(case, device, torch.float64)
-    leaves = leaves_of(scene, device, dtype)
-    found = gradients(side, scene, leaves)
+    found = gradients(side, scene, leaves, grads)
     precise = [u.detach().double().requires_grad_() for u in leaves]
-    outs = gathers(exact, precise)
-    generator = torch.Generator(device).manual_seed(5)
-    grads = [torch.randn(u.shape, generator=generator, device=device).to(f.dtype).double()
-             for u, f in zip(outs, found, strict=False)]  # fmt: skip
-    grads[:4] = [g * exact.tables.real for g in grads[:4]]
-    expected = [*outs, *torch.autograd.grad(outs, precise, grads)]
+    expected = gradients(gathers, exact, precise, [g.double() for g in grads])
     errors = [float((f.double() - e).norm() / e.norm()) for f, e in zip(found, expected, strict=True)]
     if not max(errors) < GATE:
         raise ValueError(f"wrong: result {errors.index(max(errors))} is off by {max(errors):.1e} from float64")
@@ -169,16 +166,18 @@ def gate(side: Both, case: Case, device: torch.device, dtype: torch.dtype) -> fl
 def measured(bench: Bench, side: Both, case: Case) -> Row:
     dtype = torch.bfloat16 if bench.device.type == "cuda" else torch.float32
     row = bench.found
-    row["error"] = gate(side, case, bench.device, dtype)
-    scene = scene_of(case, bench.device, dtype)
+    scene, exact = (scene_of(case, bench.device, kind) for kind in (dtype, torch.float64))
     leaves = leaves_of(scene, bench.device, dtype)
+    with torch.no_grad():
+        grads = given_gradients(side(scene, leaves), scene.tables.real)
+    row["error"] = gate(side, scene, exact, leaves, grads)
 
     def forward() -> list[Tensor]:
         with torch.no_grad():
             return side(scene, leaves)
 
     def both() -> list[Tensor]:
-        return gradients(side, scene, leaves)
+        return gradients(side, scene, leaves, grads)
 
     once = scene.tables.length * scene.width * leaves[0].element_size() * 9  # c, b, x twice, y, z and the result
     for name, call, passes in (("forward", forward, 1), ("both", both, 0)):
