@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from importlib import metadata
 from typing import Literal, get_args
 
@@ -35,6 +34,7 @@ OWN_GLUE = "m4v-glue 2"  # the kernels of `m4v.model.fused`; a new number whenev
 # as fast as index, cat and slice (H200, forward).
 OWN_GLUE_BY_DEFAULT = True
 
+_versions: dict[str, str | None] = {}  # of distributions, as `version_of` found them
 # Not a context variable: recomputed blocks run in a thread of the backward pass and must choose the same.
 _chosen: dict[str, str | None] = {SCAN_VARIABLE: None, ATTENTION_VARIABLE: None, GLUE_VARIABLE: None}
 
@@ -79,13 +79,19 @@ def use_kernels(
         _chosen.update(before)
 
 
-@lru_cache
 def version_of(distribution: str) -> str | None:
     """Version of an installed distribution, without importing it; None when it is not there."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
+    if distribution not in _versions:
+        try:
+            _versions[distribution] = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            _versions[distribution] = None
+    return _versions[distribution]
+
+
+# Blocks ask for these, and torch.compile cannot trace the search (nor a cache of functools, which it leaves out).
+for _name in (MAMBA, CONVOLUTION, TRITON):
+    version_of(_name)
 
 
 def kernel_set(device: str) -> dict[str, str]:

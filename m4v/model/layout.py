@@ -9,7 +9,7 @@ Packed order of one batch row: the text of column 0, 1, ..., then the image toke
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -26,12 +26,18 @@ _AGE = [0]
 
 
 def per_layout(kept: int) -> Callable[[Maker], Maker]:
-    """Cache the tables of the last `kept` layouts; `forget_layouts` empties every such cache."""
+    """Cache the tables of the last `kept` layouts; `forget_layouts` empties every such cache. To torch.compile they
+    are constants: traced, their making would be a part of every call."""
 
     def cached(make: Maker) -> Maker:
         found = lru_cache(maxsize=kept)(make)
         _FORGET.append(found.cache_clear)
-        return cast(Maker, found)
+
+        @wraps(make)
+        def tables(*given: object, **named: object) -> object:
+            return found(*given, **named)
+
+        return cast(Maker, torch.compiler.assume_constant_result(tables))  # type: ignore[no-untyped-call]
 
     return cached
 

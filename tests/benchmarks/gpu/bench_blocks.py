@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
 from block_inputs import Case, Piece  # noqa: E402
-from block_variants import GOALS, M4V, OURS_ATTENTION, Goal, Mode, Variant, as_constants, compiled, variants  # noqa: E402
+from block_variants import GOALS, M4V, OURS_ATTENTION, Goal, Mode, Variant, compiled, variants  # noqa: E402
 from kernel_choices import chosen  # noqa: E402
 from speed_clock import Bench, Row, bench_of, clear, graphed, median_ms, options_of, peak_mib, print_table  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -94,7 +94,7 @@ def gate(variant: Variant, case: Case, device: torch.device) -> float:
 def measure(bench: Bench, piece: Piece, mode: Mode, backend: str, eager: list[Tensor | None] | None) -> Row:
     """Times of one mode; `eager`: what the same piece gives eagerly."""
     found = bench.found
-    with chosen(piece.choice), as_constants(piece):
+    with chosen(piece.choice):
         timed = compiled(piece, backend) if mode.startswith("compiled") else piece
         begin = time.perf_counter()
         if eager is not None:

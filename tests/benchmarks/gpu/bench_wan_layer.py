@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from kernel_choices import Choice, chosen, plain, take_functions_whole
+from kernel_choices import Choice, chosen, leave_reductions_apart, plain, take_functions_whole
 from speed_clock import Bench, Row, Unavailable, bench_of, graphed, median_ms, options_of, peak_mib
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -168,6 +168,7 @@ def error(size: Size, way: str, device: torch.device, choice: Choice) -> float:
 def compiled_layer(made: Built) -> Callable[..., Tensor]:
     """The layer through torch.compile, static shapes; without a GPU it is only traced."""
     take_functions_whole()
+    leave_reductions_apart()
     backend = "inductor" if made.x.is_cuda else "aot_eager"
     run: Callable[..., Tensor] = torch.compile(made.layer, dynamic=False, backend=backend)
     return run

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
-from unittest import mock
 
 import torch
 from baseline_blocks import AttentionBlock, StockMambaBlock, baseline
 from block_inputs import Case, Piece, captured, exact_twin
-from kernel_choices import Choice, attention_words, ours, plain, stock, take_functions_whole
+from kernel_choices import Choice, attention_words, ours, plain, stock, leave_reductions_apart, take_functions_whole
 from torch import Tensor
 
 from m4v.config import ModelConfig
-from m4v.model import temporal
-from m4v.model.layout import BatchLayout
 
 Mode = Literal["eager", "graph", "compiled", "compiled, graph"]
 DENSE, FLEX, RELEASED = "attention, all scores, cuDNN", "attention, FlexAttention", "attention, dense mask (released)"
@@ -132,35 +128,9 @@ def _copied(piece: Piece, plain_block: Any, case: Case) -> Piece:
     return replace(twin, x=x, run=lambda hidden: plain_block(hidden, temb))
 
 
-@contextmanager
-def as_constants(piece: Piece) -> Iterator[None]:
-    """The temporal branch's cached tables as constants of its module: a compiler would trace into their making."""
-    layout = next((a for a in piece.arguments if isinstance(a, BatchLayout)), None)
-    device = str(piece.x.device)
-    with mock.patch.multiple(temporal, **_constants(layout, device)) if layout is not None else _nothing():
-        yield
-
-
-def _constants(layout: BatchLayout, device: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if hasattr(temporal, "temporal_table"):
-        found["temporal_table"] = _always(temporal.temporal_table(layout, device))
-    if hasattr(temporal, "piece_mask"):
-        found["piece_mask"] = _always(temporal.piece_mask(layout.columns[0], device))
-    return found
-
-
-def _always(value: Any) -> Callable[..., Any]:
-    return lambda *_: value
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
 def compiled(piece: Piece, backend: str) -> Piece:
     """The piece through torch.compile with static shapes, kernels as the opaque operators that they are."""
     take_functions_whole()
+    leave_reductions_apart()
     run: Callable[[Tensor], Tensor] = torch.compile(piece.run, dynamic=False, backend=backend)
     return replace(piece, run=run)

@@ -61,6 +61,14 @@ def take_functions_whole() -> None:
         torch._dynamo.allow_in_graph(function)
 
 
+def leave_reductions_apart() -> None:
+    """Inductor of torch 2.10 and 2.11 fuses sums along rows and along columns, and then never writes column sums that
+    belong into one buffer: the modulation's gradients of a single sample (pytorch issue 193061)."""
+    from torch._inductor import config
+
+    config.triton.mix_order_reduction = False
+
+
 def _functions(parent: Any) -> Iterator[Any]:
     """Our own autograd functions."""
     for child in parent.__subclasses__():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from m4v.core.errors import ConfigError
-from m4v.kernels import kernel_set, kernel_summary, use_kernels
+from m4v.kernels import kernel_set, kernel_summary, selection, use_kernels
 from m4v.kernels.libraries import _import_below, convolution_kernel, ssd_kernel
 from m4v.kernels.scan import causal_conv_silu, convolves_fast, selective_scan, ssd_scan, uses_library, uses_own_scan
 from m4v.kernels.selection import FRAMES_VERSION, OWN_CONVOLUTION, OWN_GLUE, OWN_SCAN, version_of
@@ -21,12 +21,12 @@ from m4v.kernels.selection import FRAMES_VERSION, OWN_CONVOLUTION, OWN_GLUE, OWN
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the path for packages of this test."""
     monkeypatch.syspath_prepend(tmp_path)
-    caches = (version_of, ssd_kernel, convolution_kernel)
-    for cached in caches:
-        cached.cache_clear()
+    caches = (selection._versions.clear, ssd_kernel.cache_clear, convolution_kernel.cache_clear)
+    for clear in caches:
+        clear()
     yield tmp_path
-    for cached in caches:
-        cached.cache_clear()
+    for clear in caches:
+        clear()
 
 
 def distribution(folder: Path, name: str, version: str) -> None:
@@ -76,7 +76,7 @@ def test_our_scan_needs_triton_only(install: Path) -> None:
         if version_of("triton") is None:
             with pytest.raises(ConfigError, match=r"our scans need triton.*M4V_KERNELS=auto"):
                 kernel_set("cuda")
-        version_of.cache_clear()
+        selection._versions.clear()
         distribution(install, "triton", "7.3")
         assert kernel_set("cuda")["scan"].startswith(OWN_SCAN)
         assert not uses_own_scan(torch.zeros(1, 8, 16, dtype=torch.bfloat16), 16, 16)  # not on the CPU
@@ -121,7 +121,7 @@ def test_the_glue_of_blocks(install: Path, monkeypatch: pytest.MonkeyPatch) -> N
             pytest.raises(ConfigError, match=r"need triton, which is not installed.*M4V_GL"),
         ):
             kernel_set("cuda")
-        version_of.cache_clear()
+        selection._versions.clear()
         distribution(install, "triton", "7.3")
     for scan, glue, expected in (
         ("auto", "auto", OWN_GLUE), ("auto", "torch", "torch"), ("triton", "auto", OWN_GLUE),

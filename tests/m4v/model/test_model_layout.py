@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from m4v.model.layout import BatchLayout, Clip, Column, forget_layouts, image_ids, layouts_age, rotary
-from m4v.model.token_runs import TILE, token_runs
+from m4v.model.tables import temporal_table
+from m4v.model.token_runs import TILE, packed_runs, piece_lists, token_runs
 
 PYRAMID = Column(2, (Clip(3, 6, 10), Clip(1, 12, 20), Clip(2, 24, 40)))
 LAYOUTS = [
@@ -55,3 +56,24 @@ def test_forgetting_is_counted() -> None:
     before = layouts_age()
     forget_layouts()
     assert layouts_age() == before + 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["one column", "two"])
+def test_tables_are_constants_to_a_compiler(layout: BatchLayout) -> None:
+    """Each layout has its own; none is made in the graph."""
+
+    def read(x: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
+        device = str(x.device)
+        runs, lists, table = packed_runs(layout, device, 3), piece_lists(layout, device), temporal_table(layout, device)
+        return x + runs.tiles.sum() * table.places[0] + lists.members[lists.bounds[1]] + table.back.sum()
+
+    nodes: list[int] = []
+
+    def counted(graph: torch.fx.GraphModule, _: object) -> object:
+        nodes.append(len(graph.graph.nodes))
+        return graph.forward
+
+    compiled = torch.compile(read, fullgraph=True, dynamic=False, backend=counted)
+    for one in (layout, layout._replace(text_slots=2), layout):
+        assert torch.equal(compiled(torch.zeros(3), one), read(torch.zeros(3), one))
+    assert nodes and max(nodes) < 20
