@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from baseline_blocks import AttentionBlock, StockMambaBlock, baseline
 from block_inputs import Case, Piece, captured, exact_twin
-from kernel_choices import Choice, attention_words, ours, plain, stock, leave_reductions_apart, take_functions_whole
+from kernel_choices import Choice, attention_words, leave_reductions_apart, ours, plain, stock, take_functions_whole
 from torch import Tensor
 
 from m4v.config import ModelConfig
