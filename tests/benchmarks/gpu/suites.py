@@ -122,8 +122,8 @@ KERNEL_GATES = ("glue_operators", "ssd", "recomposition", "frames")
 SUITES: dict[str, tuple[Job, ...]] = {
     "first": (
         gate("glue_operators"), gate("ssd"), gate("recomposition"), gate("frames"), gate("checkpointing", 150),
-        gate("host", 240), gate("convolution", 120),
-        bench("ssd", 60, "--lengths", "15488", gates=("ssd",)),
+        gate("compiled"), gate("host", 240), gate("convolution", 120),
+        bench("ssd", 120, "--lengths", "15488", gates=("ssd",)),
         bench("composition", 60, gates=("glue_operators", "recomposition")),
         bench("blocks", 240, "--cases", "first", gates=KERNEL_GATES),
         bench("attention", 90, gates=("frames",)),
