@@ -196,7 +196,7 @@ class EngineConfig(FrozenModel):
     dtype: Dtype = "float32"
     checkpointing: Recompute = "none"
     deterministic: bool = True
-    param_persistence_elements: int = Field(10_000, ge=0)  # ZeRO-3 keeps smaller tensors whole on every rank
+    param_persistence_elements: int = Field(10_000, ge=0)  # ZeRO-3 keeps smaller tensors whole, if not all
     bucket_elements: int = Field(20_000_000, ge=1)
     live_elements: int = Field(1_000_000_000, ge=0)
     overlap_comm: bool = True

@@ -283,6 +283,11 @@ class DeepSpeedEngine:
         for state in self._adam.state.values():
             state["step"].fill_(steps)
 
+    def close(self) -> None:
+        """Let go of whole weights: DeepSpeed keeps the model, also when another engine takes this one's place."""
+        if self._whole:
+            self._whole[0].partition(self._whole)
+
     def _gather(self) -> None:
         """Make what stays whole so where it is not: before the first pass, and after an update that was not taken."""
         if self._whole:

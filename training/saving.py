@@ -93,6 +93,10 @@ class Saver:
         if any(shard.master.device.type == "cuda" for shard in mine):
             self._snapshot.prepare(mine)
 
+    def close(self) -> None:
+        """Stop getting ready; saves are made as before."""
+        self._snapshot.close()
+
     def begin(
         self, step: int, shards: Sequence[Shard], rows: Sequence[Row], kind: Kind = "ephemeral", *,
         synchronous: bool = False, deadline: float | None = None,

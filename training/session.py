@@ -113,7 +113,11 @@ def _train(
         trainer = _start(session, manifest, objective, device, rows, pulse)
         trainer.monitor = monitor
         context.metrics({"start_seconds": time.perf_counter() - began})
-        finished = trainer.run()
+        try:
+            finished = trainer.run()
+        except RolledBack:
+            trainer.engine.close()
+            raise
         context.metrics(trainer.speed.summary())
         return finished
     finally:

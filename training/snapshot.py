@@ -6,6 +6,7 @@ over before the next update: `settle` is what the training loop waits for.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from training.saved import Shard
+
+_log = logging.getLogger(__name__)
 
 
 class Snapshot:
@@ -26,11 +29,12 @@ class Snapshot:
         self._settled = threading.Event()
         self._settled.set()
         self._making: threading.Thread | None = None
+        self._complete, self._closed = False, threading.Event()
 
     @property
     def has_buffers(self) -> bool:
-        """Whether there are buffers for a copy, or they are being made."""
-        return self._making is not None or bool(self._buffers)
+        """Whether all buffers for a copy are there. While they are being made, writing from the GPU is sooner over."""
+        return self._complete
 
     def prepare(self, shards: Sequence[Shard]) -> None:
         """Make the buffers for shards on a GPU on a thread, ahead of the first copy. Pinning memory holds up every call
@@ -38,11 +42,24 @@ class Snapshot:
         self._making = threading.Thread(target=self._make, args=(shards,), name="pin", daemon=True)
         self._making.start()
 
+    def close(self) -> None:
+        """Make no further buffers ahead of time."""
+        self._closed.set()
+        if self._making is not None:
+            self._making.join()
+
     def _make(self, shards: Sequence[Shard]) -> None:
-        with torch.cuda.device(shards[0].master.device):  # a new thread would open another GPU
-            for shard in shards:
-                for part, tensor in shard.parts():
-                    self._buffer(shard.name, part, tensor)
+        try:
+            with torch.cuda.device(shards[0].master.device):  # a new thread would open another GPU
+                for shard in shards:
+                    if self._closed.is_set():
+                        return
+                    for part, tensor in shard.parts():
+                        self._buffer(shard.name, part, tensor)
+            self._complete = True
+        except RuntimeError as error:  # the first save beside the training asks again, and then it counts
+            _log.warning("no host memory could be pinned for saves ahead of the first one: %s", error)
+            self._buffers.clear()
 
     def begin(self, shards: Sequence[Shard]) -> None:
         """Mark the moment whose values are meant; called by the training loop, before `copy`."""
@@ -59,12 +76,14 @@ class Snapshot:
             if self._making is not None:
                 self._making.join()  # what it could not make is asked for again below, and raises here
             if self._stream is None:
-                return [self._copied(shard) for shard in shards]
-            with torch.cuda.stream(self._stream):
-                assert self._ready is not None
-                self._stream.wait_event(self._ready)
                 copies = [self._copied(shard) for shard in shards]
-                self._stream.synchronize()
+            else:
+                with torch.cuda.stream(self._stream):
+                    assert self._ready is not None
+                    self._stream.wait_event(self._ready)
+                    copies = [self._copied(shard) for shard in shards]
+                    self._stream.synchronize()
+            self._complete = True
             return copies
         finally:
             self._settled.set()

@@ -106,6 +106,7 @@ class Trainer:
         finally:
             prefetch.close()
             drains.close()
+            self.saver.close()
         return manifest
 
     def _settle(self, step: int, outcome: Outcome) -> None:

@@ -51,7 +51,9 @@ class Operator(Generic[Result]):
             @once_differentiable
             def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
                 found: list[Tensor | None] = [None]
-                for count, u in zip(ctx.counts, back(ctx, *([list(grads)] if ctx.listed else grads)), strict=True):
+                slopes = back(ctx, *([list(grads)] if ctx.listed else grads))
+                slopes = slopes if isinstance(slopes, tuple) else (slopes,)
+                for count, u in zip(ctx.counts, slopes, strict=True):
                     found += [u] if count is None else u or [None] * count
                 return tuple(found)
 

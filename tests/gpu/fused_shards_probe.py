@@ -43,7 +43,13 @@ def steps(stage: int, recompute: str) -> list[float]:
     """Each rank has samples of its own."""
     torch.manual_seed(0)
     config = EngineConfig.model_validate(
-        {"zero_stage": stage, "param_persistence_elements": 0, "checkpointing": recompute, "dtype": "float32"}
+        {
+            "zero_stage": stage,
+            "param_persistence_elements": 0,
+            "live_elements": 100,
+            "checkpointing": recompute,
+            "dtype": "float32",
+        }
     )
     optimizer = OptimizerConfig(lr=1e-2, warmup_steps=0, clip_norm=0.5)
     engine = DeepSpeedEngine(model_of(ONE_OF_EACH), optimizer, config, 1, device())

@@ -25,7 +25,9 @@ CONFIG = TrainConfig(
     steps=STEPS,
     order=OrderConfig(frames=17, tokens_per_pack=2000, packs=2, image_every=2),
     optimizer=OptimizerConfig(lr=1e-3, warmup_steps=3),
-    engine=EngineConfig(zero_stage=3, dtype="bfloat16", checkpointing="selective", param_persistence_elements=200),
+    engine=EngineConfig(
+        zero_stage=3, dtype="bfloat16", checkpointing="selective", param_persistence_elements=200, live_elements=100
+    ),
     save_every=2,
     ema_decay=0.9,
 )

@@ -140,6 +140,18 @@ def test_weights_that_stay_whole_survive_an_update_that_is_not_taken() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(before, engine.evaluate(*pack(1)), strict=True))
 
 
+def test_a_closed_engine_holds_no_whole_weights() -> None:
+    """After a roll-back another engine takes its place on the GPU, and DeepSpeed keeps the old model alive."""
+    engine = DeepSpeedEngine(drawn(), OPTIMIZER, EngineConfig(dtype="bfloat16"), 1)
+    engine.evaluate(*pack(1))
+    assert engine._whole
+    assert all(parameter.numel() == math.prod(parameter.ds_shape) for parameter in engine._whole)
+    engine.close()
+    assert not any(parameter.numel() for parameter in engine._whole)
+    gathers = DeepSpeedEngine(drawn(), OPTIMIZER, EngineConfig(**GATHERS), 1)
+    assert not gathers._whole
+
+
 def test_packs_accumulate_to_the_gradient_of_their_sum() -> None:
     """Two packs in one step move the weights as one loss over both of them does."""
     plain = drawn()

@@ -181,7 +181,9 @@ def test_validation_is_measured_when_due_and_its_videos_are_in_the_checkpoint(ru
 @pytest.mark.deep
 @pytest.mark.parametrize("kill", ["shard:6", "step:4", "commit:6"])
 def test_two_sharded_ranks_agree_and_resume_after_a_kill(bench: Bench, kill: str) -> None:
-    config = CONFIG.model_copy(update={"engine": EngineConfig(zero_stage=3, param_persistence_elements=200)})
+    config = CONFIG.model_copy(
+        update={"engine": EngineConfig(zero_stage=3, param_persistence_elements=200, live_elements=100)}
+    )
     wrong = f"nan:{NAN}+spike:{SPIKE}"
     straight = bench.run(f"two-{kill}", config, fault=wrong)
     bench.run(f"two-killed-{kill}", config, fault=f"{wrong}+{kill}")

@@ -49,7 +49,7 @@ TINY = WanConfig(
 ORDER = OrderConfig(frames=17, min_frames=9, columns=(), tokens_per_pack=96, packs=2, image_every=2)
 CONFIG = TrainConfig(
     name="17f", steps=5, order=ORDER, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2), save_every=2, ema_decay=0.9,
-    engine=EngineConfig(zero_stage=3, param_persistence_elements=200, checkpointing="block"),
+    engine=EngineConfig(zero_stage=3, param_persistence_elements=200, live_elements=100, checkpointing="block"),
 )  # fmt: skip
 START = InitConfig(model=TINY, schedule=WanFlowConfig(), text_encoder=TEXT)
 

@@ -64,7 +64,7 @@ def run(out: Path, first: int, saves: list[int], stage: int, fixed: bool) -> Non
         assert newest.step == first
         model.load_state_dict(states.whole(newest, "master"))
     ranks = distributed.get_world_size()
-    config = EngineConfig(zero_stage=stage, param_persistence_elements=50, fixed_order=fixed)
+    config = EngineConfig(zero_stage=stage, param_persistence_elements=50, live_elements=100, fixed_order=fixed)
     engine = DeepSpeedEngine(model, OPTIMIZER, config, PACKS if fixed else PACKS // ranks)
     ema = Ema(engine.fragments(), 0.9)
     if newest is not None:

@@ -44,14 +44,17 @@ def suggestion(setup: Setup) -> str:
 
 
 def advice(setup: Setup) -> str | None:
-    """What ZeRO-2 would gain where ZeRO-3 is set and the memory is there; None where it is not."""
+    """What ZeRO-2 would gain where ZeRO-3 gathers for each pass and the memory is there; None where it is not."""
     if setup.gpu is None or setup.ranks == 1 or setup.train.engine.zero_stage != 3:
         return None
     found = estimate(_with(setup, engine={"zero_stage": 2}))
     if found is None or not found.fits:
         return None
-    passes = 2 if setup.train.engine.checkpointing == "none" else 3  # weights are gathered for each
-    width = 2 if setup.train.engine.dtype == "bfloat16" else 4
+    engine = setup.train.engine
+    if engine.keeps_whole(found.parameters):
+        return None  # it receives the weights once a step, too
+    passes = 2 if engine.checkpointing == "none" else 3  # weights are gathered for each
+    width = 2 if engine.dtype == "bfloat16" else 4
     saved = width * found.parameters * (passes * found.packs_per_rank - 1)
     return f"engine.zero_stage: 2 fits too ({_gib(found.memory_bytes)} a GPU) and receives {_gib(saved)} less a step"
 

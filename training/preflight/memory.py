@@ -93,7 +93,7 @@ def _buffers(elements: int, engine: EngineConfig, device: str) -> int:
     buckets = FLOAT32 * min(engine.bucket_elements, elements) * (overlapped + 1)
     copied = engine.zero_stage < 3 or engine.keeps_whole(elements)
     copies = BFLOAT16 * elements if engine.dtype == "bfloat16" and copied else 0
-    # They travel as bfloat16, and are float32 again where they arrive.
+    # Float32 where they arrive, also where they travel as bfloat16 (gathered by block; whole ones travel as float32).
     gathered = FLOAT32 * min(engine.live_elements, elements) if engine.zero_stage == 3 else 0
     return buckets + copies + gathered + (FRAMEWORK_BYTES if device == "cuda" else 0)
 
