@@ -78,6 +78,10 @@ class Engine(VelocityModel, Protocol):
         """Number of updates behind the moments (bias correction)."""
         ...
 
+    def close(self) -> None:
+        """Nothing comes after; memory that would stay beside another engine is given back."""
+        ...
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two AdamW groups: decayed matrices; and without decay biases, one-dimensional tensors (norms) and what steers
