@@ -6,7 +6,7 @@ from eval.config import GateConfig, GateRule, Maximum, Minimum, NonRegression, n
 from eval.vbench.aggregate import AVG4, AVG7
 from eval.vbench.config import VBenchConfig
 from eval.vbench.constants import DIMENSIONS, constants
-from eval.vbench.v2 import V2_DIMENSIONS, rules
+from eval.vbench.v2_prompts import V2_DIMENSIONS, rules
 
 PREFIXES = ("vbench.", "vbench-long.", "vbench2.")
 

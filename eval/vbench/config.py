@@ -12,9 +12,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from eval.suites import Mode
 from eval.vbench.constants import CUSTOM_DIMENSIONS, DIMENSIONS
 from eval.vbench.environment import EnvironmentName, SuiteName, default_python
-from eval.vbench.i2v import I2V_DIMENSIONS
+from eval.vbench.i2v_prompts import I2V_DIMENSIONS
 from eval.vbench.long import LONG_CUSTOM_DIMENSIONS
-from eval.vbench.v2 import V2_DIMENSIONS
+from eval.vbench.v2_prompts import V2_DIMENSIONS
 from m4v.core.config import FrozenModel
 
 TITLES: Mapping[str, str] = {

@@ -16,13 +16,13 @@ from eval.suites import Aggregate, DimensionResult, SuiteInputs, SuiteVideo, che
 from eval.vbench.environment import EnvironmentRecord
 from eval.vbench.links import Links
 from eval.vbench.suite import VBenchSuite
-from eval.vbench.v2 import (
+from eval.vbench.v2 import figures
+from eval.vbench.v2_prompts import (
     DIVERSITY,
     SET,
     V2_DIMENSIONS,
     entries,
     expected_of,
-    figures,
     prompts,
     prompts_of,
     rules,

@@ -12,7 +12,7 @@ from typing import Literal
 from eval.suites import Requirement
 from eval.vbench.config import Places, Variant
 from eval.vbench.environment import VOCABULARY, vocabulary_of
-from eval.vbench.i2v import rules
+from eval.vbench.i2v_prompts import rules
 from eval.vbench.prompt_suite import STATIC_DIMENSION
 from m4v.core.canonical import digest_file, digest_json
 from m4v.core.config import FrozenModel

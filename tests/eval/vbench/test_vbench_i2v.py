@@ -16,7 +16,8 @@ from eval.records import SCORES, ScoreSet
 from eval.stages.vbench import run
 from eval.suites import DimensionResult, Suite
 from eval.vbench.config import Places, VBenchConfig
-from eval.vbench.i2v import I2V_DIMENSIONS, entries_of, figures, ratio_of, read_entries, rules
+from eval.vbench.i2v import figures
+from eval.vbench.i2v_prompts import I2V_DIMENSIONS, entries_of, ratio_of, read_entries, rules
 from eval.vbench.i2v_suite import VBenchI2VSuite
 from eval.vbench.intervals import affine
 from eval.vbench.long_suite import open_suite

@@ -12,9 +12,9 @@ from eval.vbench import setup
 from eval.vbench.config import Places, VBenchConfig
 from eval.vbench.constants import DIMENSIONS
 from eval.vbench.environment import RECORD, SPECS, read_record
-from eval.vbench.i2v import I2V_DIMENSIONS
+from eval.vbench.i2v_prompts import I2V_DIMENSIONS
 from eval.vbench.preflight import chosen, preflight, probe
-from eval.vbench.v2 import V2_DIMENSIONS
+from eval.vbench.v2_prompts import V2_DIMENSIONS
 from eval.vbench.weights import catalogue, find, requirements
 from m4v.core.canonical import digest_bytes
 from m4v.core.errors import ConfigError, InfrastructureError, InputError

@@ -13,7 +13,7 @@ from eval.records import SCORES, ScoreSet
 from eval.stages.vbench import run
 from eval.vbench.child import V2_WORKER, run_worker
 from eval.vbench.prompt_suite import SuitePrompt
-from eval.vbench.v2 import prompts_of, rules
+from eval.vbench.v2_prompts import prompts_of, rules
 from eval.vbench.weights import catalogue
 from m4v.core.artifacts import Artifact
 from m4v.core.errors import ConfigError, InputError
