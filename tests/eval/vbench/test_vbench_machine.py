@@ -62,6 +62,18 @@ def test_what_is_missing_is_told_with_its_address_and_place(tmp_path: Path) -> N
         chosen(VBenchConfig(dimensions=wanted), found)
 
 
+def test_an_environment_of_another_python_is_told_with_one(tmp_path: Path) -> None:
+    steps = {}
+    for suite in ("vbench2", "vbench-i2v"):
+        found = preflight(
+            VBenchConfig(suite=suite), Places.of({f"{n}_python": str(tmp_path) for n in ("vbench2", "i2v")})
+        )
+        steps |= {r.name: r.next_step for r in found.requirements if r.kind == "environment"}
+    assert steps == {
+        "vbench2": "m4v evaluate setup vbench2 --python python3.10", "i2v": "m4v evaluate setup i2v"
+    }  # fmt: skip
+
+
 def test_another_file_under_a_published_name_is_refused(tmp_path: Path) -> None:
     places = Places.of({"cache_dir": str(tmp_path)})
     put(tmp_path, "clip_b32", "musiq", "amt")
@@ -122,6 +134,8 @@ def test_setup_refuses_before_it_fetches_anything(tmp_path: Path, monkeypatch: p
         setup.set_up("core", tmp_path / "taken")
     with pytest.raises(InfrastructureError, match=r"detectron2 cannot be fetched.*--detectron2 PATH"):
         setup.set_up("legacy", tmp_path / "new", python=Path(sys.executable), extra=f"git+file://{tmp_path}/none@abc")
+    with pytest.raises(InputError, match=r"the vbench2 environment has no detectron2.*leave --detectron2 out"):
+        setup.set_up("vbench2", tmp_path / "env", extra=str(tmp_path))
     with pytest.raises(InputError, match="no such source of detectron2"):
         setup.set_up("legacy", tmp_path / "new", python=Path(sys.executable), extra=str(tmp_path / "none.whl"))
     with pytest.raises(ConfigError, match="no Python that runs"):

@@ -16,7 +16,7 @@ from eval.vbench.prompt_suite import SuitePrompt
 from eval.vbench.v2_prompts import prompts_of, rules
 from eval.vbench.weights import catalogue
 from m4v.core.artifacts import Artifact
-from m4v.core.errors import ConfigError, InputError
+from m4v.core.errors import InputError
 from m4v.core.stage import StageContext
 
 DIVERSITY, JUDGED, INSTANCE = "diversity", "composition", "instance_preservation"
@@ -96,8 +96,17 @@ def test_what_is_missing_is_refused_before_any_video_is_read(
     for file in (judge, tower):
         file.parent.mkdir(parents=True)
         file.write_text("{}")
-    with pytest.raises(ConfigError, match="run on a GPU alone, composition among them"):
+    with pytest.raises(InputError, match=r"2\.0 cannot measure 1 of 2.*composition: runs on a GPU alone \(--device"):
         evaluated(tmp_path / "b", samples, places, dimensions=(DIVERSITY, JUDGED))
+
+
+def test_available_on_a_cpu_measures_what_runs_there_and_names_the_rest(
+    tmp_path: Path, samples: Artifact, places: dict[str, str]
+) -> None:
+    _, found = evaluated(tmp_path / "run", samples, places, dimensions="available")
+    assert found.metrics["vbench2.diversity"].count == 2
+    assert found.figures is not None
+    assert "runs on a GPU alone" in str(found.figures.canonical())
 
 
 def asked(folder: Path, dimension: str, device: str = "cuda", detector: str = "return 'B'", **more: Any) -> Any:
