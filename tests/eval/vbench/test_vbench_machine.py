@@ -74,6 +74,36 @@ def test_an_environment_of_another_python_is_told_with_one(tmp_path: Path) -> No
     }  # fmt: skip
 
 
+def test_a_judge_whose_download_was_cut_short_is_not_here(tmp_path: Path) -> None:
+    given = {name: str(tmp_path) for name in ("cache_dir", "vbench2_cache_dir", "torch_home", "hf_home")}
+    places, rows = Places.of(given), catalogue().files
+
+    def put_in(name: str, part: str, text: str = "x") -> None:
+        file = tmp_path / rows[name].below / part
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    put_in("qwen_judge", "config.json")
+    shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    put_in("qwen_judge", "model.safetensors.index.json", json.dumps({"weight_map": shards}))
+    put_in("qwen_judge", "model-1.safetensors")
+    put_in("llava_video", "config.json")
+    put_in("siglip", "refs/main", "abc")
+    put_in("siglip", "snapshots/abc/model.safetensors")
+    put_in("instance_detector", "args.json")
+    put_in("i2v_data", "vbench2_i2v_full_info.json", json.dumps([{"image_name": "a.jpg"}]))
+    lacking = {
+        "qwen_judge": "model-2.safetensors", "llava_video": "model.safetensors", "siglip": "snapshots/abc/config.json",
+        "instance_detector": "adapter_model.safetensors", "i2v_data": "crop/1-1/a.jpg",
+    }  # fmt: skip
+    needs = requirements(("complex_plot",), places, variant=VBenchConfig(suite="vbench2").variant)
+    assert {r.name: r.problem for r in needs}["qwen_judge"] == "is not whole: it lacks model-2.safetensors"
+    for name, part in lacking.items():
+        assert find(name, places) is None, name
+        put_in(name, part)
+        assert find(name, places) is not None, name
+
+
 def test_another_file_under_a_published_name_is_refused(tmp_path: Path) -> None:
     places = Places.of({"cache_dir": str(tmp_path)})
     put(tmp_path, "clip_b32", "musiq", "amt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,19 @@ def test_more_memory_than_is_free_is_told_before_the_work(tmp_path: Path) -> Non
         "keeps the features of all videos of a prompt, 1000000 GB"
         in asked(tmp_path, DIVERSITY, memory_bytes=10**15).reason
     )
+
+
+@pytest.mark.parametrize(
+    ("limit", "used"),
+    [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")],
+)
+def test_a_container_s_limit_counts_beside_the_machine_s_memory(tmp_path: Path, limit: str, used: str) -> None:
+    free_memory = runpy.run_path(str(V2_WORKER))["free_memory"]
+    assert free_memory(tmp_path) is None
+    files = {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 8 kB\n", f"sys/fs/cgroup/{used}": "1000\n"}
+    for name, text in {**files, f"sys/fs/cgroup/{limit}": "max\n"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert free_memory(tmp_path) == 8192
+    (tmp_path / "sys/fs/cgroup" / limit).write_text("3000\n")
+    assert free_memory(tmp_path) == 2000
