@@ -24,8 +24,7 @@ from pydantic import (
     model_serializer,
 )
 
-from eval.vbench import i2v, v2
-from eval.vbench.config import Places
+from eval.vbench import i2v_prompts, v2_prompts
 from eval.vbench.prompt_suite import SETS, Selection, selected
 from eval.vocabulary import Facts, parse_facts
 from m4v.core.canonical import digest_json
@@ -66,7 +65,7 @@ class Prompt(FrozenModel):
 
 def shipped_sets() -> list[str]:
     files = [f.name.removesuffix(".json") for f in resources.files(_DATA).iterdir() if f.name.endswith(".json")]
-    return sorted([*files, *SETS, v2.SET])
+    return sorted([*files, *SETS, v2_prompts.SET])
 
 
 def resolve_prompts(value: object) -> object:
@@ -90,9 +89,9 @@ def resolve_prompts(value: object) -> object:
 
 def _of_suite(value: Mapping[str, object]) -> list[dict[str, object]]:
     try:
-        if value.get("suite") == v2.SET:
-            part = v2.Selection.model_validate(dict(value))
-            return v2.listed(part.dimensions, part.samples)
+        if value.get("suite") == v2_prompts.SET:
+            part = v2_prompts.Selection.model_validate(dict(value))
+            return v2_prompts.listed(part.dimensions, part.samples)
         return selected(Selection.model_validate(dict(value)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -102,10 +101,10 @@ def _of_suite(value: Mapping[str, object]) -> list[dict[str, object]]:
 def _named(name: str) -> Sequence[object]:
     if name in SETS:
         return selected(Selection(suite="vbench", variant=SETS[name]))
-    if name == i2v.SET:
+    if name == i2v_prompts.SET:
         return _of_pictures()
-    if name == v2.SET:
-        return v2.listed(v2.V2_DIMENSIONS, {})
+    if name == v2_prompts.SET:
+        return v2_prompts.listed(v2_prompts.V2_DIMENSIONS, {})
     path = Path(name)
     if path.suffix not in (".txt", ".json"):
         if name not in shipped_sets():
@@ -126,7 +125,7 @@ def _named(name: str) -> Sequence[object]:
 def _of_pictures() -> list[object]:
     """VBench-I2V's, of its data where it lies by default; not among the shipped sets."""
     try:
-        entries = i2v.read_entries(Places.of({}).cache_dir / "i2v_data")
+        entries = i2v_prompts.read_entries(i2v_prompts.default_data())
     except InputError as error:
         raise ValueError(f"{error.what}; {error.next_step}") from None
     return [{"text": text, "number": number} for text, number in {e.prompt: e.number for e in entries}.items()]

@@ -7,7 +7,7 @@ nodes = checkpoint_nodes(ledger, found, sampling, VBenchConfig(), {}, resources)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import TypeAdapter
@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from eval.config import EvaluateConfig, GenerateConfig
 from eval.vbench.config import VBenchConfig
 from eval.vbench.long import Rate, problem_of_length
+from eval.vbench.v2 import INSTANCE, problem_of_prompts, problem_of_seconds
 from m4v.config import default_dtype
 from m4v.core.artifacts import ArtifactKind
 from m4v.core.config import parse
@@ -42,12 +43,17 @@ PROTOCOL: Mapping[Suite, tuple[str, int]] = {
 
 
 def sampling_config(
-    found: FoundCheckpoint, suite: Suite, prompts: str | None, samples_per_prompt: int | None, device: str
+    found: FoundCheckpoint,
+    suite: Suite,
+    prompts: str | None,
+    samples_per_prompt: int | None,
+    device: str,
+    dimensions: Sequence[str] = (),
 ) -> GenerateConfig:
     """What is sampled for a suite: size, rate and sampler as the checkpoint was sampled last, or as its recipe does.
 
-    Raises ConfigError for prompts that are not there, where nothing says how large the videos are, and for videos of a
-    length that the suite does not take."""
+    Raises ConfigError for prompts that are not there or that none of `dimensions` reads, where nothing says how large
+    the videos are, and for videos of a length that the suite does not take."""
     if suite == "vbench-i2v":
         raise ConfigError(
             "videos of VBench-I2V begin with its pictures, and evaluation samples from prompts alone", value=suite,
@@ -66,7 +72,19 @@ def sampling_config(
             problem, where=f"as {found.origin or 'told'}",
             next_step="measure it with --suite vbench, or sample it longer by a recipe's generate",
         )  # fmt: skip
+    if suite == "vbench2" and dimensions:
+        _check_v2(config, found, dimensions)
     return config
+
+
+def _check_v2(config: GenerateConfig, found: FoundCheckpoint, dimensions: Sequence[str]) -> None:
+    if (problem := problem_of_prompts(dimensions, {p.scored_as or p.text for p in config.prompts})) is not None:
+        raise ConfigError(problem, where="--prompts", next_step="leave --prompts out, or say --prompts vbench2")
+    if (problem := problem_of_seconds(dimensions, config.frames, config.fps)) is not None:
+        raise ConfigError(
+            problem, value=f"{config.frames} frames at {config.fps:g} a second", where=f"as {found.origin or 'told'}",
+            next_step=f"leave {INSTANCE} out (--dimensions), or sample it longer by a recipe's generate",
+        )  # fmt: skip
 
 
 def checkpoint_nodes(

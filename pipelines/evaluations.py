@@ -42,7 +42,7 @@ def suite_preflights(nodes: Sequence[StageNode], plan: Plan) -> dict[str, Prefli
     hits = {step.node_id for step in plan.steps if step.status is PlanStatus.HIT}
     shown = {step.node_id for step in plan.steps} - hits
     return {
-        node.id: preflight(node.config, Places.of(node.locations))
+        node.id: preflight(node.config, Places.of(node.locations), device=node.resources.device)
         for node in nodes
         if node.id in shown and isinstance(node.config, VBenchConfig)
     }

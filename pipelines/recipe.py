@@ -22,6 +22,7 @@ from eval.prompts import PromptList
 from eval.vbench.config import Places, VBenchConfig
 from eval.vbench.long import Rate, problem_of_length
 from eval.vbench.prompt_suite import STATIC_DIMENSION, STATIC_SAMPLES, prompts_of
+from eval.vbench.v2 import INSTANCE, problem_of_prompts, problem_of_seconds
 from m4v.codec.config import PIXEL_MULTIPLE
 from m4v.codec.shape import CHANNELS
 from m4v.config import AnySchedule
@@ -166,6 +167,14 @@ class VBenchEntry(VBenchConfig):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _prompts_are_read(self) -> Self:
+        if self.suite == "vbench2":
+            problem = problem_of_prompts(self.wanted, {p.scored_as or p.text for p in self.prompts})
+            if problem is not None:
+                raise ValueError(f"prompts: {problem}; leave prompts out, or say prompts: vbench2")
+        return self
+
     @property
     def config(self) -> VBenchConfig:
         return VBenchConfig.model_validate({name: getattr(self, name) for name in VBenchConfig.model_fields})
@@ -261,6 +270,23 @@ class Recipe(FrozenModel):
                 raise ValueError(
                     f"evaluation.vbench.suite: {problem}; use suite: vbench, or set generate.frames and fps"
                 )
+        if entry is not None and entry.suite == "vbench2":
+            self._check_vbench2(entry)
+
+    def _check_vbench2(self, entry: VBenchEntry) -> None:
+        bare = entry.gpu_only if self.active_profile.resources("vbench").device == "cpu" else ()
+        if bare and (entry.dimensions != "available" or len(bare) == len(entry.wanted)):
+            raise ValueError(
+                f"evaluation.vbench.dimensions: {len(bare)} run on a GPU alone, {bare[0]} among them, and profile "
+                f"{self.profile} gives vbench a cpu; set profiles.{self.profile}.stages.vbench.device to cuda, or "
+                "dimensions to available"
+            )
+        left = tuple(d for d in entry.wanted if d not in bare)
+        problem = problem_of_seconds(left, self.generate.frames, self.generate.fps)
+        if problem is not None:
+            raise ValueError(
+                f"evaluation.vbench.dimensions: {problem}; leave {INSTANCE} out of them, or set generate.frames and fps"
+            )
 
     def _check_family(self) -> None:
         """Schedule, sampler and orders are of the model's family."""

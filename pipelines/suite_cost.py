@@ -12,7 +12,7 @@ from typing import Any
 
 from eval.config import EvaluateConfig, GenerateConfig
 from eval.prompts import jobs, numbers
-from eval.vbench import v2
+from eval.vbench import v2_prompts
 from eval.vbench.config import VBenchConfig
 from eval.vbench.inputs import expected_of
 from eval.vbench.prompt_suite import SAMPLES, STATIC_DIMENSION, STATIC_SAMPLES, prompts_of
@@ -108,7 +108,7 @@ def _expected(config: VBenchConfig | EvaluateConfig, readings: Mapping[str, int]
     if not isinstance(config, VBenchConfig) or config.mode != "standard":
         return {}
     if config.suite == "vbench2":
-        return {name: v2.expected_of(name) for name in readings}
+        return {name: v2_prompts.expected_of(name) for name in readings}
     return {name: expected_of(name, static_filter=_wants_25(config)) for name in readings}
 
 
@@ -136,6 +136,8 @@ def _read(dimension: str, counts: Mapping[str, int], suite: str) -> int:
     """Of the suite's own prompts: of VBench's the first 5 videos each, or the 25 that its temporal flickering chooses
     from."""
     if suite == "vbench2":
-        return sum(min(v2.samples_of(dimension), counts.get(p.prompt, 0)) for p in v2.prompts_of(dimension))
+        return sum(
+            min(v2_prompts.samples_of(dimension), counts.get(p.prompt, 0)) for p in v2_prompts.prompts_of(dimension)
+        )
     most = STATIC_SAMPLES if dimension == STATIC_DIMENSION and suite == "vbench" else SAMPLES
     return sum(min(most, counts.get(each.prompt, 0)) for each in prompts_of(dimension))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from eval.config import GateConfig, GateRule, Maximum, Minimum, NonRegression, named_metrics
+from eval.vbench import i2v_prompts
 from eval.vbench.aggregate import AVG4, AVG7
-from eval.vbench.config import VBenchConfig
+from eval.vbench.config import TITLES, VBenchConfig
 from eval.vbench.constants import DIMENSIONS, constants
-from eval.vbench.v2 import V2_DIMENSIONS, rules
+from eval.vbench.v2_prompts import V2_DIMENSIONS, rules
 
-PREFIXES = ("vbench.", "vbench-long.", "vbench2.")
+PREFIXES = tuple(f"{suite}." for suite in TITLES)
 
 
 def gates_on_vbench(gate: GateConfig) -> bool:
@@ -28,6 +29,11 @@ def _named(rule: GateRule) -> list[str]:
 
 def _check(rule: GateRule, metric: str, entry: VBenchConfig | None) -> None:
     where = f"gate.rules: {rule.rule} of {metric}"
+    if metric.startswith(f"{i2v_prompts.SET}."):
+        raise ValueError(
+            f"{where}: a recipe cannot measure it, whose videos begin with pictures; gate imported scores by a "
+            "channel's settings"
+        )
     if entry is None:
         raise ValueError(f"{where}: the recipe has no evaluation.vbench; add it, or leave the rule out")
     suite, _, name = metric.partition(".")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from eval.importing.config import ImportVideosConfig
 from eval.prompts import Prompt, jobs, numbers
-from eval.vbench.v2 import video_name
+from eval.vbench.v2_prompts import video_name
 from m4v.core.errors import InputError
 from m4v.core.storage import Storage, storage_faults
 

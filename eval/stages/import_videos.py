@@ -53,10 +53,10 @@ def run(context: StageContext) -> None:
     for each in left:
         _LOG.warning("cannot be taken: %s: %s", each.file, each.reason)
     if left and config.bad == "refuse":
-        raise _refusal(left, len(assigned.files) + len(assigned.missing))
+        raise _refusal(left, len(assigned.files) + len(assigned.missing), bool(assigned.files))
     whole = _whole_prompts(config, taken, {each.file for each in left})
     if not whole:
-        raise _refusal(left, len(assigned.files) + len(assigned.missing))
+        raise _refusal(left, len(assigned.files) + len(assigned.missing), bool(assigned.files))
     _publish(context, config, output, whole, taken, tuple(left))
 
 
@@ -106,13 +106,15 @@ def _shape(shape: tuple[int, int, int, float]) -> str:
     return f"{width}x{height}, {frames} frames at {fps:g} fps"
 
 
-def _refusal(left: list[Left], expected: int) -> M4VError:
+def _refusal(left: list[Left], expected: int, any_named: bool) -> M4VError:
     named = "; ".join(f"{each.file}: {each.reason}" for each in left[:_NAMED])
     more = f"; and {len(left) - _NAMED} more, all in the stage's log" if len(left) > _NAMED else ""
     videos = "1 video" if len(left) == 1 else f"{len(left)} videos"
     return DataIntegrityError(
         f"{videos} cannot be taken, of {expected} that are expected: {named}{more}",
-        next_step="correct the folder and import again, or leave those prompts out with --quarantine",
+        next_step="correct the folder and import again, or leave those prompts out with --quarantine"
+        if any_named
+        else "no name fits: say how files are called (--names), and which prompts they are of (--prompts)",
     )
 
 

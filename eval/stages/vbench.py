@@ -25,7 +25,7 @@ from m4v.core.storage import write_atomic
 def run(context: StageContext) -> None:
     config = context.config(VBenchConfig)
     places = Places.of(context.request.locations)
-    look = preflight(config, places, hashing=True)
+    look = preflight(config, places, hashing=True, device=context.resources.device)
     dimensions = chosen(config, look)
     artifact = context.input("samples")
     samples = read_record(SampleSet, artifact, SAMPLES)

@@ -12,9 +12,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from eval.suites import Mode
 from eval.vbench.constants import CUSTOM_DIMENSIONS, DIMENSIONS
 from eval.vbench.environment import EnvironmentName, SuiteName, default_python
-from eval.vbench.i2v import I2V_DIMENSIONS
+from eval.vbench.i2v_prompts import I2V_DIMENSIONS
 from eval.vbench.long import LONG_CUSTOM_DIMENSIONS
-from eval.vbench.v2 import V2_DIMENSIONS
+from eval.vbench.v2_prompts import V2_DIMENSIONS, rules
 from m4v.core.config import FrozenModel
 
 TITLES: Mapping[str, str] = {
@@ -90,7 +90,8 @@ class VBenchConfig(FrozenModel):
             raise ValueError("dimensions: name at least one")
         if self.suite in ("vbench2", "vbench-i2v") and (self.mode == "custom" or self.static_filter):
             raise ValueError(
-                f"mode, static_filter: {TITLES[self.suite]} is measured on its own prompts, and has no filter"
+                f"mode, static_filter: {TITLES[self.suite]} is measured on its own prompts, and has no filter; leave "
+                + ("--static-filter (static_filter) out" if self.static_filter else "mode out")
             )
         if self.mode == "custom" and (wrong := [name for name in self.wanted if name not in self.of_own_prompts]):
             raise ValueError(
@@ -123,6 +124,11 @@ class VBenchConfig(FrozenModel):
     def of_own_prompts(self) -> tuple[str, ...]:
         """Dimensions that mode custom can measure."""
         return CUSTOM_DIMENSIONS if self.suite == "vbench" else LONG_CUSTOM_DIMENSIONS
+
+    @property
+    def gpu_only(self) -> tuple[str, ...]:
+        """Of the wanted dimensions, those whose code says `cuda`."""
+        return tuple(d for d in self.wanted if d not in rules().on_a_cpu) if self.suite == "vbench2" else ()
 
     @property
     def variant(self) -> Variant:

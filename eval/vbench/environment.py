@@ -18,8 +18,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from eval.vbench.child import I2V_WORKER, LONG_WORKER, V2_WORKER, WORKER, Ended, run_worker
-from eval.vbench.i2v import I2V_DIMENSIONS
-from eval.vbench.v2 import V2_DIMENSIONS
+from eval.vbench.i2v_prompts import I2V_DIMENSIONS
+from eval.vbench.v2_prompts import V2_DIMENSIONS
 from m4v.core.canonical import digest_bytes, digest_json
 from m4v.core.config import FrozenModel
 from m4v.core.errors import ConfigError

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from eval.records import SampleSet, SampleVideo
 from eval.suites import Aggregate, DimensionResult, SuiteInputs, SuiteVideo, check_dimensions
-from eval.vbench.i2v import I2V_DIMENSIONS, NEW, SET, Entry, entries_of, figures, ratio_of, read_entries, rules
+from eval.vbench.i2v import figures
+from eval.vbench.i2v_prompts import I2V_DIMENSIONS, NEW, SET, Entry, entries_of, ratio_of, read_entries, rules
 from eval.vbench.links import Links
 from eval.vbench.suite import VBenchSuite
 from eval.vbench.weights import I2V_DATA, candidates

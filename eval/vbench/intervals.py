@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from eval.records import ScoreSet
 from eval.suites import Aggregate, DimensionResult
-from eval.vbench import i2v, v2
+from eval.vbench import i2v, i2v_prompts, v2, v2_prompts
 from eval.vbench.aggregate import fast_figures, standard_figures
 from m4v.core.rng import generator
 
@@ -21,7 +21,7 @@ _FIGURES: Mapping[str, _Figures] = {
     **dict.fromkeys(("total", "quality", "semantic"), standard_figures),
     **dict.fromkeys(("avg4", "avg7"), fast_figures),
 }  # fmt: skip
-_OF_SUITE: Mapping[str, _Figures] = {v2.SET: v2.figures, i2v.SET: i2v.figures}
+_OF_SUITE: Mapping[str, _Figures] = {v2_prompts.SET: v2.figures, i2v_prompts.SET: i2v.figures}
 Means = Mapping[str, Mapping[int, float]]  # dimension -> prompt -> mean over its seeds
 
 

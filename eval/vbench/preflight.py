@@ -6,6 +6,7 @@ problem, size_bytes, approx_bytes (of what is not there), sha256 (where bytes we
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from m4v.core.config import FrozenModel
 from m4v.core.errors import ConfigError, InputError
 
 _WHOLE = Variant()
+GPU_ALONE = "runs on a GPU alone"
 
 
 class DimensionCheck(FrozenModel):
@@ -45,16 +47,23 @@ class Preflight(FrozenModel):
         return {d.dimension: d.reasons for d in self.dimensions if not d.available}
 
 
-def preflight(config: VBenchConfig, places: Places, *, hashing: bool = False) -> Preflight:
-    """Look at environments and files; `hashing` reads every byte of them. Changes nothing."""
+def preflight(config: VBenchConfig, places: Places, *, hashing: bool = False, device: str | None = None) -> Preflight:
+    """Look at environments and files; `hashing` reads every byte of them. Changes nothing.
+
+    `device`: where it shall run (`cpu` refuses dimensions that run on a GPU alone); None where nobody knows yet."""
     wanted = config.wanted
     needed = _environments(wanted, places, config.suite)
     needed += requirements(wanted, places, hashing=hashing, published=config.published_weights, variant=config.variant)
-    return Preflight(dimensions=tuple(_check(d, needed, config.suite) for d in wanted), requirements=tuple(needed))
+    bare = config.gpu_only if device == "cpu" else ()
+    return Preflight(
+        dimensions=tuple(_check(d, needed, config.suite, bare) for d in wanted), requirements=tuple(needed)
+    )
 
 
-def _check(dimension: str, needed: Sequence[Requirement], suite: SuiteName) -> DimensionCheck:
-    reasons = tuple(f"{r.name} {r.problem} ({r.place})" for r in needed if r.problem and dimension in r.dimensions)
+def _check(dimension: str, needed: Sequence[Requirement], suite: SuiteName, bare: Sequence[str]) -> DimensionCheck:
+    reasons = ((GPU_ALONE,) if dimension in bare else ()) + tuple(
+        f"{r.name} {r.problem} ({r.place})" for r in needed if r.problem and dimension in r.dimensions
+    )
     return DimensionCheck(
         dimension=dimension, environment=environment_of(dimension, suite), available=not reasons, reasons=reasons
     )
@@ -70,7 +79,9 @@ def _environments(wanted: Sequence[str], places: Places, suite: SuiteName) -> li
 
 def _environment(name: EnvironmentName, dimensions: tuple[str, ...], python: Path) -> list[Requirement]:
     """A row of the interpreter, and one of each dimension that it cannot import."""
-    step = f"m4v evaluate setup {name}"
+    first, last = SPECS[name].pythons
+    ours = first <= sys.version_info[:2] <= last
+    step = f"m4v evaluate setup {name}" + ("" if ours else f" --python python{last[0]}.{last[1]}")
     facts = {"kind": "environment", "place": str(python), "source": "pip", "variable": "M4V_VBENCH"}
     try:
         record = find_record(name, python)
@@ -98,10 +109,13 @@ def chosen(config: VBenchConfig, found: Preflight) -> tuple[str, ...]:
     if not found.refused:
         return found.available
     missing = [r for r in found.requirements if r.problem]
-    listed = "; ".join(f"{r.name} {r.problem} ({r.place})" for r in missing)
+    listed = [f"{r.name} {r.problem} ({r.place})" for r in missing]
+    if bare := [d for d, reasons in found.refused.items() if GPU_ALONE in reasons]:
+        where = "--device cuda, in a recipe profiles.NAME.stages.vbench.device"
+        listed.append(f"{', '.join(bare)}: {GPU_ALONE} ({where})")
     raise InputError(
         f"{TITLES[config.suite]} cannot measure {len(found.refused)} of {len(found.dimensions)} dimensions here "
-        f"({', '.join(found.refused)}): {listed}",
+        f"({', '.join(found.refused)}): {'; '.join(listed)}",
         next_step="m4v evaluate run --check says what to put where; or take dimensions: available",
     )
 

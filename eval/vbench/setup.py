@@ -69,9 +69,14 @@ def set_up(
     - extra: where the package comes from that no registry has: a wheel, a folder, an address for pip.
 
     Raises InfrastructureError when packages cannot be fetched, ConfigError when a dimension does not import or the
-    interpreter is of a wrong version, InputError for a place that something else has.
+    interpreter is of a wrong version, InputError for a place that something else has, and for `extra` where nothing is.
     """
     spec = SPECS[name]
+    if extra is not None and not any(package == "detectron2" for package, _ in spec.extra):
+        raise InputError(
+            f"the {name} environment has no detectron2", value=extra, where="--detectron2",
+            next_step="leave --detectron2 out",
+        )  # fmt: skip
     base = Path(sys.executable) if python is None else python
     folder = folder.expanduser().absolute()
     with storage_faults(str(folder)), _only_one(folder):

@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.suites import DimensionResult, SuiteVideo, VideoRow
 from eval.vbench.reader import TOLERANCE, Unusable, fraction
-from eval.vbench.v2 import DIVERSITY, rules
+from eval.vbench.v2_prompts import DIVERSITY, rules
 
 VOID = -1.0  # upstream's word for a video that does not count
 

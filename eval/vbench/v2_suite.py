@@ -16,13 +16,13 @@ from eval.suites import Aggregate, DimensionResult, SuiteInputs, SuiteVideo, che
 from eval.vbench.environment import EnvironmentRecord
 from eval.vbench.links import Links
 from eval.vbench.suite import VBenchSuite
-from eval.vbench.v2 import (
+from eval.vbench.v2 import INSTANCE, TITLE, figures, problem_of_seconds
+from eval.vbench.v2_prompts import (
     DIVERSITY,
     SET,
     V2_DIMENSIONS,
     entries,
     expected_of,
-    figures,
     prompts,
     prompts_of,
     rules,
@@ -32,8 +32,6 @@ from eval.vbench.v2 import (
 from eval.vbench.v2_reader import read_v2_answer
 from m4v.core.errors import ConfigError, DataIntegrityError, InputError
 
-INSTANCE = "instance_preservation"
-TITLE = "VBench-2.0"
 _PLAIN = "generate with `prompts: vbench2`, samples_per_prompt: 3"
 _IMPORTED = "import the missing videos too, or judge what is there with --partial: comparable with no other result"
 
@@ -143,12 +141,12 @@ def _gaps(dimension: str, by_prompt: Mapping[str, Sequence[SampleVideo]]) -> lis
 
 
 def _check_seconds(videos: Sequence[SuiteVideo], samples: SampleSet) -> None:
-    """Upstream looks at whole seconds but the last, and takes a video without any for perfect."""
-    used, least = {v.file for v in videos}, rules().instance_min_seconds
+    used = {v.file for v in videos}
     for video in samples.videos:
-        if video.file in used and video.frames / video.fps < least:
+        problem = problem_of_seconds((INSTANCE,), video.frames, video.fps)
+        if video.file in used and problem is not None:
             raise InputError(
-                f"{INSTANCE} of {TITLE} is for videos of {least:g} s and more, and gives shorter ones 1.0",
+                problem,
                 value=video.file, where=f"{video.frames} frames at {video.fps:g} a second",
                 next_step=f"leave {INSTANCE} out (--dimensions), or sample longer videos",
             )  # fmt: skip

@@ -101,17 +101,28 @@ def installed() -> dict[str, Any]:
 
 def check_memory(needed: int) -> None:
     """Said before minutes of work: a kernel that is out of memory ends a process without a word."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:  # another system's: nothing is known
-        return
-    free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), needed)
-    if needed > free:
+    free = free_memory()
+    if free is not None and needed > free:
         raise base.Trouble(
             "memory",
             f"upstream's program keeps the features of all videos of a prompt, {needed / 1e9:.0f} GB, and "
             f"{free / 1e9:.0f} GB are free",
         )
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes: the machine's, or what is left to our control group (v2 or v1) where that is less; None where nothing is
+    known. A group's limit and use are where a container sees its own."""
+    found = []
+    with contextlib.suppress(OSError):  # another system's: nothing is known
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    group = root / "sys/fs/cgroup"
+    for limit, used in (("memory.max", "memory.current"),
+                        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):  # fmt: skip
+        with contextlib.suppress(OSError, ValueError):  # no such group, or its limit is `max`
+            found.append(max(0, int((group / limit).read_text()) - int((group / used).read_text())))
+    return min(found, default=None)
 
 
 def prepare() -> None:

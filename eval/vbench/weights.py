@@ -12,7 +12,7 @@ from typing import Literal
 from eval.suites import Requirement
 from eval.vbench.config import Places, Variant
 from eval.vbench.environment import VOCABULARY, vocabulary_of
-from eval.vbench.i2v import rules
+from eval.vbench.i2v_prompts import rules
 from eval.vbench.prompt_suite import STATIC_DIMENSION
 from m4v.core.canonical import digest_file, digest_json
 from m4v.core.config import FrozenModel
@@ -30,6 +30,7 @@ _PARTS = {
     "llava_video": ("config.json",), "qwen_judge": ("config.json",), "siglip": ("refs/main",),
     "cotracker_repo": ("hubconf.py",), "instance_detector": ("args.json",), I2V_DATA: (rules().info,),
 }  # fmt: skip
+_MORE = ("llava_video", "qwen_judge", "siglip", "instance_detector", I2V_DATA)  # see `_missing_more`
 _WHOLE = Variant()
 _READ = (".py", ".json", ".bin", ".safetensors", ".jpg")  # of a folder whose parts nobody lists
 MARK = "STAND-IN-WEIGHTS"  # an empty file in a folder whose weights are for tests: they are never taken as published
@@ -125,13 +126,47 @@ def find(name: str, places: Places) -> Path | None:
 def _missing_part(name: str, path: Path) -> str | None:
     """What the place lacks; None when it has all."""
     if name in _PARTS:
-        return next((part for part in _PARTS[name] if not (path / part).is_file()), None)
+        missing = next((part for part in _PARTS[name] if not (path / part).is_file()), None)
+        return missing or (_missing_more(name, path) if name in _MORE else None)
     if name == "bert_tokenizer":
         return None if (path / "vocab.txt").is_file() else "vocab.txt"
     if name == "bert_weights":
         weights = any((path / part).is_file() for part in ("model.safetensors", "pytorch_model.bin"))
         return None if weights and (path / "config.json").is_file() else "config.json and model.safetensors"
     return None if path.is_file() else path.name
+
+
+def _missing_more(name: str, path: Path) -> str | None:
+    """What the files that are there name and the place lacks: a download that was cut short has its small files."""
+    if name == I2V_DATA:
+        try:
+            named = {str(e["image_name"]) for e in json.loads((path / rules().info).read_bytes()) if "image_name" in e}
+        except (ValueError, TypeError):
+            return f"a readable {rules().info}"
+        held = {p.name for p in (path / "crop").glob("*/*")}
+        return next((f"picture {each}" for each in sorted(named - held)), None)
+    if name == "instance_detector":
+        weights = ("adapter_model.safetensors", "adapter_model.bin")
+        return None if any((path / part).is_file() for part in weights) else weights[0]
+    if name == "siglip":
+        path = path / "snapshots" / (path / "refs" / "main").read_text().strip()
+        if not (path / "config.json").is_file():
+            return "config.json of the snapshot that refs/main names"
+    return _missing_shard(path)
+
+
+def _missing_shard(folder: Path) -> str | None:
+    """The first file of a model's weights that is not there, by its index where it is in several."""
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        if (index := folder / f"{single}.index.json").is_file():
+            try:
+                shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError, TypeError):
+                return f"a readable {index.name}"
+            return next((shard for shard in shards if not (folder / shard).is_file()), None)
+        if (folder / single).is_file():
+            return None
+    return "model.safetensors"
 
 
 def parts_of(name: str, path: Path) -> list[Path]:
@@ -198,6 +233,8 @@ def _requirement(name: str, dimensions: list[str], places: Places, hashing: bool
     place = path or candidates(name, places)[0]
     digest = digest_of(name, path) if hashing and path is not None else None
     problem = "is not there" if path is None else None
+    if path is None and place.is_dir():
+        problem = f"is not whole: it lacks {_missing_part(name, place)}"
     if published and any((folder / MARK).is_file() for folder in place.parents):
         problem = f"lies in a folder of stand-in weights ({MARK})"
     if digest is not None and published and not _is_published(row, place, digest):

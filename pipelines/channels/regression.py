@@ -15,6 +15,7 @@ from eval.config import NonRegression, named_metrics
 from eval.non_regression import judge_together
 from eval.pairing import BOOTSTRAP_SEED
 from eval.records import SCORES, STAND_IN, Identity, ScoreSet, read_record
+from eval.vbench.config import TITLES
 from m4v.core.artifacts import MANIFEST, Artifact, ArtifactKind
 from pipelines.channels.gates import EVALUATE, GENERATE, MEASURING
 from pipelines.ledger import Ledger
@@ -90,7 +91,7 @@ def regression(ledger: Ledger, rule: NonRegression, candidate: str, current: str
 def _kind_of(metric: str, suites: Iterable[str]) -> str:
     """The suite that a metric is of, by its name; else the local metrics."""
     prefix = metric.partition(".")[0]
-    return prefix if prefix in (*suites, *MEASURING) else EVALUATE
+    return prefix if prefix in (*suites, *TITLES) else EVALUATE
 
 
 def _by_kind(found: Iterable[_Scored]) -> Mapping[str, list[_Scored]]:

@@ -40,10 +40,11 @@ def checkpoint_run(
     """A run, not yet started; what it will cost is told first.
 
     Raises InputError before anything is sampled where the suite cannot measure here."""
+    dimensions: tuple[str, ...] = ()
     if isinstance(config, VBenchConfig):
-        chosen(config, preflight(config, Places.of(locations)))
+        dimensions = chosen(config, preflight(config, Places.of(locations), device=resources.device))
     found = find_checkpoint(given, {}, ema=True)
-    sampling = sampling_config(found, suite, prompts, samples_per_prompt, resources.device)
+    sampling = sampling_config(found, suite, prompts, samples_per_prompt, resources.device, dimensions)
     _tell_cost(found, sampling)
     nodes = checkpoint_nodes(ledger, found, sampling, config, locations, resources)
     resolved = {"checkpoint": found.identity, "generate": sampling.canonical(), nodes[-1].id: config.canonical()}

@@ -133,7 +133,7 @@ def run(
         here = preflight(config, Places.of(locations)).available
         config = config.model_copy(update={"dimensions": here or config.dimensions})
     if check:
-        _check(suite, config, locations, digest, json_)
+        _check(suite, config, locations, device, digest, json_)
     if samples is None:
         raise ConfigError("no samples are named", next_step="m4v artifacts list --kind samples, or --kind checkpoint")
     measuring = EvaluateConfig() if suite == "local" else config
@@ -150,11 +150,13 @@ def run(
     _tell(made, node_of(measuring), json_)
 
 
-def _check(suite: str, config: VBenchConfig, locations: dict[str, str], hashing: bool, json_: bool) -> NoReturn:
+def _check(
+    suite: str, config: VBenchConfig, locations: dict[str, str], device: str, hashing: bool, json_: bool
+) -> NoReturn:
     """Tell what this machine has for the suite, and exit: with the class of wrong settings where it lacks something."""
     if suite == "local":
         raise ConfigError("the local metrics need nothing that could be checked", next_step="leave --check out")
-    found = preflight(config, Places.of(locations), hashing=hashing)
+    found = preflight(config, Places.of(locations), hashing=hashing, device=device)
     print_json(found.canonical()) if json_ else print_suite_preflight(found, config.suite)
     raise typer.Exit(int(ExitClass.CONFIG if found.refused else ExitClass.OK))
 

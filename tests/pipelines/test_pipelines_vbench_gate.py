@@ -56,6 +56,11 @@ def test_the_gate_reads_the_suite_where_a_rule_asks_for_it(tmp_path: Path) -> No
             "{suite: vbench2, dimensions: [mechanics, material]}",
             "dimensions lacks 'thermotics'",
         ),
+        (
+            "{rule: minimum, metric: vbench-i2v.total, value: 0.5}",
+            "{}",
+            "a recipe cannot measure it.*channel's settings",
+        ),
         (RULE, "{suite: vbench-long}", "measures suite vbench-long, whose scores are vbench-long"),
         (
             "{rule: minimum, metric: vbench-long.avg4, value: 0.5}",

@@ -122,6 +122,13 @@ def test_what_cannot_be_taken_is_named_and_nothing_is_made(
         take(state="0" * 64)
 
 
+def test_names_of_which_none_fits_are_told_how_to_be_named(take: Import, folder: Path) -> None:
+    for number, file in enumerate(sorted(folder.glob("*.mp4"))):
+        file.rename(folder / f"clip {number}.mp4")
+    with pytest.raises(DataIntegrityError, match=r"\(--names\), and which prompts they are of \(--prompts\)"):
+        take()
+
+
 def test_a_quarantine_leaves_prompts_out_whole(take: Import, folder: Path) -> None:
     whole = read_record(SampleSet, take(), SAMPLES)
     broken(folder)

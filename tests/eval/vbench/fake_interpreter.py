@@ -12,7 +12,7 @@ import platform
 import sys
 from pathlib import Path
 
-from eval.vbench import v2
+from eval.vbench import v2_prompts
 from eval.vbench.constants import DIMENSIONS
 from eval.vbench.environment import RECORD, SPECS, EnvironmentName, EnvironmentRecord, record_json
 
@@ -335,7 +335,7 @@ def v2_files(detector: str, behaviour: dict[str, str]) -> dict[str, str]:
         "vbench2/third_party/Instance_detector/__init__.py": "",
         "vbench2/third_party/Instance_detector/test.py": V2_JUDGE.format(trouble=detector),
     }  # fmt: skip
-    for name, published in v2.rules().published_names.items():
+    for name, published in v2_prompts.rules().published_names.items():
         found[f"vbench2/{name}.py"] = V2_DIMENSION.format(name=name, published=published)
     return found | {"vbench2/instance_preservation.py": V2_INSTANCE}
 

@@ -16,7 +16,8 @@ from eval.records import SCORES, ScoreSet
 from eval.stages.vbench import run
 from eval.suites import DimensionResult, Suite
 from eval.vbench.config import Places, VBenchConfig
-from eval.vbench.i2v import I2V_DIMENSIONS, entries_of, figures, ratio_of, read_entries, rules
+from eval.vbench.i2v import figures
+from eval.vbench.i2v_prompts import I2V_DIMENSIONS, entries_of, ratio_of, read_entries, rules
 from eval.vbench.i2v_suite import VBenchI2VSuite
 from eval.vbench.intervals import affine
 from eval.vbench.long_suite import open_suite
@@ -50,6 +51,10 @@ def put_data(cache: Path, entries: list[dict[str, Any]]) -> Path:
     folder = cache / "i2v_data"
     (folder / "crop" / "1-1").mkdir(parents=True, exist_ok=True)
     (folder / rules().info).write_text(json.dumps(entries))
+    (folder / "crop" / "7-4").mkdir(exist_ok=True)
+    for entry in entries:
+        if "image_name" in entry:  # of another ratio than the videos'
+            (folder / "crop" / "7-4" / entry["image_name"]).write_text("")
     return folder
 
 
@@ -166,5 +171,8 @@ def test_videos_and_pictures_that_are_missing_are_named(
     with pytest.raises(InputError, match=r"picture of VBench-I2V is not there: 'subject 3\.jpg'"):
         evaluated(tmp_path / "b", samples, locations, "i2v_subject")
     (tmp_path / "cache" / "i2v_data" / rules().info).unlink()
-    with pytest.raises(InputError, match=r"VBench-I2V cannot measure 1 of 1 dimensions here.*i2v_data is not there"):
+    with pytest.raises(
+        InputError,
+        match=r"VBench-I2V cannot measure 1 of 1 dimensions here.*i2v_data is not whole: it lacks vbench2_i2v",
+    ):
         evaluated(tmp_path / "c", samples, locations, "camera_motion")

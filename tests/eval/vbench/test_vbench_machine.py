@@ -12,9 +12,9 @@ from eval.vbench import setup
 from eval.vbench.config import Places, VBenchConfig
 from eval.vbench.constants import DIMENSIONS
 from eval.vbench.environment import RECORD, SPECS, read_record
-from eval.vbench.i2v import I2V_DIMENSIONS
+from eval.vbench.i2v_prompts import I2V_DIMENSIONS
 from eval.vbench.preflight import chosen, preflight, probe
-from eval.vbench.v2 import V2_DIMENSIONS
+from eval.vbench.v2_prompts import V2_DIMENSIONS
 from eval.vbench.weights import catalogue, find, requirements
 from m4v.core.canonical import digest_bytes
 from m4v.core.errors import ConfigError, InfrastructureError, InputError
@@ -60,6 +60,48 @@ def test_what_is_missing_is_told_with_its_address_and_place(tmp_path: Path) -> N
     assert (row.variable, row.source) == ("VBENCH_CACHE_DIR", catalogue().files["amt"].url)
     with pytest.raises(InputError, match=r"2 of 3 dimensions here \(motion_smoothness, scene\).*dimensions: available"):
         chosen(VBenchConfig(dimensions=wanted), found)
+
+
+def test_an_environment_of_another_python_is_told_with_one(tmp_path: Path) -> None:
+    steps = {}
+    for suite in ("vbench2", "vbench-i2v"):
+        found = preflight(
+            VBenchConfig(suite=suite), Places.of({f"{n}_python": str(tmp_path) for n in ("vbench2", "i2v")})
+        )
+        steps |= {r.name: r.next_step for r in found.requirements if r.kind == "environment"}
+    assert steps == {
+        "vbench2": "m4v evaluate setup vbench2 --python python3.10", "i2v": "m4v evaluate setup i2v"
+    }  # fmt: skip
+
+
+def test_a_judge_whose_download_was_cut_short_is_not_here(tmp_path: Path) -> None:
+    given = {name: str(tmp_path) for name in ("cache_dir", "vbench2_cache_dir", "torch_home", "hf_home")}
+    places, rows = Places.of(given), catalogue().files
+
+    def put_in(name: str, part: str, text: str = "x") -> None:
+        file = tmp_path / rows[name].below / part
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    put_in("qwen_judge", "config.json")
+    shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    put_in("qwen_judge", "model.safetensors.index.json", json.dumps({"weight_map": shards}))
+    put_in("qwen_judge", "model-1.safetensors")
+    put_in("llava_video", "config.json")
+    put_in("siglip", "refs/main", "abc")
+    put_in("siglip", "snapshots/abc/model.safetensors")
+    put_in("instance_detector", "args.json")
+    put_in("i2v_data", "vbench2_i2v_full_info.json", json.dumps([{"image_name": "a.jpg"}]))
+    lacking = {
+        "qwen_judge": "model-2.safetensors", "llava_video": "model.safetensors", "siglip": "snapshots/abc/config.json",
+        "instance_detector": "adapter_model.safetensors", "i2v_data": "crop/1-1/a.jpg",
+    }  # fmt: skip
+    needs = requirements(("complex_plot",), places, variant=VBenchConfig(suite="vbench2").variant)
+    assert {r.name: r.problem for r in needs}["qwen_judge"] == "is not whole: it lacks model-2.safetensors"
+    for name, part in lacking.items():
+        assert find(name, places) is None, name
+        put_in(name, part)
+        assert find(name, places) is not None, name
 
 
 def test_another_file_under_a_published_name_is_refused(tmp_path: Path) -> None:
@@ -122,6 +164,8 @@ def test_setup_refuses_before_it_fetches_anything(tmp_path: Path, monkeypatch: p
         setup.set_up("core", tmp_path / "taken")
     with pytest.raises(InfrastructureError, match=r"detectron2 cannot be fetched.*--detectron2 PATH"):
         setup.set_up("legacy", tmp_path / "new", python=Path(sys.executable), extra=f"git+file://{tmp_path}/none@abc")
+    with pytest.raises(InputError, match=r"the vbench2 environment has no detectron2.*leave --detectron2 out"):
+        setup.set_up("vbench2", tmp_path / "env", extra=str(tmp_path))
     with pytest.raises(InputError, match="no such source of detectron2"):
         setup.set_up("legacy", tmp_path / "new", python=Path(sys.executable), extra=str(tmp_path / "none.whl"))
     with pytest.raises(ConfigError, match="no Python that runs"):

@@ -19,11 +19,11 @@ from eval.vbench.intervals import affine
 from eval.vbench.long_suite import open_suite
 from eval.vbench.reader import Unusable
 from eval.vbench.setup import lay_checkout
-from eval.vbench.v2 import (
+from eval.vbench.v2 import figures
+from eval.vbench.v2_prompts import (
     V2_DIMENSIONS,
     entries,
     expected_of,
-    figures,
     prompts,
     prompts_of,
     rules,

@@ -22,7 +22,7 @@ from eval.stages.vbench import run
 from eval.vbench.config import Places, VBenchConfig
 from eval.vbench.preflight import preflight
 from eval.vbench.prompt_suite import SuitePrompt
-from eval.vbench.v2 import V2_DIMENSIONS, prompts_of
+from eval.vbench.v2_prompts import V2_DIMENSIONS, prompts_of
 from eval.vbench.weights import catalogue
 from m4v.core.errors import InputError
 

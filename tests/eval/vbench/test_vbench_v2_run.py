@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from eval.records import SCORES, ScoreSet
 from eval.stages.vbench import run
 from eval.vbench.child import V2_WORKER, run_worker
 from eval.vbench.prompt_suite import SuitePrompt
-from eval.vbench.v2 import prompts_of, rules
+from eval.vbench.v2_prompts import prompts_of, rules
 from eval.vbench.weights import catalogue
 from m4v.core.artifacts import Artifact
-from m4v.core.errors import ConfigError, InputError
+from m4v.core.errors import InputError
 from m4v.core.stage import StageContext
 
 DIVERSITY, JUDGED, INSTANCE = "diversity", "composition", "instance_preservation"
@@ -96,8 +97,17 @@ def test_what_is_missing_is_refused_before_any_video_is_read(
     for file in (judge, tower):
         file.parent.mkdir(parents=True)
         file.write_text("{}")
-    with pytest.raises(ConfigError, match="run on a GPU alone, composition among them"):
+    with pytest.raises(InputError, match=r"2\.0 cannot measure 1 of 2.*composition: runs on a GPU alone \(--device"):
         evaluated(tmp_path / "b", samples, places, dimensions=(DIVERSITY, JUDGED))
+
+
+def test_available_on_a_cpu_measures_what_runs_there_and_names_the_rest(
+    tmp_path: Path, samples: Artifact, places: dict[str, str]
+) -> None:
+    _, found = evaluated(tmp_path / "run", samples, places, dimensions="available")
+    assert found.metrics["vbench2.diversity"].count == 2
+    assert found.figures is not None
+    assert "runs on a GPU alone" in str(found.figures.canonical())
 
 
 def asked(folder: Path, dimension: str, device: str = "cuda", detector: str = "return 'B'", **more: Any) -> Any:
@@ -152,3 +162,19 @@ def test_more_memory_than_is_free_is_told_before_the_work(tmp_path: Path) -> Non
         "keeps the features of all videos of a prompt, 1000000 GB"
         in asked(tmp_path, DIVERSITY, memory_bytes=10**15).reason
     )
+
+
+@pytest.mark.parametrize(
+    ("limit", "used"),
+    [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")],
+)
+def test_a_container_s_limit_counts_beside_the_machine_s_memory(tmp_path: Path, limit: str, used: str) -> None:
+    free_memory = runpy.run_path(str(V2_WORKER))["free_memory"]
+    assert free_memory(tmp_path) is None
+    files = {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 8 kB\n", f"sys/fs/cgroup/{used}": "1000\n"}
+    for name, text in {**files, f"sys/fs/cgroup/{limit}": "max\n"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert free_memory(tmp_path) == 8192
+    (tmp_path / "sys/fs/cgroup" / limit).write_text("3000\n")
+    assert free_memory(tmp_path) == 2000

@@ -117,6 +117,16 @@ def test_a_gate_that_judges_the_suite_opens_a_channel_and_is_pinned_by_how_it_wa
     assert promote(house.ledger, pinned, ADA, checkpoint.artifact_id, "production").entry is not None
 
 
+@pytest.mark.parametrize("suite", ["vbench2", "vbench-i2v", "vbench-long"])
+def test_a_suite_that_nobody_measured_is_not_taken_for_the_local_metrics(house: House, suite: str) -> None:
+    one, two = house.checkpoint("one"), house.checkpoint("two")
+    for name, checkpoint in (("one", one), ("two", two)):
+        local_scores(house, checkpoint, name, 0.0)
+    found = regression(house.ledger, NonRegression(metrics=(f"{suite}.total",)), two.artifact_id, one.artifact_id)
+    assert not found.passed
+    assert f"have no {suite} scores of one protocol" in found.reasons[0]
+
+
 def test_a_gate_over_the_suite_scores_of_another_checkpoint_is_no_verdict(house: House) -> None:
     _, good = measured(house, "good", imaging_quality=0.1)
     borrowed, _ = measured(house, "borrowed", suite_of=good)

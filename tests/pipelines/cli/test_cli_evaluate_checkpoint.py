@@ -61,6 +61,11 @@ def test_each_suite_has_prompts_of_its_own(micro_copy: Path, monkeypatch: pytest
     assert sampling_config(found, "fast", None, 3, "cuda").dtype == "bfloat16"
     with pytest.raises(ConfigError, match="5 s and more: 17 frames"):
         sampling_config(found, "vbench-long", None, None, "cpu")
+    with pytest.raises(ConfigError, match=r"instance_preservation of VBench-2\.0 is for videos of 2 s and more"):
+        sampling_config(found, "vbench2", None, None, "cuda", ("instance_preservation",))
+    with pytest.raises(ConfigError, match=r"no prompt is one of VBench-2\.0's for diversity.*--prompts vbench2"):
+        sampling_config(found, "vbench2", "vbench", None, "cpu", ("diversity",))
+    assert len(sampling_config(found, "vbench2", None, None, "cpu", ("diversity",)).prompts) == 1012
 
 
 def test_a_suite_that_cannot_measure_here_is_refused_before_anything_is_sampled(

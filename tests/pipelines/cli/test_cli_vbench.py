@@ -67,7 +67,10 @@ def test_check_of_vbench_2_tells_its_own_environment_and_weights(m4v: M4v, tmp_p
     needs = {r["name"]: r["place"] for r in found["requirements"]}
     assert needs["qwen_judge"] == str(tmp_path / "Qwen" / "Qwen2.5-7B-Instruct")
     assert set(needs) == {"vbench2", "vgg19", "llava_video", "siglip", "qwen_judge"}
-    assert "diversity\tvbench2\tno\tvgg19 is not there" in m4v(*check)[1]
+    told = m4v(*check)[1]
+    assert "diversity\tvbench2\tno\tvgg19 is not there" in told
+    assert "mechanics\tvbench2\tno\truns on a GPU alone" in told
+    assert "runs on a GPU alone" not in m4v(*check, "--device", "cuda")[1]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,7 @@ def test_check_of_vbench_2_tells_its_own_environment_and_weights(m4v: M4v, tmp_p
         (("run", "abc"), "no such artifact"),
         (("run", "abc", "--inside-clips"), "VBench has no clips"),
         (("run", "abc", "--suite", "vbench2", "--dimensions", "scene"), "VBench-2.0 has no dimension 'scene'"),
-        (("run", "abc", "--suite", "vbench2", "--static-filter"), "measured on its own prompts"),
+        (("run", "abc", "--suite", "vbench2", "--static-filter"), "leave --static-filter"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(m4v: M4v, arguments: tuple[str, ...], words: str) -> None:
@@ -97,6 +100,31 @@ def test_a_recipe_of_vbench_2_samples_its_prompts() -> None:
     )  # type: ignore[attr-defined]
     assert nodes["vbench"].locations == {"vbench2_python": "/x/python"}
     assert nodes["vbench"].config.wanted == ("diversity",)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("entry", "more", "words"),
+    [
+        (
+            "{suite: vbench2}",
+            (),
+            r"17 run on a GPU alone, .*stages\.vbench\.device to cuda, or dimensions to available",
+        ),
+        ("{suite: vbench2, dimensions: [mechanics]}", (), "1 run on a GPU alone, mechanics among them"),
+        (
+            "{suite: vbench2}",
+            ("profiles.local.stages.vbench={device: cuda}", "generate.frames=17", "generate.fps=24"),
+            r"gives shorter ones 1\.0; leave instance_preservation out",
+        ),
+        ("{suite: vbench2, prompts: vbench, dimensions: [diversity]}", (), "no prompt is one of VBench-2.0's for div"),
+    ],
+)
+def test_a_recipe_of_vbench_2_that_cannot_be_measured_is_refused_before_training(
+    entry: str, more: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_recipe("micro", [f"evaluation.vbench={entry}", *more])
+    assert load_recipe("micro", ["evaluation.vbench={suite: vbench2, dimensions: available}"]).evaluation.vbench
 
 
 def test_a_recipe_names_suite_and_interpreter() -> None:
