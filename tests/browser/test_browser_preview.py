@@ -145,7 +145,7 @@ def test_a_copy_leads_to_what_stayed(desktop: Watched) -> None:
     link = card.locator("a.id")
     target = link.get_attribute("href")
     link.click()
-    assert desktop.page.locator(f"[id='{target[1:]}']").is_visible()  # type: ignore[index]
+    desktop.page.locator(f"[id='{target[1:]}']").wait_for()  # shown once the page has heard of the new address
 
 
 def test_nothing_overflows(browser: Browser, page_file: Path) -> None:

@@ -37,7 +37,7 @@ def arguments(folder: Path, system: str) -> tuple[str, ...]:
 def test_what_a_user_gets_wrong_is_one_line(m4v: M4v, tmp_path: Path) -> None:
     folder = videos_of(tmp_path / "alpha", 1)
     for extra, code, words in (
-        (("--names", "by-hand"), 10, "takes prompt, index or a JSON file"),
+        (("--names", "by-hand"), 10, "takes prompt, prompt180, index or a JSON file"),
         (("--prompts", "no-such-set"), 10, "no such prompt set"),
         (("--system", "../x"), 10, "system: String should match pattern"),
     ):
