@@ -37,7 +37,10 @@ def per_layout(kept: int) -> Callable[[Maker], Maker]:
         def tables(*given: object, **named: object) -> object:
             return found(*given, **named)
 
-        return cast(Maker, torch.compiler.assume_constant_result(tables))  # type: ignore[no-untyped-call]
+        tables.cache_info = found.cache_info  # type: ignore[attr-defined]
+        # What torch.compiler.assume_constant_result sets: calling it would import the compiler into every process.
+        tables._dynamo_marked_constant = True  # type: ignore[attr-defined]
+        return cast(Maker, tables)
 
     return cached
 

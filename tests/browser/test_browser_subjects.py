@@ -148,7 +148,6 @@ def test_a_plan_names_what_is_missing_and_what_training_will_take(client: TestCl
     assert "sources.openvid.location=DIRECTORY" in page
     assert '<span class="state failed">missing</span>' in page
     assert "8 × h100-80gb, ZeRO-3" in page
-    assert "engine.zero_stage: 2 fits too" in page
     assert "h200: " in page.partition("Videos to sample and to judge")[2]
     assert "more than 160 A100-hours" in page
     assert "of 16 dimensions can be measured on this machine" in page
