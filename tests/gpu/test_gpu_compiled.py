@@ -43,7 +43,7 @@ def test_a_block_is_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         if not name.endswith(FLOAT32_PARAMETERS):
             parameter.data = parameter.data.to(DTYPE)
     block = model.single_transformer_blocks[1]
-    parameters = list(block.parameters())
+    parameters, names = list(block.parameters()), [name for name, _ in block.named_parameters()]
     with use_kernels(scan="triton", glue="triton", attention="dense"):
         given = arguments_of(model, block)
         expected = results(block, parameters, given)
@@ -51,5 +51,7 @@ def test_a_block_is_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         run = torch.compile(block, fullgraph=True, dynamic=False, backend="aot_eager" if INTERPRETED else "inductor")
         found = results(run, parameters, given)
     assert len(found) == len(expected) > 20
-    for one, other in zip(found, expected, strict=True):
-        assert float((one - other).norm()) <= (1e-6 if INTERPRETED else 0.05) * float(other.norm())
+    for name, one, other in zip(["result", "x", *names], found, expected, strict=True):
+        # A gradient that is lost is off by all of it; rounding costs three numbers per head some percent.
+        limit = 1e-6 if INTERPRETED else 0.2 if name.endswith(FLOAT32_PARAMETERS) else 0.05
+        assert float((one - other).norm()) <= limit * float(other.norm()), name

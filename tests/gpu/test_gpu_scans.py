@@ -9,7 +9,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m4v.core.errors import ConfigError
-from m4v.kernels import kernel_set
+from m4v.kernels import kernel_set, use_kernels
 from m4v.kernels.scan import causal_conv_silu, selective_scan, ssd_scan
+from m4v.kernels.selection import SCAN_VARIABLE
 from m4v.model.selective_scan import scan_sequential
 from m4v.model.ssd import ssd_sequential
 
@@ -27,7 +28,14 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 MAMBA1 = pytest.mark.skipif(
     importlib.util.find_spec("selective_scan_cuda") is None, reason="mamba-ssm's extension for Mamba-1 is not here"
 )
+LIBRARY = "mamba_ssm"  # whatever `auto` means
 BFLOAT16, TF32, FLOOR = 4 * 2**-9, 8 * 2**-11, 0.05
+
+
+@pytest.fixture(autouse=True)
+def library() -> Iterator[None]:
+    with use_kernels(scan=LIBRARY):  # type: ignore[arg-type]
+        yield
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -182,7 +190,8 @@ def test_deterministic_mode_gives_the_same_bits_in_every_process() -> None:
     seen = set()
     for _ in range(2):
         process = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", DETERMINISTIC], env=os.environ | {"PYTHONPATH": path},
+            [sys.executable, "-W", "ignore", "-c", DETERMINISTIC],
+            env=os.environ | {"PYTHONPATH": path, SCAN_VARIABLE: LIBRARY},
             capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert process.returncode == 0, process.stderr

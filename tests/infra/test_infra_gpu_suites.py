@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
 
 from headlines import Figure, figures, measured_rows
+from result_rows import rows as rows_of
 from suite_processes import Gpu
 from suite_runner import FAILED, LOGS, NOT_RUN, OK, RESERVE_S, RESULTS, SKIPPED, STATE, SUMMARY, Runner, filled
 from suites import SUITES, Job, jobs_of
@@ -150,6 +151,30 @@ def test_tests_share_a_gpu_and_a_benchmark_is_alone_on_it(tmp_path: Path) -> Non
     assert Path(alone).exists()
 
 
+def test_tests_crowd_on_one_gpu_and_leave_the_other_to_a_benchmark(tmp_path: Path) -> None:
+    seen = "import os, sys, time; a, b, c = sys.argv[2:]; open(a, 'w'); e = time.time() + 120\n"
+    seen += "while not (os.path.exists(b) and os.path.exists(c)):\n    time.sleep(0.02)\n    assert time.time() < e\n"
+    marks = [str(tmp_path / n) for n in ("one", "two", "three")]
+    tested = seen + TESTED.format('tests="1"').replace("import sys; ", "")
+    measured = seen + SAID.format(rows("measured")).replace("import sys; ", "")
+    jobs = [
+        Job(n, ("-c", code, "{out}", *marks[place:], *marks[:place]), 300, tests=n != "c", gib=gib, tiny=())
+        for place, (n, code, gib) in enumerate([("a", tested, 30), ("b", tested, 30), ("c", measured, None)])
+    ]
+
+    class Watched(Runner):
+        where: dict[str, str]
+
+        def _start(self, job: Job, gpus: tuple[Gpu, ...]) -> None:
+            self.where = {**getattr(self, "where", {}), job.name: gpus[0].number}
+            super()._start(job, gpus)
+
+    runner = Watched(jobs, tmp_path / "out", BUDGET_S, [Gpu("0", 80), Gpu("1", 80)], tiny=True, spread=True)
+    runner.run()
+    assert states(runner) == {"a": OK, "b": OK, "c": OK}
+    assert runner.where == {"a": "0", "b": "0", "c": "1"}
+
+
 def test_every_job_of_the_suites_can_be_started() -> None:
     for suite, jobs in SUITES.items():
         names = [j.name for j in jobs]
@@ -162,7 +187,7 @@ def test_every_job_of_the_suites_can_be_started() -> None:
             words = " ".join(filled(word, dict.fromkeys(given, "x")) for word in one.words)
             assert not {"{", "}"} & set(words)
     assert [j.name for j in jobs_of(["first"], ["mposition"])] == [
-        "test_glue_operators", "test_recomposition", "composition",
+        "test_recomposition", "test_glue_operators", "composition",
     ]  # fmt: skip
 
 
@@ -188,6 +213,16 @@ def test_figures_stand_beside_their_goals() -> None:
     assert figures("budget", {"rows": []}) == []
     assert measured_rows({"rows": [{"state": "measured"}, {"state": "no time left"}]}) == (1, 2)
     assert measured_rows({"rows": {"x": {}}}) is None
+
+
+def test_rows_for_the_page_of_results_come_from_what_was_kept() -> None:
+    step = {"facts": {"device": "H", "date": "D", "commit": "old"}, "rows": [{"state": "measured"}],
+            "goals": [[241, "ours", "reference", "tokens/s", 2.6, "at least 2.5"]]}  # fmt: skip
+    found = list(rows_of({"step_241": step, "unheard": step}, {"jobs": {"step_241": {"commit": "c"}}}, []))
+    command = "`python tests/benchmarks/gpu/bench_step.py --frames 241`"
+    figure = "ours / reference tokens/s, 241 frames 2.6 (>= 2.5: met); 1 of 1 rows measured"
+    assert found == [f"| step_241 | {figure} | {command} | c | D | H |"]
+    assert list(rows_of({"step_241": step}, {}, ["blocks"])) == []
 
 
 def test_the_command_lists_its_suites_and_refuses_without_a_gpu(tmp_path: Path) -> None:

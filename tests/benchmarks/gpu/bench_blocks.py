@@ -73,9 +73,10 @@ def worst_of(found: list[float], usual: list[float] | None, what: str) -> float:
     return max(found)
 
 
-def gate(variant: Variant, case: Case, device: torch.device) -> float:
-    """The variant, eager, against its float64 twin; plain torch in the same precision tells what rounding may cost.
-    The module of mamba-ssm has other parameters than its twin: its result and the gradient of x alone are compared."""
+def gate(variant: Variant, case: Case, device: torch.device) -> list[float]:
+    """The variant's errors, eager, against its float64 twin. Raises Wrong past what rounding may cost, which plain
+    torch in the same precision tells. The module of mamba-ssm has other parameters than its twin: its result and the
+    gradient of x alone are compared."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     piece = variant.make(case, device, dtype)
     twin = variant.exact(piece, case)
@@ -88,17 +89,20 @@ def gate(variant: Variant, case: Case, device: torch.device) -> float:
     if [p.shape for p in piece.parameters] != [p.shape for p in twin.parameters]:
         found = [results[:2] for results in found]
     told = [errors(results, found[1], "float64") for results in (found[0], *found[2:])]
-    return worst_of(told[0], told[1] if len(told) > 1 else None, "float64")
+    worst_of(told[0], told[1] if len(told) > 1 else None, "float64")
+    return told[0]
 
 
-def measure(bench: Bench, piece: Piece, mode: Mode, backend: str, eager: list[Tensor | None] | None) -> Row:
-    """Times of one mode; `eager`: what the same piece gives eagerly."""
+def measure(
+    bench: Bench, piece: Piece, mode: Mode, backend: str, eager: list[Tensor | None] | None, usual: list[float]
+) -> Row:
+    """Times of one mode; `eager`: what the same piece gives eagerly, whose `usual` errors the mode may have, too."""
     found = bench.found
     with chosen(piece.choice):
         timed = compiled(piece, backend) if mode.startswith("compiled") else piece
         begin = time.perf_counter()
         if eager is not None:
-            found["against eager"] = worst_of(errors(answers(timed), eager, mode), None, mode)
+            found["against eager"] = worst_of(errors(answers(timed), eager, mode), usual, mode)
         if timed is not piece:
             found["compile s"] = time.perf_counter() - begin
         calls: Any = (timed.forward, timed.forward_backward)
@@ -114,14 +118,14 @@ def measure(bench: Bench, piece: Piece, mode: Mode, backend: str, eager: list[Te
 def run_variant(bench: Bench, variant: Variant, case: Case, backend: str) -> None:
     """Gate, then every mode."""
     label = {"case": case.name, "tokens": case.tokens, "variant": variant.name}
-    errors: Row = {}
+    usual: list[float] = []
 
     def gated() -> Row:
-        errors["error"] = gate(variant, GATE._replace(tiny=case.tiny), bench.device)
+        usual[:] = gate(variant, GATE._replace(tiny=case.tiny), bench.device)
         if variant.linear and (case.frames, case.stage) == FIRST:
             clear(bench.device)
-            errors["error"] = max(errors["error"], gate(variant, case, bench.device))
-        return dict(errors)
+            usual[:] = map(max, usual, gate(variant, case, bench.device))
+        return {"error": max(usual)}
 
     if bench.case({**label, "mode": "gate"}, gated)["state"] != "measured":
         return  # no figures of what is wrong or cannot be
@@ -135,8 +139,8 @@ def run_variant(bench: Bench, variant: Variant, case: Case, backend: str) -> Non
                 with chosen(held["piece"].choice):
                     held["eager"] = answers(held["piece"])
             reference = held["eager"] if mode.startswith("compiled") else None
-            bench.found |= errors
-            return measure(bench, held["piece"], mode, backend, reference)
+            bench.found["error"] = max(usual)
+            return measure(bench, held["piece"], mode, backend, reference, usual)
 
         bench.case({**label, "mode": mode}, timed)
     held.clear()

@@ -14,6 +14,8 @@ import re
 import sys
 from collections import defaultdict
 from contextlib import ExitStack
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,11 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import torch  # noqa: E402
 from block_inputs import Case, Piece, captured  # noqa: E402
 from kernel_choices import Choice, chosen, ours, stock  # noqa: E402
+from kernel_times import top_kernels  # noqa: E402
 from speed_clock import Bench, Row, bench_of, graphed, median_ms, options_of  # noqa: E402
 from torch.profiler import ProfilerActivity, profile, record_function  # noqa: E402
+
+from m4v.kernels.selection import TRITON, version_of  # noqa: E402
 
 RUNS = 10
 LABEL = "part: "
@@ -39,10 +44,32 @@ KINDS = (
     ("copies", r"copy|cat|memcpy|memset|fill|convert"),
     ("reductions", r"reduce"),
 )  # fmt: skip
+# Parts of our own kernels, by the module of `m4v.kernels` that they are in.
+OWN = {
+    "convolution": "convolution", "composition": "composition", "mixing": "composition", "modulation": "AdaLN",
+    "head_norm": "norms and rotation", "pieces": "temporal branch", "column_sums": "reductions",
+    "ssd_forward": "SSD", "ssd_backward": "SSD", "frames_triton": "attention",
+}  # fmt: skip
 COLUMNS = ("kernels", "part", "forward ms", "backward ms", "roofline fwd ms", "times the roofline", "state")
 
 
+@cache
+def own_kernels() -> dict[str, str]:
+    """Kernel -> part of those that are our own; empty without Triton."""
+    if version_of(TRITON) is None:
+        return {}
+    from triton.runtime.jit import KernelInterface
+
+    modules = [(part, f"m4v.kernels.{name}", vars(import_module(f"m4v.kernels.{name}"))) for name, part in OWN.items()]
+    return {
+        name: part for part, home, held in modules for name, kernel in held.items()
+        if isinstance(kernel, KernelInterface) and kernel.__module__ == home
+    }  # fmt: skip
+
+
 def kind_of(kernel: str) -> str:
+    if kernel in own_kernels():
+        return own_kernels()[kernel]
     return next((kind for kind, pattern in KINDS if re.search(pattern, kernel, re.IGNORECASE)), "elementwise")
 
 
@@ -89,8 +116,7 @@ def by_part(events: Any, cuda: bool) -> dict[tuple[str, bool], float]:
     found: dict[tuple[str, bool], float] = defaultdict(float)
     for event in events:
         kernels = [(k.name, k.duration) for k in event.kernels] if cuda else [(event.name, event.self_cpu_time_total)]
-        if event.name.startswith(LABEL) and not cuda:
-            continue
+        kernels = [(name, time) for name, time in kernels if not name.startswith(LABEL)]  # a range's shadow on the GPU
         behind = _backward_of(event)
         module = forward_module.get(behind.sequence_nr, "") if behind is not None else _module(event)
         for name, microseconds in kernels:
@@ -116,8 +142,8 @@ def _backward_of(event: Any) -> Any:
     return None
 
 
-def profiled(bench: Bench, piece: Piece) -> dict[tuple[str, bool], float]:
-    """Milliseconds by part of one forward and backward, a mean of some runs."""
+def profiled(bench: Bench, piece: Piece, name: str) -> dict[tuple[str, bool], float]:
+    """Milliseconds by part of one forward and backward, a mean of some runs; the bench keeps kernels by name."""
     cuda = bench.device.type == "cuda"
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
     runs = RUNS if cuda else 1
@@ -130,7 +156,9 @@ def profiled(bench: Bench, piece: Piece) -> dict[tuple[str, bool], float]:
                 piece.forward_backward()
             if cuda:
                 torch.cuda.synchronize()
-    return {key: value / runs / 1e3 for key, value in by_part(recorded.events(), cuda).items()}
+    events = recorded.events()
+    bench.extra.setdefault("kernels top", {})[name] = top_kernels(events, cuda, runs)
+    return {key: value / runs / 1e3 for key, value in by_part(events, cuda).items()}
 
 
 def rates(bench: Bench, case: Case) -> dict[str, float]:
@@ -180,7 +208,7 @@ def budget(bench: Bench, name: str, choice: Choice, case: Case, rate: dict[str, 
     def measured() -> Row:
         with chosen(choice):
             piece = captured(case.base, case, bench.device, dtype, choice)
-            parts = profiled(bench, piece)
+            parts = profiled(bench, piece, name)
             walls = {
                 "eager": [median_ms(c, bench.device, bench.repeats) for c in (piece.forward, piece.forward_backward)]
             }

@@ -291,6 +291,8 @@ def main() -> None:
     saving = replace(SAVING, saves=options.saves, save_every=SAVING.save_every if options.saves else 0)
     alone = chosen_of(options.alone, (saving, *ALONE[1:]))
     chosen = [c for c in alone if c.ranks <= most and (not options.only or options.only in c.name)]
+    if options.saves and chosen and not any(case.saves for case in chosen):  # fewer GPUs than `SAVING` has ranks
+        chosen[0] = replace(chosen[0], save_every=saving.save_every, saves=saving.saves)
     beside = [c for c in chosen_of(options.beside, BESIDE) if not options.only or options.only in c.name]
     try:
         make_material(place)

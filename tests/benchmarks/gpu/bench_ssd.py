@@ -155,11 +155,14 @@ def measured(bench: Bench, make: Callable[[], Scan], length: int, first: list[Te
 def main() -> None:
     parser = options_of(__doc__, 400.0)
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
+    parser.add_argument("--only", default="", help="sides whose name holds this")
     options = parser.parse_args()
     bench = bench_of("ssd", options)
     for length in [5] if options.tiny else options.lengths:
         first: list[Tensor] = []
         for row, make in sides(length):
+            if options.only not in row["side"]:
+                continue
             bench.case(row, lambda m=make, t=length, f=first: measured(bench, m, t, f))  # type: ignore[misc]
     for tokens in dict.fromkeys(row["tokens"] for row in bench.rows):
         bench.extra[f"ratios {tokens}"] = ratios([row for row in bench.rows if row["tokens"] == tokens])

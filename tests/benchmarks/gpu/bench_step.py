@@ -25,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import torch  # noqa: E402
 from generation_parts import TINY  # noqa: E402
 from kernel_choices import Choice, chosen, ours, plain, stock  # noqa: E402
+from kernel_times import on_gpu, top_kernels  # noqa: E402
 from random_model import random_model  # noqa: E402
 from speed_clock import GIB, Bench, Row, bench_of, clear, options_of, print_table, synchronize  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -55,6 +56,7 @@ class Loop(NamedTuple):
 
 REFERENCE, OURS, SAME = "reference style", "M4V, ours, selective", "M4V, ours, block"
 ATTENTION, SELECTIVE = "attention, auto, block", "attention, auto, selective"
+PROFILED = (OURS, SAME)
 LOOPS = (  # most wanted first; those that a figure needs, then those that tune mamba-ssm's kernels
     Loop(OURS, "mm_dim", ours, "selective"),
     Loop(REFERENCE, "attention", plain, "block", reads=True),
@@ -159,7 +161,7 @@ def measure(bench: Bench, loop: Loop, frames: int) -> Row:
         peak = torch.cuda.max_memory_allocated() if cuda else 0
         parts: Row = {"forward s": [], "host forward s": []}
         trainer.step(parts)
-        if loop.name == OURS:  # reading a profile takes as long as some steps
+        if loop.name in PROFILED:  # reading a profile takes as long as some steps
             bench.extra.setdefault("profile", {})[f"{loop.name}, {frames}f"] = profiled(trainer)
     if not all(torch.tensor(losses).isfinite()):
         raise ValueError(f"losses {losses}")
@@ -171,7 +173,7 @@ def measure(bench: Bench, loop: Loop, frames: int) -> Row:
 
 
 def profiled(trainer: Trainer) -> Row:
-    """One step under the profiler: how busy the GPU is, launches, and what the host does most."""
+    """One step under the profiler: how busy the GPU is and with which kernels, launches, what the host does most."""
     cuda = trainer.device.type == "cuda"
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
     begin = time.perf_counter()
@@ -179,7 +181,8 @@ def profiled(trainer: Trainer) -> Row:
         trainer.step()
         synchronize(trainer.device)
     wall = time.perf_counter() - begin
-    kernels = sorted((k.time_range.start, k.time_range.end) for k in recorded.events() if _on_gpu(k))
+    events = recorded.events()
+    kernels = sorted((k.time_range.start, k.time_range.end) for k in events if on_gpu(k))
     busy, last = 0.0, 0.0
     for start, end in kernels:
         busy += max(0.0, end - max(start, last))
@@ -193,11 +196,8 @@ def profiled(trainer: Trainer) -> Row:
         "GPU busy of first to last kernel": busy / span if kernels else None,
         "GPU busy s": busy / 1e6, "GPU busy s a pack": busy / 1e6 / PACKS,
         "host top, self ms": {a.key[:80]: [round(a.self_cpu_time_total / 1e3, 2), a.count] for a in top},
+        "kernels top": top_kernels(events, cuda),
     }  # fmt: skip
-
-
-def _on_gpu(event: Any) -> bool:
-    return event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
 
 
 def run(bench: Bench, options: argparse.Namespace) -> None:

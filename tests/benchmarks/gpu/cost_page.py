@@ -1,6 +1,7 @@
 """The page "FLOPs, time, memory against the paper's own table", from the JSON of the speed benchmarks.
 
     python tests/benchmarks/gpu/cost_page.py blocks.json generation.json step.json --out COST.md
+    python tests/benchmarks/gpu/cost_page.py RESULTS/results.json --out COST.md
 
 Operations are computed as `m4v flops --table4` does; times and memory come from the given files alone, and what no
 file holds is `not measured`.
@@ -20,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 MISSING = "not measured"
 FRAMES = (121, 241)
+SHOWN = ("blocks", "generation", "step")
 
 
 class Printed(NamedTuple):
@@ -35,25 +37,30 @@ ROWS = (
     Printed("Full Attn", {121: 296, 241: 812},
             ("attention, as released", "attention, compiled, all scores", "attention, FlexAttention",
              "attention, ours: frames"),
-            ("reference style", "attention, auto, block", "attention, ours, block")),
+            ("reference style", "attention, auto, block", "attention, auto, selective", "attention, ours, block")),
     Printed("Full+Temp", {121: 226, 241: 613}, ("M4V, stock (mamba-ssm, plain glue)", "M4V, auto", "M4V, ours",
              "M4V, ours, CUDA graphs, decoding beside"),
-            ("M4V, stock, block", "M4V, ours, block", "M4V, ours, selective")),
+            ("M4V, stock, block", "M4V, ours, block", "M4V, auto, selective", "M4V, ours, selective")),
 )  # fmt: skip
 Found = dict[str, dict[str, Any]]
 
 
 def read(paths: Iterable[Path]) -> Found:
-    """Benchmark name -> its JSON. Of two files of one benchmark the rows are joined; the facts must be equal."""
+    """Benchmark name -> its JSON, which a file holds or, as the driver's results.json, several. Of two of one benchmark
+    the rows are joined, those of the first count; the device must be the same."""
     found: Found = {}
-    for path in paths:
-        held = json.loads(path.read_text())
+    for path, held in ((file, one) for file in paths for one in _benchmarks(json.loads(file.read_text()))):
         known = found.setdefault(held["benchmark"], held)
         if known is not held:
             if known["facts"]["device"] != held["facts"]["device"]:
                 raise SystemExit(f"{path}: {held['benchmark']} was measured on another device before")
             known["rows"] += held["rows"]
     return found
+
+
+def _benchmarks(held: dict[str, Any]) -> list[dict[str, Any]]:
+    given = [held] if "benchmark" in held else held.values()
+    return [one for one in given if "benchmark" in one and "facts" in one]
 
 
 def figure(found: Found, benchmark: str, wanted: dict[str, Any], key: str, form: str = "{:.1f}") -> str:
@@ -121,7 +128,7 @@ def step_rows(found: Found) -> list[list[str]]:
 
 def page(found: Found) -> str:
     lines = ["# FLOPs, time and memory against the paper's own table", ""]
-    taken = {name: held["facts"] for name, held in found.items()}
+    taken = {name: held["facts"] for name, held in found.items() if name in SHOWN}
     if taken:
         lines += [
             f"- {name}: {f['device']}, torch {f['torch']}, commit {f['commit']}, {f['date']}"

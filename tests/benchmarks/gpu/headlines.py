@@ -65,6 +65,15 @@ def _blocks(found: Found) -> Iterator[Figure]:
                 yield Figure(label, goal[key]["ratio"], goal[key]["goal"])
 
 
+def _budget(found: Found) -> Iterator[Figure]:
+    for name, parts in found.get("parts", {}).items():
+        for way in ("forward ms", "backward ms"):
+            yield Figure(f"{name}, kernels {way}", sum(part[way] for part in parts.values()))
+        for mode, (forward, both) in found.get("walls", {}).get(name, {}).items():
+            yield Figure(f"{name}, {mode}, forward ms", forward)
+            yield Figure(f"{name}, {mode}, both ms", both)
+
+
 def _generation(found: Found) -> Iterator[Figure]:
     taken = {r["form"]: r["seconds"] for r in _measured(found) if r.get("kind") == "summed" and r.get("frames") == 241}
     mine = taken.pop("M4V, ours", None)
@@ -109,6 +118,8 @@ def _scaling(found: Found) -> Iterator[Figure]:
                 yield Figure(f"scaling zero{zero} x{gpus}, %", percent, goal if gpus == 4 else None)
     if "saves" in rows:
         yield Figure("stall, of a synchronous save", rows["saves"]["share"], -0.05)
+        if "longer share" in rows["saves"]:
+            yield Figure("longer steps beside the last save, of a synchronous one", rows["saves"]["longer share"])
 
 
 def _reward(found: Found) -> Iterator[Figure]:
@@ -141,8 +152,9 @@ def _host(found: Found) -> Iterator[Figure]:
 
 READERS: dict[str, Callable[[Found], Iterator[Figure]]] = {
     "ssd": _ssd, "composition": _composition, "convolution": _convolution, "attention": _attention,
-    "blocks": _blocks, "generation": _generation, "step": _step, "wan_layer": _wan_layer, "scaling": _scaling,
-    "reward": _reward, "learning": _learning, "parallel": _parallel, "rehearse": _rehearse, "host": _host,
+    "blocks": _blocks, "budget": _budget, "generation": _generation, "step": _step, "wan_layer": _wan_layer,
+    "scaling": _scaling, "reward": _reward, "learning": _learning, "parallel": _parallel, "rehearse": _rehearse,
+    "host": _host,
 }  # fmt: skip
 
 

@@ -161,7 +161,9 @@ class Runner:
             idle = [g for g in self.gpus if not self._on(g)]
             return () if job.gpus == 0 else tuple(idle) if len(idle) == len(self.gpus) else None
         given = self.single if job.gpus == 1 else self.gpus
-        fit = [g for g in sorted(given, key=lambda g: len(self._on(g))) if self._has_room(g, job)]
+        # Jobs that share a GPU crowd on as few as hold them, so that what needs one for itself finds one.
+        order = sorted(given, key=lambda g: len(self._on(g)), reverse=job.gib is not None)
+        fit = [g for g in order if self._has_room(g, job)]
         count = 1 if self.tiny else job.gpus  # a rehearsal has no GPUs
         return tuple(fit[:count]) if len(fit) >= count else None
 
@@ -190,7 +192,10 @@ class Runner:
         if self.tiny:
             environment |= {"TRITON_INTERPRET": "1"} if job.interpreted else {}
         elif job.gpus:
+            environment = {**dict(job.settings), **environment}
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.number for gpu in gpus)
+            if job.gib is None:  # shapes that were tried beside other jobs may not be the quickest
+                environment["TRITON_CACHE_AUTOTUNING"] = "0"
         print(f"[{self.left():.0f} s left] {job.name}: {' '.join(words[1:])}", flush=True)
         with self._log(job).open("wb") as log:
             process = subprocess.Popen(

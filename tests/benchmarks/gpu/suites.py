@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 TEXT_FEATURES, COMPILED = ".carry/text.safetensors", ".carry/compiled.tar.xz"
 ASSETS = ".carry/assets.tar.xz"
 CPU = ("--device", "cpu")
+# A process that trains picks one scan; ours needs none of the shapes that mamba-ssm's kernels try in every process.
+OWN = (("M4V_KERNELS", "triton"),)
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,26 @@ class Job:
     interpreted: bool = False  # the rehearsal runs Triton's interpreter
     prints: bool = False  # the last line of its log is its result
     tests: bool = False
+    settings: tuple[tuple[str, str], ...] = ()  # of its environment on a GPU, where they are not set
 
 
-def gate(name: str, most_s: float = 240.0, gib: float = 12.0, gpus: int = 1) -> Job:
-    """A file of tests/gpu; it shares its GPU with others. Where mamba-ssm tunes its kernels on an empty cache, beside
-    others, that alone takes one and a half minutes."""
+def gate(name: str, most_s: float = 240.0, gib: float = 5.0, gpus: int = 1, workers: int = 1) -> Job:
+    """A file of tests/gpu; it shares its GPU with others. Kernels are compiled by one processor each, so `workers`
+    take its tests in turn. Where mamba-ssm tunes its kernels on an empty cache, beside others, that alone takes one and
+    a half minutes."""
     words = (
         "-m", "pytest", f"tests/gpu/test_gpu_{name}.py", "-m", "gpu", "-p", "no:cacheprovider", "--junitxml", "{out}"
     )  # fmt: skip
+    if workers > 1 and find_spec("xdist") is not None:
+        words += ("-n", str(workers), "--dist", "worksteal")
     return Job(f"test_{name}", words, most_s, gib=gib, gpus=gpus, tiny=(), interpreted=True, tests=True)
+
+
+def warm(name: str, part: str, *more: str, gib: float) -> Job:
+    """A benchmark beside the gates, so that its kernels are compiled before it is timed; its figures are not kept."""
+    out = f"{{work}}/warm_{name}_{part}.json"
+    words = (f"tests/benchmarks/gpu/bench_{name}.py", "--out", out, "--limit-s", "{left}", "--repeats", "1", *more)
+    return Job(f"warm_{name}_{part}", words, 170, gib=gib, interpreted=name == "ssd")
 
 
 def bench(
@@ -90,20 +104,32 @@ def learning(mixer: str, partner: str) -> Job:
         "24",
     )
     return Job(f"learning_{mixer}", words, 540, 200, ("corpus",), gib=35, needs=TEXT_FEATURES, how=FEATURES_HOW,
-               tiny=(*CPU, *small, "--workers", "1"))  # fmt: skip
+               tiny=(*CPU, *small, "--workers", "1"), settings=OWN)  # fmt: skip
 
 
 FEATURES_HOW = f"python tests/benchmarks/gpu/bench_learning.py features {TEXT_FEATURES}, where the text encoder is"
 CORPUS = Job(
     "corpus",
     ("tests/benchmarks/gpu/bench_learning.py", "corpus", "--features", TEXT_FEATURES, "--corpus", "{work}/corpus"),
-    150, gib=0, gpus=0, needs=TEXT_FEATURES, how=FEATURES_HOW, tiny=("--clips", "1"),
+    240, gib=0, gpus=0, needs=TEXT_FEATURES, how=FEATURES_HOW, tiny=("--clips", "1"),
 )  # fmt: skip
-SCALING = Job(
-    "scaling",
-    ("tests/benchmarks/gpu/bench_scaling.py", "--limit-s", "{left}", "--folder", "{fast}/scaling", "--json", "{out}",
-     "--kernels", COMPILED, "--keep-kernels", "{keep}/compiled.tar.xz"),
-    560, 150, gpus=-1, tiny=("--size", "tiny", *CPU, "--most-ranks", "1", "--only", "zero2"),
+
+
+def scaling(name: str, most_s: float, *more: str, tiny: tuple[str, str]) -> Job:
+    words = (
+        "tests/benchmarks/gpu/bench_scaling.py", "--limit-s", "{left}", "--folder", "{fast}/scaling",
+        "--json", "{out}", "--kernels", COMPILED, "--keep-kernels", "{keep}/compiled.tar.xz", *more,
+    )  # fmt: skip
+    small = ("--size", "tiny", *CPU, "--most-ranks", tiny[0], "--only", tiny[1])
+    return Job(name, words, most_s, 150, gpus=-1, tiny=small, settings=OWN)
+
+
+SCALING = scaling("scaling", 560, tiny=("1", "zero2"))
+# What two GPUs can show in half a call: two ranks with saves and a restart, the same work on one of the two, the other
+# lengths and ZeRO-2.
+PAIR = scaling(
+    "scaling_pair", 330, "--alone", "121f zero3 x2", "121f zero2 x2", "--saves", "2",
+    "--beside", "121f zero3 x1", "121f zero2 x1", "241f zero3 x1", "57f zero3 x1", tiny=("2", "zero3 x2"),
 )  # fmt: skip
 PARALLEL = Job(
     "parallel", ("tests/benchmarks/gpu/bench_parallel.py", "--limit-s", "{left}", "--json", "{out}"), 400, 60, gpus=-1
@@ -113,48 +139,65 @@ REHEARSE = Job(
     ("tests/benchmarks/gpu/bench_rehearse.py", "--limit-s", "{left}", "--folder", "{fast}/rehearse",
      "--spare", "{work}/rehearse", "--json", "{out}", "--assets", ASSETS),
     570, 150, needs=ASSETS, how=f"python tests/benchmarks/gpu/rehearsal_assets.py pack {ASSETS}, where assets are",
+    settings=OWN,
 )  # fmt: skip
 HOST = Job(
     "host", ("tests/benchmarks/bench_host.py", "--device", "cuda", "--json"), 200, tiny=(*CPU, "--repeats", "1"),
     prints=True,
 )  # fmt: skip
 KERNEL_GATES = ("glue_operators", "ssd", "recomposition", "frames")
+SSD, COMPOSITION = (
+    bench("ssd", 230, "--lengths", "15488", gates=("ssd",)),
+    bench("composition", 80, gates=("glue_operators", "recomposition")),
+)
+BUDGET, CONVOLUTION = bench("budget", 150, gates=KERNEL_GATES), bench("convolution", 60, gates=("convolution",))
+BLOCKS = bench("blocks", 280, "--cases", "first", gates=KERNEL_GATES, least_s=60)
+SUM = bench("generation", 300, "--only-sum", least_s=100)
+LONG, SHORT = (bench("step", 240, "--frames", n, part=f"_{n}", least_s=60) for n in ("241", "57"))
+GRAPHS, RELEASED = (
+    end("_graphs", "M4V, ours, CUDA graphs, decoding beside", 240), end("_released", "attention, as released", 380)
+)  # fmt: skip
+WAN = bench("wan_layer", 560, least_s=120)
 SUITES: dict[str, tuple[Job, ...]] = {
+    # The longest and those that others wait for come first; SUM and LONG wait for no gate, so a second GPU has them.
     "first": (
-        gate("glue_operators"), gate("ssd"), gate("recomposition"), gate("frames"), gate("checkpointing", 150),
-        gate("compiled"), gate("host", 240), gate("convolution", 120),
-        bench("ssd", 120, "--lengths", "15488", gates=("ssd",)),
-        bench("composition", 60, gates=("glue_operators", "recomposition")),
-        bench("blocks", 240, "--cases", "first", gates=KERNEL_GATES),
+        gate("ssd", gib=34, workers=4), gate("recomposition", workers=3), gate("glue_operators"),
+        gate("frames", workers=2), gate("compiled"), gate("convolution", workers=2),
+        warm("ssd", "128", "--only", "mamba-ssm 128", gib=5), warm("ssd", "64", "--only", "mamba-ssm 64", gib=5),
+        warm("ssd", "256", "--only", "mamba-ssm 256", gib=5), warm("ssd", "own", "--only", "ours", gib=5),
+        warm("blocks", "module", "--cases", "first", "--only", "Mamba2 module", gib=24),
+        warm("blocks", "attention", "--cases", "first", "--only", "attention", gib=12),
+        BUDGET, SSD, COMPOSITION, BLOCKS, SUM, LONG, CONVOLUTION, SHORT,
+    ),
+    "second": (
+        CORPUS, gate("training", 420, 12), gate("scans", 420, workers=4), gate("monitor"), gate("host"),
+        gate("sampling"), gate("deterministic", 300, workers=3), gate("checkpointing", workers=3),
+        learning("mm_dim", "attention"), learning("attention", "mm_dim"), REHEARSE, WAN, GRAPHS,
+    ),
+    "third": (PAIR, WAN, GRAPHS, RELEASED),
+    "more": (
+        gate("ssd", gib=34, workers=4), gate("recomposition", workers=3), gate("glue_operators"),
+        gate("frames", workers=2),
+        bench("step", 280, least_s=60), HOST,
         bench("attention", 90, gates=("frames",)),
-        bench("budget", 90, gates=KERNEL_GATES),
-        bench("convolution", 60, gates=("convolution",)),
         bench("blocks", 240, "--cases", "rest", gates=KERNEL_GATES, part="_rest", least_s=45),
-        bench("ssd", 120, "--lengths", "9008", "7568", "11888", "8880", "4096", "32768", "75600", gates=("ssd",),
+        bench("ssd", 280, "--lengths", "9008", "7568", "11888", "8880", "4096", "32768", "75600", gates=("ssd",),
               part="_rest"),
         gate("ssd_sizes", 150),
     ),
-    "second": (
-        gate("sampling", 150),
-        bench("generation", 300, "--only-sum", least_s=60),
-        bench("step", 280, least_s=60),
-        HOST,
-        bench("step", 280, "--frames", "241", part="_241", least_s=60),
-        bench("step", 240, "--frames", "57", part="_57", least_s=60),
-    ),
     "ends": (
-        end("", "M4V, ours", 280), end("_released", "attention, as released", 380),
-        end("_graphs", "M4V, ours, CUDA graphs, decoding beside", 260),
+        end("", "M4V, ours", 280), RELEASED, GRAPHS,
         end("_compiled", "attention, compiled, all scores", 320), end("_flex", "attention, FlexAttention", 340),
         end("_stock", "M4V, stock (mamba-ssm, plain glue)", 360),
     ),
     "training": (
-        gate("training", 420, 20), gate("deterministic", 240), gate("saving", 120), gate("scores", 150),
-        gate("vae", 150), gate("monitor", 240), gate("model"), gate("scans", 420), gate("attention"),
-        gate("wan_codec", 120), gate("shards", gpus=2),
+        gate("training", 420, 12), gate("deterministic", 300, workers=3), gate("saving", 120), gate("scores", 150),
+        gate("vae", 150), gate("monitor"), gate("model", workers=3), gate("scans", 420, workers=4),
+        gate("attention"), gate("wan_codec", 120), gate("checkpointing", workers=3), gate("host"), gate("sampling"),
+        gate("shards", gpus=2),
     ),
     "reward": (gate("scores", 150), reward("reward"), reward("reward_of_8", "--ranks", "8")),
-    "wan": (bench("wan_layer", 560, least_s=120),),
+    "wan": (WAN,),
     "learning": (CORPUS, learning("mm_dim", "attention"), learning("attention", "mm_dim")),
     "scaling": (SCALING,),
     "rehearse": (REHEARSE,),
