@@ -7,8 +7,8 @@
 norms, modulation, cross-attention to 512 text tokens and the MLP on both sides; only the self-attention differs. Ours
 is the product's mixer with text at both ends of the sequence and registers, with and without its temporal branch, on
 mamba-ssm's scan and on our own. First a clip of three frames must have the result and gradients of float32 on plain
-torch, and a compiled layer each gradient of the eager one. `mixer` is self-attention or mixer alone. All eager rows
-come before compiled ones, those of mamba-ssm's scan last.
+torch, and a compiled layer each gradient of the eager one. `mixer` is self-attention or mixer alone. One size after
+the other, eager before compiled; all rows of mamba-ssm's scan last.
 """
 
 from __future__ import annotations
@@ -238,8 +238,8 @@ def rows_of(tiny: bool) -> list[tuple[Size, str, str, Choice, bool]]:
     scans = [("torch", plain())] if tiny else [("ours", own), ("mamba-ssm", stock)]
     ways = [("attention", "cuDNN", plain())]
     ways += [(way, name, choice) for name, choice in scans for way in ("MM-DiM", "MM-DiM, no temporal branch")]
-    made = [(s, *way, c) for c in (False, True) for s in (TINY_SIZES if tiny else SIZES) for way in ways]
-    return sorted(made, key=lambda row: (row[4], row[4] and row[2] == "mamba-ssm"))
+    made = [(s, *way, c) for s in (TINY_SIZES if tiny else SIZES) for c in (False, True) for way in ways]
+    return sorted(made, key=lambda row: row[2] == "mamba-ssm")
 
 
 def main() -> None:
