@@ -19,7 +19,7 @@ from m4v.wan_flow_config import WanSamplerConfig
 from pipelines.plan import Plan, PlanStatus
 from pipelines.spec import StageNode
 from training.preflight import GPUS
-from training.preflight.anchors import ANCHOR_GPU, SAMPLING, Kernels, seconds_of, slowness, slowness_words
+from training.preflight.anchors import SAMPLING, Kernels, seconds_of, slowness, slowness_words
 from training.preflight.work import forward_flops
 from training.template import HIGH, WHOLE, Column
 
@@ -80,10 +80,7 @@ def cost_of(model: AnyModel, config: GenerateConfig, kernels: Kernels | None = N
         flops=flops,
         seconds=seconds,
         gpu_hours={name: videos * each / 3600 for name, each in seconds.items()},
-        assumptions=(
-            f"videos are sampled, decoding included, as measured on {ANCHOR_GPU.upper()} with {kernels.words(model)} "
-            f"({speed.source.commit}, {speed.source.date}){''.join(carried)}",
-        ),
+        assumptions=(f"videos are sampled, decoding included, {kernels.words(model, speed.source)}{''.join(carried)}",),
     )
 
 

@@ -16,7 +16,7 @@ from m4v.kernels.selection import OWN_GLUE, OWN_SCAN
 from m4v.scores.clip_config import ClipConfig, HpsConfig
 from training.config import EngineConfig, OrderConfig, RewardConfig, RewardTermConfig, TrainConfig, WeightedScorer
 from training.preflight import Estimate, Setup, advice, check_fits, estimate, gpu_of
-from training.preflight.anchors import Kernels, slowness
+from training.preflight.anchors import Kernels, Source, slowness
 from training.samples import SampleGroup
 
 MEASURED = json.loads(Path(__file__).with_name("preflight_measured.json").read_text())
@@ -148,7 +148,7 @@ def test_the_anchor_follows_the_kernels_and_the_mixer(monkeypatch: pytest.Monkey
             assert Kernels.chosen() == kernels
         assert (kernels.kind(m4v), kernels.kind(attention)) == (of_m4v, of_attention)
         exact = kernels in (KERNELS["own"], KERNELS["stock"])
-        assert ("not measured" in kernels.words(m4v)) != exact
+        assert ("not measured" in kernels.words(m4v, Source("abc", "today"))) != exact
     assert Kernels.named(f"{OWN_SCAN}, mamba-ssm 2.3.2, frames 1 torch 2.11.0, {OWN_GLUE}") == KERNELS["own"]
     assert Kernels.named("mamba-ssm 2.3.2.post1, causal-conv1d 1.7.0, flex 2.11.0") == KERNELS["stock"]
     assert Kernels.named("torch").plain_scan

@@ -25,6 +25,13 @@ ANCHOR_GPU = "h200"
 KernelKind = Literal["own", "stock"]
 
 
+class Source(NamedTuple):
+    """Where a speed was measured."""
+
+    commit: str
+    date: str
+
+
 class Kernels(NamedTuple):
     """What a GPU computes a model with: our scans, our kernels around them, and scans of plain torch, if ours are off
     and mamba-ssm's too."""
@@ -53,25 +60,26 @@ class Kernels(NamedTuple):
         scans = model.mixer != "attention"
         return "own" if self.own_glue and (self.own_scan or not scans) else "stock"
 
-    def words(self, model: AnyModel) -> str:
-        """What the anchor was measured with, and how this choice differs where no run measured it."""
+    def words(self, model: AnyModel, source: Source) -> str:
+        """What a time was measured with, and how this choice differs where no run measured it."""
+        found = f"as measured on {ANCHOR_GPU.upper()} with {self._anchor(model)} ({source.commit}, {source.date})"
+        if self.kind(model) == "own" or model.mixer == "attention":
+            return found
+        if self.plain_scan:
+            return f"{found}; scans of plain torch, as chosen, are slower and were not measured"
+        if self.own_glue or self.own_scan:
+            chosen = "our scan and plain torch" if self.own_scan else "mamba-ssm's scan and our kernels"
+            return f"{found}; {chosen} around it, as chosen, are faster and were not measured"
+        return found
+
+    def _anchor(self, model: AnyModel) -> str:
         if self.kind(model) == "own":
             return "our kernels"
-        measured = "mamba-ssm's scan and plain torch around it" if model.mixer != "attention" else "plain torch's glue"
-        if model.mixer == "attention":
-            return measured
-        if self.plain_scan:
-            return f"{measured}; scans of plain torch, this choice, are slower and were not measured"
-        if self.own_glue or self.own_scan:
-            return f"{measured}; this choice is faster and was not measured"
-        return measured
-
-
-class Source(NamedTuple):
-    """Where a speed was measured."""
-
-    commit: str
-    date: str
+        return (
+            "plain torch around attention"
+            if model.mixer == "attention"
+            else "mamba-ssm's scan and plain torch around it"
+        )
 
 
 class TrainingSpeed(NamedTuple):

@@ -6,7 +6,6 @@ from m4v.family import AnyModel
 from m4v.wan.config import WanConfig
 from training.config import EngineConfig
 from training.preflight.anchors import (
-    ANCHOR_GPU,
     GATHERS_S,
     HOOKS_S,
     MOST_RANKS,
@@ -44,10 +43,7 @@ def _gathers_s(model: AnyModel, engine: EngineConfig, ranks: int) -> float:
 def assumptions(model: AnyModel, dtype: str, kernels: Kernels, gpu: Gpu, ranks: int) -> list[str]:
     """What the seconds rest on, in words."""
     source = TRAINING[kernels.kind(model)].source
-    found = [
-        f"time as measured on {ANCHOR_GPU.upper()} with {kernels.words(model)} ({source.commit}, {source.date})"
-        f"{slowness_words(gpu, dtype)}"
-    ]
+    found = [f"time {kernels.words(model, source)}{slowness_words(gpu, dtype)}"]
     if isinstance(model, WanConfig):
         found.append("a Wan model is as fast by operation as the pyramid's, which alone was measured")
     if ranks > MOST_RANKS:
