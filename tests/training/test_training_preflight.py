@@ -144,8 +144,7 @@ def test_activations_are_what_autograd_keeps() -> None:
     )  # fmt: skip
     kept, pack = forward(config, [(0, 3), (1, 2), (2, 3)])
     told = activation_bytes(config, EngineConfig(dtype="bfloat16"), pack)
-    weights = 2 * total_parameters(config)  # copies in bfloat16, which ZeRO-3 does without
-    assert told == pytest.approx(kept - weights, rel=0.12)
+    assert told == pytest.approx(kept, rel=0.12)  # copies of the weights in bfloat16 too
     modes = [activation_bytes(config, EngineConfig(dtype="bfloat16", checkpointing=m), pack)  # type: ignore[arg-type]
              for m in ("none", "selective", "block")]  # fmt: skip
     assert modes[0] > 1.3 * modes[1] > 1.3 * modes[2]
