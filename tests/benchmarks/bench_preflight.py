@@ -1,6 +1,6 @@
 """What `m4v plan` tells of the training steps and videos that GPUs measured, beside the measured: a table.
 
-    python tests/benchmarks/bench_preflight.py          # no GPU; rows of tests/training/preflight_measured.json
+python tests/benchmarks/bench_preflight.py          # no GPU; rows of tests/training/preflight_measured.json
 """
 
 from __future__ import annotations
