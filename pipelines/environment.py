@@ -134,7 +134,10 @@ def _vector_level() -> str:
 def _cuda_architecture() -> str:
     command = shutil.which("nvidia-smi")
     if command is None:
-        raise ConfigError("no CUDA device on this machine", value="cuda", next_step="set device: cpu in the profile")
+        raise ConfigError(
+            "no CUDA device on this machine", value="cuda",
+            next_step="plan and run where the GPUs are, or set device: cpu in the profile",
+        )  # fmt: skip
     query = [command, "--query-gpu=compute_cap", "--format=csv,noheader"]
     answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
     capabilities = sorted({line.strip().replace(".", "") for line in answer.stdout.splitlines() if line.strip()})

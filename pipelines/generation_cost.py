@@ -19,13 +19,12 @@ from m4v.wan_flow_config import WanSamplerConfig
 from pipelines.plan import Plan, PlanStatus
 from pipelines.spec import StageNode
 from training.preflight import GPUS
+from training.preflight.anchors import SAMPLING, Kernels, seconds_of, slowness, slowness_words
 from training.preflight.work import forward_flops
 from training.template import HIGH, WHOLE, Column
 
 GPU_TYPES = ("h200", "h100-80gb", "a100-80gb")
-# Table 4 of the paper: 226 s for a video of 121 frames at 768p on one A100 (text, sampling, decoding), where this
-# arithmetic counts 15.0 PFLOP; the same share of the peak is assumed of other GPUs.
-ASSUMED_UTILISATION = 0.213
+MEASURED_PIXELS = 768 * 1280  # of a frame, whose decoding was measured
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,11 @@ class GenerationCost:
         return asdict(self)
 
 
-def generation_costs(nodes: Sequence[StageNode], plan: Plan) -> dict[str, GenerationCost]:
-    """Of the `generate` nodes that `plan` expects to run; none of a checkpoint whose model the graph does not tell."""
+def generation_costs(
+    nodes: Sequence[StageNode], plan: Plan, kernels: Kernels | None = None
+) -> dict[str, GenerationCost]:
+    """Of the `generate` nodes that `plan` expects to run; none of a checkpoint whose model the graph does not tell.
+    `kernels`: of the GPUs; by default what the environment chooses."""
     by_id = {node.id: node for node in nodes}
     found = {}
     for step in plan.steps:
@@ -55,19 +57,22 @@ def generation_costs(nodes: Sequence[StageNode], plan: Plan) -> dict[str, Genera
             continue
         model = _model_behind(node, by_id)
         if isinstance(model, ModelConfig | WanConfig):
-            found[node.id] = cost_of(model, node.config)
+            found[node.id] = cost_of(model, node.config, kernels)
     return found
 
 
-def cost_of(model: AnyModel, config: GenerateConfig) -> GenerationCost:
+def cost_of(model: AnyModel, config: GenerateConfig, kernels: Kernels | None = None) -> GenerationCost:
     """Every forward of the sampler, counted: latent frame by latent frame with its history, each stage of the pyramid,
-    twice where guidance is on, thrice where self-quality guidance is, too; of Wan's every step over the whole clip."""
+    twice where guidance is on, thrice where self-quality guidance is, too; of Wan's every step over the whole clip.
+    Seconds from text to decoded frames, by the measured pace of like videos."""
+    kernels = kernels or Kernels.chosen()
     forwards, flops = video_work(model, config)
     videos = len(jobs(config.prompts, config.samples_per_prompt))
-    seconds = {}
-    for name in GPU_TYPES:
-        peak = GPUS[name].bfloat16 if config.dtype == "bfloat16" else GPUS[name].float32
-        seconds[name] = flops / (peak * 1e12 * ASSUMED_UTILISATION)
+    speed = SAMPLING[kernels.kind(model), model.mixer == "attention"]
+    pixels = config.frames * config.height * config.width / MEASURED_PIXELS
+    one = seconds_of(flops, speed.share) + forwards * speed.forward_s + speed.video_s + pixels * speed.frame_s
+    seconds = {name: one * slowness(GPUS[name], config.dtype) for name in GPU_TYPES}
+    carried = (slowness_words(GPUS[name], config.dtype) for name in GPU_TYPES)
     return GenerationCost(
         prompts=len(config.prompts),
         videos=videos,
@@ -75,9 +80,8 @@ def cost_of(model: AnyModel, config: GenerateConfig) -> GenerationCost:
         flops=flops,
         seconds=seconds,
         gpu_hours={name: videos * each / 3600 for name, each in seconds.items()},
-        assumptions=(f"videos are sampled at {ASSUMED_UTILISATION:.1%} of a GPU's peak, decoding included: the share "
-                     "that the paper's 226 s a video of 121 frames at 768p on an A100 make",),
-    )  # fmt: skip
+        assumptions=(f"videos are sampled, decoding included, {kernels.words(model, speed.source)}{''.join(carried)}",),
+    )
 
 
 def video_work(model: AnyModel, config: GenerateConfig) -> tuple[int, float]:

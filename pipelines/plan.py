@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from m4v.core.artifacts import ArtifactKind
-from m4v.core.errors import ConfigError, InputError
+from m4v.core.errors import ConfigError, InputError, M4VError
 from pipelines.keys import Change, KeyRecord, SeenCode, changes, summarise
 from pipelines.ledger import RunRow
 from pipelines.lookup import Hit, Lookup, Miss, Output, known_record
@@ -60,6 +60,8 @@ class PlanStep:
     device: str = "cpu"
     ranks: int = 1
     record: KeyRecord | None = field(default=None, repr=False)
+    problem: str | None = None  # of what is missing: `reason` in parts
+    next_step: str | None = None
 
     @property
     def gpu_hours(self) -> float | None:
@@ -75,6 +77,8 @@ class PlanStep:
             "status": str(self.status),
             "expectation": str(self.expectation),
             "reason": self.reason,
+            "problem": self.problem,
+            "next_step": self.next_step,
             "changes": [{**c.canonical(), "words": c.words()} for c in self.changes],
             "waits_for": list(self.waits_for),
             "stage_key": self.stage_key,
@@ -204,7 +208,7 @@ class _Planner:
         except (ConfigError, InputError) as error:
             if not self._tolerant or (node.spec.probe is not None and node.locations):
                 raise  # a place that was named and is wrong is a mistake, not something to be brought yet
-            step = self._steps[node.id] = self._missing(node, waits, error.message)
+            step = self._steps[node.id] = self._missing(node, waits, error)
             return step
         found = self._lookup.find(record.stage_key) if all(inputs.values()) else Miss()
         step = self._blocked(node, record, latest, found, waits) if waits else self._ready(node, record, latest, found)
@@ -214,11 +218,11 @@ class _Planner:
         step = self._steps[node.id] = replace(step, record=record)
         return step
 
-    def _missing(self, node: StageNode, waits: tuple[str, ...], reason: str) -> PlanStep:
+    def _missing(self, node: StageNode, waits: tuple[str, ...], error: M4VError) -> PlanStep:
         return PlanStep(
             node_id=node.id, stage=node.spec.name, status=PlanStatus.MISSING, expectation=Expectation.BLOCKED,
-            reason=reason, waits_for=waits, estimate_s=self._estimate(node), device=node.resources.device,
-            ranks=node.resources.ranks,
+            reason=error.message, problem=error.what, next_step=error.next_step, waits_for=waits,
+            estimate_s=self._estimate(node), device=node.resources.device, ranks=node.resources.ranks,
         )  # fmt: skip
 
     def _ready(self, node: StageNode, record: KeyRecord, latest: RunRow | None, found: Hit | Miss) -> PlanStep:

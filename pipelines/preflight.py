@@ -18,14 +18,17 @@ from m4v.config import ModelConfig
 from m4v.core.errors import ConfigError
 from m4v.family import AnyModel
 from m4v.wan.config import WanConfig
+from pipelines.launchers.slurm_config import SlurmConfig
 from pipelines.ledger import Ledger, RunRow
 from pipelines.plan import Plan, PlanStatus, PlanStep
-from pipelines.recipe import Recipe
+from pipelines.recipe import Profile, Recipe
 from pipelines.spec import StageNode
 from training.config import InitConfig, RewardConfig, TrainConfig
 from training.preflight import Estimate, Setup, advice, check_fits, estimate, gpu_of
+from training.preflight.anchors import Kernels
 from training.samples import SampleGroup
 
+UNNAMED_KERNELS = SlurmConfig().kernels
 _STEP_SECONDS, _PEAK = "step_seconds_median", "gpu_peak_bytes"
 
 
@@ -110,7 +113,13 @@ def _setup(recipe: Recipe, node: StageNode, by_id: Mapping[str, StageNode]) -> S
     profile, resources = recipe.active_profile, node.resources
     gpu = None if resources.device == "cpu" or profile.gpu is None else gpu_of(profile.gpu)
     codec = _codec_behind(node, by_id) if isinstance(node.config, RewardConfig) else None
-    return Setup(node.id, model, node.config, groups, resources.ranks, gpu, codec=codec)
+    return Setup(node.id, model, node.config, groups, resources.ranks, gpu, codec=codec, kernels=kernels_of(profile))
+
+
+def kernels_of(profile: Profile) -> Kernels:
+    """What the profile's GPUs run on: what it says of its Slurm nodes, else what the environment chooses."""
+    named = profile.slurm_config.kernels
+    return Kernels.chosen() if named == UNNAMED_KERNELS else Kernels.named(named)
 
 
 def _model_behind(node: StageNode, by_id: Mapping[str, StageNode]) -> AnyModel | None:
@@ -178,7 +187,10 @@ def _measured(recipe: Recipe, node: StageNode, by_id: Mapping[str, StageNode], r
         return None
     model = RewardConfig if isinstance(node.config, RewardConfig) else TrainConfig
     ranks = int(numerics.get("world_size", setup.ranks))
-    told = estimate(replace(setup, train=model.model_validate(run.config), ranks=ranks, correction=1.0))
+    kernels = Kernels.named(str(numerics["kernels"])) if "kernels" in numerics else setup.kernels
+    told = estimate(
+        replace(setup, train=model.model_validate(run.config), ranks=ranks, kernels=kernels, correction=1.0)
+    )
     if told is None or not told.step_seconds:
         return None
     memory = peak / told.memory.total if setup.gpu is not None and isinstance(peak, int | float) else None

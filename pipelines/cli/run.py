@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -21,17 +22,15 @@ from pipelines.cli.output import (
     short,
     size,
 )
-from pipelines.cli.preflight import print_generation, print_notes, print_preflight
+from pipelines.cli.preflight import print_generation, print_missing, print_notes, print_preflight
 from pipelines.cli.run_measured import print_measured_nodes
-from pipelines.cli.suites import print_suite_costs, print_suite_preflight
-from pipelines.evaluations import suite_preflights
+from pipelines.cli.suites import print_suite_costs
 from pipelines.execute import PipelineRun
-from pipelines.generation_cost import generation_costs
 from pipelines.interrupts import drain_on_signal
 from pipelines.plan import NO_HISTORY, Plan, PlanStep, hours_text
-from pipelines.preflight import preflight, refuse, with_estimates
+from pipelines.plan_view import PlanView, view_of
+from pipelines.preflight import preflight, refuse
 from pipelines.session import Session, open_session
-from pipelines.suite_cost import suite_costs
 from pipelines.workspace import HOME_VARIABLE
 
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Hash every byte of cache hits, not only sizes.")]
@@ -72,36 +71,31 @@ def plan(
     parameters, memory, time and GPU-hours before the first run; a stage that its GPUs cannot hold is refused (10).
     """
     session = open_session(recipe, set_ or (), rehearse=rehearse)
-    made = session.plan(until, tolerant=diff is None)
-    found = preflight(session.recipe, session.nodes, made, session.ledger)
-    made = with_estimates(made, found)
-    videos = generation_costs(session.nodes, made)
-    suites = suite_preflights(session.nodes, made)
-    judged = suite_costs(session.nodes, made, videos)
+    view = view_of(session.recipe, session.nodes, session.plan(until, tolerant=diff is None), session.ledger)
     if diff is not None:
         from pipelines.cli.plan_diff import print_plan_diff
         from pipelines.compare.plans import compare_plan
 
-        compared = compare_plan(session.ledger, made, session.nodes, diff)
-        print_json({**compared.to_json(), "plan": made.to_json()}) if json_ else print_plan_diff(compared)
+        compared = compare_plan(session.ledger, view.plan, session.nodes, diff)
+        print_json({**compared.to_json(), "plan": view.plan.to_json()}) if json_ else print_plan_diff(compared)
     elif json_:
-        stages = {node: each.to_json() for node, each in found.items()}
-        costs = {node: each.to_json() for node, each in videos.items()}
-        needs = {node: each.canonical() for node, each in suites.items()}
-        judging = {node: each.to_json() for node, each in judged.items()}
-        print_json({**made.to_json(), "preflight": stages, "generation": costs, "suites": needs,
-                    "suite_costs": judging, "notes": list(session.notes)})  # fmt: skip
+        print_json({**view.to_json(), "notes": list(session.notes)})
     else:
-        print_notes(session)
-        print_plan(made)
-        print_preflight(found)
-        print_generation(
-            {s.node_id: videos[s.node_id] for s in made.steps if s.node_id in videos and s.device != "cpu"}
-        )
-        print_suite_costs({node: each for node, each in judged.items() if node in suites})
-        for node, needed in suites.items():
-            print_suite_preflight(needed, judged[node].suite)
-    refuse(found)
+        print_view(view, session)
+    refuse(view.training)
+
+
+def print_view(view: PlanView, session: Session) -> None:
+    """What is missing first, then stages and costs, what to do last."""
+    print_notes(session)
+    print_missing(view.missing)
+    print_plan(view.plan)
+    print_preflight(view.training)
+    on_gpus = {step.node_id for step in view.plan.steps if step.device != "cpu"}
+    print_generation({node: each for node, each in view.videos.items() if node in on_gpus}, view.gpu)
+    print_suite_costs(view.judged_suites)
+    for step in view.next_steps:
+        print(f"next: {step}")
 
 
 def print_plan(made: Plan) -> None:
@@ -113,7 +107,7 @@ def print_plan(made: Plan) -> None:
         rows.append((s.node_id, s.status, _why(s), duration(s.estimate_s), *hours, size(s.size_bytes)))
     print_rows(columns, rows, title=f"Plan of {made.recipe}", text=("why",))
     counts = ", ".join(f"{count} {name}" for name, count in made.counts().items() if count)
-    unknown = f"; no history for {', '.join(made.unknown)}" if made.unknown else ""
+    unknown = f"; no history for {_few(made.unknown)}" if made.unknown else ""
     sums = (
         f"about {duration(made.estimate_s)} of work, {hours_text(made.gpu_hours)} GPU-hours, "
         f"{size(made.size_bytes)} to write"
@@ -122,10 +116,13 @@ def print_plan(made: Plan) -> None:
 
 
 def _why(step: PlanStep) -> str:
-    """The reason, with a long list of stages counted instead."""
+    """The reason, with a long list of stages counted instead; of what is missing the table above says more."""
     names = ", ".join(step.waits_for)
-    few = names if len(step.waits_for) <= SHOWN_WAITS else f"{len(step.waits_for)} stages"
-    return step.reason.replace(names, few) if names else step.reason
+    return step.problem or (step.reason.replace(names, _few(step.waits_for)) if names else step.reason)
+
+
+def _few(stages: Sequence[str]) -> str:
+    return ", ".join(stages) if len(stages) <= SHOWN_WAITS else f"{len(stages)} stages"
 
 
 def demo(

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from m4v.core.errors import ConfigError, ExitClass
+from m4v.kernels.selection import OWN_GLUE, OWN_SCAN
 from pipelines.cli.main import build_app
 from pipelines.graph import build_graph
 from pipelines.ledger import Ledger, NewRun
@@ -17,6 +18,7 @@ from pipelines.plan import Expectation, PlanStatus, make_plan
 from pipelines.preflight import preflight, refuse
 from pipelines.recipe import load_recipe
 from pipelines.session import Session, launcher_of, open_session
+from training.preflight import Estimate
 
 
 @pytest.fixture
@@ -101,11 +103,14 @@ def test_plan_refuses_what_cannot_fit_with_code_10(home: Path) -> None:
     assert told["parameters"] == sum(told["parts"].values())
 
 
-def measured(session: Session, node_id: str, seconds: float, ranks: int) -> None:
+def measured(
+    session: Session, node_id: str, seconds: float, ranks: int, peak: int | None = None, **numerics: str
+) -> None:
     """Record a run of a node that took so long a step."""
     node = next(n for n in session.nodes if n.id == node_id)
     ledger, key = session.ledger, f"{ranks:064d}"
-    record = {"numerics": {"device": "cpu", "world_size": ranks}}
+    record = {"numerics": {"device": "cpu", "world_size": ranks, **numerics}}
+    metrics = {"step_seconds_median": seconds, **({} if peak is None else {"gpu_peak_bytes": peak})}
     pipeline_run = ledger.begin_pipeline_run(session.recipe.name, {})
     claim = ledger.claim(key, "test")
     attempt = ledger.begin_attempt(
@@ -115,7 +120,7 @@ def measured(session: Session, node_id: str, seconds: float, ranks: int) -> None
         stage="train", stage_version=1, stage_key=key, key_record=record, config=node.config.canonical(),
         code_digest="0" * 64, seed=0,
     )  # fmt: skip
-    run_id = ledger.commit_run(claim, attempt, run, (), {}, metrics={"step_seconds_median": seconds})
+    run_id = ledger.commit_run(claim, attempt, run, (), {}, metrics=metrics)
     ledger.record_node(pipeline_run, node_id, stage="train", how="ran", reason="test", run_id=run_id)
 
 
@@ -132,6 +137,40 @@ def test_the_next_estimate_is_corrected_by_what_a_run_measured(home: Path) -> No
     # A stage that never ran is judged by its sibling, in proportion to its own operations.
     other = found["train.33f"].estimate
     assert other.step_seconds == pytest.approx(0.25 * other.step_flops / before.step_flops)
+
+
+def test_a_measured_run_on_gpus_wins_over_the_pace_of_other_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its own kernels: it also corrects what is told of faster ones, in proportion."""
+    session = open_session("m4v-768p")
+    made = session.plan(tolerant=True)
+
+    def told(kernels: str) -> tuple[Estimate, Estimate]:
+        monkeypatch.setenv("M4V_KERNELS", kernels)
+        found = preflight(session.recipe, session.nodes, made, session.ledger)
+        return found["train.121f"].estimate, found["train.57f"].estimate
+
+    (stock, other), (own, _) = told("mamba_ssm"), told("triton")
+    assert (stock.kernels, own.kernels) == ("stock", "own")
+    assert stock.step_seconds is not None
+    assert own.step_seconds is not None
+    assert own.step_seconds < 0.7 * stock.step_seconds
+    measured(session, "train.121f", 20.0, 8, 50 << 30, device="cuda", kernels="mamba-ssm 2.3.2, causal-conv1d 1.7.0")
+    (now, sibling), (faster, _) = told("mamba_ssm"), told("triton")
+    assert now.step_seconds == pytest.approx(20.0)
+    assert now.memory_bytes == pytest.approx(50 << 30)
+    assert any("measured in an earlier run of this recipe" in words for words in now.assumptions)
+    assert faster.step_seconds == pytest.approx(20.0 * own.step_seconds / stock.step_seconds)
+    assert other.step_seconds is not None
+    assert sibling.step_seconds == pytest.approx(20.0 * other.step_seconds / stock.step_seconds)
+
+
+def test_a_slurm_profile_says_which_kernels_its_nodes_have(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M4V_KERNELS", "mamba_ssm")
+    words = ["profile=paper", f"profiles.paper.slurm.kernels={OWN_SCAN}, {OWN_GLUE}"]
+    for given, kind in ((words[:1], "stock"), (words, "own")):
+        session = open_session("m4v-768p", given)
+        found = preflight(session.recipe, session.nodes, session.plan(tolerant=True), session.ledger)
+        assert {each.estimate.kernels for each in found.values()} == {kind}
 
 
 def test_a_checkpoint_from_elsewhere_has_no_estimate(home: Path) -> None:

@@ -71,7 +71,8 @@ def test_activations_and_time_are_those_of_the_largest_part() -> None:
     assert 7 < whole.memory.activations / eighth.memory.activations < 61 / 8
     assert whole.memory._replace(activations=0, buffers=0) == eighth.memory._replace(activations=0, buffers=0)
     assert whole.step_seconds is not None
-    assert eighth.step_seconds == pytest.approx(whole.step_seconds * 8 * 8 / 61)  # 8 frames of 61 in place of 7.6
+    # 8 frames of 61 in place of 7.6, and what a pack costs whatever its size, eight times.
+    assert eighth.step_seconds == pytest.approx(whole.step_seconds * 8 * 8 / 61, rel=0.02)
     assert any("8 ranks share each forward" in line for line in eighth.assumptions)
 
 

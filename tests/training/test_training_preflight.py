@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from m4v import flops
-from m4v.config import ModelConfig
+from m4v.config import ModelConfig, Recompute
 from m4v.core.errors import ConfigError
 from m4v.flow.packing import history_shape
-from m4v.model import build_model
+from m4v.model import build_model, checkpointing
 from training.config import EngineConfig, OrderConfig, TrainConfig
 from training.preflight import Setup, check_fits, estimate, gpu_of
-from training.preflight.memory import activation_bytes, memory_of
+from training.preflight.anchors import UPDATE_S, slowness
+from training.preflight.memory import _products, activation_bytes, memory_of
 from training.preflight.parameters import parameters_by_part, total_parameters
 from training.preflight.work import PackWork, forward_flops
 from training.samples import SampleGroup
@@ -56,9 +57,12 @@ def test_operations_are_those_of_the_built_model(variant: dict[str, Any]) -> Non
         assert forward_flops(config, Column(stage, unit), 32, 32) == pytest.approx(counted, rel=0.06)
 
 
-def forward(config: ModelConfig, columns: list[tuple[int, int]], side: int = 64) -> tuple[int, PackWork]:
+def forward(
+    config: ModelConfig, columns: list[tuple[int, int]], side: int = 64, recompute: Recompute = "none"
+) -> tuple[int, PackWork]:
     """Bytes that autograd keeps of a forward of the built model under autocast, and the pack."""
     model, held, alive = build_model(config, 1), dict[int, int](), []
+    model.recompute, model.recompute_blocks = recompute, config.double_blocks + config.single_blocks
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def keep(x: Tensor) -> Tensor:
@@ -83,6 +87,56 @@ def forward(config: ModelConfig, columns: list[tuple[int, int]], side: int = 64)
     return sum(held.values()), PackWork(visual, count * config.text_slots, 0, 0.0)
 
 
+@pytest.mark.parametrize("mixer", ["attention", "mm_dim"])
+def test_a_block_that_keeps_selectively_keeps_what_is_told(mixer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of products and of attention, on the tapes of the built model's blocks."""
+    config = ModelConfig(
+        width=256, heads=4, double_blocks=1, single_blocks=1, text_dim=64, pooled_dim=64, text_slots=16, mixer=mixer
+    )
+    tapes: list[checkpointing.Tape] = []
+    begin = checkpointing.Tape.begin
+
+    def noted(tape: checkpointing.Tape, again: bool) -> None:
+        tapes.append(tape)
+        begin(tape, again)
+
+    monkeypatch.setattr(checkpointing.Tape, "begin", noted)
+    _, pack = forward(config, [(2, 3)], recompute="selective")
+    pack = pack._replace(temporal=(3 - 1 + 4**2) * 64)
+    kept = [sum(sizes(entry[0] for entry in tape._results if entry).values()) for tape in tapes]
+    told = _products(config, pack, 2)
+    assert len(kept) == 2
+    assert 0.97 < told / sum(kept) < 1.0  # gates of the blocks, a row each, are not told
+
+
+def sizes(results: Any) -> dict[int, int]:
+    """Bytes of each tensor's memory in nested tuples."""
+    found: dict[int, int] = {}
+    for each in results:
+        if isinstance(each, Tensor):
+            found[each.untyped_storage().data_ptr()] = each.untyped_storage().nbytes()
+        elif isinstance(each, tuple):
+            found |= sizes(each)
+    return found
+
+
+def test_copies_of_weights_last_as_long_as_the_forward() -> None:
+    """Of weights that stay; blocks that keep selectively have none."""
+    model, small = ModelConfig(), PackWork(1000, 512, 100, 0.0)
+    copies = 2 * total_parameters(model)
+
+    def told(zero_stage: int, mode: Any, **engine: Any) -> int:
+        chosen = EngineConfig(zero_stage=zero_stage, dtype="bfloat16", checkpointing=mode, **engine)
+        return activation_bytes(model, chosen, small)
+
+    kept = told(3, "none")
+    assert told(2, "none") == pytest.approx(kept + copies, abs=2)
+    assert told(3, "none", live_elements=3_000_000_000) == told(2, "none")
+    assert told(2, "selective") == told(3, "selective")
+    assert copies < told(2, "block") < copies + 0.2 * kept  # of a small pack more than the block computed again
+    assert told(3, "block") < told(2, "block")
+
+
 def test_activations_are_what_autograd_keeps() -> None:
     config = ModelConfig(
         width=256, heads=4, double_blocks=2, single_blocks=3, text_dim=64, pooled_dim=64, text_slots=16,
@@ -90,8 +144,7 @@ def test_activations_are_what_autograd_keeps() -> None:
     )  # fmt: skip
     kept, pack = forward(config, [(0, 3), (1, 2), (2, 3)])
     told = activation_bytes(config, EngineConfig(dtype="bfloat16"), pack)
-    weights = 2 * total_parameters(config)  # copies in bfloat16, which autocast keeps for the backward pass
-    assert told == pytest.approx(kept - weights, rel=0.12)
+    assert told == pytest.approx(kept, rel=0.12)  # copies of the weights in bfloat16 too
     modes = [activation_bytes(config, EngineConfig(dtype="bfloat16", checkpointing=m), pack)  # type: ignore[arg-type]
              for m in ("none", "selective", "block")]  # fmt: skip
     assert modes[0] > 1.3 * modes[1] > 1.3 * modes[2]
@@ -114,7 +167,7 @@ def test_zero_divides_what_it_says() -> None:
     by_stage = [memory_of(model, EngineConfig(zero_stage=z), True, 8, pack) for z in range(4)]
     assert [m.optimizer for m in by_stage] == [8 * count, count, count, count]
     assert [m.ema for m in by_stage] == [4 * count] + [count // 2] * 3
-    assert [m.gradients for m in by_stage] == [4 * count, 4 * count, count // 2, count // 2]
+    assert [m.gradients for m in by_stage] == [4 * count, 4 * count, count, count // 2]
     assert [m.parameters for m in by_stage] == [4 * count, 4 * count + count // 2, 4 * count + count // 2, count]
     assert memory_of(model, EngineConfig(zero_stage=3), False, 8, pack).ema == 0
 
@@ -123,9 +176,10 @@ def test_time_follows_operations_gpus_and_what_was_measured() -> None:
     one, eight = estimate(setup(ranks=1)), estimate(setup(ranks=8))
     assert one is not None and eight is not None  # noqa: PT018
     assert one.step_seconds is not None and one.gpu_hours is not None  # noqa: PT018
-    assert eight.step_seconds == pytest.approx(one.step_seconds / 8)
-    assert eight.gpu_hours == pytest.approx(one.gpu_hours)
-    assert one.step_flops == pytest.approx(one.step_seconds * 989.4e12 * 0.33)
+    # All but the update is divided among ranks; operations and launches of 64 packs.
+    update = UPDATE_S * slowness(gpu_of("h100-80gb"))
+    assert eight.step_seconds - update == pytest.approx((one.step_seconds - update) / 8)
+    assert eight.gpu_hours == pytest.approx(8 * eight.step_seconds * 1000 / 3600)
     corrected = estimate(replace(setup(ranks=1), correction=1.5))
     assert corrected is not None
     assert corrected.step_seconds == pytest.approx(1.5 * one.step_seconds)
@@ -138,7 +192,7 @@ def test_what_cannot_fit_is_refused_with_the_nearest_setting_that_does() -> None
     assert check_fits(setup("h200", checkpointing="selective")) is not None
     with pytest.raises(ConfigError, match=r"does not fit a100-40gb.*activations") as refused:
         check_fits(setup("a100-40gb", ranks=64, checkpointing="none", zero_stage=2))
-    assert str(refused.value.next_step).startswith("set engine.checkpointing: block (")
+    assert str(refused.value.next_step).startswith("set engine.checkpointing: selective (")
     with pytest.raises(ConfigError) as refused:
         check_fits(setup("a100-40gb", ranks=8, zero_stage=0, tokens=10_000))
     assert "engine.zero_stage: 1 and engine.checkpointing" in str(refused.value.next_step)

@@ -28,6 +28,7 @@ from m4v.wan.config import WanConfig
 from m4v.wan.vae import WanVae
 from training.config import EngineConfig, OrderConfig, RewardConfig, RewardTermConfig, WeightedScorer
 from training.preflight import Setup, check_fits, estimate, gpu_of
+from training.preflight.anchors import REWARD_SHARE, slowness
 from training.preflight.reward import (
     DECODED_ELEMENTS,
     VAE_PARAMETERS,
@@ -87,7 +88,7 @@ def test_a_reward_counts_scorers_decode_and_their_time() -> None:
     assert found.fits
     assert plain.step_seconds is not None
     assert found.step_seconds is not None
-    rate = 989.4e12 * 0.33 * 8
+    rate = 989.4e12 * REWARD_SHARE * 8 / slowness(gpu_of("h100-80gb"))
     assert found.step_seconds - plain.step_seconds == pytest.approx(found.reward_flops / rate)
     assert (plain.memory.frozen, plain.memory.reward, plain.reward_flops) == (0, 0, 0)
 

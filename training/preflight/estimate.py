@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from m4v.codec.config import CodecConfig
 from m4v.family import AnyModel
 from training.config import RewardConfig, TrainConfig
+from training.preflight import pace
+from training.preflight.anchors import Kernels
 from training.preflight.gpus import Gpu
 from training.preflight.memory import FRAGMENTATION, Memory, checkpoint_bytes, memory_of, recomputed_bytes, saved_bytes
 from training.preflight.parameters import parameters_by_part
@@ -18,10 +20,6 @@ from training.preflight.work import StageWork, stage_work
 from training.samples import SampleGroup
 
 TRAINING_FORWARDS = 3  # forward, and a backward of twice its operations
-# Share of a GPU's peak that training reaches, recomputed operations counted: 0.36 to 0.40 were measured on one H200 in
-# bfloat16 on packs of 15,000 to 32,000 tokens (forward and backward of the 2.2 B model), less what collectives,
-# optimiser and loading take.
-ASSUMED_UTILISATION = 0.33
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Setup:
     """A stage and what it would run on. `gpu` None: CPU ranks, whose time and memory are not promised.
 
     `groups`: sizes that its dataset may hold. `correction`: measured step time of an earlier run over what this
-    arithmetic says of that run; None without one. `codec`: what a reward decodes with.
+    arithmetic says of that run; None without one. `codec`: what a reward decodes with. `kernels`: of a GPU.
     """
 
     stage: str
@@ -41,12 +39,15 @@ class Setup:
     correction: float | None = None
     memory_correction: float | None = None
     codec: CodecConfig | None = None
+    kernels: Kernels = field(default_factory=Kernels.chosen)
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Bytes, seconds and operations; `step_seconds` and `gpu_hours` are None on a CPU that nothing was measured on.
-    `memory_bytes` is the sum of `memory` times the measured correction."""
+    `memory_bytes` is the sum of `memory` times the measured correction. `utilisation`: share of a GPU's peak that the
+    uncorrected time makes of its operations, recomputed and a reward's ones counted. `kernels`: whose measured pace
+    the time is."""
 
     stage: str
     parameters: int
@@ -65,6 +66,7 @@ class Estimate:
     step_flops: float
     reward_flops: float  # of a step: decoding and scores, not part of `step_flops`
     utilisation: float | None
+    kernels: str | None
     step_seconds: float | None
     hours: float | None
     gpu_hours: float | None
@@ -111,13 +113,14 @@ def estimate(setup: Setup) -> Estimate | None:
         ranks=setup.ranks,
         zero_stage=train.engine.zero_stage,
         checkpointing=train.engine.checkpointing,
-        packs_per_rank=train.order.packs * train.engine.sequence_parallel // setup.ranks,
+        packs_per_rank=_packs_per_rank(setup),
         tokens_per_step=work.tokens_per_pack * train.order.packs,
         largest_pack_tokens=work.largest.visual + work.largest.text,
         samples_per_step=work.samples_per_pack * train.order.packs,
         step_flops=flops,
         reward_flops=0.0 if reward is None else reward.flops_per_pack * train.order.packs,
-        utilisation=None if gpu is None else ASSUMED_UTILISATION,
+        utilisation=_utilisation(setup, work),
+        kernels=None if gpu is None else setup.kernels.kind(setup.model),
         step_seconds=seconds,
         hours=hours,
         gpu_hours=None if hours is None or gpu is None else hours * setup.ranks,
@@ -152,16 +155,37 @@ def _with_reward(memory: Memory, reward: RewardWork, setup: Setup, work: StageWo
 
 
 def step_seconds(setup: Setup, work: StageWork) -> float | None:
-    """Seconds of a step: its operations, recomputed ones too, at the assumed share of the peak, times the correction
-    by an earlier run. On a CPU there is no peak to go by, so only what was measured speaks (operations a second)."""
+    """Seconds of a step by the measured pace of like ones, times the correction by an earlier run of this recipe. On a
+    CPU there is no pace to go by, so only what was measured speaks (operations a second)."""
+    if setup.gpu is None:
+        return None if setup.correction is None else sum(_operations(setup, work)) / CPU_FLOPS * setup.correction
+    return _uncorrected(setup, work, setup.gpu) * (setup.correction or 1.0)
+
+
+def _uncorrected(setup: Setup, work: StageWork, gpu: Gpu) -> float:
+    packs = _packs_per_rank(setup)
+    own, reward = (each / packs for each in _operations(setup, work))
+    return pace.gpu_seconds(setup.model, setup.train.engine, setup.kernels, gpu, setup.ranks, packs, own, reward)
+
+
+def _operations(setup: Setup, work: StageWork) -> tuple[float, float]:
+    """Of a step, on the rank that has most: of the model, recomputed ones too, and of a reward."""
     passes = TRAINING_FORWARDS + (1 if setup.train.engine.checkpointing == "block" else 0)
     reward = reward_of(setup)
-    per_pack = passes * work.forward_flops_per_pack + (0.0 if reward is None else reward.flops_per_pack)
-    operations = per_pack * setup.train.order.packs / setup.ranks * _unevenness(setup, work)
+    packs = setup.train.order.packs / setup.ranks * _unevenness(setup, work)
+    return passes * work.forward_flops_per_pack * packs, 0.0 if reward is None else reward.flops_per_pack * packs
+
+
+def _packs_per_rank(setup: Setup) -> int:
+    """Forward passes that a rank takes part in."""
+    return max(1, setup.train.order.packs * setup.train.engine.sequence_parallel // setup.ranks)
+
+
+def _utilisation(setup: Setup, work: StageWork) -> float | None:
     if setup.gpu is None:
-        return None if setup.correction is None else operations / CPU_FLOPS * setup.correction
+        return None
     peak = setup.gpu.bfloat16 if setup.train.engine.dtype == "bfloat16" else setup.gpu.float32
-    return operations / (peak * 1e12 * ASSUMED_UTILISATION) * (setup.correction or 1.0)
+    return sum(_operations(setup, work)) / (peak * 1e12 * _uncorrected(setup, work, setup.gpu))
 
 
 CPU_FLOPS = 1e10  # a unit that corrections on a CPU rank refer to, no promise
@@ -176,7 +200,7 @@ def _unevenness(setup: Setup, work: StageWork) -> float:
 def _assumptions(setup: Setup) -> Sequence[str]:
     found = ["every size of the dataset is as frequent as the others"]
     if setup.gpu is not None:
-        found.append(f"{ASSUMED_UTILISATION:.0%} of the peak of {setup.gpu.name}, recomputed operations counted")
+        found += pace.assumptions(setup.model, setup.train.engine.dtype, setup.kernels, setup.gpu, setup.ranks)
     if isinstance(setup.train, RewardConfig):
         found.append(
             "a reward decodes and scores on every GPU, nothing of it sharded, with a VAE of the published size"

@@ -39,21 +39,22 @@ PEAKS: Mapping[str, Peak] = {
 
 
 class Gpu(NamedTuple):
-    """`memory_bytes` as CUDA tells it; peaks as in `Peak`."""
+    """`memory_bytes` as CUDA tells it; peaks as in `Peak`; `bandwidth` of its memory in TB/s (data sheets)."""
 
     name: str
     memory_bytes: int
     bfloat16: float
     float32: float
+    bandwidth: float
 
 
 # Memory: what a process can see of the card.
 _ALL = (
-    Gpu("h200", 139 * GIB, *PEAKS["NVIDIA H200"]),
-    Gpu("h100-80gb", 79 * GIB, *PEAKS["NVIDIA H100 80GB HBM3"]),
-    Gpu("a100-80gb", 79 * GIB, *PEAKS["NVIDIA A100-SXM4-80GB"]),
-    Gpu("a100-40gb", 39 * GIB, *PEAKS["NVIDIA A100-SXM4-40GB"]),
-    Gpu("l40s", 44 * GIB, *PEAKS["NVIDIA L40S"]),
+    Gpu("h200", 139 * GIB, *PEAKS["NVIDIA H200"], 4.8),
+    Gpu("h100-80gb", 79 * GIB, *PEAKS["NVIDIA H100 80GB HBM3"], 3.35),
+    Gpu("a100-80gb", 79 * GIB, *PEAKS["NVIDIA A100-SXM4-80GB"], 2.039),
+    Gpu("a100-40gb", 39 * GIB, *PEAKS["NVIDIA A100-SXM4-40GB"], 1.555),
+    Gpu("l40s", 44 * GIB, *PEAKS["NVIDIA L40S"], 0.864),
 )
 GPUS = {gpu.name: gpu for gpu in _ALL}
 

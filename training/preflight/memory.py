@@ -40,8 +40,9 @@ _KEPT = {
     "bfloat16": Kept((61.0, 4.6), (43.2, 4.3), (56.2, 4.3), 30.4, 19.5),
     "float32": Kept((100.3, 8.0), (68.2, 8.0), (93.7, 8.0), 43.2, 36.0),
 }
-# Results of products with weights and of attention, in channels: what `selective` keeps beside a block's input.
-_PRODUCTS = Kept((10.0, 1.0), (5.0, 1.0), (5.0, 1.0), 3.0, 0.0)
+# Results of products with weights and of attention, in channels: what `selective` keeps beside a block's input. Tests
+# count them on the tapes of the built model's blocks.
+_PRODUCTS = Kept((6.0, 1.0), (5.0, 1.0), (5.0, 1.0), 4.0, 0.0)
 # Of Wan's blocks with attention, counted likewise; mixers keep as much more than attention as in the pyramid's blocks.
 _WAN_KEPT = {"bfloat16": WanKept((69.0, 4.0), 26.1, 10.4), "float32": WanKept((89.4, 8.0), 36.1, 16.0)}
 _WAN_PRODUCTS = WanKept((9.0, 1.0), 3.0, 0.0)
@@ -72,7 +73,8 @@ class Memory(NamedTuple):
 def memory_of(
     model: AnyModel, engine: EngineConfig, ema: bool, ranks: int, largest: PackWork, device: str = "cuda"
 ) -> Memory:
-    """Peak of a rank on a pack as large as `largest`."""
+    """Peak of a rank on a pack as large as `largest`. Gradients of ZeRO-2: the accumulated part is there twice, by the
+    peaks on one and four GPUs."""
     elements = total_parameters(model)
     stage, part = engine.zero_stage, elements_of_rank(elements, ranks)
     whole, own = FLOAT32 * elements, FLOAT32 * part
@@ -80,46 +82,57 @@ def memory_of(
     activations = activation_bytes(model, engine, largest)
     # The module's own tensors and, from ZeRO-1 on, the masters that the optimiser updates.
     parameters = {0: whole, 1: whole + own, 2: whole + own, 3: 2 * own}[stage]
-    gradients = whole if stage < 2 else own
+    gradients = {0: whole, 1: whole, 2: 2 * own, 3: own}[stage]
     known = parameters + gradients + 3 * held + activations
-    buffers = _buffers(elements, engine, device) + round(FRAGMENTATION * known if device == "cuda" else 0)
+    buffers = _buffers(elements, engine, ranks, device) + round(FRAGMENTATION * known if device == "cuda" else 0)
     return Memory(parameters, gradients, 2 * held, held if ema else 0, activations, buffers)
 
 
-def _buffers(elements: int, engine: EngineConfig, device: str) -> int:
-    """Buckets of the collectives, copies of the weights in the type of the products, whole parameters that ZeRO-3 has
-    gathered, and the framework's own."""
+def _buffers(elements: int, engine: EngineConfig, ranks: int, device: str) -> int:
+    """Buckets of the collectives, whole parameters that ZeRO-3 has gathered, and the framework's own."""
     overlapped = 2 if engine.overlap_comm and device == "cuda" else 1
     buckets = FLOAT32 * min(engine.bucket_elements, elements) * (overlapped + 1)
-    copied = engine.zero_stage < 3 or engine.keeps_whole(elements)
-    copies = BFLOAT16 * elements if engine.dtype == "bfloat16" and copied else 0
     # Float32 where they arrive, also where they travel as bfloat16 (gathered by block; whole ones travel as float32).
-    gathered = FLOAT32 * min(engine.live_elements, elements) if engine.zero_stage == 3 else 0
-    return buckets + copies + gathered + (FRAMEWORK_BYTES if device == "cuda" else 0)
+    # One rank's own part is the whole, which it uses where it lies.
+    gathers = engine.zero_stage == 3 and ranks > 1
+    gathered = FLOAT32 * min(engine.live_elements, elements) if gathers else 0
+    return buckets + gathered + (FRAMEWORK_BYTES if device == "cuda" else 0)
 
 
 def activation_bytes(model: AnyModel, engine: EngineConfig, pack: PackWork) -> int:
-    """What a forward pass keeps for its backward pass, with the block that is computed again at the same time."""
+    """What a forward pass keeps for its backward pass, with what comes on top of it at its end or right after: copies
+    of the weights that autocast made, or the block that is computed again."""
     if isinstance(model, WanConfig):
         return _wan_activations(model, engine, pack)
     kept = _KEPT[engine.dtype]
     width = BFLOAT16 if engine.dtype == "bfloat16" else FLOAT32
-    blocks = [_block_bytes(model, kept, number, pack) for number in range(-1, model.single_blocks)]
     tokens = (pack.visual + pack.text) * model.width
     edges = kept.edges * tokens
     if engine.checkpointing == "none":
-        return round(edges + model.double_blocks * blocks[0] + sum(blocks[1:]))
+        blocks = [_block_bytes(model, kept, number, pack) for number in range(-1, model.single_blocks)]
+        return round(edges + model.double_blocks * blocks[0] + sum(blocks[1:]) + _copied_weights(model, engine))
     inputs = width * tokens * (model.double_blocks + model.single_blocks)
     products = _products(model, pack, width) if engine.checkpointing == "selective" else 0.0
-    return round(edges + inputs + products + max(blocks))
+    return round(edges + inputs + products) + recomputed_bytes(model, engine, pack)
 
 
 def recomputed_bytes(model: AnyModel, engine: EngineConfig, pack: PackWork) -> int:
-    """Of `activation_bytes`, what is there in the backward pass alone: the block that is computed again."""
+    """Of `activation_bytes`, what is gone between forward and backward pass: copies of weights, which last as long as
+    the forward, and the block that is computed again, whichever is more."""
     if engine.checkpointing == "none" or isinstance(model, WanConfig):
         return 0
     kept = _KEPT[engine.dtype]
-    return round(max(_block_bytes(model, kept, number, pack) for number in range(-1, model.single_blocks)))
+    block = round(max(_block_bytes(model, kept, number, pack) for number in range(-1, model.single_blocks)))
+    return max(block, _copied_weights(model, engine))
+
+
+def _copied_weights(model: AnyModel, engine: EngineConfig) -> int:
+    """Copies in bfloat16 that autocast keeps until its forward pass ends, of weights that stay until then; blocks that
+    keep selectively make their own, product by product."""
+    if engine.dtype != "bfloat16" or engine.checkpointing == "selective":
+        return 0
+    elements = total_parameters(model)
+    return BFLOAT16 * elements if engine.zero_stage < 3 or engine.keeps_whole(elements) else 0
 
 
 def _wan_activations(model: WanConfig, engine: EngineConfig, pack: PackWork) -> int:
@@ -130,14 +143,13 @@ def _wan_activations(model: WanConfig, engine: EngineConfig, pack: PackWork) -> 
     branch = pack.temporal * model.width if mm_dim and model.temporal_branch else 0
     more = mixers.mamba[0] - mixers.attention[0] if mm_dim else 0.0
     block = tokens * (kept.block[0] + more + kept.block[1] * ratio) + kept.temporal * branch
-    edges = kept.edges * tokens
+    edges, copied = kept.edges * tokens, _copied_weights(model, engine)
     if engine.checkpointing == "none":
-        return round(edges + model.blocks * block)
+        return round(edges + model.blocks * block) + copied
     inputs = width * tokens * model.blocks
     products = tokens * (_WAN_PRODUCTS.block[0] + _WAN_PRODUCTS.block[1] * ratio) + _WAN_PRODUCTS.temporal * branch
-    return round(
-        edges + inputs + block + (width * products * model.blocks if engine.checkpointing == "selective" else 0)
-    )
+    products = width * products * model.blocks if engine.checkpointing == "selective" else 0
+    return round(edges + inputs + products + max(block, copied))
 
 
 def _block_bytes(model: ModelConfig, kept: Kept, number: int, pack: PackWork) -> float:

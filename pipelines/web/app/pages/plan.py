@@ -5,21 +5,17 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from eval.vbench.preflight import Preflight as SuitePreflight
 from m4v.core.config import parse
 from m4v.core.errors import ConfigError
 from pipelines.compare.plans import compare_plan
-from pipelines.evaluations import suite_preflights
-from pipelines.generation_cost import generation_costs
 from pipelines.graph import build_graph
 from pipelines.ledger import Ledger, PipelineRunRow
 from pipelines.lookup import Lookup
 from pipelines.plan import hours_text, make_plan
-from pipelines.preflight import Preflight, preflight, with_estimates
+from pipelines.plan_view import view_of
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.recipe_files import shipped_recipes
 from pipelines.session import has_recipe, launcher_of
-from pipelines.suite_cost import SuiteCost, suite_costs
 from pipelines.web.app.site import LedgerDep
 from pipelines.web.app.views import page
 
@@ -33,24 +29,15 @@ def plan(request: Request, ledger: LedgerDep, recipe: str = "", run: str = "", d
     pipeline run, a channel or a checkpoint to hold the plan against."""
     earlier = [row for row in ledger.pipeline_runs(limit=_LOOKED_AT) if has_recipe(row)][:_OFFERED]
     chosen = _chosen(ledger, recipe.strip(), run.strip())
-    made = against = None
-    training: dict[str, Preflight] = {}
-    judged: dict[str, SuiteCost] = {}
-    suites: dict[str, SuitePreflight] = {}
+    view = against = None
     if chosen is not None:
         nodes = build_graph(chosen)
         lookup = Lookup(ledger, launcher_of(chosen.active_profile))
-        made = make_plan(chosen.name, nodes, lookup, tolerant=not diff.strip())
-        training = preflight(chosen, nodes, made, ledger)
-        made = with_estimates(made, training)
-        suites = suite_preflights(nodes, made)
-        costs = suite_costs(nodes, made, generation_costs(nodes, made))
-        judged = {node: each for node, each in costs.items() if node in suites}  # as `m4v plan` shows them
-        against = compare_plan(ledger, made, nodes, diff.strip()) if diff.strip() else None
+        view = view_of(chosen, nodes, make_plan(chosen.name, nodes, lookup, tolerant=not diff.strip()), ledger)
+        against = compare_plan(ledger, view.plan, nodes, diff.strip()) if diff.strip() else None
     return page(
-        request, "plan", here="plan", plan=made, training=training, judged=judged, suites=suites,
-        hours_text=hours_text, chosen=chosen, recipe=recipe.strip(), run=run.strip(), recipes=_described(),
-        earlier=earlier, diff=diff.strip(), against=against,
+        request, "plan", here="plan", view=view, hours_text=hours_text, chosen=chosen, recipe=recipe.strip(),
+        run=run.strip(), recipes=_described(), earlier=earlier, diff=diff.strip(), against=against,
         channels=sorted({row.name for row in ledger.channel_history()}),
     )  # fmt: skip
 
