@@ -15,8 +15,15 @@ from torch.nn import functional as F
 from m4v.kernels.glue import uses_glue
 from m4v.model.layers import NORM_EPS, Modulation
 from m4v.model.layout import BatchLayout
-from m4v.model.tables import piece_mask, temporal_table
-from m4v.model.token_runs import PieceLists, TokenRuns, image_runs, packed_runs, piece_lists, text_runs
+from m4v.model.token_runs import (
+    PieceLists,
+    TokenRuns,
+    image_runs,
+    packed_runs,
+    piece_lists,
+    piece_table,
+    text_runs,
+)
 
 if TYPE_CHECKING:
     from m4v.model.attention import AttentionContext, JointAttention, SingleAttention
@@ -94,16 +101,17 @@ def scanned(mamba: MambaMixer, rows: Tensor, turn: Tensor, tables: Recomposition
 def pieces_mixed(branch: TemporalBranch, rows: Tensor, layout: BatchLayout) -> tuple[Tensor, PieceLists]:
     """The temporal branch's output (b, heads, its tokens, head size) of packed rows, before its scale."""
     from m4v.kernels.head_norm import norm_heads
-    from m4v.kernels.pieces import attend_pieces, pool_pieces
+    from m4v.kernels.piece_attention import attend_pieces
+    from m4v.kernels.pieces import pool_pieces
 
     device = str(rows.device)
-    lists, places = piece_lists(layout, device), list(temporal_table(layout, device).places)
+    lists = piece_lists(layout, device)
     tokens = pool_pieces(rows, lists.bounds, lists.members, lists.back, layout.text_tokens)
     weights = [branch.norm_q.weight, branch.norm_k.weight]
     q, k, v = norm_heads(
         branch.to_q(tokens), branch.to_k(tokens), branch.to_v(tokens), [], weights, None, True, NORM_EPS
     )
-    mixed, _ = attend_pieces(q, k, v, [piece_mask(column, device) for column in layout.columns], places)
+    mixed, _ = attend_pieces(q, k, v, *piece_table(layout, device))
     return mixed, lists
 
 
