@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from m4v.kernels.operators import operator
 
 # Sizes that differ from layout to layout: one compilation of a kernel serves them all. Else those of 16 n tokens had
 # their own, and perhaps other bits. What a row of channels begins with is known from its width alone.
 LAYOUT_SIZES = ("tokens", "rows", "columns", "count", "extent", "text", "opening", "pieces", "begin")
 TILE = 16  # rows whose part of a sum one program keeps to itself
 _PARTS, _CHANNELS = 64, 64  # of a tile of the last sum
+_TALL, _STEP, _WIDE = 128, 32, 128  # rows of a tile of `column_sums`, those in flight together, and its channels
 
 
 @triton.jit(do_not_specialize=("tiles",))
@@ -45,6 +49,37 @@ def add_parts(parts: Tensor, order: Tensor, bounds: Tensor) -> Tensor:
         parts, order, bounds, out, tiles, width, _PARTS, _CHANNELS, num_warps=4
     )
     return out
+
+
+@triton.jit(do_not_specialize=("rows",))
+def _sum_tiles(
+    given, parts, rows, width: tl.constexpr, tile_rows: tl.constexpr, step: tl.constexpr, block: tl.constexpr
+):  # fmt: skip
+    """Sums of some columns over a tile of rows."""
+    tile = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1) * block + tl.arange(0, block)
+    total = tl.zeros((step, block), tl.float32)
+    for first in range(0, tile_rows, step):
+        row = tile * tile_rows + first + tl.arange(0, step)
+        inside = (row < rows)[:, None] & (channel < width)[None]
+        total += tl.load(given + row[:, None] * width + channel[None], mask=inside, other=0.0).to(tl.float32)
+    tl.store(parts + tile * width + channel, tl.sum(total, axis=0), mask=channel < width)
+
+
+@operator("m4v::column_sums")
+def column_sums(rows: Tensor) -> Tensor:
+    """Sums (width,) float32 of the columns of rows (n, width)."""
+    count, width = rows.shape
+    parts = rows.new_empty((triton.cdiv(count, _TALL), width), dtype=torch.float32)
+    _sum_tiles[parts.shape[0], triton.cdiv(width, _WIDE)](
+        rows.contiguous(), parts, count, width, _TALL, _STEP, _WIDE, num_warps=4
+    )
+    return parts.sum(0)
+
+
+@column_sums.register_fake
+def _(rows):
+    return rows.new_empty((rows.shape[1],), dtype=torch.float32)
 
 
 def block_of(width: int) -> int:

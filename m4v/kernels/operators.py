@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 Result = TypeVar("Result")
+Keep = Callable[[Callable[[], Any]], Any]
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -40,9 +41,9 @@ class Operator(Generic[Result]):
 
         class Direct(torch.autograd.Function):
             @staticmethod
-            def forward(ctx: Any, counts: Sequence[int | None], *flat: Any) -> Any:
+            def forward(ctx: Any, keep: Keep | None, counts: Sequence[int | None], *flat: Any) -> Any:
                 ctx.counts, given = counts, _nested(counts, flat)
-                found = compute(*given)
+                found = compute(*given) if keep is None else keep(lambda: compute(*given))
                 setup_context(ctx, given, found)
                 ctx.listed = isinstance(found, list)
                 return tuple(found) if isinstance(found, list) else found
@@ -50,7 +51,7 @@ class Operator(Generic[Result]):
             @staticmethod
             @once_differentiable
             def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-                found: list[Tensor | None] = [None]
+                found: list[Tensor | None] = [None, None]
                 slopes = back(ctx, *([list(grads)] if ctx.listed else grads))
                 slopes = slopes if isinstance(slopes, tuple) else (slopes,)
                 for count, u in zip(ctx.counts, slopes, strict=True):
@@ -60,6 +61,11 @@ class Operator(Generic[Result]):
         self._direct = Direct.apply
 
     def __call__(self, *given: Any) -> Result:
+        return self.kept(None, *given)
+
+    def kept(self, keep: Keep | None, *given: Any) -> Result:
+        """The operator, its result through `keep` where a gradient is wanted: given what computes it, it may answer
+        with what that gave before."""
         if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
             return self.library(*given)  # type: ignore[no-any-return]
         counts, flat = _flat(given)
@@ -67,7 +73,7 @@ class Operator(Generic[Result]):
         if any(type(u) not in _PLAIN for u in tensors):
             return self.library(*given)  # type: ignore[no-any-return]
         if self._direct is not None and torch.is_grad_enabled() and any(u.requires_grad for u in tensors):
-            return self._direct(counts, *flat)
+            return self._direct(keep, counts, *flat)
         return self.compute(*given)
 
 

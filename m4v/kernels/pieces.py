@@ -1,13 +1,12 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""The temporal branch's pooling and its attention between whole pieces, and the way of its output back to tokens.
+"""The temporal branch's pooling, and the way of its output back to tokens (`piece_attention` is between them).
 
 Every image token belongs to one temporal token, so pooling and its adjoint read the same lists of `members`: sums in
-a fixed order, no atomics. Pieces are compared with matrix products that keep their scores in float32.
+a fixed order, no atomics.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -129,85 +128,3 @@ def _pool_gradients(ctx, grad):
 
 
 pool_pieces.register_autograd(_pool_gradients, setup_context=_keep_pool)
-
-
-def _exact(a: Tensor, b: Tensor) -> Tensor:
-    """The batched product in float32."""
-    if a.is_cuda and a.dtype != torch.float32:
-        return torch.bmm(a, b, out_dtype=torch.float32)  # type: ignore[call-overload, no-any-return]
-    return torch.bmm(a.float(), b.float())
-
-
-def _columns(tensors: tuple[Tensor, ...], masks: list[Tensor], places: list[int]):
-    """Per column its mask, its pieces (b heads, pieces, places head size) of every tensor, where its scores lie."""
-    rows = scores = 0
-    for mask, count in zip(masks, places, strict=True):
-        pieces = mask.shape[0]
-        mine = [
-            u[:, :, rows : rows + pieces * count].view(u.shape[0] * u.shape[1], pieces, count * u.shape[3])
-            for u in tensors
-        ]
-        yield mask, count, mine, slice(scores, scores + pieces * pieces)
-        rows, scores = rows + pieces * count, scores + pieces * pieces
-
-
-@operator("m4v::attend_pieces")
-def attend_pieces(
-    q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], places: list[int]
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Attention between pieces of each column: q, k, v (b, heads, T, head size), whose rows are the places of piece
-    0, 1, ... of column 0, 1, ... `masks`: bool (pieces, pieces) of each column, what sees what; `places` of a piece.
-    One score sums over a head's channels at all places, hence its scale.
-
-    Returns the same shape, and the weights (b heads, sum of pieces^2) for the gradient.
-    """
-    out = torch.empty_like(q)
-    weights = q.new_empty((q.shape[0] * q.shape[1], sum(mask.numel() for mask in masks)))
-    for mask, count, (mine_q, mine_k, mine_v, mine), at in _columns((q, k, v, out), masks, places):
-        scores = _exact(mine_q, mine_k.mT).mul_((q.shape[3] * count) ** -0.5).masked_fill_(~mask, float("-inf"))
-        weight = weights[:, at].view(-1, *mask.shape)
-        weight.copy_(scores.softmax(-1))
-        torch.bmm(weight, mine_v, out=mine)
-    return out, weights
-
-
-@attend_pieces.register_fake
-def _(q, k, v, masks, places):
-    return torch.empty_like(q), q.new_empty((q.shape[0] * q.shape[1], sum(mask.numel() for mask in masks)))
-
-
-@operator("m4v::attend_pieces_back")
-def _attend_gradient(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor, masks: list[Tensor], places: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    outs = tuple(torch.empty_like(u) for u in (q, k, v))
-    for mask, count, mine, at in _columns((grad, q, k, v, *outs), masks, places):
-        incoming, mine_q, mine_k, mine_v, to_q, to_k, to_v = mine
-        weight = weights[:, at].view(-1, *mask.shape)
-        torch.bmm(weight.mT, incoming, out=to_v)
-        change, exact = _exact(incoming, mine_v.mT), weight.float()
-        change = exact * (change - (change * exact).sum(-1, keepdim=True)) * (q.shape[3] * count) ** -0.5
-        change = change.to(q.dtype)
-        torch.bmm(change, mine_k, out=to_q)
-        torch.bmm(change.mT, mine_q, out=to_k)
-    return outs  # type: ignore[return-value]
-
-
-@_attend_gradient.register_fake
-def _(grad, q, k, v, weights, masks, places):
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-
-
-def _keep_attended(ctx, inputs, output):
-    q, k, v, masks, ctx.places = inputs
-    ctx.save_for_backward(q, k, v, output[1], *masks)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _attended_back(ctx, grad, _):
-    q, k, v, weights, *masks = ctx.saved_tensors
-    return (*_attend_gradient(grad.contiguous(), q, k, v, weights, masks, ctx.places), [None] * len(masks), None)
-
-
-attend_pieces.register_autograd(_attended_back, setup_context=_keep_attended)

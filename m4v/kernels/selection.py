@@ -29,7 +29,7 @@ OWN_CONVOLUTION = "m4v-convolution 2"  # `convolution`; a new number whenever it
 OWN_SCAN = "m4v-triton 2"  # `ssd_operators`; a new number whenever its bits change, since stage keys hold it
 # tests/gpu/test_gpu_ssd.py has passed on a GPU; until bench_ssd.py shows them faster, `auto` does not take them
 OWN_SCAN_BY_DEFAULT = False
-OWN_GLUE = "m4v-glue 2"  # the kernels of `m4v.model.fused`; a new number whenever their bits change
+OWN_GLUE = "m4v-glue 3"  # the kernels of `m4v.model.fused`; a new number whenever their bits change
 # What `auto` means where Triton is there and M4V_KERNELS is not `torch`: at 15,488 tokens the composition is 17 times
 # as fast as index, cat and slice (H200, forward).
 OWN_GLUE_BY_DEFAULT = True

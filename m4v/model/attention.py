@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from m4v.model import fused
 from m4v.model.checkpointing import keeping_attention
 from m4v.model.layers import Linear, RMSNorm, rotate
 from m4v.model.layout import BatchLayout, frame_mask, per_layout
+from m4v.model.products import product
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -152,7 +153,8 @@ class JointAttention(nn.Module):
         if fused.fuses(image, self.size, context):
             q, k, v = fused.joint_heads(self, image, text, context.turn)
             out = attend(q, k, v, context)
-            return self.to_out[0](out[:, split:]), self.to_add_out(out[:, :split])
+            of_text, of_image = out.split([split, out.shape[1] - split], dim=1)  # one copy backward, slices have two
+            return product(of_image, cast(Linear, self.to_out[0])), product(of_text, self.to_add_out)
         size = self.size
         q = torch.cat(
             [self.norm_added_q(_heads(self.add_q_proj(text), size)), self.norm_q(_heads(self.to_q(image), size))], 1
@@ -176,8 +178,8 @@ class SingleAttention(nn.Module):
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         if fused.fuses(x, self.size, context):
-            q, k = fused.single_heads(self, x, context.turn)
-            return attend(q, k, _heads(self.to_v(x), self.size), context)
+            q, k, v = fused.single_heads(self, x, context.turn)
+            return attend(q, k, _heads(v, self.size), context)
         q, k = self.norm_q(_heads(self.to_q(x), self.size)), self.norm_k(_heads(self.to_k(x), self.size))
         v = _heads(self.to_v(x), self.size)
         return attend(rotate(q, context.turn), rotate(k, context.turn), v, context)

@@ -7,16 +7,27 @@ float32 inside a kernel and kept in the type of the hidden states, autocast or n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m4v.kernels.glue import uses_glue
-from m4v.model.layers import NORM_EPS, Modulation
+from m4v.model.checkpointing import current_tape
+from m4v.model.layers import NORM_EPS, FeedForward, Linear, Modulation
 from m4v.model.layout import BatchLayout
-from m4v.model.tables import piece_mask, temporal_table
-from m4v.model.token_runs import PieceLists, TokenRuns, image_runs, packed_runs, piece_lists, text_runs
+from m4v.model.products import product, products
+from m4v.model.token_runs import (
+    PieceLists,
+    TokenRuns,
+    image_runs,
+    packed_runs,
+    piece_lists,
+    piece_table,
+    text_runs,
+)
 
 if TYPE_CHECKING:
     from m4v.model.attention import AttentionContext, JointAttention, SingleAttention
@@ -42,9 +53,24 @@ def double_block(
         _modulated(image, of_image[0], of_image[1], images), _modulated(text, of_text[0], of_text[1], texts), context
     )
     image, text = _gated(image, of_image[2], mixed_image, images), _gated(text, of_text[2], mixed_text, texts)
-    more_image = block.ff(_modulated(image, of_image[3], of_image[4], images))
-    more_text = block.ff_context(_modulated(text, of_text[3], of_text[4], texts))
-    return _gated(image, of_image[5], more_image, images), _gated(text, of_text[5], more_text, texts)
+    more_image = _fed(block.ff, _modulated(image, of_image[3], of_image[4], images))
+    more_text = _fed(block.ff_context, _modulated(text, of_text[3], of_text[4], texts))
+    return _left(image, of_image[5], more_image, images), _left(text, of_text[5], more_text, texts)
+
+
+def _fed(ff: FeedForward, x: Tensor) -> Tensor:
+    """`FeedForward`'s equations."""
+    first, _, last = ff.net
+    return product(_activated(x, cast(Linear, first.proj)), cast(Linear, last))
+
+
+def _activated(x: Tensor, layer: Linear) -> Tensor:
+    """GELU of `layer(x)`, which on CUDA is a part of the product where nobody needs what lies between."""
+    alone = x.is_cuda and x.dtype == layer.weight.dtype and not torch.is_autocast_enabled("cuda")
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not alone:
+        return F.gelu(product(x, layer), approximate="tanh")
+    rows = torch._addmm_activation(layer.bias, x.flatten(0, 1), layer.weight.t(), use_gelu=True)
+    return rows.view(*x.shape[:2], rows.shape[1])
 
 
 def single_block(
@@ -69,24 +95,36 @@ def single_block(
         other = block.attn(inner[:, :tokens], attention)
     if mamba is not None and mix is not None:
         tables = mix.tables[block.number % len(mix.tables)]
-        y, z = scanned(mamba, inner, mix.turn, tables), mamba.to_z(inner)
+        *given, z, mlp = products(inner, [*_scan_layers(mamba), mamba.to_z, block.proj_mlp])
+        y = scanned(mamba, given, mix.turn, tables)
         if block.temporal is not None:
             temporal, lists = pieces_mixed(block.temporal, inner, layout)
+    else:
+        mlp = product(inner, block.proj_mlp)
     joined = mix_mixers(
-        y, z, other, temporal, None if block.temporal is None else block.temporal.scale, block.proj_mlp(inner),
+        y, z, other, temporal, None if block.temporal is None else block.temporal.scale, mlp,
         *_scan_tables(tables), *_lists(lists), tokens, width,
     )  # fmt: skip
-    return _gated(x, gate, block.proj_out(joined), packed_runs(layout, device))
+    return _left(x, gate, product(joined, block.proj_out), packed_runs(layout, device))
 
 
-def scanned(mamba: MambaMixer, rows: Tensor, turn: Tensor, tables: Recomposition) -> Tensor:
-    """The scan's output (b, N, D) of modulated tokens and registers (b, E, D). Pads are not set to zero behind the
-    convolution: with step sizes and keys of zero they change no state, and nobody reads them."""
+def _scan_layers(mamba: MambaMixer) -> list[Linear]:
+    """The layers of C, B, x and dt, of which Mamba-1's has another behind it."""
+    steps = mamba.to_dt[0] if isinstance(mamba.to_dt, nn.Sequential) else mamba.to_dt
+    return [mamba.to_c, mamba.to_b, mamba.to_x, cast(Linear, steps)]
+
+
+def scanned(mamba: MambaMixer, given: Sequence[Tensor], turn: Tensor, tables: Recomposition) -> Tensor:
+    """The scan's output (b, N, D) of what `_scan_layers` make of tokens and registers (b, E, D). Pads are not set to
+    zero behind the convolution: with step sizes and keys of zero they change no state, and nobody reads them."""
     from m4v.kernels.composition import compose
 
+    *rows, steps = given
+    if isinstance(mamba.to_dt, nn.Sequential):
+        steps = product(steps, cast(Linear, mamba.to_dt[1]))
     c, b, x, dt = compose(
-        mamba.to_c(rows), mamba.to_b(rows), mamba.to_x(rows), mamba.to_dt(rows), mamba.norm_c.weight,
-        mamba.norm_b.weight, turn, mamba.dt_bias, *_scan_tables(tables), NORM_EPS, mamba.config.rope_on_ssm,
+        *rows, steps, mamba.norm_c.weight, mamba.norm_b.weight, turn, mamba.dt_bias, *_scan_tables(tables), NORM_EPS,
+        mamba.config.rope_on_ssm,
     )  # fmt: skip
     return mamba.scan(mamba.conv(x), dt, b, c, tables)
 
@@ -94,16 +132,16 @@ def scanned(mamba: MambaMixer, rows: Tensor, turn: Tensor, tables: Recomposition
 def pieces_mixed(branch: TemporalBranch, rows: Tensor, layout: BatchLayout) -> tuple[Tensor, PieceLists]:
     """The temporal branch's output (b, heads, its tokens, head size) of packed rows, before its scale."""
     from m4v.kernels.head_norm import norm_heads
-    from m4v.kernels.pieces import attend_pieces, pool_pieces
+    from m4v.kernels.piece_attention import attend_pieces
+    from m4v.kernels.pieces import pool_pieces
 
     device = str(rows.device)
-    lists, places = piece_lists(layout, device), list(temporal_table(layout, device).places)
+    lists = piece_lists(layout, device)
     tokens = pool_pieces(rows, lists.bounds, lists.members, lists.back, layout.text_tokens)
     weights = [branch.norm_q.weight, branch.norm_k.weight]
-    q, k, v = norm_heads(
-        branch.to_q(tokens), branch.to_k(tokens), branch.to_v(tokens), [], weights, None, True, NORM_EPS
-    )
-    mixed, _ = attend_pieces(q, k, v, [piece_mask(column, device) for column in layout.columns], places)
+    given = products(tokens, [branch.to_q, branch.to_k, branch.to_v])
+    q, k, v = norm_heads(*given, [], weights, None, True, NORM_EPS)
+    mixed, _ = attend_pieces(q, k, v, *piece_table(layout, device))
     return mixed, lists
 
 
@@ -111,21 +149,21 @@ def joint_heads(attn: JointAttention, image: Tensor, text: Tensor, turn: Tensor)
     """q, k, v (b, text and image tokens, heads, head size) of both streams, normed and turned."""
     from m4v.kernels.head_norm import norm_heads
 
-    of_text = [attn.add_q_proj(text), attn.add_k_proj(text), attn.add_v_proj(text)]
+    of_text = list(products(text, [attn.add_q_proj, attn.add_k_proj, attn.add_v_proj]))
     norms = (attn.norm_q, attn.norm_k, attn.norm_added_q, attn.norm_added_k)
     weights = [norm.weight for norm in norms]
-    mine = attn.to_q(image), attn.to_k(image), attn.to_v(image)
+    mine = products(image, [attn.to_q, attn.to_k, attn.to_v])
     made: list[Tensor] = norm_heads(*mine, of_text, weights, turn, False, NORM_EPS)
     return made
 
 
 def single_heads(attn: SingleAttention, x: Tensor, turn: Tensor) -> list[Tensor]:
-    """q and k (b, tokens, heads, head size), normed and turned."""
+    """q and k (b, tokens, heads, head size), normed and turned, and v as its layer gives it (b, tokens, D)."""
     from m4v.kernels.head_norm import norm_heads
 
     weights = [attn.norm_q.weight, attn.norm_k.weight]
-    made: list[Tensor] = norm_heads(attn.to_q(x), attn.to_k(x), None, [], weights, turn, False, NORM_EPS)
-    return made
+    q, k, v = products(x, [attn.to_q, attn.to_k, attn.to_v])
+    return [*norm_heads(q, k, None, [], weights, turn, False, NORM_EPS), v]
 
 
 def _vectors(norm: Modulation, temb: Tensor) -> tuple[Tensor, ...]:
@@ -145,6 +183,18 @@ def _gated(x: Tensor, gate: Tensor, inner: Tensor, runs: TokenRuns) -> Tensor:
     from m4v.kernels.modulation import gated_sum
 
     out: Tensor = gated_sum(x.contiguous(), gate, inner.contiguous(), runs.tiles, runs.order, runs.bounds)
+    return out
+
+
+def _left(x: Tensor, gate: Tensor, inner: Tensor, runs: TokenRuns) -> Tensor:
+    """`_gated` at the end of a block. The next block has its result, so a tape can keep it for nothing."""
+    from m4v.kernels.modulation import gated_sum
+
+    tape = current_tape()
+    tables = (runs.tiles, runs.order, runs.bounds)
+    out: Tensor = gated_sum.kept(
+        None if tape is None else tape.result, x.contiguous(), gate, inner.contiguous(), *tables
+    )
     return out
 
 

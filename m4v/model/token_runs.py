@@ -10,7 +10,7 @@ from torch import Tensor
 
 from m4v.devices import upload
 from m4v.model.layout import BatchLayout, frame_types, per_layout
-from m4v.model.tables import temporal_table
+from m4v.model.tables import piece_mask, temporal_table
 
 TILE = 16  # rows; that of `m4v.kernels.column_sums`, which needs Triton
 
@@ -87,3 +87,25 @@ def piece_lists(layout: BatchLayout, device: str) -> PieceLists:
     bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     lists = [upload(u.to(torch.int32), device) for u in (bounds, torch.argsort(table.back, stable=True), table.back)]
     return PieceLists(lists[0], lists[1], lists[2])
+
+
+class PieceTable(NamedTuple):
+    """What the attention between the pieces of all columns depends on besides its tensors: see `attend_pieces`."""
+
+    seen: Tensor
+    table: Tensor
+    pieces: list[int]
+    places: list[int]
+
+
+@per_layout(1024)
+def piece_table(layout: BatchLayout, device: str) -> PieceTable:
+    """The pieces of the columns one behind the other, and `piece_mask` of each."""
+    found = temporal_table(layout, "cpu")
+    rows, scores, fields = 0, 0, []
+    for pieces, places in zip(found.pieces, found.places, strict=True):
+        fields.append([rows, pieces, places, scores])
+        rows, scores = rows + pieces * places, scores + pieces * pieces
+    seen = torch.cat([piece_mask(column, "cpu").flatten() for column in layout.columns])
+    table = torch.tensor(fields, dtype=torch.int32)
+    return PieceTable(upload(seen, device), upload(table, device), list(found.pieces), list(found.places))

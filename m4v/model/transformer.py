@@ -181,10 +181,10 @@ class M4VTransformer(nn.Module):
         own = layout
         if shard is not None:
             own, lengths = shard.local, shard.noisy_lengths
-        image, last = own.text_tokens, []
+        sizes = [own.text_tokens]
         for column, length in zip(own.columns, lengths, strict=True):
-            image += column.tokens
-            last.append(x[:, image - length : image])
+            sizes += [column.tokens - length, length]
+        last = x.split([*sizes, x.shape[1] - sum(sizes)], dim=1)[2:-1:2]
         scale, shift = self.norm_out(temb, lengths)  # scale first: not the order of the other norms
         tokens = self.proj_out(modulate(torch.cat(last, dim=1), shift, scale))
         if shard is not None:

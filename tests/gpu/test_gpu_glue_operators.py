@@ -15,8 +15,8 @@ from torch import Tensor
 from m4v.model.layers import NORM_EPS
 from m4v.model.layout import BatchLayout, Clip, Column, rotary
 from m4v.model.recomposition import Recomposition, recomposition, text_order
-from m4v.model.tables import composition_table, piece_mask, temporal_table
-from m4v.model.token_runs import TokenRuns, packed_runs, piece_lists
+from m4v.model.tables import composition_table
+from m4v.model.token_runs import TokenRuns, packed_runs, piece_lists, piece_table
 
 pytestmark = MARKS
 BATCH, HEADS, SIZE, INNER = 2, 3, 16, 20
@@ -99,12 +99,10 @@ def pool() -> Case:
 
 
 def attend() -> Case:
-    from m4v.kernels.pieces import attend_pieces as operator
+    from m4v.kernels.piece_attention import attend_pieces as operator
 
-    pieces = len(piece_lists(LAYOUT, DEVICE).bounds) - 1
-    qkv = [normal(BATCH, HEADS, pieces, SIZE) for _ in range(3)]
-    masks = [piece_mask(column, DEVICE) for column in LAYOUT.columns]
-    return operator, (*qkv, masks, list(temporal_table(LAYOUT, DEVICE).places))
+    tokens = len(piece_lists(LAYOUT, DEVICE).bounds) - 1
+    return operator, (*(normal(BATCH, HEADS, tokens, SIZE) for _ in range(3)), *piece_table(LAYOUT, DEVICE))
 
 
 def norm(kind: str) -> Case:

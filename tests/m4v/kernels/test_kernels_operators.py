@@ -103,3 +103,21 @@ def test_compiled_whole() -> None:
     expected = torch.autograd.grad(combine(*arguments)[0].sum(), [arguments[0], *arguments[1], arguments[3]])
     for leaf, value in zip([arguments[0], *arguments[1], arguments[3]], expected, strict=True):
         torch.testing.assert_close(leaf.grad, value)
+
+
+def test_a_kept_result_is_not_computed_again() -> None:
+    """Its gradients are those of the call that computed it."""
+    arguments, kept = given(1, True), []
+
+    def keep(compute: Any) -> Any:
+        if not kept:
+            kept.append([u.detach() for u in compute()])
+        return kept[0]
+
+    expected = results(combine, arguments)
+    for _ in range(2):
+        found = results(lambda *given: combine.kept(keep, *given), arguments)
+        assert all(map(torch.equal, expected, found))
+        assert found[0].data_ptr() == kept[0][0].data_ptr()
+    with torch.no_grad():
+        assert combine.kept(keep, *arguments)[0].data_ptr() != kept[0][0].data_ptr()

@@ -1,0 +1,88 @@
+"""Products of the same rows with the weights of several layers: what blocks on Triton kernels take instead of `Linear`.
+
+The same results to the bit. Backward, the gradient of the rows is summed inside the products instead of by additions
+between them; gradients of float32 weights under autocast leave the products in float32 instead of rounded; biases are
+summed in float32 by a kernel. All of it whatever a block keeps, so that recomputation changes no bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from m4v.model.checkpointing import Tape, current_tape
+from m4v.model.layers import Linear
+
+
+def products(x: Tensor, layers: Sequence[Linear]) -> tuple[Tensor, ...]:
+    """`layer(x)` of each layer; x (b, L, D)."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return tuple(layer(x) for layer in layers)
+    parameters = [u for layer in layers for u in (layer.weight, layer.bias)]
+    made: tuple[Tensor, ...] = _Products.apply(x, current_tape(), *parameters)  # type: ignore[no-untyped-call]
+    return made
+
+
+def product(x: Tensor, layer: Linear) -> Tensor:
+    """`layer(x)`."""
+    return products(x, [layer])[0]
+
+
+class _Products(torch.autograd.Function):
+    """The results are on the tape of a block that keeps selectively."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tape: Tape | None, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        # Not the parameters themselves, whose data a sharded optimizer takes away before backward.
+        weights = [u.detach() for u in parameters[::2] if u is not None]
+        ctx.weight_types = [u.dtype for u in weights]
+        ctx.bias_types = [None if u is None else u.dtype for u in parameters[1::2]]
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+            # By hand: the cache of autocast would keep copies of weights that no gradient can reach from here.
+            dtype = torch.get_autocast_dtype(kind)
+            x, weights = x.to(dtype) if tape is None else tape.lowered(x, dtype), [u.to(dtype) for u in weights]
+        ctx.save_for_backward(x, *weights)
+        outs = []
+        for weight, bias in zip(weights, parameters[1::2], strict=True):
+            offset = None if bias is None else bias.detach()
+
+            def compute(weight: Tensor = weight, offset: Tensor | None = offset) -> Tensor:
+                return F.linear(x, weight, offset)
+
+            outs.append(compute() if tape is None else tape.result(compute))
+        return tuple(outs)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        of_x, _, *of_parameters = ctx.needs_input_grad
+        rows = x.reshape(-1, x.shape[-1])
+        to_x: Tensor | None = None
+        found: list[Tensor | None] = []
+        for number, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
+            mine = grad.reshape(-1, grad.shape[-1])
+            if of_x:
+                to_x = mine.mm(weight) if to_x is None else to_x.addmm_(mine, weight)
+            of_weight, of_bias = of_parameters[2 * number : 2 * number + 2]
+            found.append(_of_weight(mine, rows, ctx.weight_types[number]) if of_weight else None)
+            found.append(_of_bias(mine, ctx.bias_types[number]) if of_bias else None)
+        return (None if to_x is None else to_x.view(x.shape), None, *found)
+
+
+def _of_weight(grad: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    if grad.is_cuda and dtype == torch.float32 and grad.dtype != dtype:
+        return torch.mm(grad.t(), rows, out_dtype=dtype)  # type: ignore[call-overload, no-any-return]
+    return grad.t().mm(rows)
+
+
+def _of_bias(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    from m4v.kernels.column_sums import column_sums
+
+    return column_sums(grad).to(dtype)

@@ -1,0 +1,60 @@
+"""The temporal branch's attention between pieces against float64: any number of pieces and places, several columns at
+once, in memory full of NaN, and the same bits when it runs again. As `test_gpu_glue_operators.py`: anywhere with
+TRITON_INTERPRET=1."""
+
+import pytest
+import torch
+from fused_models import DEVICE, INTERPRETED, MARKS, poisoned
+from torch import Tensor
+
+pytestmark = MARKS
+BATCH, HEADS, SIZE = 2, 2, 16
+# Pieces and places of each column: one block of 16, 32 and 64 pieces, and more than the kernels take. Vectors of
+# one to three parts, none of them whole.
+CASES = {
+    "few": ([1, 3, 16], [5, 130, 3]),
+    "some": ([17, 2], [3, 67]),
+    "many": ([40], [66]),
+    "beyond": ([65, 2], [2, 3]),
+}
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, pieces: list[int], places: list[int]) -> Tensor:
+    """The rule, one column after the other."""
+    outs, row, score = [], 0, 0
+    for count, width in zip(pieces, places, strict=True):
+        a, b, c = (u[:, :, row : row + count * width].unflatten(2, (count, width)).flatten(3) for u in (q, k, v))
+        mask = seen[score : score + count * count].view(count, count)
+        scores = (a @ b.mT / a.shape[-1] ** 0.5).masked_fill(~mask, float("-inf"))
+        outs.append((scores.softmax(-1) @ c).unflatten(3, (width, -1)).flatten(2, 3))
+        row, score = row + count * width, score + count * count
+    return torch.cat(outs, dim=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32] if INTERPRETED else [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("case", CASES)
+def test_results_and_gradients(case: str, dtype: torch.dtype) -> None:
+    from m4v.kernels.piece_attention import attend_pieces
+
+    pieces, places = CASES[case]
+    generator = torch.Generator().manual_seed(len(case))
+    rows = [sum(a * b for a, b in zip(pieces[:n], places[:n], strict=True)) for n in range(len(pieces) + 1)]
+    given = [(2 * torch.randn(BATCH, HEADS, rows[-1], SIZE, generator=generator)).to(DEVICE, dtype) for _ in range(4)]
+    seen = torch.cat([(torch.rand(n, n, generator=generator) > 0.4).logical_or(torch.eye(n)).flatten() for n in pieces])
+    scores = [sum(n * n for n in pieces[:count]) for count in range(len(pieces))]
+    fields = [list(u) for u in zip(rows[:-1], pieces, places, scores, strict=True)]
+    table, seen = torch.tensor(fields, dtype=torch.int32).to(DEVICE), seen.to(DEVICE)
+    found = []
+    for _ in range(2):
+        leaves = [u.detach().clone().requires_grad_() for u in given[:3]]
+        with poisoned():
+            out, _ = attend_pieces(*leaves, seen, table, pieces, places)
+            found.append([out, *torch.autograd.grad(out, leaves, given[3])])
+    assert all(map(torch.equal, *found))
+    wide = [u.double().requires_grad_() for u in given[:3]]
+    out = exact(*wide, seen, pieces, places)
+    wanted = [out, *torch.autograd.grad(out, wide, given[3].double())]
+    most = 1e-5 if dtype == torch.float32 else 1e-2
+    for name, one, other in zip(("result", "q", "k", "v"), found[0], wanted, strict=True):
+        assert one.dtype == dtype
+        assert float((one.detach().double() - other.detach()).norm() / other.detach().norm()) < most, name
