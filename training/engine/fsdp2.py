@@ -9,6 +9,7 @@ gradients travel as float32, where DeepSpeed sends those of `Linear` as bfloat16
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ CLIP_EPS = 1e-6  # DeepSpeed's, and torch's
 def shard_model(model: nn.Module, device: torch.device, gathers: bool) -> Any:
     """`model` as an FSDP2 module; its weights move to the device and into shards block by block. `gathers`: blocks let
     go of their whole weights after each pass, and gather them for the next."""
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated.*", category=FutureWarning)  # its own
     mesh = DeviceMesh.from_group(distributed.group.WORLD, device.type)
     lists = (child for child in model.children() if isinstance(child, nn.ModuleList))
     for module in (*(block for blocks in lists for block in blocks), model):
