@@ -33,7 +33,8 @@ def shard_model(model: nn.Module, device: torch.device, gathers: bool) -> Any:
     """`model` as an FSDP2 module; its weights move to the device and into shards block by block. `gathers`: blocks let
     go of their whole weights after each pass, and gather them for the next."""
     warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated.*", category=FutureWarning)  # its own
-    mesh = DeviceMesh.from_group(distributed.group.WORLD, device.type)
+    ranks: Any = distributed.group.WORLD
+    mesh = DeviceMesh.from_group(ranks, device.type)
     lists = (child for child in model.children() if isinstance(child, nn.ModuleList))
     for module in (*(block for blocks in lists for block in blocks), model):
         part: Any = fully_shard(module, mesh=mesh, reshard_after_forward=gathers)
@@ -148,18 +149,21 @@ class Fsdp2Engine:
         gradients = [p.grad for _, p in self._named]
         if self._fixed_order:
             return float(norm_of((None if g is None else g.full_tensor() for g in gradients), self.device))
-        own = [_local(g) for g in gradients if g is not None]
+        own = [shard for g in gradients if g is not None and (shard := _local(g)).numel()]
         total = torch.nn.utils.get_total_norm(own).to(self.device, torch.float64).square()
         distributed.all_reduce(total)
         return float(total.sqrt())
 
     def _update(self, lr: float, norm: float) -> None:
         """Clip and let Adam update. A parameter without a gradient has a gradient of zero, as for DeepSpeed."""
+        gradients = []
         for name, p in self._named:
             shard = self._shards[name]
-            shard.grad = torch.zeros_like(shard) if p.grad is None else _local(p.grad)
+            if shard.numel():
+                shard.grad = torch.zeros_like(shard) if p.grad is None else _local(p.grad)
+                gradients.append(shard.grad)
         if (share := self._clip_norm / (norm + CLIP_EPS)) < 1:
-            torch._foreach_mul_([shard.grad for shard in self._shards.values()], share)
+            torch._foreach_mul_(gradients, share)
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._adam.step()
@@ -193,5 +197,5 @@ class Fsdp2Engine:
 
 def _local(x: DTensor) -> Tensor:
     """This rank's part of a sharded tensor, in its own memory."""
-    local: Tensor = x.detach().to_local()
-    return local
+    with torch.no_grad():
+        return x.to_local().detach()
