@@ -179,6 +179,10 @@ class OptimizerConfig(FrozenModel):
 class EngineConfig(FrozenModel):
     """How the numbers are computed.
 
+    - backend: `deepspeed`, or torch's FSDP2 (`fsdp2`), which is there to be compared with it. Under that, `zero_stage`
+      3 gathers a block's weights for each pass and 2 leaves them whole from the first pass of a step to its last (as
+      well as gradients); `param_persistence_elements`, `bucket_elements`, `live_elements` and `overlap_comm` are
+      DeepSpeed's alone. Saves and checkpoints are the same.
     - dtype: `bfloat16` is autocast: matrix products in bfloat16, master weights and moments in float32.
     - deterministic: on a GPU, equal runs give equal bytes (torch's deterministic mode, which costs some time).
     - checkpointing: what a forward pass keeps of each block for the backward pass: everything (`none`), results of
@@ -192,6 +196,7 @@ class EngineConfig(FrozenModel):
       for all of them: each rank gathers them once, after the update, and nothing is done about them in between.
     """
 
+    backend: Literal["deepspeed", "fsdp2"] = "deepspeed"
     zero_stage: int = Field(3, ge=0, le=3)
     dtype: Dtype = "float32"
     checkpointing: Recompute = "none"
@@ -206,14 +211,25 @@ class EngineConfig(FrozenModel):
 
     def keeps_whole(self, elements: int) -> bool:
         """Do all parameters of a model of so many elements stay whole on each rank, although ZeRO-3 shards them?"""
-        return self.zero_stage == 3 and self.live_elements >= elements
+        return self.backend == "deepspeed" and self.zero_stage == 3 and self.live_elements >= elements
 
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         data: dict[str, object] = handler(self)
+        if self.backend == "deepspeed":
+            del data["backend"]
         if self.sequence_parallel == 1:
             del data["sequence_parallel"]
         return data
+
+    @model_validator(mode="after")
+    def _check_backend(self) -> EngineConfig:
+        if self.backend == "fsdp2" and self.zero_stage < 2:
+            raise ValueError(
+                f"backend fsdp2 has no counterpart of zero_stage {self.zero_stage}: set zero_stage to 3 (weights are "
+                "gathered for each pass) or 2 (they stay whole during a step), or leave out backend"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_order(self) -> EngineConfig:

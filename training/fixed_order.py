@@ -7,7 +7,7 @@ it costs the packs' whole compute on every rank. The norm that clips is summed f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,17 +25,20 @@ def check_fixed_order(world_size: int) -> None:
         )  # fmt: skip
 
 
-def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Norm of the whole gradient, the same bits on any number of ranks; a collective of all ranks."""
-    from deepspeed.utils import safe_get_full_grad
-
-    device = parameters[0].device
+def norm_of(gradients: Iterable[Tensor | None], device: torch.device) -> Tensor:
+    """Norm of whole gradients, one after the other."""
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for parameter in parameters:
-        gradient = safe_get_full_grad(parameter)
+    for gradient in gradients:
         if gradient is not None:
             total += gradient.double().square().sum().to(device)
     return total.sqrt().float()
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Norm of DeepSpeed's whole gradient, the same bits on any number of ranks; a collective of all ranks."""
+    from deepspeed.utils import safe_get_full_grad
+
+    return norm_of(map(safe_get_full_grad, parameters), parameters[0].device)
 
 
 def fix_norm(zero: Any, stage: int, parameters: Sequence[nn.Parameter]) -> None:

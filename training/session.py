@@ -32,7 +32,7 @@ from training.clock import time_collectives
 from training.config import RewardConfig, TrainConfig
 from training.ema import Ema
 from training.encoders import check_samples, codec_constants
-from training.engine import DeepSpeedEngine, Engine, device_of_rank, init_process_group
+from training.engine import Engine, device_of_rank, init_process_group, open_engine
 from training.export import export_checkpoint, parse_rows
 from training.exposure import rows_of
 from training.families import Family, family_of
@@ -212,7 +212,7 @@ def _start(
     if manifest is not None:
         model.load_state_dict(session.states.whole(manifest, "master"), assign=True)
     packs = config.order.packs // pack_rank(config.engine, context.rank, context.world_size)[1]
-    engine = DeepSpeedEngine(model, config.optimizer, config.engine, packs, device)
+    engine = open_engine(model, config.optimizer, config.engine, packs, device)
     ema = Ema(engine.fragments(), config.ema_decay) if config.ema_decay > 0 else None
     step = 0 if manifest is None else manifest.step
     here = ((step, context.world_size),)

@@ -81,10 +81,15 @@ def deepspeed_module() -> Any:
     return deepspeed
 
 
+def plain_adamw(groups: list[dict[str, Any]], fused: bool = False, **adam: Any) -> PlainAdamW:
+    """torch's AdamW over `groups`, tensor by tensor, or `fused` in one kernel for many."""
+    _keep_dynamo_out()
+    return PlainAdamW(groups, foreach=False, fused=fused, **adam)
+
+
 def initialise(model: torch.nn.Module, groups: list[dict[str, Any]], config: dict[str, Any], **adam: Any) -> Any:
     """(engine, optimiser as DeepSpeed wraps it, its inner AdamW) of a model in a running process group."""
-    _keep_dynamo_out()
-    inner = PlainAdamW(groups, foreach=False, **adam)
+    inner = plain_adamw(groups, **adam)
     with _nothing_compiles():
         engine, wrapped, _, _ = deepspeed_module().initialize(
             model=model, optimizer=inner, config=config, dist_init_required=False

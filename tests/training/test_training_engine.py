@@ -9,13 +9,22 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 
 from m4v.config import ModelConfig, Recompute
+from m4v.core.config import parse
 from m4v.core.errors import ConfigError
 from m4v.model import M4VTransformer, build_model
 from m4v.model.mamba import FLOAT32_PARAMETERS
 from training.config import EngineConfig, OptimizerConfig
-from training.engine import DeepSpeedEngine, deepspeed_config, init_process_group, parameter_groups
+from training.engine import (
+    DeepSpeedEngine,
+    Engine,
+    deepspeed_config,
+    init_process_group,
+    open_engine,
+    parameter_groups,
+)
 
 MODEL = ModelConfig(
     width=32, heads=2, double_blocks=1, single_blocks=2, text_dim=16, pooled_dim=8, text_slots=4, mlp_ratio=2
@@ -97,14 +106,15 @@ def test_a_block_that_is_recomputed_keeps_less() -> None:
 
 
 GATHERS = {"param_persistence_elements": 100, "live_elements": 100}
+FSDP2 = {"backend": "fsdp2"}
 
 
 def weights_after(
-    zero: int, recompute: Recompute, dtype: str = "bfloat16", more: Mapping[str, int] = GATHERS
+    zero: int, recompute: Recompute, dtype: str = "bfloat16", more: Mapping[str, int | str] = GATHERS
 ) -> dict[str, Tensor]:
     """Master weights after two steps of two packs, of which the second follows the first's update."""
     config = EngineConfig.model_validate({"zero_stage": zero, "checkpointing": recompute, "dtype": dtype, **more})
-    engine = DeepSpeedEngine(drawn(), OPTIMIZER, config, 2)
+    engine = open_engine(drawn(), OPTIMIZER, config, 2)
     for step in range(2):
         for number in range(2):
             engine.backward(loss_of(engine(*pack(2 * step + number))))
@@ -112,8 +122,8 @@ def weights_after(
     return {f.name: f.master.clone() for f in engine.fragments()}
 
 
-@pytest.mark.parametrize("more", [GATHERS, {}], ids=["gathers", "whole"])
-def test_checkpointing_under_a_sharded_engine_changes_no_bit(more: Mapping[str, int]) -> None:
+@pytest.mark.parametrize("more", [GATHERS, {}, FSDP2], ids=["gathers", "whole", "fsdp2"])
+def test_checkpointing_under_a_sharded_engine_changes_no_bit(more: Mapping[str, int | str]) -> None:
     kept = weights_after(3, "none", more=more)
     for recompute in ("selective", "block"):
         again = weights_after(3, recompute, more=more)
@@ -127,9 +137,19 @@ def test_weights_that_stay_whole_are_the_same_bits() -> None:
     assert all(torch.equal(gathered[name], whole[name]) for name in gathered)
 
 
-def test_weights_that_stay_whole_survive_an_update_that_is_not_taken() -> None:
+@pytest.mark.parametrize("zero", [3, 2])
+def test_fsdp2_takes_the_steps_of_deepspeed(zero: int) -> None:
+    expected, found = weights_after(3, "selective"), weights_after(zero, "selective", more=FSDP2)
+    assert expected.keys() == found.keys()
+    for name, weights in found.items():
+        torch.testing.assert_close(weights, expected[name], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("more", [{}, FSDP2, {**FSDP2, "zero_stage": 2}], ids=["deepspeed", "fsdp2-3", "fsdp2-2"])
+def test_weights_survive_an_update_that_is_not_taken(more: Mapping[str, int | str]) -> None:
     """A gradient that is not finite, a norm that is not accepted, and a validation behind either."""
-    engine = DeepSpeedEngine(drawn(), OPTIMIZER, EngineConfig(dtype="bfloat16"), 1)
+    config = EngineConfig.model_validate({"dtype": "bfloat16", **more})
+    engine: Engine = open_engine(drawn(), OPTIMIZER, config, 1)
     before = [p.clone() for p in engine.evaluate(*pack(1))]
     for factor, accept in ((math.nan, math.isfinite), (1.0, lambda norm: False)):
         engine.backward(factor * loss_of(engine(*pack(0))))
@@ -152,7 +172,25 @@ def test_a_closed_engine_holds_no_whole_weights() -> None:
     assert not gathers._whole
 
 
-def test_packs_accumulate_to_the_gradient_of_their_sum() -> None:
+def test_a_closed_fsdp2_engine_holds_no_whole_weights() -> None:
+    model = drawn()
+    engine = open_engine(model, OPTIMIZER, EngineConfig.model_validate({**FSDP2, "zero_stage": 2}), 1)
+    engine.evaluate(*pack(1))
+    assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    engine.close()
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def test_fsdp2_has_two_stages_and_the_default_stands_in_no_canonical_form() -> None:
+    assert "backend" not in EngineConfig().canonical()
+    assert EngineConfig.model_validate(EngineConfig.model_validate(FSDP2).canonical()).backend == "fsdp2"
+    for zero in (0, 1):
+        with pytest.raises(ConfigError, match=f"no counterpart of zero_stage {zero}: set zero_stage to 3"):
+            parse(EngineConfig, {**FSDP2, "zero_stage": zero}, "recipe")
+
+
+@pytest.mark.parametrize("more", [{}, FSDP2], ids=["deepspeed", "fsdp2"])
+def test_packs_accumulate_to_the_gradient_of_their_sum(more: Mapping[str, str]) -> None:
     """Two packs in one step move the weights as one loss over both of them does."""
     plain = drawn()
     groups = parameter_groups(plain, OPTIMIZER.weight_decay)
@@ -162,7 +200,7 @@ def test_packs_accumulate_to_the_gradient_of_their_sum() -> None:
         torch.stack([loss_of(plain(*pack(2 * step + number))) for number in range(2)]).sum().backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), OPTIMIZER.clip_norm)
         adam.step()
-    found = weights_after(2, "none", "float32")
+    found = weights_after(2, "none", "float32", {**GATHERS, **more})
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(found[name].view(parameter.shape), parameter.data, rtol=2e-5, atol=2e-6)
 

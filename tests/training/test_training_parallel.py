@@ -66,8 +66,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Bench:
     return dataclasses.replace(made, nursery=nursery)
 
 
-def on(zero_stage: int, shared: int = 1) -> TrainConfig:
-    engine = CONFIG.engine.model_copy(update={"zero_stage": zero_stage, "sequence_parallel": shared})
+def on(zero_stage: int, shared: int = 1, backend: str = "deepspeed") -> TrainConfig:
+    update = {"zero_stage": zero_stage, "sequence_parallel": shared, "backend": backend}
+    engine = CONFIG.engine.model_copy(update=update)
     return CONFIG.model_copy(update={"engine": engine})
 
 
@@ -96,13 +97,16 @@ def test_two_ranks_that_share_train_as_one(bench: Bench) -> None:
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("zero_stage", range(4))
-def test_two_groups_of_two_train_as_two_ranks_and_resume_exactly(bench: Bench, zero_stage: int) -> None:
-    alone = bench.run(f"two-{zero_stage}", on(zero_stage), ranks=2)
-    config = on(zero_stage, shared=2)
-    shared = bench.run(f"four-{zero_stage}", config, ranks=4)
+@pytest.mark.parametrize(
+    ("zero_stage", "backend"), [*((zero, "deepspeed") for zero in range(4)), (3, "fsdp2"), (2, "fsdp2")]
+)
+def test_two_groups_of_two_train_as_two_ranks_and_resume_exactly(bench: Bench, zero_stage: int, backend: str) -> None:
+    name = f"{backend}-{zero_stage}"
+    alone = bench.run(f"two-{name}", on(zero_stage, backend=backend), ranks=2)
+    config = on(zero_stage, shared=2, backend=backend)
+    shared = bench.run(f"four-{name}", config, ranks=4)
     assert_same_training(bench, shared, alone)
-    killed = f"killed-{zero_stage}"
+    killed = f"killed-{name}"
     assert not (bench.run(killed, config, ranks=4, attempt=0, fault="step:1") / "result.json").exists()
     assert digest(bench.run(killed, config, ranks=4, attempt=1)) == digest(shared)
     assert bench.line(killed) == bench.line(alone.parent.name)

@@ -172,6 +172,21 @@ def test_zero_divides_what_it_says() -> None:
     assert memory_of(model, EngineConfig(zero_stage=3), False, 8, pack).ema == 0
 
 
+def test_fsdp2_holds_no_second_copy_of_its_shards() -> None:
+    """As its third stage; the second has weights and gradients whole besides. A plan says that nobody measured it."""
+    model, pack = ModelConfig(), PackWork(1000, 512, 100, 0.0)
+    count = total_parameters(model)
+    on = [EngineConfig(backend="fsdp2", zero_stage=zero, checkpointing="block") for zero in (3, 2)]
+    sharded, whole = (memory_of(model, engine, True, 8, pack) for engine in on)
+    assert (sharded.parameters, sharded.gradients) == (count // 2, count // 2)
+    assert (whole.parameters, whole.gradients) == (4 * count + count // 2, 4 * count)
+    assert sharded[2:5] == whole[2:5]
+    assert sharded.total < memory_of(model, EngineConfig(checkpointing="block"), True, 8, pack).total
+    found = estimate(setup(backend="fsdp2"))
+    assert found is not None
+    assert any(words.startswith("FSDP2 as ZeRO-2") for words in found.assumptions)
+
+
 def test_time_follows_operations_gpus_and_what_was_measured() -> None:
     one, eight = estimate(setup(ranks=1)), estimate(setup(ranks=8))
     assert one is not None and eight is not None  # noqa: PT018

@@ -17,6 +17,7 @@ from training.saved import PARTS
 from training.state import StateStore
 
 SCRIPT = Path(__file__).parent / "training_reshard_probe.py"
+STAGES = "0123fw"  # ZeRO 0 to 3, FSDP2 as its third stage and as its second
 Lines = list[tuple[int, float, float]]
 
 
@@ -25,13 +26,13 @@ def steps(nursery: Nursery, out: Path, ranks: int, first: int, saves: str, stage
     nursery.run(ranks, [str(SCRIPT), str(out), str(first), saves, stages, mode], out / "output.log")
 
 
-def lines(out: Path, stage: int) -> Lines:
+def lines(out: Path, stage: str) -> Lines:
     """(step, loss, norm) of every step."""
     rows = [json.loads(line) for line in (out / f"stage{stage}.jsonl").read_text().splitlines()]
     return [(step, float.fromhex(loss), float.fromhex(norm)) for step, loss, norm in rows]
 
 
-def state(out: Path, stage: int) -> dict[str, torch.Tensor]:
+def state(out: Path, stage: str) -> dict[str, torch.Tensor]:
     """Weights, moments and averages of the newest save, whole."""
     store = StateStore(Storage(str(out / f"state{stage}")), 2, "read")
     manifest = store.newest_verified()
@@ -49,25 +50,25 @@ def test_in_a_fixed_order_two_ranks_go_on_with_the_bits_of_one(nursery: Nursery,
     alone, resized = tmp_path / "alone", tmp_path / "resized"
     alone.mkdir()
     resized.mkdir()
-    steps(nursery, alone, 1, 0, "1,3", "23", "fixed")
-    for stage in (2, 3):
+    steps(nursery, alone, 1, 0, "1,3", "23fw", "fixed")
+    for stage in "23fw":
         shutil.copytree(alone / f"state{stage}", resized / f"state{stage}")
         shutil.rmtree(resized / f"state{stage}" / "saves" / "0000000003-00000000")
-    steps(nursery, resized, 2, 1, "3", "23", "fixed")
-    for stage in (2, 3):
+    steps(nursery, resized, 2, 1, "3", "23fw", "fixed")
+    for stage in "23fw":
         assert lines(resized, stage) == lines(alone, stage)[1:]
         assert_same_bits(state(resized, stage), state(alone, stage))
 
 
-def resize(nursery: Nursery, out: Path, mode: str, length: int) -> dict[int, tuple[Lines, Lines]]:
-    """Lines of 1 -> 2 -> 4 -> 1 ranks and of one rank all the way, for every ZeRO stage, `length` steps a world."""
+def resize(nursery: Nursery, out: Path, mode: str, length: int) -> dict[str, tuple[Lines, Lines]]:
+    """Lines of 1 -> 2 -> 4 -> 1 ranks and of one rank all the way, for every stage, `length` steps a world."""
     alone, resized = out / "alone", out / "resized"
     alone.mkdir()
     resized.mkdir()
-    steps(nursery, alone, 1, 0, str(4 * length), "0123", mode)
+    steps(nursery, alone, 1, 0, str(4 * length), STAGES, mode)
     for place, ranks in enumerate((1, 2, 4, 1)):
-        steps(nursery, resized, ranks, place * length, str((place + 1) * length), "0123", mode)
-    return {stage: (lines(resized, stage), lines(alone, stage)) for stage in range(4)}
+        steps(nursery, resized, ranks, place * length, str((place + 1) * length), STAGES, mode)
+    return {stage: (lines(resized, stage), lines(alone, stage)) for stage in STAGES}
 
 
 def worst(pairs: list[tuple[tuple[int, float, float], tuple[int, float, float]]]) -> float:
@@ -83,7 +84,7 @@ def test_one_two_four_one_ranks_agree_within_rounding(nursery: Nursery, tmp_path
         pairs = list(zip(resized, alone, strict=True))
         first = worst([pairs[20]])
         all_of_them = worst(pairs)
-        print(f"ZeRO-{stage}: first step after the first change {first:.1e}, all 80 steps {all_of_them:.1e}")
+        print(f"stage {stage}: first step after the first change {first:.1e}, all 80 steps {all_of_them:.1e}")
         assert first < 1e-6
         assert all_of_them < 1e-4
 

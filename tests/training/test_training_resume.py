@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_bench import Bench, checkpoint, digest, make_bench
+from training_engine_probe import CROSSED, STAGES
 from training_helpers import TEXT, Clip, write_dataset
 from training_nursery import Nursery
 
@@ -42,6 +44,11 @@ CONFIG = TrainConfig(
     save_every=2,
     ema_decay=0.9,
 )
+
+
+def on_fsdp2(zero_stage: int = 3) -> TrainConfig:
+    engine = CONFIG.engine.model_copy(update={"backend": "fsdp2", "zero_stage": zero_stage})
+    return CONFIG.model_copy(update={"engine": engine})
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +169,25 @@ def test_a_kill_during_a_save_is_bit_equal_in_every_zero_stage(bench: Bench, sta
     assert bench.line(names[1]) == bench.line(names[0])
 
 
+@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.deep)])
+def test_fsdp2_resumes_bit_equal_and_deepspeed_goes_on_from_its_saves(bench: Bench, straight: Path, stage: int) -> None:
+    """Killed between all files of a save and its manifest; the save before it also loads on one rank of DeepSpeed."""
+    config, cut, whole, moved = on_fsdp2(stage), f"fsdp2-cut-{stage}", f"fsdp2-whole-{stage}", f"fsdp2-moved-{stage}"
+    bench.run(cut, config, fault="shard:4")
+    shutil.copytree(bench.root / cut, bench.root / moved)
+    assert digest(bench.run(cut, config, attempt=1)) == digest(bench.run(whole, config))
+    assert final_shards(bench, cut) == final_shards(bench, whole)
+    assert_same_within_rounding(bench, bench.run(moved, ranks=1, attempt=1), straight, (cut, whole, moved))
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_fsdp2_goes_on_from_saves_of_deepspeed(bench: Bench, straight: Path, ranks: int) -> None:
+    name = f"to-fsdp2-{ranks}"
+    bench.run(name, fault="step:4")
+    assert_same_within_rounding(bench, bench.run(name, on_fsdp2(), ranks=ranks, attempt=1), straight, (name,))
+
+
 @pytest.mark.deep
 def test_random_kills_are_bit_equal(bench: Bench, straight: Path) -> None:
     generator = random.Random(11)
@@ -188,17 +214,23 @@ def test_a_drain_whose_save_takes_too_long_leaves_in_time_with_the_last_save(ben
     assert digest(bench.run("late", attempt=2)) == digest(straight)
 
 
+def assert_same_within_rounding(bench: Bench, work: Path, straight: Path, names: tuple[str, ...]) -> None:
+    """The run has the weights of the uninterrupted one, and all runs of these names the samples."""
+    for name in names:
+        assert bench.line(name) == bench.line("straight")
+    ours, theirs = (load_file(checkpoint(w) / "model.safetensors") for w in (work, straight))
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=2e-5)
+
+
 def test_world_size_may_change_between_attempts(bench: Bench, straight: Path) -> None:
     """2 ranks, then 1: same samples, weights within rounding, and the record says so."""
     bench.run("resized", attempt=0, fault="step:4")
     work = bench.run("resized", ranks=1, attempt=1)
-    assert bench.line("resized") == bench.line("straight")
     metrics = json.loads((work / "result.json").read_text())["metrics"]
     assert metrics["reproducibility"] == "sample-exact"
     assert metrics["attempts"] == [[0, 2], [4, 1]]
-    ours, theirs = (load_file(checkpoint(w) / "model.safetensors") for w in (work, straight))
-    for name, weight in theirs.items():
-        torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=2e-5)
+    assert_same_within_rounding(bench, work, straight, ("resized",))
 
 
 def test_a_loss_that_is_not_finite_stops_the_stage_with_the_samples(bench: Bench, tmp_path: Path) -> None:
@@ -232,14 +264,16 @@ def test_loss_falls_on_a_small_set(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.deep)])
-def test_zero_stages_agree_and_resume_bit_equal(nursery: Nursery, tmp_path: Path, ranks: int) -> None:
+def test_zero_stages_and_fsdp2_agree_and_resume_bit_equal(nursery: Nursery, tmp_path: Path, ranks: int) -> None:
     nursery.run(
         ranks, [str(Path(__file__).parent / "training_engine_probe.py"), str(tmp_path)], tmp_path / "output.log"
     )
     expected = load_file(tmp_path / "stage0.straight.safetensors")
-    for stage in ("0", "1", "2", "3", "3-gathers"):
+    for stage in STAGES:
         straight, resumed = (load_file(tmp_path / f"stage{stage}.{k}.safetensors") for k in ("straight", "resumed"))
         assert straight["norms"].min() > 0.05  # clipped
+        crossed = load_file(tmp_path / f"stage{stage}.crossed.safetensors") if stage in CROSSED else straight
         for name, value in expected.items():
             assert torch.equal(straight[name], resumed[name]), (stage, name)
             torch.testing.assert_close(straight[name], value, rtol=2e-5, atol=1e-7)
+            torch.testing.assert_close(crossed[name], value, rtol=2e-5, atol=1e-7)

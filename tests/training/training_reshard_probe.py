@@ -1,8 +1,8 @@
 """Takes steps from a save at any number of ranks: `torchrun training_reshard_probe.py OUT FIRST SAVES STAGES MODE`.
 
-For every ZeRO stage of STAGES (`0123`): resume from the save at FIRST in OUT/state{N}, if that is not 0, and take steps
-up to the last of SAVES (`1,3`), saving after each of them. MODE is `fixed` or `fast`. Rank 0 adds a line (step, loss,
-norm) in hexadecimal to `stage{N}.jsonl`.
+For every ZeRO stage of STAGES (`0123`, and under FSDP2 `f`, the third, and `w`, the second): resume from the save at
+FIRST in OUT/state{N}, if that is not 0, and take steps up to the last of SAVES (`1,3`), saving after each of them. MODE
+is `fixed` or `fast`. Rank 0 adds a line (step, loss, norm) in hexadecimal to `stage{N}.jsonl`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from torch import Tensor, distributed, nn
 from m4v.core.storage import Storage
 from training.config import EngineConfig, OptimizerConfig
 from training.ema import Ema
-from training.engine import DeepSpeedEngine, init_process_group
+from training.engine import Engine, init_process_group, open_engine
 from training.saving import SaveFacts, Saver
 from training.state import StateStore
 from training.trainer import shards_of
 
 OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=0, weight_decay=0.1, clip_norm=0.05)
 PACKS = 4
+FSDP2 = {"f": 3, "w": 2}
 
 
 class Odd(nn.Module):
@@ -40,7 +41,7 @@ class Odd(nn.Module):
         return [self.last(gelu(self.middle(gelu(self.first(columns[0][0])))))]
 
 
-def take_step(engine: DeepSpeedEngine, ema: Ema, step: int, fixed: bool) -> tuple[float, float]:
+def take_step(engine: Engine, ema: Ema, step: int, fixed: bool) -> tuple[float, float]:
     """(mean loss over all packs, gradient norm)."""
     total = torch.zeros((), dtype=torch.float64)
     rank, ranks = (0, 1) if fixed else (engine.rank, engine.world_size)
@@ -56,7 +57,7 @@ def take_step(engine: DeepSpeedEngine, ema: Ema, step: int, fixed: bool) -> tupl
     return float(total), norm
 
 
-def run(out: Path, first: int, saves: list[int], stage: int, fixed: bool) -> None:
+def run(out: Path, first: int, saves: list[int], stage: str, fixed: bool) -> None:
     states = StateStore(Storage(str(out / f"state{stage}")), 2, f"{first:08d}")
     newest = states.newest_verified() if first else None
     model = Odd()
@@ -64,8 +65,11 @@ def run(out: Path, first: int, saves: list[int], stage: int, fixed: bool) -> Non
         assert newest.step == first
         model.load_state_dict(states.whole(newest, "master"))
     ranks = distributed.get_world_size()
-    config = EngineConfig(zero_stage=stage, param_persistence_elements=50, live_elements=100, fixed_order=fixed)
-    engine = DeepSpeedEngine(model, OPTIMIZER, config, PACKS if fixed else PACKS // ranks)
+    config = EngineConfig(
+        backend="fsdp2" if stage in FSDP2 else "deepspeed", zero_stage=FSDP2[stage] if stage in FSDP2 else int(stage),
+        param_persistence_elements=50, live_elements=100, fixed_order=fixed,
+    )  # fmt: skip
+    engine = open_engine(model, OPTIMIZER, config, PACKS if fixed else PACKS // ranks)
     ema = Ema(engine.fragments(), 0.9)
     if newest is not None:
         states.load_into(newest, shards_of(engine, ema))
@@ -84,9 +88,7 @@ def run(out: Path, first: int, saves: list[int], stage: int, fixed: bool) -> Non
 
 if __name__ == "__main__":
     init_process_group(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), 120)
-    for zero_stage in map(int, sys.argv[4]):
-        run(
-            Path(sys.argv[1]), int(sys.argv[2]), [*map(int, sys.argv[3].split(","))], zero_stage, sys.argv[5] == "fixed"
-        )
+    for name in sys.argv[4]:
+        run(Path(sys.argv[1]), int(sys.argv[2]), [*map(int, sys.argv[3].split(","))], name, sys.argv[5] == "fixed")
     distributed.destroy_process_group()
     os._exit(0)

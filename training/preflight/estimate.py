@@ -211,6 +211,8 @@ def _assumptions(setup: Setup) -> Sequence[str]:
             found.append("of whole clips, as large a share is scored as the reward's noise window is wide")
     if (shared := setup.train.engine.sequence_parallel) > 1:
         found.append(f"{shared} ranks share each forward; what travels between them costs no time")
+    if setup.train.engine.backend == "fsdp2":
+        found.append(f"FSDP2 as ZeRO-{setup.train.engine.zero_stage}: no run of it has been held against these figures")
     if setup.correction is not None:
         found.append(f"time corrected by {setup.correction:.2f}, measured in an earlier run of this recipe")
     elif setup.gpu is None:

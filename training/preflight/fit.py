@@ -54,7 +54,7 @@ def advice(setup: Setup) -> str | None:
     if engine.keeps_whole(found.parameters):
         return None  # it receives the weights once a step, too
     passes = 2 if engine.checkpointing == "none" else 3  # weights are gathered for each
-    width = 2 if engine.dtype == "bfloat16" else 4
+    width = 2 if engine.dtype == "bfloat16" and engine.backend == "deepspeed" else 4
     saved = width * found.parameters * (passes * found.packs_per_rank - 1)
     return f"engine.zero_stage: 2 fits too ({_gib(found.memory_bytes)} a GPU) and receives {_gib(saved)} less a step"
 

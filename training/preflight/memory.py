@@ -80,6 +80,8 @@ def memory_of(
     whole, own = FLOAT32 * elements, FLOAT32 * part
     held = whole if stage == 0 else own
     activations = activation_bytes(model, engine, largest)
+    if engine.backend == "fsdp2":
+        return _on_fsdp2(model, engine, own, ema, activations, device)
     # The module's own tensors and, from ZeRO-1 on, the masters that the optimiser updates.
     parameters = {0: whole, 1: whole + own, 2: whole + own, 3: 2 * own}[stage]
     gradients = {0: whole, 1: whole, 2: 2 * own, 3: own}[stage]
@@ -171,6 +173,20 @@ def _block_bytes(model: ModelConfig, kept: Kept, number: int, pack: PackWork) ->
 def _products(model: ModelConfig, pack: PackWork, width: int) -> float:
     singles = [_block_bytes(model, _PRODUCTS, number, pack) for number in range(model.single_blocks)]
     return width * (model.double_blocks * _block_bytes(model, _PRODUCTS, -1, pack) + sum(singles))
+
+
+def _on_fsdp2(model: AnyModel, engine: EngineConfig, own: int, ema: bool, activations: int, device: str) -> Memory:
+    """Its masters, `own` bytes, are the module's shards; as stage 2, whole weights and gradients are there besides. Of
+    the block at work and the next: weights as they arrive and in place, a gradient, what its reduction reads and
+    writes. Autocast's copies of weights stay where a block keeps all."""
+    whole = FLOAT32 * total_parameters(model)
+    blocks = model.blocks if isinstance(model, WanConfig) else model.double_blocks + model.single_blocks
+    parameters, gradients = (own, own) if engine.zero_stage == 3 else (own + whole, whole)
+    copies = whole * BFLOAT16 // FLOAT32 if engine.dtype == "bfloat16" and engine.checkpointing == "none" else 0
+    buffers = 6 * whole // max(1, blocks) + copies
+    if device == "cuda":
+        buffers += FRAMEWORK_BYTES + round(FRAGMENTATION * (parameters + gradients + 3 * own + activations))
+    return Memory(parameters, gradients, 2 * own, own if ema else 0, activations, buffers)
 
 
 def saved_bytes(model: AnyModel, ema: bool) -> int:

@@ -3,17 +3,23 @@
     python tests/benchmarks/gpu/bench_scaling.py --limit-s 540 --folder /dev/shm/scaling --json rows.json
     … --limit-s 290 --saves 1 --alone "121f zero3 x4" \
         --beside "121f zero3 x1" "121f zero2 x1" "241f zero3 x1" "57f zero3 x1" "121f zero3 x1 deterministic"
+    … --alone "121f zero3 x4" "121f fsdp2-whole x4" "121f fsdp2 x4" "121f zero2 x4" --beside --saves 0
 
-Every case is the product's own path: torchrun, stage process, shards, loader, DeepSpeed engine, saver, the recipe
-m4v-768p's stage with a fixed number of packs a GPU (weak scaling) and without image steps. A run has no last step: it
-is killed once its figures are there. Rows come as soon as they are known, the most wanted first; what the time limit
-leaves no room for is said. `start s`: from imports done (they are made while the case before runs) to the first
-optimizer step; that of the restart counts from the kill and includes everything.
+Every case is the product's own path: torchrun, stage process, shards, loader, engine, saver, the recipe m4v-768p's
+stage with a fixed number of packs a GPU (weak scaling) and without image steps. A run has no last step: it is killed
+once its figures are there. Rows come as soon as they are known, the most wanted first; what the time limit leaves no
+room for is said. `start s`: from imports done (they are made while the case before runs) to the first optimizer step;
+that of the restart counts from the kill and includes everything.
 
 Runs side by side, each on a GPU of its own, load the host's cores and memory as ranks of one run do: as a reference
 they say what the ranks' collectives cost, the one that is alone on the machine says what more ranks cost in all. Each
 comparison names its reference. What the first save costs more than the second is pinned memory for its copy, if that
 was not there in time: `longer s` of its note, and `copy` of `saves on rank 0`.
+
+DeepSpeed's cases are `zero3`, whose weights stay whole between updates as the recipe has it, and `zero2`. torch's FSDP2
+has `fsdp2-whole`, which gathers once a step as these do, and `fsdp2`, which gathers each block for each pass. All
+compute under the same autocast with the same kernels; FSDP2 sends weights and gradients as float32. What its
+collectives hold up is in forward, backward and optimizer: it waits on the GPU, where `communication` does not look.
 """
 
 from __future__ import annotations
@@ -40,9 +46,10 @@ from scaling_runs import GIB, Case, CaseFailed, Place, Run, figures, stall  # no
 from pipelines.processes import become_subreaper  # noqa: E402
 
 SAVING = Case(121, 4, 3, save_every=12, saves=2)
-# Alone on the machine, one after the other; then those of one GPU side by side.
+# Alone on the machine, one after the other; then those of one GPU side by side; then FSDP2's, alone again.
 ALONE = (SAVING, Case(121, 1, 3), Case(121, 2, 3), Case(121, 4, 2), Case(121, 1, 2))
 BESIDE = (Case(57, 1, 3), Case(241, 1, 3), Case(121, 1, 3, deterministic=True), Case(121, 1, 3))
+FSDP2 = tuple(Case(121, ranks, zero, fsdp2=True) for ranks, zero in ((4, 2), (4, 3), (1, 2), (1, 3), (2, 2), (2, 3)))
 COLUMNS = (
     "tokens/s/GPU", "MFU %", "step s", "forward", "backward", "optimizer", "communication", "data %", "peak GiB",
     "reserved GiB", "told GiB", "start s",
@@ -189,15 +196,21 @@ def run_beside(bench: Bench, cases: Sequence[Case]) -> None:
 
 def summarise(bench: Bench) -> None:
     """Scaling efficiency: tokens/s/GPU and MFU (which counts what each step really held) against one GPU's."""
-    for zero in (3, 2):
+    for ways in (Case(121, 1, 3), Case(121, 1, 2), *(replace(case, ranks=1) for case in FSDP2[:2])):
         for beside in ("", SIDE):
-            one = bench.found.get(Case(121, 1, zero).name + beside)
+            one = bench.found.get(ways.name + beside)
             for ranks in (2, 4):
-                many = bench.found.get(Case(121, ranks, zero).name)
+                many = bench.found.get(replace(ways, ranks=ranks).name)
                 if one and many:
-                    line = f"scaling zero{zero} x{ranks}{', x1' + beside if beside else ''}: "
+                    line = f"scaling {ways.sharding} x{ranks}{', x1' + beside if beside else ''}: "
                     line += f"{many['tokens/s/GPU'] / one['tokens/s/GPU']:.1%} by tokens"
                     bench.note(line + (f", {many['MFU %'] / one['MFU %']:.1%} by MFU" if "MFU %" in one else ""))
+    for case in FSDP2:
+        for zero in (3, 2):
+            ours = bench.found.get(Case(121, case.ranks, zero).name)
+            if ours and (theirs := bench.found.get(case.name)):
+                rates = f"{theirs['tokens/s/GPU'] / ours['tokens/s/GPU']:.1%} of the tokens a second"
+                bench.note(f"{case.name} against zero{zero}: {rates}, {theirs['peak GiB'] - ours['peak GiB']:+.1f} GiB")
     plain = bench.found.get(Case(121, 1, 3).name + SIDE)
     fixed = bench.found.get(Case(121, 1, 3, deterministic=True).name + SIDE)
     if plain and fixed:
@@ -294,11 +307,14 @@ def main() -> None:
     if options.saves and chosen and not any(case.saves for case in chosen):  # fewer GPUs than `SAVING` has ranks
         chosen[0] = replace(chosen[0], save_every=saving.save_every, saves=saving.saves)
     beside = [c for c in chosen_of(options.beside, BESIDE) if not options.only or options.only in c.name]
+    last = [c for c in FSDP2 if options.alone is None and c.ranks <= most]
+    last = [c for c in last if not options.only or options.only in c.name]
     try:
         make_material(place)
         print("| " + " | ".join(["case", *COLUMNS]) + " |", flush=True)
         run_alone(bench, chosen)
         run_beside(bench, beside)
+        run_alone(bench, last)
     finally:
         for run in bench.runs:
             run.kill()

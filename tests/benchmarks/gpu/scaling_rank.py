@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 
 GATE = "M4V_BENCH_GATE"
-SHARED = ("pipelines.stage_process", "training.stages.train", "m4v.model", "pyarrow.dataset", "torch._dynamo")
+SHARED = (
+    "pipelines.stage_process", "training.stages.train", "training.engine.fsdp2", "m4v.model", "pyarrow.dataset",
+    "torch._dynamo",
+)  # fmt: skip
 
 
 def wait_at(gate: Path) -> None:

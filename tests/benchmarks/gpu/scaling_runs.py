@@ -39,8 +39,8 @@ class CaseFailed(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """A stage of the recipe on a number of GPUs. `warm` steps are not counted, the next `steps` are; with `save_at`
-    the run goes on to saves after these steps."""
+    """A stage of the recipe on a number of GPUs. `warm` steps are not counted, the next `steps` are; with `save_every`
+    the run goes on to `saves` saves. `fsdp2`: on that engine, which knows the ZeRO stages 3 and 2."""
 
     frames: int
     ranks: int
@@ -50,19 +50,28 @@ class Case:
     steps: int = 8
     save_every: int = 0
     saves: int = 0
+    fsdp2: bool = False
+
+    @property
+    def sharding(self) -> str:
+        """`zero3`, `fsdp2`, which gathers for each pass, or `fsdp2-whole`, which does once a step."""
+        return {3: "fsdp2", 2: "fsdp2-whole"}[self.zero] if self.fsdp2 else f"zero{self.zero}"
 
     @property
     def name(self) -> str:
-        return f"{self.frames}f zero{self.zero} x{self.ranks}{' deterministic' if self.deterministic else ''}"
+        return f"{self.frames}f {self.sharding} x{self.ranks}{' deterministic' if self.deterministic else ''}"
 
     @classmethod
     def of(cls, name: str) -> Case:
         """The case of a name such as `121f zero2 x4 deterministic`; raises ValueError on another."""
-        found = re.fullmatch(r"(\d+)f zero(\d) x(\d+)( deterministic)?", name)
+        found = re.fullmatch(r"(\d+)f (?:zero([0-3])|fsdp2(-whole)?) x(\d+)( deterministic)?", name)
         if found is None:
-            raise ValueError(f"{name!r} is no case: say FRAMESf zeroSTAGE xRANKS, and deterministic if it is")
-        frames, zero, ranks = map(int, found.groups()[:3])
-        return cls(frames, ranks, zero, deterministic=found[4] is not None)
+            raise ValueError(
+                f"{name!r} is no case: say FRAMESf zeroSTAGE xRANKS, or fsdp2 or fsdp2-whole in place of zeroSTAGE, "
+                "and deterministic if it is"
+            )
+        zero = found[2] or ("2" if found[3] else "3")
+        return cls(int(found[1]), int(found[4]), int(zero), deterministic=found[5] is not None, fsdp2=found[2] is None)
 
     @property
     def rows(self) -> int:
@@ -84,7 +93,8 @@ class Place:
         """The recipe's stage of so many frames, without end, with the packs of the case's ranks."""
         stages = yaml.safe_load(RECIPE.read_text())["train"]
         found = TrainConfig.model_validate(next(s for s in stages if s["name"] == f"{case.frames}f"))
-        engine = {"zero_stage": case.zero, "deterministic": case.deterministic, "timeout_s": 300}
+        backend = "fsdp2" if case.fsdp2 else "deepspeed"
+        engine = {"backend": backend, "zero_stage": case.zero, "deterministic": case.deterministic, "timeout_s": 300}
         order = {"packs": self.packs * case.ranks, "image_every": 0}
         if self.size == "tiny":
             order["tokens_per_pack"] = 200

@@ -1,137 +1,22 @@
-"""The thin engine interface of the trainer, and DeepSpeed (ZeRO 0-3) behind it.
-
-The trainer needs: forward through the sharded module, backward, an optimiser step that returns the gradient
-norm, and the flat fragments of weights and moments that this rank owns. Everything else (data order, learning
-rate, EMA, saves, step counter) stays outside, so another back end has little to provide.
-"""
+"""DeepSpeed (ZeRO 0-3) behind the engine interface."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
-from m4v.config import Recompute
-from m4v.core.errors import ConfigError
-from m4v.flow.loss import VelocityModel
-from m4v.model.mamba import FLOAT32_PARAMETERS
 from training.config import EngineConfig, OptimizerConfig
+from training.engine.interface import MOMENTS, Accept, Fragment
+from training.engine.setup import CPU, checkpoint_activations, parameter_groups
 from training.fixed_order import check_fixed_order, fix_norm
 from training.sharing import share_forward
 from training.startup import deepspeed_module, initialise
 
-_C10D: Any = distributed  # its stores are exported at run time only
 BUCKET_ALIGNMENT = 1024
-MOMENTS = ("exp_avg", "exp_avg_sq")
-CPU = torch.device("cpu")
-Accept = Callable[[float], bool]  # gradient norm -> whether the update is taken
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """A flat range of one parameter that this rank updates: views of the fp32 master and the Adam moments.
-    Where several ranks hold the same range (ZeRO-0), one of them has it as `primary` and saves it."""
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int  # of its first element in the flattened parameter
-    master: Tensor
-    moments: tuple[Tensor, Tensor]
-    primary: bool = True
-
-
-class Engine(VelocityModel, Protocol):
-    """Called, the forward pass of the sharded module: one pack, followed by its `backward`."""
-
-    rank: int
-    world_size: int
-    device: torch.device  # where the model computes, and wants its batches
-    shapes: dict[str, tuple[int, ...]]  # of every parameter, whole
-
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients of `loss`, summed (not averaged) over ranks and packs of a step."""
-        ...
-
-    @property
-    def evaluate(self) -> VelocityModel:
-        """Forward pass between steps that nothing learns from; every rank makes as many of them."""
-        ...
-
-    def step(self, lr: float, accept: Accept = math.isfinite) -> float:
-        """Clip, update, clear gradients; returns the global gradient norm before clipping, NaN or infinite when
-        the gradient is. Weights and moments stay as they are when `accept`, given the norm, says no; it must say
-        the same on every rank."""
-        ...
-
-    def fragments(self) -> list[Fragment]:
-        """What this rank updates, in the same order on every call. Every element of every parameter is
-        primary on exactly one rank."""
-        ...
-
-    def set_adam_step(self, steps: int) -> None:
-        """Number of updates behind the moments (bias correction)."""
-        ...
-
-    def close(self) -> None:
-        """Nothing comes after; memory that would stay beside another engine is given back."""
-        ...
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two AdamW groups: decayed matrices; and without decay biases, one-dimensional tensors (norms) and what steers
-    the state-space recurrence, where a pull to zero would change how long the model remembers."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        steers = name.rpartition(".")[2] in FLOAT32_PARAMETERS
-        groups[parameter.ndim > 1 and not name.endswith("bias") and not steers].append(parameter)
-    return [
-        {"params": params, "weight_decay": weight_decay if decayed else 0.0}
-        for decayed, params in groups.items()
-        if params
-    ]
-
-
-def device_of_rank(device: str) -> torch.device:
-    """This process's device; on `cuda` the GPU of its local rank, which becomes torch's current one."""
-    if device != "cuda":
-        return torch.device(device)
-    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(own)
-    return own
-
-
-def init_process_group(rank: int, world_size: int, timeout_s: int, device: torch.device = CPU) -> None:
-    """Join the ranks that torchrun started; a lone rank needs no rendezvous."""
-    if distributed.is_initialized():
-        return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=timeout_s)
-    if world_size == 1:
-        for key, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
-            os.environ.setdefault(key, value)  # DeepSpeed reads them
-        distributed.init_process_group(backend, store=_C10D.HashStore(), rank=0, world_size=1, timeout=timeout)
-        return
-    distributed.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
-
-
-def checkpoint_activations(model: nn.Module, recompute: Recompute) -> None:
-    """Let every block of the model keep less; raises ConfigError for a model whose blocks cannot."""
-    if recompute == "none":
-        return
-    if not hasattr(model, "recompute"):
-        raise ConfigError(
-            f"blocks of {type(model).__name__} keep all activations", value=recompute, where="engine.checkpointing",
-            next_step="set engine.checkpointing to none",
-        )  # fmt: skip
-    lengths = (len(child) for child in model.children() if isinstance(child, nn.ModuleList))
-    settings: Any = model
-    settings.recompute, settings.recompute_blocks = recompute, max(lengths, default=0)
 
 
 def deepspeed_config(
