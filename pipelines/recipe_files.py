@@ -95,12 +95,23 @@ def _text_of(name: str) -> tuple[str, str]:
 def parse_yaml(text: str, where: str) -> object:
     """One YAML document; raises ConfigError with line and column."""
     try:
-        return yaml.load(text, _Loader)
+        return _apart(yaml.load(text, _Loader))
+    except RecursionError:
+        step = "write out what the anchor stands for"
+        raise ConfigError("an anchor of this YAML contains itself", where=where, next_step=step) from None
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         mark = getattr(error, "problem_mark", None)
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
         raise ConfigError(f"this is not YAML: {problem}", where=place, next_step="correct it") from None
+
+
+def _apart(value: object) -> object:
+    """A copy in which no two places share a list or mapping, as aliases of one anchor do: an override of one place must
+    not reach the others."""
+    if isinstance(value, dict):
+        return {key: _apart(item) for key, item in value.items()}
+    return [_apart(item) for item in value] if isinstance(value, list) else value
 
 
 # Extending

@@ -74,6 +74,7 @@ def test_an_unknown_recipe_names_near_ones(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("name: [unclosed", ["not YAML", "line 1, column"]),
+        ("name: &name [*name]", ["contains itself"]),
         ("- a\n- list\n", ["mapping", "extends: demo"]),
         ("", ["mapping"]),
         ("extends: micro\nname: x\nseed: 1\nseed: 2\n", ["'seed' stands twice", "line 4, column 1"]),
@@ -105,6 +106,13 @@ def test_overrides_reach_list_items_by_name_and_by_number() -> None:
     assert by_name.digest() == by_number.digest()
     assert [t.steps for t in by_name.train] == [4, 4, 9, 4]
     assert by_name.curate.shots.trim_frames == 0
+
+
+def test_an_override_of_one_stage_leaves_those_that_share_its_anchor() -> None:
+    before = load_recipe("m4v-768p")
+    after = load_recipe("m4v-768p", ["train.121f.engine.zero_stage=2"])
+    assert {t.name: t.engine.zero_stage for t in before.train} != {t.name: t.engine.zero_stage for t in after.train}
+    assert [t.name for t, u in zip(before.train, after.train, strict=True) if t != u] == ["121f"]
 
 
 def test_extending_merges_named_items_and_keeps_the_rest(tmp_path: Path) -> None:

@@ -130,8 +130,8 @@ def recomputed_bytes(model: AnyModel, engine: EngineConfig, pack: PackWork) -> i
 
 def _copied_weights(model: AnyModel, engine: EngineConfig) -> int:
     """Copies in bfloat16 that autocast keeps until its forward pass ends, of weights that stay until then; blocks that
-    keep selectively make their own, product by product."""
-    if engine.dtype != "bfloat16" or engine.checkpointing == "selective":
+    keep selectively make their own, product by product. FSDP2 keeps none of them (`_on_fsdp2`)."""
+    if engine.dtype != "bfloat16" or engine.checkpointing == "selective" or engine.backend == "fsdp2":
         return 0
     elements = total_parameters(model)
     return BFLOAT16 * elements if engine.zero_stage < 3 or engine.keeps_whole(elements) else 0
