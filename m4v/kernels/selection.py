@@ -30,9 +30,9 @@ OWN_SCAN = "m4v-triton 2"  # `ssd_operators`; a new number whenever its bits cha
 # tests/gpu/test_gpu_ssd.py has passed on a GPU; until bench_ssd.py shows them faster, `auto` does not take them
 OWN_SCAN_BY_DEFAULT = False
 OWN_GLUE = "m4v-glue 3"  # the kernels of `m4v.model.fused`; a new number whenever their bits change
-# What `auto` means where Triton is there and M4V_KERNELS is not `torch`: at 15,488 tokens the composition is 17 times
-# as fast as index, cat and slice (H200, forward).
-OWN_GLUE_BY_DEFAULT = True
+# What `auto` means where Triton is there and M4V_KERNELS is not `torch`. Number 2 passed its tests on a GPU (at 15,488
+# tokens its composition is 17 times as fast as index, cat and slice: H200, forward); number 3 has not run on one.
+OWN_GLUE_BY_DEFAULT = False
 
 _versions: dict[str, str | None] = {}  # of distributions, as `version_of` found them
 # Not a context variable: recomputed blocks run in a thread of the backward pass and must choose the same.

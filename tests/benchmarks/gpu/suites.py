@@ -145,7 +145,7 @@ HOST = Job(
     "host", ("tests/benchmarks/bench_host.py", "--device", "cuda", "--json"), 200, tiny=(*CPU, "--repeats", "1"),
     prints=True,
 )  # fmt: skip
-KERNEL_GATES = ("glue_operators", "ssd", "recomposition", "frames")
+KERNEL_GATES = ("glue_operators", "pieces", "products", "ssd", "recomposition", "frames")
 SSD, COMPOSITION = (
     bench("ssd", 230, "--lengths", "15488", gates=("ssd",)),
     bench("composition", 80, gates=("glue_operators", "recomposition")),
@@ -162,6 +162,7 @@ SUITES: dict[str, tuple[Job, ...]] = {
     # The longest and those that others wait for come first; SUM and LONG wait for no gate, so a second GPU has them.
     "first": (
         gate("ssd", gib=34, workers=4), gate("recomposition", workers=3), gate("glue_operators"),
+        gate("pieces"), gate("products"),
         gate("frames", workers=2), gate("compiled"), gate("convolution", workers=2),
         warm("ssd", "128", "--only", "mamba-ssm 128", gib=5), warm("ssd", "64", "--only", "mamba-ssm 64", gib=5),
         warm("ssd", "256", "--only", "mamba-ssm 256", gib=5), warm("ssd", "own", "--only", "ours", gib=5),
@@ -177,6 +178,7 @@ SUITES: dict[str, tuple[Job, ...]] = {
     "third": (PAIR, WAN, GRAPHS, RELEASED),
     "more": (
         gate("ssd", gib=34, workers=4), gate("recomposition", workers=3), gate("glue_operators"),
+        gate("pieces"), gate("products"),
         gate("frames", workers=2),
         bench("step", 280, least_s=60), HOST,
         bench("attention", 90, gates=("frames",)),

@@ -53,9 +53,9 @@ def test_cuda_names_what_is_installed(install: Path, monkeypatch: pytest.MonkeyP
     frames = f"frames {FRAMES_VERSION} torch {version_of('torch')}"
     assert kernel_set("cuda") == {
         "scan": "mamba-ssm 9.1", "convolution": "causal-conv1d 8.2", "attention": frames,
-        "glue": OWN_GLUE, "norm": "triton 7.3",
+        "glue": "torch", "norm": "triton 7.3",
     }  # fmt: skip
-    assert kernel_summary("cuda") == f"mamba-ssm 9.1, causal-conv1d 8.2, {frames}, {OWN_GLUE}, triton 7.3"
+    assert kernel_summary("cuda") == f"mamba-ssm 9.1, causal-conv1d 8.2, {frames}, triton 7.3"
     monkeypatch.setenv("M4V_KERNELS", "torch")
     assert kernel_summary("cuda") == frames
     monkeypatch.setenv("M4V_ATTENTION", "flex")
@@ -124,7 +124,7 @@ def test_the_glue_of_blocks(install: Path, monkeypatch: pytest.MonkeyPatch) -> N
         selection._versions.clear()
         distribution(install, "triton", "7.3")
     for scan, glue, expected in (
-        ("auto", "auto", OWN_GLUE), ("auto", "torch", "torch"), ("triton", "auto", OWN_GLUE),
+        ("auto", "auto", "torch"), ("auto", "triton", OWN_GLUE), ("triton", "auto", OWN_GLUE),
         ("triton", "torch", "torch"), ("torch", "triton", OWN_GLUE), ("torch", "auto", "torch"),
     ):  # fmt: skip
         monkeypatch.setenv("M4V_KERNELS", scan)
