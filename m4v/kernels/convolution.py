@@ -1,12 +1,16 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """Causal depthwise convolution and SiLU as one Triton kernel, for sequences that lie behind each other.
 
-Sums are float32. Backward computes the convolution again instead of keeping it: once, for the gradient of what goes
-into SiLU, which a second kernel hands to the tokens that were read. Every program leaves its part of the gradients of
-taps and bias, which are then added up in one order.
+A program walks down segments of rows and keeps the rows that the taps still read in registers, so that every value is
+read once; rows of the neighbours are read again at the ends of a segment. Backward computes the convolution again
+instead of keeping it, and walks on until all readers of a row are known: it reads gradient and input and writes the
+input's gradient, nothing else of that size. Sums are float32. Every program leaves its part of the gradients of taps
+and bias, which are then added up in one order.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -16,98 +20,233 @@ from torch import Tensor
 from m4v.kernels.operators import operator
 from m4v.kernels.scan import OWN_CONV_WIDTHS
 
-_CHANNELS = 64
-_ROWS, _ROWS_BACK = 64, 32  # with 64 in backward a thread needs 189 registers, and few programs share a processor
-_WARPS = 4
+
+class ConvConfig(NamedTuple):
+    """Shape of a program: `segments` of `rows` rows each, which it walks down side by side, for `block` channels;
+    the loads of `group` rows are in flight together."""
+
+    block: int
+    segments: int
+    rows: int
+    group: int
+    warps: int
+
+
+# By direction; of the rows the most with which there are still enough programs, see `config_of`.
+FORWARD = ConvConfig(128, 4, 64, 8, 4)
+BACKWARD = ConvConfig(128, 4, 64, 4, 4)
+_LEAST_ROWS, _PROGRAMS = 16, 132 * 4  # four of four warps for each processor of a Hopper GPU
+_PARTS, _CHANNELS, _WARPS = 64, 32, 4  # of a tile of the last sum
 
 
 @triton.jit
-def _there(row, other, column, begin, length, packed: tl.constexpr):
-    """Whether row `other` exists and belongs to the same sequence as `row`."""
-    here = (row >= 0) & (row < length) & (other >= 0) & (other < length)
-    if packed:
-        here &= tl.load(column + begin + row, mask=here, other=0) == tl.load(column + begin + other, mask=here, other=0)
-    return here
+def _place(length, channels: tl.constexpr, rows: tl.constexpr, segments: tl.constexpr, block: tl.constexpr):
+    """This program's tile, the first row of each of its segments, its channels, and which of them there are."""
+    blocks: tl.constexpr = (channels + block - 1) // block
+    tile = tl.program_id(0) // blocks
+    first = (tile * segments + tl.arange(0, segments)) * rows
+    channel = (tl.program_id(0) % blocks) * block + tl.arange(0, block)
+    return tile, first[:, None], channel[None], (channel < channels)[None]
 
 
 @triton.jit
-def _convolved(
-    x, weight, offset, column, begin, row, channel, inside, length, channels, width: tl.constexpr, packed: tl.constexpr
-):  # fmt: skip
-    """Convolution and bias of the rows `row`, before SiLU."""
-    total = tl.zeros((row.shape[0], channel.shape[0]), tl.float32) + offset[None]
+def _taps_and_bias(weight, bias, channel, inside, width: tl.constexpr):
+    taps = ()
     for tap in tl.static_range(width):
-        other = row - (width - 1 - tap)
-        mask = _there(row, other, column, begin, length, packed)[:, None] & inside[None]
-        value = tl.load(x + (begin + other)[:, None] * channels + channel[None], mask=mask, other=0.0).to(tl.float32)
-        total += value * tl.load(weight + channel * width + tap, mask=inside, other=0.0).to(tl.float32)[None]
+        taps += (tl.load(weight + channel * width + tap, mask=inside, other=0.0).to(tl.float32),)
+    return taps, tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _past(source, column, first, inside, length, row: tl.constexpr, width: tl.constexpr, packed: tl.constexpr):
+    """The rows before each segment's first that its taps read, and the sequences of these rows."""
+    values, columns = (), ()
+    for tap in tl.static_range(width - 1):
+        ago = width - 1 - tap
+        there = (first >= ago) & (first < length)
+        values += (tl.load(source - ago * row, mask=there & inside, other=0.0).to(tl.float32),)
+        if packed:
+            columns += (tl.load(column - ago, mask=there, other=0),)
+    return values, columns
+
+
+@triton.jit
+def _group(source, first, inside, length, row: tl.constexpr, group: tl.constexpr):
+    """The next rows of each segment, zero behind the end; nothing waits for them here."""
+    values = ()
+    for step in tl.static_range(group):
+        values += (tl.load(source + step * row, mask=(first + step < length) & inside, other=0.0),)
+    return values
+
+
+@triton.jit
+def _columns(column, first, length, group: tl.constexpr, packed: tl.constexpr):
+    columns = ()
+    if packed:
+        for step in tl.static_range(group):
+            columns += (tl.load(column + step, mask=first + step < length, other=0),)
+    return columns
+
+
+@triton.jit
+def _of_its_sequence(values, columns, own: tl.constexpr, width: tl.constexpr, packed: tl.constexpr):
+    """The `width` values, zero where they belong to another sequence than the one at `own`."""
+    kept = ()
+    for n in tl.static_range(width):
+        if packed and n != own:
+            kept += (tl.where(columns[n] == columns[own], values[n], 0.0),)
+        else:
+            kept += (values[n],)
+    return kept
+
+
+@triton.jit
+def _weighted(total, values, taps, width: tl.constexpr):
+    for tap in tl.static_range(width):
+        total += values[tap] * taps[tap]
     return total
+
+
+@triton.jit
+def _slope(value, incoming):
+    """Gradient of what goes into SiLU."""
+    gate = tl.sigmoid(value)
+    return incoming * gate * (1.0 + value * (1.0 - gate))
+
+
+@triton.jit
+def _added(parts, values, slope, width: tl.constexpr):
+    """The sums of the taps' gradients with one more row, and of the bias' behind them."""
+    sums = ()
+    for tap in tl.static_range(width):
+        sums += (parts[tap] + slope * values[tap],)
+    return sums + (parts[width] + slope,)
 
 
 @triton.jit(do_not_specialize=("length",))
 def _forward_kernel(
-    x, weight, bias, column, out, length, channels, width: tl.constexpr, packed: tl.constexpr, rows: tl.constexpr,
-    block: tl.constexpr,
+    x, weight, bias, column, out, length, x_batch, channels: tl.constexpr, x_row: tl.constexpr, width: tl.constexpr,
+    packed: tl.constexpr, block: tl.constexpr, segments: tl.constexpr, rows: tl.constexpr, group: tl.constexpr,
 ):  # fmt: skip
-    begin = tl.program_id(2).to(tl.int64) * length
-    row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
-    channel = tl.program_id(1) * block + tl.arange(0, block)
-    inside = channel < channels
-    offset = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-    value = _convolved(x, weight, offset, column, begin, row, channel, inside, length, channels, width, packed)
-    value *= tl.sigmoid(value)
-    target = (begin + row)[:, None] * channels + channel[None]
-    tl.store(out + target, value.to(out.dtype.element_ty), mask=(row < length)[:, None] & inside[None])
+    batch = tl.program_id(1).to(tl.int64)
+    tile, first, channel, inside = _place(length, channels, rows, segments, block)
+    taps, offset = _taps_and_bias(weight, bias, channel, inside, width)
+    source = x + batch * x_batch + first.to(tl.int64) * x_row + channel
+    target = out + (batch * length + first) * channels + channel
+    sequence = column + batch * length + first
+    past, columns = _past(source, sequence, first, inside, length, x_row, width, packed)
+    for _ in range(0, rows, group):
+        fresh = _group(source, first, inside, length, x_row, group)
+        news = _columns(sequence, first, length, group, packed)
+        for step in tl.static_range(group):
+            values = past + (fresh[step].to(tl.float32),)
+            if packed:
+                columns = columns + (news[step],)
+            read = _of_its_sequence(values, columns, width - 1, width, packed)
+            value = _weighted(offset, read, taps, width)
+            value *= tl.sigmoid(value)
+            there = (first + step < length) & inside
+            tl.store(target + step * channels, value.to(out.dtype.element_ty), mask=there)
+            past = values[1:]
+            if packed:
+                columns = columns[1:]
+        first += group
+        source += group * x_row
+        target += group * channels
+        sequence += group
 
 
 @triton.jit(do_not_specialize=("length",))
-def _change_kernel(
-    grad, x, weight, bias, column, change, parts, length, channels, width: tl.constexpr, packed: tl.constexpr,
-    rows: tl.constexpr, block: tl.constexpr,
+def _backward_kernel(
+    grad, x, weight, bias, column, to_x, parts, length, grad_batch, x_batch, channels: tl.constexpr,
+    grad_row: tl.constexpr, x_row: tl.constexpr, width: tl.constexpr, packed: tl.constexpr, block: tl.constexpr,
+    segments: tl.constexpr, rows: tl.constexpr, group: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of what goes into SiLU, and a tile's part of those of the taps and, behind them, of the bias."""
-    tile, tiles = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    batch = tl.program_id(2).to(tl.int64)
-    begin = batch * length
-    row = tile * rows + tl.arange(0, rows)
-    channel = tl.program_id(1) * block + tl.arange(0, block)
-    inside = channel < channels
-    offset = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-    value = _convolved(x, weight, offset, column, begin, row, channel, inside, length, channels, width, packed)
-    gate = tl.sigmoid(value)
-    target = (begin + row)[:, None] * channels + channel[None]
-    there = (row < length)[:, None] & inside[None]
-    incoming = tl.load(grad + target, mask=there, other=0.0).to(tl.float32)
-    result = incoming * gate * (1.0 + value * (1.0 - gate))
-    tl.store(change + target, result, mask=there)
-    part = parts + (batch * tiles + tile) * (width + 1) * channels + channel
+    """Gradient of x, and a tile's part of those of the taps and, behind them, of the bias.
+
+    The slopes (gradients of what goes into SiLU) walk `width - 1` rows ahead of the rows whose gradient is written, and
+    a segment adds to the sums those of the rows ahead: all but the first rows, which belong to the first segment."""
+    batch = tl.program_id(1).to(tl.int64)
+    tile, first, channel, inside = _place(length, channels, rows, segments, block)
+    taps, offset = _taps_and_bias(weight, bias, channel, inside, width)
+    back = ()
     for tap in tl.static_range(width):
-        other = row - (width - 1 - tap)
-        mask = _there(row, other, column, begin, length, packed)[:, None] & inside[None]
-        read = tl.load(x + (begin + other)[:, None] * channels + channel[None], mask=mask, other=0.0).to(tl.float32)
-        tl.store(part + tap * channels, tl.sum(result * read, axis=0), mask=inside)
-    tl.store(part + width * channels, tl.sum(result, axis=0), mask=inside)
+        back += (taps[width - 1 - tap],)
+    source = x + batch * x_batch + first.to(tl.int64) * x_row + channel
+    incoming = grad + batch * grad_batch + first.to(tl.int64) * grad_row + channel
+    target = to_x + (batch * length + first) * channels + channel
+    sequence = column + batch * length + first
+    past, columns = _past(source, sequence, first, inside, length, x_row, width, packed)
+    sums, slopes = (), ()
+    for _ in tl.static_range(width + 1):
+        sums += (tl.zeros((segments, block), tl.float32),)
+    fresh = _group(source, first, inside, length, x_row, width - 1)
+    grads = _group(incoming, first, inside, length, grad_row, width - 1)
+    news = _columns(sequence, first, length, width - 1, packed)
+    for step in tl.static_range(width - 1):
+        values = past + (fresh[step].to(tl.float32),)
+        if packed:
+            columns = columns + (news[step],)
+        read = _of_its_sequence(values, columns, width - 1, width, packed)
+        slope = _slope(_weighted(offset, read, taps, width), grads[step].to(tl.float32))
+        sums = _added(sums, read, tl.where(first == 0, slope, 0.0), width)
+        slopes += (slope,)
+        past = values[1:]
+        if packed:
+            columns = columns[1:]
+    source += (width - 1) * x_row
+    incoming += (width - 1) * grad_row
+    sequence += width - 1
+    for _ in range(0, rows, group):
+        fresh = _group(source, first + (width - 1), inside, length, x_row, group)
+        grads = _group(incoming, first + (width - 1), inside, length, grad_row, group)
+        news = _columns(sequence, first + (width - 1), length, group, packed)
+        for step in tl.static_range(group):
+            values = past + (fresh[step].to(tl.float32),)
+            if packed:
+                columns = columns + (news[step],)
+            read = _of_its_sequence(values, columns, width - 1, width, packed)
+            slope = _slope(_weighted(offset, read, taps, width), grads[step].to(tl.float32))
+            sums = _added(sums, read, slope, width)
+            readers = slopes + (slope,)
+            mine = _of_its_sequence(readers, columns, 0, width, packed)
+            total = _weighted(tl.zeros((segments, block), tl.float32), mine, back, width)
+            there = (first + step < length) & inside
+            tl.store(target + step * channels, total.to(to_x.dtype.element_ty), mask=there)
+            past, slopes = values[1:], readers[1:]
+            if packed:
+                columns = columns[1:]
+        first += group
+        source += group * x_row
+        incoming += group * grad_row
+        target += group * channels
+        sequence += group
+    tiles = tl.num_programs(0) // ((channels + block - 1) // block)
+    part = parts + (batch * tiles + tile) * (width + 1) * channels + channel
+    for tap in tl.static_range(width + 1):
+        tl.store(part + tap * channels, tl.sum(sums[tap], axis=0)[None], mask=inside)
 
 
-@triton.jit(do_not_specialize=("length",))
-def _spread_kernel(
-    change, weight, column, to_x, length, channels, width: tl.constexpr, packed: tl.constexpr, rows: tl.constexpr,
-    block: tl.constexpr,
-):  # fmt: skip
-    """Gradient of x: of the rows that read a token `ahead` rows later, by tap `width - 1 - ahead`."""
-    begin = tl.program_id(2).to(tl.int64) * length
-    row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
-    channel = tl.program_id(1) * block + tl.arange(0, block)
+@triton.jit(do_not_specialize=("count",))
+def _sum_kernel(
+    parts, to_weight, to_bias, count, channels, width: tl.constexpr, parts_block: tl.constexpr, block: tl.constexpr
+):
+    """Sum of the programs' parts (count, width + 1, channels) of one tap or, behind them, of the bias."""
+    tap = tl.program_id(1)
+    channel = tl.program_id(0) * block + tl.arange(0, block)
     inside = channel < channels
-    total = tl.zeros((rows, block), tl.float32)
-    for ahead in tl.static_range(width):
-        reader = row + ahead
-        mask = _there(row, reader, column, begin, length, packed)[:, None] & inside[None]
-        tap = tl.load(weight + channel * width + (width - 1 - ahead), mask=inside, other=0.0).to(tl.float32)
-        value = tl.load(change + (begin + reader)[:, None] * channels + channel[None], mask=mask, other=0.0)
-        total += value * tap[None]
-    target = (begin + row)[:, None] * channels + channel[None]
-    tl.store(to_x + target, total.to(to_x.dtype.element_ty), mask=(row < length)[:, None] & inside[None])
+    total = tl.zeros((parts_block, block), tl.float32)
+    first = tl.zeros((), tl.int32)
+    while first < count:  # Triton's interpreter has no ranges between tensors
+        place = first + tl.arange(0, parts_block)
+        where = (place.to(tl.int64)[:, None] * (width + 1) + tap) * channels + channel[None]
+        total += tl.load(parts + where, mask=(place < count)[:, None] & inside[None], other=0.0)
+        first += parts_block
+    found = tl.sum(total, axis=0)
+    if tap < width:
+        tl.store(to_weight + channel * width + tap, found.to(to_weight.dtype.element_ty), mask=inside)
+    else:
+        tl.store(to_bias + channel, found.to(to_bias.dtype.element_ty), mask=inside)
 
 
 def convolve_silu(x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None = None) -> Tensor:
@@ -125,20 +264,61 @@ def convolve_silu(x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None
     return out
 
 
-def _grid(x: Tensor, rows: int) -> tuple[int, int, int]:
-    return triton.cdiv(x.shape[1], rows), triton.cdiv(x.shape[2], _CHANNELS), x.shape[0]
+def config_of(config: ConvConfig, x: Tensor) -> ConvConfig:
+    """The configuration with the most rows, at most its own, with which x (b, L, D) fills a GPU."""
+    while config.rows > max(_LEAST_ROWS, config.group) and _programs(x, config) < _PROGRAMS:
+        config = config._replace(rows=config.rows // 2)
+    return config
+
+
+def _tiles(x: Tensor, config: ConvConfig) -> int:
+    return int(triton.cdiv(x.shape[1], config.rows * config.segments))
+
+
+def _programs(x: Tensor, config: ConvConfig) -> int:
+    return _tiles(x, config) * int(triton.cdiv(x.shape[2], config.block)) * x.shape[0]
+
+
+def _rowwise(u: Tensor) -> Tensor:
+    """u with neighbouring channels, else a copy; rows and samples may lie apart, as in a slice of a projection."""
+    return u if u.stride(-1) == 1 else u.contiguous()
+
+
+def forward_with(config: ConvConfig, x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None) -> Tensor:
+    """`convolve_silu` as programs of one shape; `column` int32."""
+    x, weight, bias = _rowwise(x), weight.contiguous(), bias.contiguous()
+    out = x.new_empty(x.shape)
+    with torch.cuda.device_of(x):
+        _forward_kernel[_programs(x, config) // x.shape[0], x.shape[0]](
+            x, weight, bias, x if column is None else column, out, x.shape[1], x.stride(0), x.shape[2], x.stride(1),
+            weight.shape[1], column is not None, *config[:4], num_warps=config.warps,
+        )  # fmt: skip
+    return out
+
+
+def backward_with(
+    config: ConvConfig, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, of the taps and of the bias, as programs of one shape; `column` int32."""
+    grad, x, weight, bias = _rowwise(grad), _rowwise(x), weight.contiguous(), bias.contiguous()
+    (batch, _, channels), width, tiles = x.shape, weight.shape[1], _tiles(x, config)
+    to_x, to_weight, to_bias = x.new_empty(x.shape), torch.empty_like(weight), torch.empty_like(bias)
+    parts = torch.empty((batch * tiles, width + 1, channels), dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        _backward_kernel[_programs(x, config) // batch, batch](
+            grad, x, weight, bias, x if column is None else column, to_x, parts, x.shape[1], grad.stride(0),
+            x.stride(0), channels, grad.stride(1), x.stride(1), width, column is not None, *config[:4],
+            num_warps=config.warps,
+        )  # fmt: skip
+        _sum_kernel[triton.cdiv(channels, _CHANNELS), width + 1](
+            parts, to_weight, to_bias, batch * tiles, channels, width, _PARTS, _CHANNELS, num_warps=_WARPS
+        )
+    return to_x, to_weight, to_bias
 
 
 @operator("m4v::causal_conv_silu")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None) -> Tensor:
-    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
-    out = torch.empty_like(x)
-    with torch.cuda.device_of(x):
-        _forward_kernel[_grid(x, _ROWS)](
-            x, weight, bias, x if column is None else column, out, x.shape[1], x.shape[2], weight.shape[1],
-            column is not None, _ROWS, _CHANNELS, num_warps=_WARPS,
-        )  # fmt: skip
-    return out
+    return forward_with(config_of(FORWARD, x), x, weight, bias, column)
 
 
 @_forward.register_fake
@@ -151,17 +331,7 @@ def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, of the taps and of the bias."""
-    grad, x, weight, bias = (u.contiguous() for u in (grad, x, weight, bias))
-    (batch, length, channels), width = x.shape, weight.shape[1]
-    to_x, grid = torch.empty_like(x), _grid(x, _ROWS_BACK)
-    change = torch.empty_like(x, dtype=torch.float32)
-    parts = torch.empty((batch * grid[0], width + 1, channels), dtype=torch.float32, device=x.device)
-    order, sizes = x if column is None else column, (length, channels, width, column is not None, _ROWS_BACK, _CHANNELS)
-    with torch.cuda.device_of(x):
-        _change_kernel[grid](grad, x, weight, bias, order, change, parts, *sizes, num_warps=_WARPS)
-        _spread_kernel[grid](change, weight, order, to_x, *sizes, num_warps=_WARPS)
-    total = parts.sum(0)
-    return to_x, total[:width].t().to(weight.dtype).contiguous(), total[width].to(bias.dtype).clone()
+    return backward_with(config_of(BACKWARD, x), grad, x, weight, bias, column)
 
 
 @_backward.register_fake
