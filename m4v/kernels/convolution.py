@@ -1,4 +1,5 @@
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
+# ruff: noqa: RUF005 (Triton concatenates tuples)
 """Causal depthwise convolution and SiLU as one Triton kernel, for sequences that lie behind each other.
 
 A program walks down segments of rows and keeps the rows that the taps still read in registers, so that every value is
@@ -20,22 +21,34 @@ from torch import Tensor
 from m4v.kernels.operators import operator
 from m4v.kernels.scan import OWN_CONV_WIDTHS
 
+LOG2E = tl.constexpr(1.4426950408889634)
+
 
 class ConvConfig(NamedTuple):
     """Shape of a program: `segments` of `rows` rows each, which it walks down side by side, for `block` channels;
-    the loads of `group` rows are in flight together."""
+    the loads of `group` rows are in flight together, those of the next group `ahead` of the work on this one or not."""
 
     block: int
     segments: int
     rows: int
     group: int
+    ahead: bool
     warps: int
 
 
-# By direction; of the rows the most with which there are still enough programs, see `config_of`.
-FORWARD = ConvConfig(128, 4, 64, 8, 4)
-BACKWARD = ConvConfig(128, 4, 64, 4, 4)
-_LEAST_ROWS, _PROGRAMS = 16, 132 * 4  # four of four warps for each processor of a Hopper GPU
+# By direction, of four taps in 16 bits without a spill on Hopper; bench_convolution.py times them all. The first is
+# taken: loads of 8 bytes a thread and whole cache lines, some 57 kB in flight on a processor, whole waves at 15,616
+# tokens.
+FORWARD = (
+    ConvConfig(64, 4, 64, 8, False, 2), ConvConfig(64, 4, 32, 8, False, 2), ConvConfig(64, 4, 64, 4, True, 2),
+    ConvConfig(128, 4, 64, 8, False, 4), ConvConfig(128, 8, 64, 4, False, 4), ConvConfig(128, 1, 64, 8, False, 1),
+)  # fmt: skip
+BACKWARD = (
+    ConvConfig(64, 4, 64, 8, False, 2), ConvConfig(64, 4, 32, 8, False, 2), ConvConfig(64, 4, 64, 4, False, 2),
+    ConvConfig(64, 4, 64, 4, True, 2), ConvConfig(64, 4, 64, 2, True, 2), ConvConfig(128, 4, 64, 8, False, 4),
+    ConvConfig(128, 4, 32, 4, True, 4), ConvConfig(128, 1, 64, 8, False, 1),
+)  # fmt: skip
+_LEAST_ROWS, _LEAST_WARPS = 16, 14 * 132  # a Hopper GPU has 132 processors
 _PARTS, _CHANNELS, _WARPS = 64, 32, 4  # of a tile of the last sum
 
 
@@ -71,12 +84,18 @@ def _past(source, column, first, inside, length, row: tl.constexpr, width: tl.co
 
 
 @triton.jit
-def _group(source, first, inside, length, row: tl.constexpr, group: tl.constexpr):
+def _group(source, first, inside, end, row: tl.constexpr, group: tl.constexpr):
     """The next rows of each segment, zero behind the end; nothing waits for them here."""
     values = ()
     for step in tl.static_range(group):
-        values += (tl.load(source + step * row, mask=(first + step < length) & inside, other=0.0),)
+        values += (tl.load(source + step * row, mask=(first + step < end) & inside, other=0.0),)
     return values
+
+
+@triton.jit
+def _pair(source, incoming, first, inside, end, x_row: tl.constexpr, grad_row: tl.constexpr, group: tl.constexpr):
+    """The next rows of x and of the output's gradient."""
+    return (_group(source, first, inside, end, x_row, group), _group(incoming, first, inside, end, grad_row, group))
 
 
 @triton.jit
@@ -108,9 +127,16 @@ def _weighted(total, values, taps, width: tl.constexpr):
 
 
 @triton.jit
+def _gate(value):
+    """Sigmoid, to a few units in the last place of float32, in five instructions; `tl.sigmoid` has eleven."""
+    root = tl.rsqrt(1.0 + tl.exp2(value * -LOG2E))
+    return root * root
+
+
+@triton.jit
 def _slope(value, incoming):
     """Gradient of what goes into SiLU."""
-    gate = tl.sigmoid(value)
+    gate = _gate(value)
     return incoming * gate * (1.0 + value * (1.0 - gate))
 
 
@@ -127,16 +153,21 @@ def _added(parts, values, slope, width: tl.constexpr):
 def _forward_kernel(
     x, weight, bias, column, out, length, x_batch, channels: tl.constexpr, x_row: tl.constexpr, width: tl.constexpr,
     packed: tl.constexpr, block: tl.constexpr, segments: tl.constexpr, rows: tl.constexpr, group: tl.constexpr,
+    ahead: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64)
-    tile, first, channel, inside = _place(length, channels, rows, segments, block)
+    _tile, first, channel, inside = _place(length, channels, rows, segments, block)
     taps, offset = _taps_and_bias(weight, bias, channel, inside, width)
     source = x + batch * x_batch + first.to(tl.int64) * x_row + channel
     target = out + (batch * length + first) * channels + channel
     sequence = column + batch * length + first
     past, columns = _past(source, sequence, first, inside, length, x_row, width, packed)
+    end = tl.minimum(length, first + rows)
+    fresh = _group(source, first, inside, end, x_row, group)
     for _ in range(0, rows, group):
-        fresh = _group(source, first, inside, length, x_row, group)
+        source += group * x_row
+        if ahead:
+            following = _group(source, first + group, inside, end, x_row, group)
         news = _columns(sequence, first, length, group, packed)
         for step in tl.static_range(group):
             values = past + (fresh[step].to(tl.float32),)
@@ -144,23 +175,51 @@ def _forward_kernel(
                 columns = columns + (news[step],)
             read = _of_its_sequence(values, columns, width - 1, width, packed)
             value = _weighted(offset, read, taps, width)
-            value *= tl.sigmoid(value)
+            value *= _gate(value)
             there = (first + step < length) & inside
             tl.store(target + step * channels, value.to(out.dtype.element_ty), mask=there)
             past = values[1:]
             if packed:
                 columns = columns[1:]
         first += group
-        source += group * x_row
         target += group * channels
         sequence += group
+        if not ahead:
+            following = _group(source, first, inside, end, x_row, group)
+        fresh = following
+
+
+@triton.jit
+def _ahead(
+    source, incoming, sequence, past, columns, taps, offset, first, inside, length, x_row: tl.constexpr,
+    grad_row: tl.constexpr, width: tl.constexpr, packed: tl.constexpr, segments: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """The sums with the very first slopes of a sample, the slopes of each segment's first rows, and what follows them
+    reads of the past."""
+    sums, slopes = (), ()
+    for _ in tl.static_range(width + 1):
+        sums += (tl.zeros((segments, block), tl.float32),)
+    fresh, grads = _pair(source, incoming, first, inside, length, x_row, grad_row, width - 1)
+    news = _columns(sequence, first, length, width - 1, packed)
+    for step in tl.static_range(width - 1):
+        values = past + (fresh[step].to(tl.float32),)
+        if packed:
+            columns = columns + (news[step],)
+        read = _of_its_sequence(values, columns, width - 1, width, packed)
+        slope = _slope(_weighted(offset, read, taps, width), grads[step].to(tl.float32))
+        sums = _added(sums, read, tl.where(first == 0, slope, 0.0), width)
+        slopes += (slope,)
+        past = values[1:]
+        if packed:
+            columns = columns[1:]
+    return sums, slopes, past, columns
 
 
 @triton.jit(do_not_specialize=("length",))
 def _backward_kernel(
     grad, x, weight, bias, column, to_x, parts, length, grad_batch, x_batch, channels: tl.constexpr,
     grad_row: tl.constexpr, x_row: tl.constexpr, width: tl.constexpr, packed: tl.constexpr, block: tl.constexpr,
-    segments: tl.constexpr, rows: tl.constexpr, group: tl.constexpr,
+    segments: tl.constexpr, rows: tl.constexpr, group: tl.constexpr, ahead: tl.constexpr,
 ):  # fmt: skip
     """Gradient of x, and a tile's part of those of the taps and, behind them, of the bias.
 
@@ -177,29 +236,22 @@ def _backward_kernel(
     target = to_x + (batch * length + first) * channels + channel
     sequence = column + batch * length + first
     past, columns = _past(source, sequence, first, inside, length, x_row, width, packed)
-    sums, slopes = (), ()
-    for _ in tl.static_range(width + 1):
-        sums += (tl.zeros((segments, block), tl.float32),)
-    fresh = _group(source, first, inside, length, x_row, width - 1)
-    grads = _group(incoming, first, inside, length, grad_row, width - 1)
-    news = _columns(sequence, first, length, width - 1, packed)
-    for step in tl.static_range(width - 1):
-        values = past + (fresh[step].to(tl.float32),)
-        if packed:
-            columns = columns + (news[step],)
-        read = _of_its_sequence(values, columns, width - 1, width, packed)
-        slope = _slope(_weighted(offset, read, taps, width), grads[step].to(tl.float32))
-        sums = _added(sums, read, tl.where(first == 0, slope, 0.0), width)
-        slopes += (slope,)
-        past = values[1:]
-        if packed:
-            columns = columns[1:]
+    sums, slopes, past, columns = _ahead(
+        source, incoming, sequence, past, columns, taps, offset, first, inside, length, x_row, grad_row, width, packed,
+        segments, block,
+    )  # fmt: skip
     source += (width - 1) * x_row
     incoming += (width - 1) * grad_row
     sequence += width - 1
+    row = first + (width - 1)  # of the slopes
+    end = tl.minimum(length, row + rows)
+    fresh, grads = _pair(source, incoming, row, inside, end, x_row, grad_row, group)
     for _ in range(0, rows, group):
-        fresh = _group(source, first + (width - 1), inside, length, x_row, group)
-        grads = _group(incoming, first + (width - 1), inside, length, grad_row, group)
+        source += group * x_row
+        incoming += group * grad_row
+        row += group
+        if ahead:
+            following = _pair(source, incoming, row, inside, end, x_row, grad_row, group)
         news = _columns(sequence, first + (width - 1), length, group, packed)
         for step in tl.static_range(group):
             values = past + (fresh[step].to(tl.float32),)
@@ -217,10 +269,11 @@ def _backward_kernel(
             if packed:
                 columns = columns[1:]
         first += group
-        source += group * x_row
-        incoming += group * grad_row
         target += group * channels
         sequence += group
+        if not ahead:
+            following = _pair(source, incoming, row, inside, end, x_row, grad_row, group)
+        fresh, grads = following
     tiles = tl.num_programs(0) // ((channels + block - 1) // block)
     part = parts + (batch * tiles + tile) * (width + 1) * channels + channel
     for tap in tl.static_range(width + 1):
@@ -265,8 +318,8 @@ def convolve_silu(x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None
 
 
 def config_of(config: ConvConfig, x: Tensor) -> ConvConfig:
-    """The configuration with the most rows, at most its own, with which x (b, L, D) fills a GPU."""
-    while config.rows > max(_LEAST_ROWS, config.group) and _programs(x, config) < _PROGRAMS:
+    """The configuration with its rows, or as many fewer as it takes to fill a GPU with x (b, L, D)."""
+    while config.rows > _LEAST_ROWS and _programs(x, config) * config.warps < _LEAST_WARPS:
         config = config._replace(rows=config.rows // 2)
     return config
 
@@ -291,7 +344,7 @@ def forward_with(config: ConvConfig, x: Tensor, weight: Tensor, bias: Tensor, co
     with torch.cuda.device_of(x):
         _forward_kernel[_programs(x, config) // x.shape[0], x.shape[0]](
             x, weight, bias, x if column is None else column, out, x.shape[1], x.stride(0), x.shape[2], x.stride(1),
-            weight.shape[1], column is not None, *config[:4], num_warps=config.warps,
+            weight.shape[1], column is not None, *config[:5], num_warps=config.warps,
         )  # fmt: skip
     return out
 
@@ -307,7 +360,7 @@ def backward_with(
     with torch.cuda.device_of(x):
         _backward_kernel[_programs(x, config) // batch, batch](
             grad, x, weight, bias, x if column is None else column, to_x, parts, x.shape[1], grad.stride(0),
-            x.stride(0), channels, grad.stride(1), x.stride(1), width, column is not None, *config[:4],
+            x.stride(0), channels, grad.stride(1), x.stride(1), width, column is not None, *config[:5],
             num_warps=config.warps,
         )  # fmt: skip
         _sum_kernel[triton.cdiv(channels, _CHANNELS), width + 1](
@@ -318,7 +371,7 @@ def backward_with(
 
 @operator("m4v::causal_conv_silu")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None) -> Tensor:
-    return forward_with(config_of(FORWARD, x), x, weight, bias, column)
+    return forward_with(config_of(FORWARD[0], x), x, weight, bias, column)
 
 
 @_forward.register_fake
@@ -331,7 +384,7 @@ def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, of the taps and of the bias."""
-    return backward_with(config_of(BACKWARD, x), grad, x, weight, bias, column)
+    return backward_with(config_of(BACKWARD[0], x), grad, x, weight, bias, column)
 
 
 @_backward.register_fake
