@@ -94,7 +94,8 @@ def test_slices_of_wider_rows_are_read_in_place(packed: bool) -> None:
     weight, bias = (drawn(n, *shape).float().requires_grad_() for n, shape in ((1, (17, 4)), (2, (17,))))
     column = (torch.arange(75, device=DEVICE) > 33).int().expand(2, 75) if packed else None
     kinds = ((wide[..., 5:22], of_out[:, ::2, :17]), (wide[:, :, 5:22].contiguous(), of_out[:, ::2, :17].contiguous()))
-    sliced, copied = [], []
+    sliced: list[Tensor] = []
+    copied: list[Tensor] = []
     for (x, grad), found in zip(kinds, (sliced, copied), strict=True):
         x = x.detach().requires_grad_()
         out = convolve_silu(x, weight, bias, column)
