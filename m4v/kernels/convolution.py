@@ -1,113 +1,52 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """Causal depthwise convolution and SiLU as one Triton kernel, for sequences that lie behind each other.
 
-Sums are float32. Backward computes the convolution again instead of keeping it: once, for the gradient of what goes
-into SiLU, which a second kernel hands to the tokens that were read. Every program leaves its part of the gradients of
-taps and bias, which are then added up in one order.
+A program walks down segments of rows and keeps the rows that the taps still read in registers, so that every value is
+read once; rows of the neighbours are read again at the ends of a segment. Backward computes the convolution again
+instead of keeping it, and walks on until all readers of a row are known: it reads gradient and input and writes the
+input's gradient, nothing else of that size. Sums are float32. Every program leaves its part of the gradients of taps
+and bias, which are then added up in one order.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
+from m4v.kernels.convolution_kernels import convolution_backward, convolution_forward, convolution_sums
 from m4v.kernels.operators import operator
 from m4v.kernels.scan import OWN_CONV_WIDTHS
 
-_CHANNELS = 64
-_ROWS, _ROWS_BACK = 64, 32  # with 64 in backward a thread needs 189 registers, and few programs share a processor
-_WARPS = 4
+
+class ConvConfig(NamedTuple):
+    """Shape of a program: `segments` of `rows` rows each, which it walks down side by side, for `block` channels;
+    the loads of `group` rows are in flight together, those of the next group `ahead` of the work on this one or not."""
+
+    block: int
+    segments: int
+    rows: int
+    group: int
+    ahead: bool
+    warps: int
 
 
-@triton.jit
-def _there(row, other, column, begin, length, packed: tl.constexpr):
-    """Whether row `other` exists and belongs to the same sequence as `row`."""
-    here = (row >= 0) & (row < length) & (other >= 0) & (other < length)
-    if packed:
-        here &= tl.load(column + begin + row, mask=here, other=0) == tl.load(column + begin + other, mask=here, other=0)
-    return here
-
-
-@triton.jit
-def _convolved(
-    x, weight, offset, column, begin, row, channel, inside, length, channels, width: tl.constexpr, packed: tl.constexpr
-):  # fmt: skip
-    """Convolution and bias of the rows `row`, before SiLU."""
-    total = tl.zeros((row.shape[0], channel.shape[0]), tl.float32) + offset[None]
-    for tap in tl.static_range(width):
-        other = row - (width - 1 - tap)
-        mask = _there(row, other, column, begin, length, packed)[:, None] & inside[None]
-        value = tl.load(x + (begin + other)[:, None] * channels + channel[None], mask=mask, other=0.0).to(tl.float32)
-        total += value * tl.load(weight + channel * width + tap, mask=inside, other=0.0).to(tl.float32)[None]
-    return total
-
-
-@triton.jit(do_not_specialize=("length",))
-def _forward_kernel(
-    x, weight, bias, column, out, length, channels, width: tl.constexpr, packed: tl.constexpr, rows: tl.constexpr,
-    block: tl.constexpr,
-):  # fmt: skip
-    begin = tl.program_id(2).to(tl.int64) * length
-    row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
-    channel = tl.program_id(1) * block + tl.arange(0, block)
-    inside = channel < channels
-    offset = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-    value = _convolved(x, weight, offset, column, begin, row, channel, inside, length, channels, width, packed)
-    value *= tl.sigmoid(value)
-    target = (begin + row)[:, None] * channels + channel[None]
-    tl.store(out + target, value.to(out.dtype.element_ty), mask=(row < length)[:, None] & inside[None])
-
-
-@triton.jit(do_not_specialize=("length",))
-def _change_kernel(
-    grad, x, weight, bias, column, change, parts, length, channels, width: tl.constexpr, packed: tl.constexpr,
-    rows: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
-    """Gradient of what goes into SiLU, and a tile's part of those of the taps and, behind them, of the bias."""
-    tile, tiles = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    batch = tl.program_id(2).to(tl.int64)
-    begin = batch * length
-    row = tile * rows + tl.arange(0, rows)
-    channel = tl.program_id(1) * block + tl.arange(0, block)
-    inside = channel < channels
-    offset = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-    value = _convolved(x, weight, offset, column, begin, row, channel, inside, length, channels, width, packed)
-    gate = tl.sigmoid(value)
-    target = (begin + row)[:, None] * channels + channel[None]
-    there = (row < length)[:, None] & inside[None]
-    incoming = tl.load(grad + target, mask=there, other=0.0).to(tl.float32)
-    result = incoming * gate * (1.0 + value * (1.0 - gate))
-    tl.store(change + target, result, mask=there)
-    part = parts + (batch * tiles + tile) * (width + 1) * channels + channel
-    for tap in tl.static_range(width):
-        other = row - (width - 1 - tap)
-        mask = _there(row, other, column, begin, length, packed)[:, None] & inside[None]
-        read = tl.load(x + (begin + other)[:, None] * channels + channel[None], mask=mask, other=0.0).to(tl.float32)
-        tl.store(part + tap * channels, tl.sum(result * read, axis=0), mask=inside)
-    tl.store(part + width * channels, tl.sum(result, axis=0), mask=inside)
-
-
-@triton.jit(do_not_specialize=("length",))
-def _spread_kernel(
-    change, weight, column, to_x, length, channels, width: tl.constexpr, packed: tl.constexpr, rows: tl.constexpr,
-    block: tl.constexpr,
-):  # fmt: skip
-    """Gradient of x: of the rows that read a token `ahead` rows later, by tap `width - 1 - ahead`."""
-    begin = tl.program_id(2).to(tl.int64) * length
-    row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
-    channel = tl.program_id(1) * block + tl.arange(0, block)
-    inside = channel < channels
-    total = tl.zeros((rows, block), tl.float32)
-    for ahead in tl.static_range(width):
-        reader = row + ahead
-        mask = _there(row, reader, column, begin, length, packed)[:, None] & inside[None]
-        tap = tl.load(weight + channel * width + (width - 1 - ahead), mask=inside, other=0.0).to(tl.float32)
-        value = tl.load(change + (begin + reader)[:, None] * channels + channel[None], mask=mask, other=0.0)
-        total += value * tap[None]
-    target = (begin + row)[:, None] * channels + channel[None]
-    tl.store(to_x + target, total.to(to_x.dtype.element_ty), mask=(row < length)[:, None] & inside[None])
+# By direction, of four taps in 16 bits without a spill on Hopper; bench_convolution.py times them all. The first is
+# taken: loads of 8 bytes a thread and whole cache lines, some 57 kB in flight on a processor, whole waves at 15,616
+# tokens.
+FORWARD = (
+    ConvConfig(64, 4, 64, 8, False, 2), ConvConfig(64, 4, 32, 8, False, 2), ConvConfig(64, 4, 64, 4, True, 2),
+    ConvConfig(128, 4, 64, 8, False, 4), ConvConfig(128, 8, 64, 4, False, 4), ConvConfig(128, 1, 64, 8, False, 1),
+)  # fmt: skip
+BACKWARD = (
+    ConvConfig(64, 4, 64, 8, False, 2), ConvConfig(64, 4, 32, 8, False, 2), ConvConfig(64, 4, 64, 4, False, 2),
+    ConvConfig(64, 4, 64, 4, True, 2), ConvConfig(64, 4, 64, 2, True, 2), ConvConfig(128, 4, 64, 8, False, 4),
+    ConvConfig(128, 4, 32, 4, True, 4), ConvConfig(128, 1, 64, 8, False, 1),
+)  # fmt: skip
+_LEAST_ROWS, _LEAST_WARPS = 16, 14 * 132  # a Hopper GPU has 132 processors
+_PARTS, _CHANNELS, _WARPS = 64, 32, 4  # of a tile of the last sum
 
 
 def convolve_silu(x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None = None) -> Tensor:
@@ -125,20 +64,61 @@ def convolve_silu(x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None
     return out
 
 
-def _grid(x: Tensor, rows: int) -> tuple[int, int, int]:
-    return triton.cdiv(x.shape[1], rows), triton.cdiv(x.shape[2], _CHANNELS), x.shape[0]
+def config_of(config: ConvConfig, x: Tensor) -> ConvConfig:
+    """The configuration with its rows, or as many fewer as it takes to fill a GPU with x (b, L, D)."""
+    while config.rows > _LEAST_ROWS and _programs(x, config) * config.warps < _LEAST_WARPS:
+        config = config._replace(rows=config.rows // 2)
+    return config
+
+
+def _tiles(x: Tensor, config: ConvConfig) -> int:
+    return int(triton.cdiv(x.shape[1], config.rows * config.segments))
+
+
+def _programs(x: Tensor, config: ConvConfig) -> int:
+    return _tiles(x, config) * int(triton.cdiv(x.shape[2], config.block)) * x.shape[0]
+
+
+def _rowwise(u: Tensor) -> Tensor:
+    """u with neighbouring channels, else a copy; rows and samples may lie apart, as in a slice of a projection."""
+    return u if u.stride(-1) == 1 else u.contiguous()
+
+
+def forward_with(config: ConvConfig, x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None) -> Tensor:
+    """`convolve_silu` as programs of one shape; `column` int32."""
+    x, weight, bias = _rowwise(x), weight.contiguous(), bias.contiguous()
+    out = x.new_empty(x.shape)
+    with torch.cuda.device_of(x):
+        convolution_forward[_programs(x, config) // x.shape[0], x.shape[0]](
+            x, weight, bias, x if column is None else column, out, x.shape[1], x.stride(0), x.shape[2], x.stride(1),
+            weight.shape[1], column is not None, *config[:5], num_warps=config.warps,
+        )  # fmt: skip
+    return out
+
+
+def backward_with(
+    config: ConvConfig, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, of the taps and of the bias, as programs of one shape; `column` int32."""
+    grad, x, weight, bias = _rowwise(grad), _rowwise(x), weight.contiguous(), bias.contiguous()
+    (batch, _, channels), width, tiles = x.shape, weight.shape[1], _tiles(x, config)
+    to_x, to_weight, to_bias = x.new_empty(x.shape), torch.empty_like(weight), torch.empty_like(bias)
+    parts = torch.empty((batch * tiles, width + 1, channels), dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        convolution_backward[_programs(x, config) // batch, batch](
+            grad, x, weight, bias, x if column is None else column, to_x, parts, x.shape[1], grad.stride(0),
+            x.stride(0), channels, grad.stride(1), x.stride(1), width, column is not None, *config[:5],
+            num_warps=config.warps,
+        )  # fmt: skip
+        convolution_sums[triton.cdiv(channels, _CHANNELS), width + 1](
+            parts, to_weight, to_bias, batch * tiles, channels, width, _PARTS, _CHANNELS, num_warps=_WARPS
+        )
+    return to_x, to_weight, to_bias
 
 
 @operator("m4v::causal_conv_silu")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None) -> Tensor:
-    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
-    out = torch.empty_like(x)
-    with torch.cuda.device_of(x):
-        _forward_kernel[_grid(x, _ROWS)](
-            x, weight, bias, x if column is None else column, out, x.shape[1], x.shape[2], weight.shape[1],
-            column is not None, _ROWS, _CHANNELS, num_warps=_WARPS,
-        )  # fmt: skip
-    return out
+    return forward_with(config_of(FORWARD[0], x), x, weight, bias, column)
 
 
 @_forward.register_fake
@@ -151,17 +131,7 @@ def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, column: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, of the taps and of the bias."""
-    grad, x, weight, bias = (u.contiguous() for u in (grad, x, weight, bias))
-    (batch, length, channels), width = x.shape, weight.shape[1]
-    to_x, grid = torch.empty_like(x), _grid(x, _ROWS_BACK)
-    change = torch.empty_like(x, dtype=torch.float32)
-    parts = torch.empty((batch * grid[0], width + 1, channels), dtype=torch.float32, device=x.device)
-    order, sizes = x if column is None else column, (length, channels, width, column is not None, _ROWS_BACK, _CHANNELS)
-    with torch.cuda.device_of(x):
-        _change_kernel[grid](grad, x, weight, bias, order, change, parts, *sizes, num_warps=_WARPS)
-        _spread_kernel[grid](change, weight, order, to_x, *sizes, num_warps=_WARPS)
-    total = parts.sum(0)
-    return to_x, total[:width].t().to(weight.dtype).contiguous(), total[width].to(bias.dtype).clone()
+    return backward_with(config_of(BACKWARD[0], x), grad, x, weight, bias, column)
 
 
 @_backward.register_fake

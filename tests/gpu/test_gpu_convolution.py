@@ -14,7 +14,7 @@ from m4v.model.mamba import CausalConv
 
 pytest.importorskip("triton")
 
-from m4v.kernels.convolution import convolve_silu
+from m4v.kernels.convolution import BACKWARD, FORWARD, backward_with, convolve_silu, forward_with
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [
@@ -61,6 +61,7 @@ def poisoned():  # type: ignore[no-untyped-def]
     [
         (1, 1, 1, 4, None), (2, 2, 65, 4, None), (1, 131, 70, 4, None), (2, 64, 64, 2, None), (1, 33, 5, 8, None),
         (1, 131, 70, 4, (1, 2, 61, 67)), (1, 64, 64, 4, (32, 32)), (2, 40, 3, 3, (39, 1)),
+        (1, 90, 9, 8, (3, 45, 5, 37)), (1, 67, 72, 2, None),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("poisoned")
@@ -83,6 +84,37 @@ def test_values_and_gradients(
         assert distance(one, other) < TYPES[dtype]
     again = torch.autograd.grad(convolve_silu(*mine, column), mine, grad)
     assert all(torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.usefixtures("poisoned")
+def test_slices_of_wider_rows_are_read_in_place(packed: bool) -> None:
+    """x and the gradient as slices of wider rows: the bits of their copies."""
+    wide, of_out = drawn(0, 2, 75, 40).float(), drawn(3, 2, 150, 20).float()
+    weight, bias = (drawn(n, *shape).float().requires_grad_() for n, shape in ((1, (17, 4)), (2, (17,))))
+    column = (torch.arange(75, device=DEVICE) > 33).int().expand(2, 75) if packed else None
+    kinds = ((wide[..., 5:22], of_out[:, ::2, :17]), (wide[:, :, 5:22].contiguous(), of_out[:, ::2, :17].contiguous()))
+    sliced: list[Tensor] = []
+    copied: list[Tensor] = []
+    for (x, grad), found in zip(kinds, (sliced, copied), strict=True):
+        x = x.detach().requires_grad_()
+        out = convolve_silu(x, weight, bias, column)
+        found += [out, *torch.autograd.grad(out, (x, weight, bias), grad)]
+    assert all(torch.equal(one, other) for one, other in zip(sliced, copied, strict=True))
+
+
+@pytest.mark.parametrize("number", range(max(len(FORWARD), len(BACKWARD))))
+@pytest.mark.usefixtures("poisoned")
+def test_every_configuration(number: int) -> None:
+    """On tokens that end within a segment's group, with more channels than a block has."""
+    x, grad = (drawn(n, 1, 149, 137).float() for n in (0, 3))
+    weight, bias = drawn(1, 137, 4).float(), drawn(2, 137).float()
+    given = [u.double().requires_grad_() for u in (x, weight, bias)]
+    expected = exact(*given)
+    found = [forward_with(FORWARD[number % len(FORWARD)], x, weight, bias, None)]
+    found += backward_with(BACKWARD[number % len(BACKWARD)], grad, x, weight, bias, None)
+    for one, other in zip(found, (expected, *torch.autograd.grad(expected, given, grad.double())), strict=True):
+        assert distance(one, other) < TYPES[torch.float32]
 
 
 def test_tokens_depend_on_the_past_alone() -> None:
