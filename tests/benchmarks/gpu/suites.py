@@ -150,7 +150,7 @@ SSD, COMPOSITION = (
     bench("ssd", 230, "--lengths", "15488", gates=("ssd",)),
     bench("composition", 80, gates=("glue_operators", "recomposition")),
 )
-BUDGET, CONVOLUTION = bench("budget", 150, gates=KERNEL_GATES), bench("convolution", 60, gates=("convolution",))
+BUDGET, CONVOLUTION = bench("budget", 150, gates=KERNEL_GATES), bench("convolution", 150, gates=("convolution",))
 BLOCKS = bench("blocks", 280, "--cases", "first", gates=KERNEL_GATES, least_s=60)
 SUM = bench("generation", 300, "--only-sum", least_s=100)
 LONG, SHORT = (bench("step", 240, "--frames", n, part=f"_{n}", least_s=60) for n in ("241", "57"))
