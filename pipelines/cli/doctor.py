@@ -29,6 +29,7 @@ def doctor(
     """Check environment, assets, ledger and store; exits with the class of the first problem."""
     checks: dict[str, Callable[[], str]] = {
         "packages": lambda: _packages(recipe),
+        "device": _device,
         "recipe and sources": lambda: _recipe(recipe),
         "ledger": _ledger,
         "free disk": _disk,
@@ -56,6 +57,14 @@ def _packages(recipe: str) -> str:
         return "the profile names no lock file"
     check_lock(CODE_ROOT / lock_file)
     return f"as in {lock_file}"
+
+
+def _device() -> str:
+    """What a profile of jobs on machines like this one states as `architecture` and `kernels`."""
+    from pipelines.environment import local_target
+
+    target = local_target("cuda" if shutil.which("nvidia-smi") else "cpu")
+    return f"{target.device}; architecture: {target.architecture}; kernels: {target.kernels}"
 
 
 def _recipe(recipe: str) -> str:

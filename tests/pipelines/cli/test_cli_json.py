@@ -1,6 +1,7 @@
 """JSON of the read verbs, which scripts parse: keys are added, never renamed or taken away."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -13,6 +14,7 @@ from m4v.core.artifacts import ArtifactKind, build_manifest, write_manifest
 from m4v.core.errors import ExitClass
 from m4v.core.stage import InputRef
 from pipelines.cli.main import main
+from pipelines.environment import local_target
 from pipelines.ledger import Ledger, NewRun
 from pipelines.ledger import NodeOutcome as How
 from pipelines.store import ArtifactRecord
@@ -166,7 +168,10 @@ def test_plan_and_doctor(read: Read) -> None:
     assert all(set(step) >= STEP for step in plan["steps"])
     assert plan["all_hits"] is False
     checks = read("doctor", "--recipe", "micro")
-    assert [set(check) for check in checks] == [{"check", "verdict", "detail"}] * 4
+    assert [set(check) for check in checks] == [{"check", "verdict", "detail"}] * 5
+    said = {check["check"]: check["detail"] for check in checks}
+    target = local_target("cuda" if shutil.which("nvidia-smi") else "cpu")
+    assert f"architecture: {target.architecture}; kernels: {target.kernels}" in said["device"]
     verdicts = {check["check"]: check["verdict"] for check in checks}
     assert (verdicts["recipe and sources"], verdicts["ledger"]) == ("ok", "ok")
 
