@@ -139,10 +139,17 @@ def _cuda_architecture() -> str:
             next_step="plan and run where the GPUs are, or set device: cpu in the profile",
         )  # fmt: skip
     query = [command, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    except subprocess.TimeoutExpired:
+        step = "look after the driver, or set device: cpu in the profile"
+        raise ConfigError("nvidia-smi does not answer", value="30 s", where="cuda", next_step=step) from None
     capabilities = sorted({line.strip().replace(".", "") for line in answer.stdout.splitlines() if line.strip()})
     if answer.returncode != 0 or not capabilities:
-        raise ConfigError("nvidia-smi names no device", value=answer.stderr.strip() or answer.stdout, where="cuda")
+        raise ConfigError(
+            "nvidia-smi names no device", value=answer.stderr.strip() or answer.stdout.strip(), where="cuda",
+            next_step="plan and run where the GPUs are, or set device: cpu in the profile",
+        )  # fmt: skip
     return "+".join(f"sm_{c}" for c in capabilities)
 
 
@@ -156,7 +163,10 @@ def file_digest(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
-        raise ConfigError("lock file does not exist", value=str(path), where="launcher profile") from None
+        raise ConfigError(
+            "lock file does not exist", value=str(path), where="launcher profile",
+            next_step="lock the packages into this file, or name another in the profile's lock_file",
+        ) from None  # fmt: skip
 
 
 def check_lock(lock_file: Path, digest: str | None = None) -> None:

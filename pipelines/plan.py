@@ -219,10 +219,11 @@ class _Planner:
         return step
 
     def _missing(self, node: StageNode, waits: tuple[str, ...], error: M4VError) -> PlanStep:
+        own = error.value in node.id.split(".")  # else one problem for all stages
         return PlanStep(
             node_id=node.id, stage=node.spec.name, status=PlanStatus.MISSING, expectation=Expectation.BLOCKED,
-            reason=error.message, problem=error.what, next_step=error.next_step, waits_for=waits,
-            estimate_s=self._estimate(node), device=node.resources.device, ranks=node.resources.ranks,
+            reason=error.message, problem=error.what if own else error.problem, next_step=error.next_step,
+            waits_for=waits, estimate_s=self._estimate(node), device=node.resources.device, ranks=node.resources.ranks,
         )  # fmt: skip
 
     def _ready(self, node: StageNode, record: KeyRecord, latest: RunRow | None, found: Hit | Miss) -> PlanStep:

@@ -50,6 +50,7 @@ class PlanView:
     suites: dict[str, SuitePreflight]
     judged: dict[str, SuiteCost]
     gpu: str | None = None  # type that the profile names
+    command: str | None = None  # that runs this plan
 
     @property
     def judged_suites(self) -> dict[str, SuiteCost]:
@@ -74,7 +75,7 @@ class PlanView:
         ]
         for node, each in self.training.items():
             if (refusal := each.refusal) is not None:
-                rows.append(Missing((node,), refusal.what, (refusal.next_step,) if refusal.next_step else ()))
+                rows.append(Missing((node,), refusal.problem, (refusal.next_step,) if refusal.next_step else ()))
         return rows + [
             self._lacking(node, suite)
             for node, suite in self.suites.items()
@@ -102,8 +103,10 @@ class PlanView:
     @property
     def next_steps(self) -> list[str]:
         """What to do, in order; to run the plan, where nothing is missing."""
-        steps = list(dict.fromkeys(step for each in self.missing for step in each.next_steps))
-        return steps or ([] if self.plan.all_hits else [f"m4v run {self.plan.recipe}"])
+        missing = self.missing
+        if not missing:
+            return [] if self.plan.all_hits or self.command is None else [self.command]
+        return list(dict.fromkeys(step for each in missing for step in each.next_steps))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -117,9 +120,14 @@ class PlanView:
         }
 
 
-def view_of(recipe: Recipe, nodes: Sequence[StageNode], made: Plan, ledger: Ledger) -> PlanView:
-    """The plan `made` of a recipe's `nodes` with its estimates; times of training stages that never ran are theirs."""
+def view_of(
+    recipe: Recipe, nodes: Sequence[StageNode], made: Plan, ledger: Ledger, command: str | None = None
+) -> PlanView:
+    """The plan `made` of a recipe's `nodes` with its estimates; times of training stages that never ran are theirs.
+    `command` is what runs it, where one does."""
     training = preflight(recipe, nodes, made, ledger)
     plan, gpu = with_estimates(made, training), recipe.active_profile.gpu
     videos = generation_costs(nodes, plan, kernels_of(recipe.active_profile))
-    return PlanView(plan, training, videos, suite_preflights(nodes, plan), suite_costs(nodes, plan, videos), gpu)
+    return PlanView(
+        plan, training, videos, suite_preflights(nodes, plan), suite_costs(nodes, plan, videos), gpu, command
+    )

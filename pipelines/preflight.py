@@ -18,7 +18,6 @@ from m4v.config import ModelConfig
 from m4v.core.errors import ConfigError
 from m4v.family import AnyModel
 from m4v.wan.config import WanConfig
-from pipelines.launchers.slurm_config import SlurmConfig
 from pipelines.ledger import Ledger, RunRow
 from pipelines.plan import Plan, PlanStatus, PlanStep
 from pipelines.recipe import Profile, Recipe
@@ -28,7 +27,6 @@ from training.preflight import Estimate, Setup, advice, check_fits, estimate, gp
 from training.preflight.anchors import Kernels
 from training.samples import SampleGroup
 
-UNNAMED_KERNELS = SlurmConfig().kernels
 _STEP_SECONDS, _PEAK = "step_seconds_median", "gpu_peak_bytes"
 
 
@@ -118,8 +116,7 @@ def _setup(recipe: Recipe, node: StageNode, by_id: Mapping[str, StageNode]) -> S
 
 def kernels_of(profile: Profile) -> Kernels:
     """What the profile's GPUs run on: what it says of its Slurm nodes, else what the environment chooses."""
-    named = profile.slurm_config.kernels
-    return Kernels.chosen() if named == UNNAMED_KERNELS else Kernels.named(named)
+    return Kernels.named(profile.slurm_config.kernels) if profile.launcher == "slurm" else Kernels.chosen()
 
 
 def _model_behind(node: StageNode, by_id: Mapping[str, StageNode]) -> AnyModel | None:

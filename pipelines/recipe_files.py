@@ -95,15 +95,19 @@ def _text_of(name: str) -> tuple[str, str]:
 def parse_yaml(text: str, where: str) -> object:
     """One YAML document; raises ConfigError with line and column."""
     try:
-        return _apart(yaml.load(text, _Loader))
+        found = yaml.load(text, _Loader)
     except RecursionError:
-        step = "write out what the anchor stands for"
-        raise ConfigError("an anchor of this YAML contains itself", where=where, next_step=step) from None
+        raise ConfigError("this YAML is nested too deep", where=where, next_step="write it flatter") from None
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         mark = getattr(error, "problem_mark", None)
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
         raise ConfigError(f"this is not YAML: {problem}", where=place, next_step="correct it") from None
+    try:
+        return _apart(found)
+    except RecursionError:
+        step = "write out what the anchor stands for"
+        raise ConfigError("an anchor of this YAML contains itself", where=where, next_step=step) from None
 
 
 def _apart(value: object) -> object:

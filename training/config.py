@@ -176,6 +176,9 @@ class OptimizerConfig(FrozenModel):
         return self.lr * (1 + math.cos(math.pi * done)) / 2
 
 
+OF_DEEPSPEED = ("param_persistence_elements", "bucket_elements", "live_elements", "overlap_comm")
+
+
 class EngineConfig(FrozenModel):
     """How the numbers are computed.
 
@@ -216,8 +219,8 @@ class EngineConfig(FrozenModel):
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         data: dict[str, object] = handler(self)
-        if self.backend == "deepspeed":
-            del data["backend"]
+        for name in ("backend",) if self.backend == "deepspeed" else OF_DEEPSPEED:
+            del data[name]
         if self.sequence_parallel == 1:
             del data["sequence_parallel"]
         return data

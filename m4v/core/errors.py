@@ -46,14 +46,19 @@ class M4VError(Exception):
         super().__init__(self.message)
 
     @property
-    def message(self) -> str:
+    def problem(self) -> str:
+        """What, value and where, without the next step."""
         text = self.what
         if self.value is not None:
             shown = repr(self.value)
             text += f": {shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + '…'}"
         if self.where:
             text += f" (in {self.where})"
-        return f"{text}. Next: {self.next_step}" if self.next_step else text
+        return text
+
+    @property
+    def message(self) -> str:
+        return f"{self.problem}. Next: {self.next_step}" if self.next_step else self.problem
 
     def __str__(self) -> str:
         return self.message

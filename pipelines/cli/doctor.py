@@ -29,7 +29,7 @@ def doctor(
     """Check environment, assets, ledger and store; exits with the class of the first problem."""
     checks: dict[str, Callable[[], str]] = {
         "packages": lambda: _packages(recipe),
-        "device": _device,
+        "device": lambda: _device(recipe),
         "recipe and sources": lambda: _recipe(recipe),
         "ledger": _ledger,
         "free disk": _disk,
@@ -59,12 +59,23 @@ def _packages(recipe: str) -> str:
     return f"as in {lock_file}"
 
 
-def _device() -> str:
-    """What a profile of jobs on machines like this one states as `architecture` and `kernels`."""
+def _device(recipe: str) -> str:
+    """What a profile of jobs on machines like this one states as `architecture` and `kernels`: of the GPU, where the
+    recipe asks for one or one is there."""
     from pipelines.environment import local_target
+    from pipelines.recipe import load_recipe
 
-    target = local_target("cuda" if shutil.which("nvidia-smi") else "cpu")
-    return f"{target.device}; architecture: {target.architecture}; kernels: {target.kernels}"
+    profile = load_recipe(recipe).active_profile
+    wanted = profile.launcher == "local" and "cuda" in {r.device for r in (profile.default, *profile.stages.values())}
+    try:
+        target = local_target("cuda")
+    except ConfigError as error:
+        if wanted:
+            raise
+        target, note = local_target("cpu"), f"; GPU: {error.what}"
+    else:
+        note = ""
+    return f"{target.device}; architecture: {target.architecture}; kernels: {target.kernels}{note}"
 
 
 def _recipe(recipe: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from typing import Annotated
@@ -71,7 +72,9 @@ def plan(
     parameters, memory, time and GPU-hours before the first run; a stage that its GPUs cannot hold is refused (10).
     """
     session = open_session(recipe, set_ or (), rehearse=rehearse)
-    view = view_of(session.recipe, session.nodes, session.plan(until, tolerant=diff is None), session.ledger)
+    made = session.plan(until, tolerant=diff is None)
+    command = _run_command(recipe, set_ or (), until, rehearse)
+    view = view_of(session.recipe, session.nodes, made, session.ledger, command)
     if diff is not None:
         from pipelines.cli.plan_diff import print_plan_diff
         from pipelines.compare.plans import compare_plan
@@ -83,6 +86,12 @@ def plan(
     else:
         print_view(view, session)
     refuse(view.training)
+
+
+def _run_command(recipe: str, overrides: Sequence[str], until: str | None, rehearse: bool) -> str:
+    """The run that a plan of the same words foretells."""
+    words = ["m4v", "run", recipe, *(word for override in overrides for word in ("--set", override))]
+    return shlex.join([*words, *(["--until", until] if until else []), *(["--rehearse"] if rehearse else [])])
 
 
 def print_view(view: PlanView, session: Session) -> None:

@@ -33,6 +33,7 @@ from pipelines.launchers.slurm_files import (
 from pipelines.launchers.slurm_script import job_spec, render
 from training.heartbeat import HangLimits
 
+GPU_ARCHITECTURE = "sm_"
 CANCEL_S = 120.0  # Slurm's own KillWait is 30 s, on top of a node's answer
 LOOK_S = 0.5  # between two looks at the job's files
 WORD_S = 10.0  # for the last word of an ended job to come through a network file system
@@ -72,10 +73,11 @@ class SlurmLauncher:
     def target(self, resources: Resources) -> Target:
         """Raises ConfigError when the profile does not say what the nodes' device is and this machine cannot."""
         self._config.nodes(resources.ranks)
-        if self._config.architecture is not None:
-            named, kernels = self._config.architecture, self._config.kernels
-        elif resources.device == "cpu":
+        stated = self._config.architecture
+        if resources.device == "cpu" and (stated is None or stated.startswith(GPU_ARCHITECTURE)):
             named, kernels = architecture("cpu"), kernel_set("cpu")
+        elif stated is not None:
+            named, kernels = stated, self._config.kernels
         else:
             raise ConfigError(
                 "the profile does not say what the nodes' GPUs are", where="profile: slurm.architecture",

@@ -62,8 +62,8 @@ class SlurmConfig(FrozenModel):
     - requeue: queue the same job again after such a drain. Otherwise the pipeline run submits a new one.
     - setup: a script that the batch step sources first (modules, credentials). `python`: the interpreter on the nodes,
       by default this one's path.
-    - architecture, kernels: of the nodes' device as the numerics record names them (`sm_90`); by default this
-      machine's, which is right only where both are the same.
+    - architecture, kernels: of the nodes' device as the numerics record names them (`m4v doctor` there tells both).
+      Stages on a CPU are held to this machine's, without any or where it is a GPU's (`sm_90`).
     - poll_s: between two questions to Slurm; the job's own files are looked at more often.
     - exclude: nodes never used. A node that failed `exclude_after` times within `exclude_days` joins them by itself.
     - stages: other values for single stages, by the stage's name.

@@ -68,11 +68,20 @@ def test_a_stage_that_cannot_fit_is_among_what_is_missing() -> None:
     assert refused.next_steps[0].startswith("set engine.")
 
 
+def test_a_plan_that_lacks_something_does_not_offer_to_run() -> None:
+    session = open_session("m4v-768p")
+    view = view_of(session.recipe, session.nodes, session.plan(tolerant=True), session.ledger, "m4v run m4v-768p")
+    assert not [step for step in view.next_steps if step.startswith("m4v run")]
+    (files,) = (each for each in view.missing if each.stages == ("weights.vae",))
+    assert "causal_video_vae" in files.problem
+    assert "Next:" not in files.problem
+
+
 def test_a_plan_with_nothing_missing_says_how_to_run_it() -> None:
     session = open_session("micro")
     view = view_of(session.recipe, session.nodes, session.plan(), session.ledger)
-    assert view.missing == []
-    assert view.next_steps == ["m4v run micro"]
-    shown = CliRunner().invoke(build_app("plan"), ["plan", "micro"]).stdout
-    assert shown.splitlines()[-1] == "next: m4v run micro"
+    assert view.missing == view.next_steps == []
+    for words in (["micro"], ["micro", "--set", "seed=3", "--until", "init"]):
+        shown = CliRunner().invoke(build_app("plan"), ["plan", *words]).stdout
+        assert shown.splitlines()[-1] == " ".join(["next: m4v run", *words])
     assert "needed by" not in shown

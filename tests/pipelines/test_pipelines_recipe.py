@@ -5,12 +5,16 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from m4v.core.errors import ConfigError, ExitClass, InputError
+from m4v.kernels import kernel_summary, selection
 from pipelines.graph import build_graph
 from pipelines.keys import probe_value
 from pipelines.recipe import load_recipe, shipped_recipes
 from pipelines.spec import topological_order
+
+ROOT = Path(__file__).parents[2]
 
 # Graphs need no footage: where assets lie elsewhere, any directory will do.
 LOCATIONS = {
@@ -216,3 +220,18 @@ def test_a_missing_directory_names_its_source_and_the_fix(tmp_path: Path) -> Non
         probe_value(nodes["source.street"])
     message = str(caught.value)
     assert all(w in message for w in (str(tmp_path / "none"), "source street", "--set sources.street.location="))
+
+
+@pytest.mark.parametrize("name", ["m4v-768p", "m4v-wan", "paper-d1", "cluster"])
+def test_profiles_of_clusters_state_the_kernels_of_the_trainer_image(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins = dict(line.split("==") for line in (ROOT / "infra/images/gpu.txt").read_text().split() if "==" in line)
+    monkeypatch.setattr(selection, "_versions", dict(pins))
+    for variable in (selection.SCAN_VARIABLE, selection.ATTENTION_VARIABLE, selection.GLUE_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    path = "infra/slurm/profile.yaml" if name == "cluster" else f"pipelines/recipes/{name}.yaml"
+    (profile,) = (
+        each["slurm"] for each in yaml.safe_load((ROOT / path).read_text())["profiles"].values() if "slurm" in each
+    )
+    assert profile["kernels"] == kernel_summary("cuda")

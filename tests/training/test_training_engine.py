@@ -184,6 +184,10 @@ def test_a_closed_fsdp2_engine_holds_no_whole_weights() -> None:
 def test_fsdp2_has_two_stages_and_the_default_stands_in_no_canonical_form() -> None:
     assert "backend" not in EngineConfig().canonical()
     assert EngineConfig.model_validate(EngineConfig.model_validate(FSDP2).canonical()).backend == "fsdp2"
+    of_deepspeed = {"live_elements": 7, "bucket_elements": 8, "overlap_comm": False, "param_persistence_elements": 9}
+    same = [EngineConfig.model_validate({**FSDP2, **more}).canonical() for more in ({}, of_deepspeed)]
+    assert same[0] == same[1], "settings without effect are in no key"
+    assert EngineConfig.model_validate(of_deepspeed).canonical() != EngineConfig().canonical()
     for zero in (0, 1):
         with pytest.raises(ConfigError, match=f"no counterpart of zero_stage {zero}: set zero_stage to 3"):
             parse(EngineConfig, {**FSDP2, "zero_stage": zero}, "recipe")

@@ -212,7 +212,12 @@ def _assumptions(setup: Setup) -> Sequence[str]:
     if (shared := setup.train.engine.sequence_parallel) > 1:
         found.append(f"{shared} ranks share each forward; what travels between them costs no time")
     if setup.train.engine.backend == "fsdp2":
-        found.append(f"FSDP2 as ZeRO-{setup.train.engine.zero_stage}: no run of it has been held against these figures")
+        zero = setup.train.engine.zero_stage
+        found.append(
+            f"FSDP2 as DeepSpeed's ZeRO-{zero}, its gathers too: no run of it has been held against these figures"
+        )
+        if zero == 3:
+            found.append("FSDP2 gathers weights for each pass whatever live_elements says; zero_stage 2 keeps them")
     if setup.correction is not None:
         found.append(f"time corrected by {setup.correction:.2f}, measured in an earlier run of this recipe")
     elif setup.gpu is None:

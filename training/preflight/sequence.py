@@ -7,6 +7,7 @@ import math
 from m4v.core.errors import ConfigError
 from m4v.family import AnyModel
 from m4v.parallel.check import check_sequence
+from m4v.wan.config import WanConfig
 from training.config import RewardConfig, TrainConfig
 from training.preflight.work import PackWork, StageWork
 from training.ranks import check_ranks
@@ -34,6 +35,12 @@ def check_shared(model: AnyModel, train: TrainConfig, ranks: int, work: StageWor
     shared = train.engine.sequence_parallel
     if shared == 1:
         return
+    if isinstance(model, WanConfig) and train.engine.backend == "fsdp2":
+        # FSDP2 sums what has a gradient on a rank; that every rank has one of everything was not shown for Wan.
+        raise ConfigError(
+            f"stage {stage}: forwards of Wan are not shared on FSDP2", value=shared, where="engine.sequence_parallel",
+            next_step="leave out engine.backend",
+        )  # fmt: skip
     try:
         check_sequence(shared, model.heads, work.longest)
         check_ranks(train, ranks)

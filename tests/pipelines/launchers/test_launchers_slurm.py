@@ -131,6 +131,10 @@ def test_a_path_that_sbatch_cannot_take(tmp_path):
 def test_the_target_is_the_nodes_not_this_machine():
     target = SlurmLauncher(config(architecture="sm_90", kernels="mamba-ssm 2.3.2")).target(Resources(device="cuda"))
     assert (target.device, target.architecture, target.kernels) == ("cuda", "sm_90", "mamba-ssm 2.3.2")
+    of_cpu = SlurmLauncher(config(architecture="sm_90", kernels="mamba-ssm 2.3.2")).target(Resources())
+    assert of_cpu == SlurmLauncher(config()).target(Resources())
+    assert of_cpu.kernels == "torch"
+    assert SlurmLauncher(config(architecture="x86_64-avx2")).target(Resources()).architecture == "x86_64-avx2"
     with pytest.raises(ConfigError, match="GPUs"):
         SlurmLauncher(config()).target(Resources(device="cuda"))
 

@@ -33,7 +33,10 @@ def plan(request: Request, ledger: LedgerDep, recipe: str = "", run: str = "", d
     if chosen is not None:
         nodes = build_graph(chosen)
         lookup = Lookup(ledger, launcher_of(chosen.active_profile))
-        view = view_of(chosen, nodes, make_plan(chosen.name, nodes, lookup, tolerant=not diff.strip()), ledger)
+        made = make_plan(chosen.name, nodes, lookup, tolerant=not diff.strip())
+        # What ran an earlier run may have been more than its recipe's name.
+        command = None if run.strip() else f"m4v run {recipe.strip()}"
+        view = view_of(chosen, nodes, made, ledger, command)
         against = compare_plan(ledger, view.plan, nodes, diff.strip()) if diff.strip() else None
     return page(
         request, "plan", here="plan", view=view, hours_text=hours_text, chosen=chosen, recipe=recipe.strip(),
