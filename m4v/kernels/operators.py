@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 Result = TypeVar("Result")
-Keep = Callable[[Callable[[], Any]], Any]
+Keep = Callable[[Callable[[], Any], object], Any]
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -26,7 +26,7 @@ class Operator(Generic[Result]):
     tuple."""
 
     def __init__(self, name: str, compute: Callable[..., Result]) -> None:
-        self.compute = compute
+        self.name, self.compute = name, compute
         self.library = torch.library.custom_op(name, compute, mutates_args=())
         self._direct: Callable[..., Result] | None = None
 
@@ -37,13 +37,15 @@ class Operator(Generic[Result]):
     def register_autograd(self, back: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
         """As of `torch.library`."""
         self.library.register_autograd(back, setup_context=setup_context)
-        compute = self.compute
+        name, compute, library = self.name, self.compute, self.library
 
         class Direct(torch.autograd.Function):
             @staticmethod
             def forward(ctx: Any, keep: Keep | None, counts: Sequence[int | None], *flat: Any) -> Any:
                 ctx.counts, given = counts, _nested(counts, flat)
-                found = compute(*given) if keep is None else keep(lambda: compute(*given))
+                # A mode that counts operators sees the one whose result is kept, too.
+                make = library if is_in_torch_dispatch_mode() else compute
+                found = make(*given) if keep is None else keep(lambda: make(*given), name)
                 setup_context(ctx, given, found)
                 ctx.listed = isinstance(found, list)
                 return tuple(found) if isinstance(found, list) else found
@@ -64,9 +66,10 @@ class Operator(Generic[Result]):
         return self.kept(None, *given)
 
     def kept(self, keep: Keep | None, *given: Any) -> Result:
-        """The operator, its result through `keep` where a gradient is wanted: given what computes it, it may answer
-        with what that gave before."""
-        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        """The operator, its result through `keep` where a gradient is wanted: given what computes it and the operator's
+        name, it may answer with what that gave before. A dispatch mode changes nothing in that: it may be on in one
+        pass alone."""
+        if torch.compiler.is_compiling() or (keep is None and is_in_torch_dispatch_mode()):
             return self.library(*given)  # type: ignore[no-any-return]
         counts, flat = _flat(given)
         tensors = [u for u in flat if isinstance(u, Tensor)]

@@ -33,6 +33,7 @@ class Tape:
 
     def __init__(self) -> None:
         self._results: list[tuple[Any, int] | None] = []
+        self._kinds: list[object] = []
         self._taken: int | None = None  # None: first pass
         self._lowered: tuple[Tensor, int, Tensor] | None = None
 
@@ -40,9 +41,13 @@ class Tape:
         """Start the first pass, or the second `again`."""
         self._taken = 0 if again else None
 
-    def end(self) -> None:
-        """Let go of what only a running pass needs."""
+    def end(self, complete: bool = False) -> None:
+        """Let go of what only a running pass needs. Raises RuntimeError when a `complete` second pass, one that was not
+        stopped early, left out results of the first."""
         self._lowered = None
+        if complete and self._taken is not None and self._taken < len(self._results):
+            count = len(self._results)
+            raise RuntimeError(f"the second forward pass of a block asked for {self._taken} of {count} results")
 
     def lowered(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """`x.to(dtype)`; products in a row with the same factor share one copy."""
@@ -53,18 +58,23 @@ class Tape:
         self._lowered = None if found is x else (x, x._version, found)
         return found
 
-    def result(self, compute: Callable[[], Any]) -> Any:
+    def result(self, compute: Callable[[], Any], kind: object) -> Any:
         """What `compute` gives, a tensor or a tuple with tensors; the second pass calls it only for a result that an
-        earlier second pass took (a backward pass through a graph that was retained). Raises RuntimeError when a
-        result was changed in place meanwhile, or when the second pass asks for more of them than the first."""
+        earlier second pass took (a backward pass through a graph that was retained). `kind`: what tells operations
+        apart, by equality. Raises RuntimeError when a result was changed in place meanwhile, or when the second pass
+        asks for more of them than the first, or for one of another kind."""
         if self._taken is None:
             found = compute()
             kept = _detached(found)
             self._results.append((kept, _version(kept)))
+            self._kinds.append(kind)
             return found
         number, self._taken = self._taken, self._taken + 1
         if number >= len(self._results):
             raise RuntimeError(f"the second forward pass of a block asks for result {number + 1} of {number}")
+        if kind != self._kinds[number]:
+            was = self._kinds[number]
+            raise RuntimeError(f"result {number + 1} of a block is of {was}; its second forward pass asks for {kind}")
         entry, self._results[number] = self._results[number], None
         if entry is None:
             return compute()
@@ -111,10 +121,10 @@ class Pass(AbstractContextManager[None]):
         self._tape.begin(self._again)
         _OPEN.tapes.append(self._tape)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         # Not always the innermost: after an error in a block, older torch leaves its pass when the traceback goes.
         _OPEN.tapes[:] = [tape for tape in _OPEN.tapes if tape is not self._tape]
-        self._tape.end()
+        self._tape.end(complete=error is None)
 
 
 class _AttentionOperators(TorchDispatchMode):
@@ -129,7 +139,7 @@ class _AttentionOperators(TorchDispatchMode):
         own = func.namespace == _OWN_ATTENTION[0] and func._schema.name == _OWN_ATTENTION[1]
         if not own and func not in _ATTENTION:
             return func(*args, **(kwargs or {}))
-        return self._tape.result(lambda: func(*args, **(kwargs or {})))
+        return self._tape.result(lambda: func(*args, **(kwargs or {})), func)
 
 
 def keeping_attention() -> AbstractContextManager[object]:

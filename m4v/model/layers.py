@@ -33,7 +33,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.biased = bias is not None
         offset = None if bias is None else bias.detach()
-        out: Tensor = tape.result(lambda: F.linear(x, weight, offset))
+        out: Tensor = tape.result(lambda: F.linear(x, weight, offset), weight.shape)
         return out
 
     @staticmethod

@@ -38,7 +38,8 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tape: Tape | None, *parameters: Tensor | None) -> tuple[Tensor, ...]:
-        # Not the parameters themselves, whose data a sharded optimizer takes away before backward.
+        # Not the parameters themselves, whose data a sharded optimizer takes away before backward. Where ZeRO-3 gathers
+        # and nothing is recomputed, what is saved here keeps the gathered weights in memory until backward.
         weights = [u.detach() for u in parameters[::2] if u is not None]
         ctx.weight_types = [u.dtype for u in weights]
         ctx.bias_types = [None if u is None else u.dtype for u in parameters[1::2]]
@@ -55,7 +56,7 @@ class _Products(torch.autograd.Function):
             def compute(weight: Tensor = weight, offset: Tensor | None = offset) -> Tensor:
                 return F.linear(x, weight, offset)
 
-            outs.append(compute() if tape is None else tape.result(compute))
+            outs.append(compute() if tape is None else tape.result(compute, weight.shape))
         return tuple(outs)
 
     @staticmethod

@@ -5,14 +5,17 @@ As there: on a GPU, or anywhere with TRITON_INTERPRET=1.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from fused_models import DEVICE, MARKS, poisoned
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from m4v.model.layers import NORM_EPS
+from m4v.model.checkpointing import run_block
+from m4v.model.layers import NORM_EPS, Linear
 from m4v.model.layout import BatchLayout, Clip, Column, rotary
 from m4v.model.recomposition import Recomposition, recomposition, text_order
 from m4v.model.tables import composition_table
@@ -157,3 +160,26 @@ def test_rules_of_torch_and_equal_bits(case: str) -> None:
     assert all(bool(u.isfinite().all()) for u in found[0])
     assert all(map(torch.equal, *found))
     torch.library.opcheck(operator.library, arguments)
+
+
+@pytest.mark.parametrize("watched", ["", "forward", "backward", "both"])
+def test_a_mode_around_one_pass_changes_no_gradient(watched: str) -> None:
+    """A product behind the block's kept sum, of the same shape: it must not be given the sum."""
+    from m4v.model.fused import _left
+    from m4v.model.products import product
+
+    _, (x, gate, inner, *_) = gated()
+    torch.manual_seed(0)
+    layer = Linear(WIDTH, WIDTH).to(DEVICE)
+    leaves = [x, inner, *layer.parameters()]
+
+    def block(x: Tensor, inner: Tensor) -> Tensor:
+        return product(_left(x, gate, inner, runs(0)).sin(), layer).square()
+
+    def gradients(recompute: Any) -> tuple[Tensor, ...]:
+        with FlopCounterMode(display=False) if watched in ("forward", "both") else nullcontext():
+            loss = run_block(block, recompute, x, inner).sum()
+        with FlopCounterMode(display=False) if watched in ("backward", "both") else nullcontext():
+            return torch.autograd.grad(loss, leaves)
+
+    assert all(map(torch.equal, gradients("none"), gradients("selective")))

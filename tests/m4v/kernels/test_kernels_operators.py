@@ -42,6 +42,18 @@ def _back(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
 combine.register_autograd(_back, setup_context=_keep)
 
 
+class Seen(TorchDispatchMode):
+    """Names of operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
 def given(count: int, scaled: bool) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(count)
     x, *others = (torch.randn(3, 4, generator=generator, requires_grad=True) for _ in range(count + 1))
@@ -80,13 +92,6 @@ def test_the_library_is_entered_only_where_somebody_watches() -> None:
     assert entered(combine, arguments) == 0
     assert entered(combine.library, arguments) > 0
 
-    class Seen(TorchDispatchMode):
-        names: list[str] = []
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.names.append(func._schema.name)
-            return func(*args, **(kwargs or {}))
-
     with Seen() as seen:
         results(combine, arguments)
     assert "m4v_tests::combine" in seen.names
@@ -106,10 +111,11 @@ def test_compiled_whole() -> None:
 
 
 def test_a_kept_result_is_not_computed_again() -> None:
-    """Its gradients are those of the call that computed it."""
+    """Its gradients are those of the call that computed it, also where a mode watches one of the passes."""
     arguments, kept = given(1, True), []
 
-    def keep(compute: Any) -> Any:
+    def keep(compute: Any, kind: object) -> Any:
+        assert kind == "m4v_tests::combine"
         if not kept:
             kept.append([u.detach() for u in compute()])
         return kept[0]
@@ -119,5 +125,14 @@ def test_a_kept_result_is_not_computed_again() -> None:
         found = results(lambda *given: combine.kept(keep, *given), arguments)
         assert all(map(torch.equal, expected, found))
         assert found[0].data_ptr() == kept[0][0].data_ptr()
+    with Seen() as seen:
+        found = results(lambda *given: combine.kept(keep, *given), arguments)
+    assert all(map(torch.equal, expected, found))
+    assert found[0].data_ptr() == kept[0][0].data_ptr()
+    assert "m4v_tests::combine" not in seen.names
+    kept.clear()
+    with Seen() as seen:
+        assert all(map(torch.equal, expected, results(lambda *given: combine.kept(keep, *given), arguments)))
+    assert seen.names.count("m4v_tests::combine") == len(kept) == 1
     with torch.no_grad():
         assert combine.kept(keep, *arguments)[0].data_ptr() != kept[0][0].data_ptr()

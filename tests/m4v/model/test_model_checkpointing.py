@@ -147,11 +147,39 @@ def test_a_kept_result_that_changed_is_refused() -> None:
 
 def test_a_second_pass_that_asks_for_more_is_refused() -> None:
     tape = Tape()
-    tape.result(lambda: torch.zeros(1))
+    tape.result(lambda: torch.zeros(1), "one")
     tape.begin(again=True)
-    tape.result(lambda: torch.zeros(1))
+    tape.result(lambda: torch.zeros(1), "one")
     with pytest.raises(RuntimeError, match="asks for result 2 of 1"):
-        tape.result(lambda: torch.zeros(1))
+        tape.result(lambda: torch.zeros(1), "one")
+
+
+def test_a_second_pass_that_leaves_a_result_out_is_refused() -> None:
+    """A later operation would be given another's result."""
+    block, passes = Small(), []
+
+    def changing(x: Tensor) -> Tensor:
+        passes.append(None)
+        if len(passes) > 1:
+            layer = block.first
+            layer.forward = lambda u: F.linear(u, layer.weight, layer.bias)  # type: ignore[method-assign]
+        return block(x)
+
+    loss = selective(changing, torch.randn(2, 5, 8, requires_grad=True)).sum()
+    with pytest.raises(RuntimeError, match=r"result 1 of a block is of .*24, 8.* asks for"):
+        loss.backward()
+
+
+def test_a_whole_second_pass_takes_all_results() -> None:
+    tape = Tape()
+    with Pass(tape, again=False):
+        for _ in range(2):
+            tape.result(lambda: torch.zeros(1), "one")
+    with pytest.raises(RuntimeError, match="asked for 1 of 2 results"), Pass(tape, again=True):
+        tape.result(lambda: torch.zeros(1), "one")
+    assert current_tape() is None
+    with pytest.raises(KeyError, match="stopped early"), Pass(tape, again=True):
+        raise KeyError("stopped early")
 
 
 def inputs() -> tuple[Any, ...]:
@@ -251,6 +279,6 @@ def test_a_pass_left_late_takes_no_other_pass_with_it() -> None:
     left_late.__enter__()
     with running:
         inner = current_tape()
-        left_late.__exit__()
+        left_late.__exit__(None)
         assert current_tape() is inner is not None
     assert current_tape() is None
