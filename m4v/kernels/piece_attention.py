@@ -252,10 +252,11 @@ attend_pieces.register_autograd(_back, setup_context=_keep)
 
 
 def _exact(a: Tensor, b: Tensor) -> Tensor:
-    """The batched product in float32."""
-    if a.is_cuda and a.dtype != torch.float32:
-        return torch.bmm(a, b, out_dtype=torch.float32)  # type: ignore[call-overload, no-any-return]
-    return torch.bmm(a.float(), b.float())
+    """The batched product in float32, which autocast would round."""
+    with torch.autocast(a.device.type, enabled=False):
+        if a.is_cuda and a.dtype != torch.float32:
+            return torch.bmm(a, b, out_dtype=torch.float32)  # type: ignore[call-overload, no-any-return]
+        return torch.bmm(a.float(), b.float())
 
 
 def _columns(tensors: tuple[Tensor, ...], pieces: list[int], places: list[int]):

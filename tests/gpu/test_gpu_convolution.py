@@ -89,7 +89,8 @@ def test_values_and_gradients(
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.usefixtures("poisoned")
 def test_slices_of_wider_rows_are_read_in_place(packed: bool) -> None:
-    """x and the gradient as slices of wider rows: the bits of their copies."""
+    """x and the gradient as slices of wider rows: the bits of their copies, but for the sums over tokens, which another
+    layout may add in another order."""
     wide, of_out = drawn(0, 2, 75, 40).float(), drawn(3, 2, 150, 20).float()
     weight, bias = (drawn(n, *shape).float().requires_grad_() for n, shape in ((1, (17, 4)), (2, (17,))))
     column = (torch.arange(75, device=DEVICE) > 33).int().expand(2, 75) if packed else None
@@ -100,7 +101,9 @@ def test_slices_of_wider_rows_are_read_in_place(packed: bool) -> None:
         x = x.detach().requires_grad_()
         out = convolve_silu(x, weight, bias, column)
         found += [out, *torch.autograd.grad(out, (x, weight, bias), grad)]
-    assert all(torch.equal(one, other) for one, other in zip(sliced, copied, strict=True))
+    assert all(map(torch.equal, sliced[:2], copied[:2]))
+    for one, other in zip(sliced[2:], copied[2:], strict=True):
+        assert distance(one, other.double()) < 1e-6
 
 
 @pytest.mark.parametrize("number", range(max(len(FORWARD), len(BACKWARD))))

@@ -109,7 +109,9 @@ def resize() -> str:
 
 
 @pytest.mark.parametrize(
-    "choice", [{}, {"M4V_KERNELS": "torch"}, {"M4V_ATTENTION": "flex"}, {"M4V_ATTENTION": "frames"}], ids=str
+    "choice",
+    [{}, {"M4V_KERNELS": "torch"}, {"M4V_KERNELS": "triton"}, {"M4V_ATTENTION": "flex"}, {"M4V_ATTENTION": "frames"}],
+    ids=str,
 )
 def test_two_processes_give_the_same_bytes(choice: dict[str, str]) -> None:
     def run() -> dict[str, str]:
