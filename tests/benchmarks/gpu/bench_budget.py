@@ -46,8 +46,9 @@ KINDS = (
 )  # fmt: skip
 # Parts of our own kernels, by the module of `m4v.kernels` that they are in.
 OWN = {
-    "convolution": "convolution", "composition": "composition", "mixing": "composition", "modulation": "AdaLN",
-    "head_norm": "norms and rotation", "pieces": "temporal branch", "column_sums": "reductions",
+    "convolution_kernels": "convolution", "composition": "composition", "mixing": "composition", "modulation": "AdaLN",
+    "head_norm": "norms and rotation", "pieces": "temporal branch",
+    "piece_attention": "temporal branch", "column_sums": "reductions",
     "ssd_forward": "SSD", "ssd_backward": "SSD", "frames_triton": "attention",
 }  # fmt: skip
 COLUMNS = ("kernels", "part", "forward ms", "backward ms", "roofline fwd ms", "times the roofline", "state")
