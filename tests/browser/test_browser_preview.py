@@ -148,6 +148,23 @@ def test_a_copy_leads_to_what_stayed(desktop: Watched) -> None:
     desktop.page.locator(f"[id='{target[1:]}']").wait_for()  # shown once the page has heard of the new address
 
 
+def test_pictures_have_their_place_before_they_are_there(desktop: Watched) -> None:
+    """Else what lies below moves while somebody clicks it."""
+    picture = desktop.page.locator(".clip:not([hidden]) .still").first
+    picture.scroll_into_view_if_needed()
+    picture.evaluate("node => node.decode()")
+    stated = """nodes => nodes.filter(n => n.naturalWidth).map(n => {
+        const [wide, high] = n.style.aspectRatio.split("/").map(Number);
+        return [wide / high, n.naturalWidth / n.naturalHeight, n.offsetWidth / n.offsetHeight, n.offsetHeight];
+    })"""
+    found = desktop.page.eval_on_selector_all(".clip:not([hidden]) .still", stated)
+    assert found
+    for promised, own, shown, height in found:
+        assert promised == pytest.approx(own)
+        assert shown == pytest.approx(own, rel=0.05)
+        assert 0 < height <= 133
+
+
 def test_nothing_overflows(browser: Browser, page_file: Path) -> None:
     watched = Watched(browser, page_file)
     assert overflowing(watched.page) == {}

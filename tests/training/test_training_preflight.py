@@ -184,7 +184,7 @@ def test_fsdp2_holds_no_second_copy_of_its_shards() -> None:
     assert sharded.total < memory_of(model, EngineConfig(checkpointing="block"), True, 8, pack).total
     found = estimate(setup(backend="fsdp2"))
     assert found is not None
-    assert any(words.startswith("FSDP2 as ZeRO-2") for words in found.assumptions)
+    assert any(words.startswith("FSDP2 as DeepSpeed's ZeRO-2") for words in found.assumptions)
 
 
 def test_time_follows_operations_gpus_and_what_was_measured() -> None:

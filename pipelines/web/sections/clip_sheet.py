@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from PIL import Image
+
 from dataprep.curation.table import CLIPS, PREVIEWS, SCORES
 from pipelines.inspection.clip_table import KEPT, ClipTable, Labels
 from pipelines.inspection.samples import Row, group_counts, rows_at, spread_sample
@@ -16,6 +18,20 @@ _COLUMNS = (
     "captions", "drop_rule", "duplicate_of", "licence", *(f"score_{name}" for name in SCORES),
 )  # fmt: skip
 _CAPTION_CHARS = 600
+_STILL_HEIGHT = 132  # pixels; that of `.still`
+
+
+@dataclass(frozen=True)
+class Still:
+    """A picture and its size in pixels: its place is kept before it is there, so that nothing moves under a pointer."""
+
+    address: str
+    width: int
+    height: int
+
+    @property
+    def shown_width(self) -> int:
+        return min(self.width, round(_STILL_HEIGHT * self.width / self.height))
 
 
 @dataclass(frozen=True)
@@ -31,9 +47,9 @@ class SheetCard:
     facts: str
     licence: str
     scores: tuple[tuple[str, float], ...]
-    preview: str | None
+    preview: Still | None
     duplicate_of: str | None
-    original: str | None
+    original: Still | None
 
 
 @dataclass(frozen=True)
@@ -93,9 +109,16 @@ def _scores(row: Row) -> tuple[tuple[str, float], ...]:
     return tuple((name, float(value)) for name, value in found if value is not None)
 
 
-def _preview(table: ClipTable, clip_id: str, present: set[str], media: MediaBudget) -> str | None:
+def _preview(table: ClipTable, clip_id: str, present: set[str], media: MediaBudget) -> Still | None:
     name = f"{PREVIEWS}/{clip_id}.jpg"
-    return media.embed(table.artifact.path(name)) if name in present else None
+    if name not in present:
+        return None
+    path = table.artifact.path(name)
+    address = media.embed(path)
+    if address is None:
+        return None
+    with Image.open(path) as picture:
+        return Still(address, *picture.size)
 
 
 def _cut(text: str) -> str:
