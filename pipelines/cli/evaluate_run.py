@@ -138,16 +138,28 @@ def run(
         raise ConfigError("no samples are named", next_step="m4v artifacts list --kind samples, or --kind checkpoint")
     measuring = EvaluateConfig() if suite == "local" else config
     resources = Resources(ranks=1, threads=1, workers=workers, device=device)
-    workspace, display = Workspace.open(), RunDisplay(quiet=json_)
+    made = _measure(suite, samples, (measuring, locations, resources), prompts, samples_per_prompt, quiet=json_)
+    _tell(made, node_of(measuring), json_)
+
+
+def _measure(
+    suite: Suite,
+    samples: str,
+    measured_by: tuple[EvaluateConfig | VBenchConfig, dict[str, str], Resources],
+    prompts: str | None,
+    samples_per_prompt: int | None,
+    quiet: bool,
+) -> PipelineRun:
+    """Run what measures samples, or a checkpoint's."""
+    workspace, display = Workspace.open(), RunDisplay(quiet=quiet)
     with Ledger.open(workspace.ledger_url) as ledger:
-        measured_by = (measuring, locations, resources)
         if _is_checkpoint(ledger, samples):
             made = checkpoint_run(workspace, ledger, samples, suite, *measured_by, prompts, samples_per_prompt, display)
         else:
             made = evaluation_run(workspace, ledger, LocalLauncher(), samples, *measured_by, display)
         with display:
             made.run_all()
-    _tell(made, node_of(measuring), json_)
+    return made
 
 
 def _check(
