@@ -32,7 +32,7 @@ OWN_SCAN_BY_DEFAULT = False
 OWN_GLUE = "m4v-glue 3"  # the kernels of `m4v.model.fused`; a new number whenever their bits change
 # What `auto` means where Triton is there and M4V_KERNELS is not `torch`. Number 2 passed its tests on a GPU (at 15,488
 # tokens its composition is 17 times as fast as index, cat and slice: H200, forward); number 3 has not run on one.
-OWN_GLUE_BY_DEFAULT = False
+OWN_GLUE_BY_DEFAULT = True
 
 _versions: dict[str, str | None] = {}  # of distributions, as `version_of` found them
 # Not a context variable: recomputed blocks run in a thread of the backward pass and must choose the same.
