@@ -32,9 +32,14 @@ def ssd_kernel() -> Callable[..., Any]:
     library takes fixed ones; else the fastest are kept on disk, so that a restart takes the same.
     The mode counts at the first call: the library reads it when it is imported.
     """
-    if not (torch.are_deterministic_algorithms_enabled() or os.environ.get(_FIXED, "").startswith("1")):
-        os.environ.setdefault(_KEEP_TUNING, "1")
-    return _opaque(_load("mamba_ssm.ops.triton.ssd_combined", MAMBA).mamba_chunk_scan_combined)
+    fixed = torch.are_deterministic_algorithms_enabled() or os.environ.get(_FIXED, "").startswith("1")
+    kept = os.environ.setdefault(_KEEP_TUNING, "1")
+    if fixed:  # it takes the kept ones in its deterministic mode, too, and processes that start together find others
+        del os.environ[_KEEP_TUNING]
+    try:
+        return _opaque(_load("mamba_ssm.ops.triton.ssd_combined", MAMBA).mamba_chunk_scan_combined)
+    finally:
+        os.environ[_KEEP_TUNING] = kept
 
 
 @lru_cache

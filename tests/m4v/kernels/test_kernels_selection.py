@@ -1,5 +1,6 @@
 """Which kernels are chosen, what is refused, and how libraries are found; no CUDA device needed."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,6 +94,32 @@ def test_our_scan_takes_only_sizes_that_were_right_on_a_gpu(
     assert [uses_own_scan(short, *s) for s in ((64, 64), (16, 16), (32, 128), (24, 24))] == [True, True, False, False]  # type: ignore[arg-type]
     assert [uses_own_scan(exact, *s) for s in ((64, 64), (16, 16))] == [True, False]  # type: ignore[arg-type]
     assert "not shown right on a GPU for heads of 32, states of 128 and torch.bfloat16" in caplog.text
+
+
+@pytest.mark.parametrize("setting", [None, "0", "1"])
+def test_deterministic_block_sizes_come_from_no_cache(
+    install: Path, monkeypatch: pytest.MonkeyPatch, setting: str | None
+) -> None:
+    """The library looks at the setting when it is imported."""
+    module = install / "mamba_ssm" / "ops" / "triton" / "ssd_combined.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(
+        "import os\nfound = os.environ.get('TRITON_CACHE_AUTOTUNING')\ndef mamba_chunk_scan_combined(): return found\n"
+    )
+    monkeypatch.setenv("TRITON_CACHE_AUTOTUNING", setting or "")
+    if setting is None:
+        monkeypatch.delenv("TRITON_CACHE_AUTOTUNING")
+    for fixed in (True, False):
+        for name in [n for n in sys.modules if n.startswith("mamba_ssm")]:
+            monkeypatch.delitem(sys.modules, name)
+        ssd_kernel.cache_clear()
+        torch.use_deterministic_algorithms(fixed)
+        try:
+            found = ssd_kernel()()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert found == (None if fixed else setting or "1")
+        assert os.environ["TRITON_CACHE_AUTOTUNING"] == (setting or "1")
 
 
 def test_a_choice_holds_in_every_thread(install: Path) -> None:
