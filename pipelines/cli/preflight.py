@@ -55,7 +55,7 @@ def _row(node: str, told: Estimate) -> tuple[object, ...]:
     if told.gpu_memory_bytes is not None:
         memory = f"{memory.removesuffix(' GiB')} of {size(told.gpu_memory_bytes)}"
     return (
-        node, f"ZeRO-{told.zero_stage}, keeps {_KEPT[told.checkpointing]}", f"{told.ranks} x {told.gpu or 'cpu'}",
+        node, f"{told.engine}, keeps {_KEPT[told.checkpointing]}", f"{told.ranks} x {told.gpu or 'cpu'}",
         f"{told.tokens_per_step:,.0f}", duration(told.step_seconds), hours, memory,
     )  # fmt: skip
 

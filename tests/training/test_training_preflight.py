@@ -185,6 +185,7 @@ def test_fsdp2_holds_no_second_copy_of_its_shards() -> None:
     found = estimate(setup(backend="fsdp2"))
     assert found is not None
     assert any(words.startswith("FSDP2 as DeepSpeed's ZeRO-2") for words in found.assumptions)
+    assert found.engine == "FSDP2 as ZeRO-2"
 
 
 def test_time_follows_operations_gpus_and_what_was_measured() -> None:

@@ -57,6 +57,7 @@ class Estimate:
     gpu: str | None
     gpu_memory_bytes: int | None
     ranks: int
+    backend: str
     zero_stage: int
     checkpointing: str
     packs_per_rank: int
@@ -75,6 +76,11 @@ class Estimate:
     checkpoint_bytes: int
     state_bytes: int
     assumptions: tuple[str, ...]
+
+    @property
+    def engine(self) -> str:
+        """How states are shared among ranks, in words."""
+        return f"{'FSDP2 as ' if self.backend == 'fsdp2' else ''}ZeRO-{self.zero_stage}"
 
     @property
     def fits(self) -> bool:
@@ -111,6 +117,7 @@ def estimate(setup: Setup) -> Estimate | None:
         gpu=None if gpu is None else gpu.name,
         gpu_memory_bytes=None if gpu is None else gpu.memory_bytes,
         ranks=setup.ranks,
+        backend=train.engine.backend,
         zero_stage=train.engine.zero_stage,
         checkpointing=train.engine.checkpointing,
         packs_per_rank=_packs_per_rank(setup),
