@@ -27,11 +27,11 @@ AUTO_ATTENTION: Literal["flex", "frames"] = "frames"
 FRAMES_VERSION = 1  # to be raised with any change of `frames` that changes numbers
 OWN_CONVOLUTION = "m4v-convolution 3"  # `convolution`; a new number whenever its bits change
 OWN_SCAN = "m4v-triton 2"  # `ssd_operators`; a new number whenever its bits change, since stage keys hold it
-# tests/gpu/test_gpu_ssd.py has passed on a GPU; until bench_ssd.py shows them faster, `auto` does not take them
-OWN_SCAN_BY_DEFAULT = False
+# What `auto` means where Triton is there: they have passed their tests on a GPU and are faster than mamba-ssm's (H200).
+OWN_SCAN_BY_DEFAULT = True
 OWN_GLUE = "m4v-glue 3"  # the kernels of `m4v.model.fused`; a new number whenever their bits change
-# What `auto` means where Triton is there and M4V_KERNELS is not `torch`. Number 2 passed its tests on a GPU (at 15,488
-# tokens its composition is 17 times as fast as index, cat and slice: H200, forward); number 3 has not run on one.
+# The same where M4V_KERNELS is not `torch`: at 15,488 tokens composition is 17 times as fast as index, cat and slice
+# (H200, forward).
 OWN_GLUE_BY_DEFAULT = True
 
 _versions: dict[str, str | None] = {}  # of distributions, as `version_of` found them
@@ -188,7 +188,7 @@ def fuses_norm() -> bool:
 
 def fuses_glue() -> bool:
     """Whether what the blocks do between products, scans and attention shall run on our Triton kernels on CUDA; with
-    `auto` also when M4V_KERNELS says `triton`. Raises ConfigError when they are asked for by name without Triton."""
+    `auto` unless M4V_KERNELS says `torch`. Raises ConfigError when they are asked for by name without Triton."""
     choice, there = glue_choice(), version_of(TRITON) is not None
     if choice == "triton" and not there:
         raise ConfigError(

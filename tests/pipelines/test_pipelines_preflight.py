@@ -166,9 +166,13 @@ def test_a_measured_run_on_gpus_wins_over_the_pace_of_other_runs(home: Path, mon
 
 def test_a_slurm_profile_says_which_kernels_its_nodes_have(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("M4V_KERNELS", "mamba_ssm")
-    words = ["profile=paper", f"profiles.paper.slurm.kernels={OWN_SCAN}, {OWN_GLUE}"]
-    for given, kind in ((words[:1], "stock"), (words, "own")):
-        session = open_session("m4v-768p", given)
+    libraries = "profiles.paper.slurm.kernels=mamba-ssm 2.3.2.post1, causal-conv1d 1.6.2.post1"
+    for given, kind in (
+        ((), "own"),
+        ((f"profiles.paper.slurm.kernels={OWN_SCAN}, {OWN_GLUE}",), "own"),
+        ((libraries,), "stock"),
+    ):
+        session = open_session("m4v-768p", ["profile=paper", *given])
         found = preflight(session.recipe, session.nodes, session.plan(tolerant=True), session.ledger)
         assert {each.estimate.kernels for each in found.values()} == {kind}
 

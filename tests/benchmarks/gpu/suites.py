@@ -150,7 +150,6 @@ HOST = Job(
     "host", ("tests/benchmarks/bench_host.py", "--device", "cuda", "--json"), 200, tiny=(*CPU, "--repeats", "1"),
     prints=True, settings=OWN,
 )  # fmt: skip
-# What trains runs on our glue, which `auto` does not take.
 CHECKPOINTING = gate("checkpointing", workers=3, settings=OWN)
 SSD, COMPOSITION = (
     bench("ssd", 230, "--lengths", "15488", gates=("ssd",)),

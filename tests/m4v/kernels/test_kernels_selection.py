@@ -53,10 +53,11 @@ def test_cuda_names_what_is_installed(install: Path, monkeypatch: pytest.MonkeyP
         distribution(install, name, version)
     frames = f"frames {FRAMES_VERSION} torch {version_of('torch')}"
     assert kernel_set("cuda") == {
-        "scan": "mamba-ssm 9.1", "convolution": "causal-conv1d 8.2", "attention": frames,
-        "glue": "torch", "norm": "triton 7.3",
+        "scan": f"{OWN_SCAN}, mamba-ssm 9.1", "convolution": OWN_CONVOLUTION, "attention": frames,
+        "glue": OWN_GLUE, "norm": "triton 7.3",
     }  # fmt: skip
-    assert kernel_summary("cuda") == f"mamba-ssm 9.1, causal-conv1d 8.2, {frames}, triton 7.3"
+    own = f"{OWN_SCAN}, mamba-ssm 9.1, {OWN_CONVOLUTION}"  # mamba-ssm scans what our kernels do not take
+    assert kernel_summary("cuda") == f"{own}, {frames}, {OWN_GLUE}, triton 7.3"
     monkeypatch.setenv("M4V_KERNELS", "torch")
     assert kernel_summary("cuda") == frames
     monkeypatch.setenv("M4V_ATTENTION", "flex")
@@ -67,9 +68,8 @@ def test_cuda_names_what_is_installed(install: Path, monkeypatch: pytest.MonkeyP
         assert kernel_set("cuda")["scan"] == "mamba-ssm 9.1"
         assert kernel_set("cuda")["attention"] == "dense"
     assert kernel_summary("cuda") == "torch"
-    with use_kernels(scan="triton"):  # mamba-ssm is named too: it scans what our kernels do not take
-        assert kernel_set("cuda")["scan"] == f"{OWN_SCAN}, mamba-ssm 9.1"
-        assert kernel_set("cuda")["convolution"] == OWN_CONVOLUTION
+    with use_kernels(scan="triton", attention="frames"):
+        assert kernel_summary("cuda") == f"{own}, {frames}, {OWN_GLUE}, triton 7.3"
 
 
 def test_our_scan_needs_triton_only(install: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_choice_holds_in_every_thread(install: Path) -> None:
         distribution(install, name, "1.0")
     with use_kernels(scan="torch"), ThreadPoolExecutor(1) as other, use_kernels(attention="dense"):
         assert other.submit(kernel_summary, "cuda").result() == "torch"
-    assert kernel_set("cuda")["scan"] == "mamba-ssm 1.0"
+    assert kernel_set("cuda")["scan"] == f"{OWN_SCAN}, mamba-ssm 1.0"
 
 
 def test_what_cannot_be_had_is_refused(install: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,8 +151,9 @@ def test_the_glue_of_blocks(install: Path, monkeypatch: pytest.MonkeyPatch) -> N
         selection._versions.clear()
         distribution(install, "triton", "7.3")
     for scan, glue, expected in (
-        ("auto", "auto", "torch"), ("auto", "triton", OWN_GLUE), ("triton", "auto", OWN_GLUE),
-        ("triton", "torch", "torch"), ("torch", "triton", OWN_GLUE), ("torch", "auto", "torch"),
+        ("auto", "auto", OWN_GLUE), ("auto", "triton", OWN_GLUE), ("auto", "torch", "torch"),
+        ("triton", "auto", OWN_GLUE), ("triton", "torch", "torch"), ("torch", "triton", OWN_GLUE),
+        ("torch", "auto", "torch"),
     ):  # fmt: skip
         monkeypatch.setenv("M4V_KERNELS", scan)
         monkeypatch.setenv("M4V_GLUE", glue)
