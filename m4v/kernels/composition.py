@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from m4v.kernels.column_sums import LAYOUT_SIZES, TILE, block_of
+from m4v.kernels.convolution import convolve_gathered
 from m4v.kernels.head_rows import normed, normed_back, turned
 from m4v.kernels.operators import operator
 
@@ -32,9 +33,10 @@ def _softplus(value):
 def _compose(
     c, b, x, dt, weight_c, weight_b, turn, dt_bias, source, real, to_c, to_b, to_x, to_dt, extent, epsilon,
     heads: tl.constexpr, size: tl.constexpr, heads_block: tl.constexpr, steps: tl.constexpr,
-    steps_block: tl.constexpr, turns: tl.constexpr,
+    steps_block: tl.constexpr, turns: tl.constexpr, values: tl.constexpr,
 ):  # fmt: skip
-    """One composed slot: zeros when it is a pad."""
+    """One composed slot: zeros when it is a pad. Without `values` the place of x gets the number of its packed row, -1
+    for a pad."""
     slot = tl.program_id(0).to(tl.int64)
     packed = tl.load(source + slot)
     there = tl.load(real + slot).to(tl.int32) != 0
@@ -42,7 +44,10 @@ def _compose(
     place = head[:, None] * size + channel[None]
     inside = (head < heads)[:, None]
     given, target = packed * heads * size + place, slot * heads * size + place
-    tl.store(to_x + target, tl.load(x + given, mask=inside & there, other=0.0), mask=inside)
+    if values:
+        tl.store(to_x + target, tl.load(x + given, mask=inside & there, other=0.0), mask=inside)
+    else:
+        tl.store(to_x + slot, tl.where(there, packed, -1).to(tl.int32))
     of_c = tl.load(c + given, mask=inside & there, other=0.0).to(tl.float32)
     of_b = tl.load(b + given, mask=inside & there, other=0.0).to(tl.float32)
     of_c = normed(of_c, epsilon, size)[0] * tl.load(weight_c + channel).to(tl.float32)[None]
@@ -133,14 +138,27 @@ def compose(
     `weight_c`, `weight_b` (head size,) are RMSNorm's, `turn` (E, head size / 2) complex64, `dt_bias` (steps,); the
     tables are those of `Recomposition`. The head size is a power of two. Pads are zero.
     """
-    batch, extent, width = x.shape
+    x = x.contiguous()
+    to_x = x.new_empty((x.shape[0], source.shape[0] // x.shape[0], x.shape[2]))
+    to_c, to_b, sizes = _composed(
+        c, b, x, dt, weight_c, weight_b, turn, dt_bias, source, real, to_x, epsilon, turns, values=True
+    )
+    return to_c, to_b, to_x, sizes
+
+
+def _composed(
+    c: Tensor, b: Tensor, x: Tensor, dt: Tensor, weight_c: Tensor, weight_b: Tensor, turn: Tensor, dt_bias: Tensor,
+    source: Tensor, real: Tensor, to_x: Tensor, epsilon: float, turns: bool, values: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """c, b and step sizes of `compose`; `to_x` is written."""
+    batch, extent, width = c.shape
     size, steps, length = weight_c.shape[0], dt.shape[2], source.shape[0] // batch
-    c, b, x, dt = (u.contiguous() for u in (c, b, x, dt))
-    outs = [u.new_empty((batch, length, width)) for u in (c, b, x)]
+    c, b, dt = (u.contiguous() for u in (c, b, dt))
+    outs = [u.new_empty((batch, length, width)) for u in (c, b)]
     sizes = dt.new_empty((batch, length, steps), dtype=torch.float32)
     _compose[(batch * length,)](
-        c, b, x, dt, weight_c, weight_b, torch.view_as_real(turn), dt_bias, source, real, *outs, sizes, extent, epsilon,
-        width // size, size, block_of(width // size), steps, block_of(steps), turns, num_warps=_WARPS,
+        c, b, x, dt, weight_c, weight_b, torch.view_as_real(turn), dt_bias, source, real, *outs, to_x, sizes, extent,
+        epsilon, width // size, size, block_of(width // size), steps, block_of(steps), turns, values, num_warps=_WARPS,
     )  # fmt: skip
     return (*outs, sizes)  # type: ignore[return-value]
 
@@ -200,3 +218,25 @@ def _back(ctx, *grads):
 
 
 compose.register_autograd(_back, setup_context=_keep)
+
+
+@operator("m4v::compose_convolved")
+def compose_convolved(
+    c: Tensor, b: Tensor, x: Tensor, dt: Tensor, weight_c: Tensor, weight_b: Tensor, turn: Tensor, dt_bias: Tensor,
+    source: Tensor, real: Tensor, epsilon: float, turns: bool, weight: Tensor, bias: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """`compose` with `convolve_silu` of its x by taps (D, width) and bias (D,), to the bit; the composed x itself is
+    never written. No gradient."""
+    to_x = source.new_empty((x.shape[0], source.shape[0] // x.shape[0]), dtype=torch.int32)
+    to_c, to_b, sizes = _composed(
+        c, b, x, dt, weight_c, weight_b, turn, dt_bias, source, real, to_x, epsilon, turns, values=False
+    )
+    return to_c, to_b, convolve_gathered(x, to_x, weight, bias), sizes
+
+
+@compose_convolved.register_fake
+def _(c, b, x, dt, weight_c, weight_b, turn, dt_bias, source, real, epsilon, turns, weight, bias):
+    batch, _, width = x.shape
+    length = source.shape[0] // batch
+    sizes = dt.new_empty((batch, length, dt.shape[2]), dtype=torch.float32)
+    return (*(u.new_empty((batch, length, width)) for u in (c, b, x)), sizes)

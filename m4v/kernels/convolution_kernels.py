@@ -92,6 +92,12 @@ def _gate(value):
 
 
 @triton.jit
+def _activated(offset, values, taps, width: tl.constexpr):
+    value = _weighted(offset, values, taps, width)
+    return value * _gate(value)
+
+
+@triton.jit
 def _slope(value, incoming):
     """Gradient of what goes into SiLU."""
     gate = _gate(value)
@@ -132,8 +138,7 @@ def convolution_forward(
             if packed:
                 columns = columns + (news[step],)
             read = _of_its_sequence(values, columns, width - 1, width, packed)
-            value = _weighted(offset, read, taps, width)
-            value *= _gate(value)
+            value = _activated(offset, read, taps, width)
             there = (first + step < length) & inside
             tl.store(target + step * channels, value.to(out.dtype.element_ty), mask=there)
             past = values[1:]
@@ -145,6 +150,59 @@ def convolution_forward(
         if not ahead:
             following = _group(source, first, inside, end, x_row, group)
         fresh = following
+
+
+@triton.jit
+def _numbers(source, first, end, group: tl.constexpr):
+    """The rows of x behind the next slots, -1 where there is none; nothing waits for them here."""
+    numbers = ()
+    for step in tl.static_range(group):
+        numbers += (tl.load(source + step, mask=(first + step >= 0) & (first + step < end), other=-1),)
+    return numbers
+
+
+@triton.jit
+def _rows_at(x, numbers, inside, channels: tl.constexpr, group: tl.constexpr):
+    values = ()
+    for step in tl.static_range(group):
+        place = numbers[step].to(tl.int64) * channels
+        values += (tl.load(x + place, mask=(numbers[step] >= 0) & inside, other=0.0),)
+    return values
+
+
+@triton.jit(do_not_specialize=("length",))
+def convolution_gathered(
+    x, source, weight, bias, out, length, channels: tl.constexpr, width: tl.constexpr, block: tl.constexpr,
+    rows: tl.constexpr, group: tl.constexpr,
+):  # fmt: skip
+    """`convolution_forward` of the rows of x that `source` numbers, zeros where it is -1, as one segment. The numbers
+    of a group's rows are read while the group before is computed."""
+    batch = tl.program_id(1).to(tl.int64)
+    blocks: tl.constexpr = (channels + block - 1) // block
+    first = (tl.program_id(0) // blocks) * rows
+    channel = (tl.program_id(0) % blocks) * block + tl.arange(0, block)
+    inside, end = channel < channels, tl.minimum(length, first + rows)
+    taps, offset = _taps_and_bias(weight, bias, channel, inside, width)
+    x += channel
+    source += batch * length + first
+    target = out + (batch * length + first) * channels + channel
+    before: tl.constexpr = width - 1
+    opening = _rows_at(x, _numbers(source - before, first - before, end, before), inside, channels, before)
+    fresh = _rows_at(x, _numbers(source, first, end, group), inside, channels, group)
+    past = ()
+    for tap in tl.static_range(before):
+        past += (opening[tap].to(tl.float32),)
+    for _ in range(0, rows, group):
+        source += group
+        following = _numbers(source, first + group, end, group)
+        for step in tl.static_range(group):
+            values = past + (fresh[step].to(tl.float32),)
+            value = _activated(offset, values, taps, width)
+            tl.store(target + step * channels, value.to(out.dtype.element_ty), mask=(first + step < length) & inside)
+            past = values[1:]
+        first += group
+        target += group * channels
+        fresh = _rows_at(x, following, inside, channels, group)
 
 
 @triton.jit

@@ -117,16 +117,19 @@ def _scan_layers(mamba: MambaMixer) -> list[Linear]:
 def scanned(mamba: MambaMixer, given: Sequence[Tensor], turn: Tensor, tables: Recomposition) -> Tensor:
     """The scan's output (b, N, D) of what `_scan_layers` make of tokens and registers (b, E, D). Pads are not set to
     zero behind the convolution: with step sizes and keys of zero they change no state, and nobody reads them."""
-    from m4v.kernels.composition import compose
+    from m4v.kernels.composition import compose, compose_convolved
 
     *rows, steps = given
     if isinstance(mamba.to_dt, nn.Sequential):
         steps = product(steps, cast(Linear, mamba.to_dt[1]))
-    c, b, x, dt = compose(
-        *rows, steps, mamba.norm_c.weight, mamba.norm_b.weight, turn, mamba.dt_bias, *_scan_tables(tables), NORM_EPS,
-        mamba.config.rope_on_ssm,
-    )  # fmt: skip
-    return mamba.scan(mamba.conv(x), dt, b, c, tables)
+    read = (*rows, steps, mamba.norm_c.weight, mamba.norm_b.weight, turn, mamba.dt_bias)
+    last, conv = (NORM_EPS, mamba.config.rope_on_ssm), mamba.conv
+    if conv.is_own(rows[-1]) and not torch.is_grad_enabled():  # the same bits
+        c, b, x, dt = compose_convolved(*read, tables.source, tables.real, *last, conv.weight, conv.bias)
+    else:
+        c, b, x, dt = compose(*read, *_scan_tables(tables), *last)
+        x = conv(x)
+    return mamba.scan(x, dt, b, c, tables)
 
 
 def pieces_mixed(branch: TemporalBranch, rows: Tensor, layout: BatchLayout) -> tuple[Tensor, PieceLists]:

@@ -43,6 +43,10 @@ class CausalConv(nn.Module):
         out = F.conv1d(F.pad(x.transpose(1, 2), (width - 1, 0)), self.weight[:, None], self.bias, groups=x.shape[-1])
         return F.silu(out.transpose(1, 2))
 
+    def is_own(self, x: Tensor) -> bool:
+        """Whether `forward(x)` runs on our own kernel, which can gather its rows, too."""
+        return fast.uses_own_convolution(x, self.weight.shape[1])
+
 
 class MambaMixer(nn.Module):
     """x', the modulated packed tokens, to the mixer output before the block's shared `proj_out`."""
