@@ -124,7 +124,7 @@ def scanned(mamba: MambaMixer, given: Sequence[Tensor], turn: Tensor, tables: Re
         steps = product(steps, cast(Linear, mamba.to_dt[1]))
     read = (*rows, steps, mamba.norm_c.weight, mamba.norm_b.weight, turn, mamba.dt_bias)
     last, conv = (NORM_EPS, mamba.config.rope_on_ssm), mamba.conv
-    if conv.is_own(rows[-1]) and not torch.is_grad_enabled():  # the same bits
+    if conv.gathers(rows[-1]):
         c, b, x, dt = compose_convolved(*read, tables.source, tables.real, *last, conv.weight, conv.bias)
     else:
         c, b, x, dt = compose(*read, *_scan_tables(tables), *last)

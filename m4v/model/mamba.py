@@ -23,6 +23,7 @@ from m4v.model.ssd import ssd_chunked
 if TYPE_CHECKING:
     from m4v.parallel.states import Scanned
 
+GATHERED_CONVOLUTION = True  # False: the composition always writes what the convolution reads
 REGISTER_TYPES = 3  # low, mid, high resolution
 FLOAT32_PARAMETERS = ("A_log", "dt_bias", "D")  # bfloat16 here makes training diverge (mamba issues 6 and 72)
 
@@ -43,9 +44,12 @@ class CausalConv(nn.Module):
         out = F.conv1d(F.pad(x.transpose(1, 2), (width - 1, 0)), self.weight[:, None], self.bias, groups=x.shape[-1])
         return F.silu(out.transpose(1, 2))
 
-    def is_own(self, x: Tensor) -> bool:
-        """Whether `forward(x)` runs on our own kernel, which can gather its rows, too."""
-        return fast.uses_own_convolution(x, self.weight.shape[1])
+    def gathers(self, x: Tensor) -> bool:
+        """Whether the convolution of rows like x gathers them itself: on our own kernel, without gradients. The bits
+        are those of `forward`."""
+        return (
+            GATHERED_CONVOLUTION and not torch.is_grad_enabled() and fast.uses_own_convolution(x, self.weight.shape[1])
+        )
 
 
 class MambaMixer(nn.Module):

@@ -14,7 +14,7 @@ from m4v.model.mamba import CausalConv
 
 pytest.importorskip("triton")
 
-from m4v.kernels.convolution import BACKWARD, FORWARD, backward_with, convolve_silu, forward_with
+from m4v.kernels.convolution import BACKWARD, FORWARD, backward_with, convolve_gathered, convolve_silu, forward_with
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [
@@ -118,6 +118,40 @@ def test_every_configuration(number: int) -> None:
     found += backward_with(BACKWARD[number % len(BACKWARD)], grad, x, weight, bias, None)
     for one, other in zip(found, (expected, *torch.autograd.grad(expected, given, grad.double())), strict=True):
         assert distance(one, other) < TYPES[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "extent", "length", "channels", "width"),
+    [
+        (1, 1, 1, 1, 4),
+        (2, 9, 2, 65, 4),
+        (1, 131, 149, 137, 4),
+        (3, 20, 67, 70, 2),
+        (2, 33, 40, 5, 8),
+        (1, 9, 64, 128, 4),
+    ],
+)
+@pytest.mark.usefixtures("poisoned")
+def test_gathered_rows_give_the_bits_of_copied_ones(
+    batch: int, extent: int, length: int, channels: int, width: int, dtype: torch.dtype
+) -> None:
+    """Pads among the rows and at both ends, rows that are read twice and rows of NaN that nobody asks for."""
+    given = (drawn(0, batch, extent + 1, channels), drawn(1, channels, width), drawn(2, channels))
+    x, weight, bias = (u.to(dtype) for u in given)
+    x[:, extent] = torch.nan
+    generator = torch.Generator().manual_seed(4)
+    source = torch.randint(extent, (batch, length), generator=generator)
+    source += torch.arange(batch)[:, None] * (extent + 1)
+    pads = torch.rand(batch, length, generator=generator) < 0.2
+    pads[:, :1], pads[:, -1:] = True, True
+    pads[:, length // 2] = False
+    source, pads = source.to(DEVICE), pads.to(DEVICE)
+    copied = x.flatten(0, 1)[source].masked_fill(pads[..., None], 0)
+    found = convolve_gathered(x, source.masked_fill(pads, -1).int(), weight, bias)
+    assert found.dtype == dtype
+    assert torch.equal(found, convolve_silu(copied, weight, bias))
+    assert distance(found, exact(copied.double(), weight.double(), bias.double())) < TYPES[dtype]
 
 
 def test_tokens_depend_on_the_past_alone() -> None:

@@ -147,6 +147,31 @@ def flat(values: Any) -> list[Tensor]:
     return [u for value in values for u in flat(value)] if isinstance(values, list | tuple) else []
 
 
+@pytest.mark.parametrize("closing", [True, False])
+def test_composition_with_its_convolution(closing: bool) -> None:
+    """The bits of one after the other, by torch's rules of operators; a CUDA graph of it gives them again."""
+    from m4v.kernels.composition import compose_convolved
+    from m4v.kernels.convolution import convolve_silu
+
+    operator, given = compose(closing)
+    with torch.no_grad(), poisoned():
+        arguments = [u.detach() if isinstance(u, Tensor) else u for u in given]
+        r = tables(closing)
+        weight, bias = normal(WIDTH, 4).detach(), normal(WIDTH).detach()
+        all_given = (*arguments[:8], r.source, r.real, *arguments[-2:], weight, bias)
+        c, b, x, sizes = operator(*arguments)
+        expected = (c, b, convolve_silu(x, weight, bias), sizes)
+        found = compose_convolved(*all_given)
+        assert all(map(torch.equal, found, expected))
+        torch.library.opcheck(torch.ops.m4v.compose_convolved.default, all_given)
+        if DEVICE == "cuda":
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                found = compose_convolved(*all_given)
+            graph.replay()
+            assert all(map(torch.equal, found, expected))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_rules_of_torch_and_equal_bits(case: str) -> None:
     operator, arguments = CASES[case]()

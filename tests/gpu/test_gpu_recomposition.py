@@ -17,6 +17,7 @@ from fused_models import (
     poisoned,
     run,
 )
+from torch import Tensor
 
 from m4v.kernels import use_kernels
 from m4v.kernels.selection import ScanChoice
@@ -82,6 +83,31 @@ def test_float32_parameters_under_autocast(changes: dict[str, object]) -> None:
     print(f"kernels {errors[0]:.2e}, plain torch {errors[1]:.2e}")
     assert set(found[0]) == set(exact)
     assert errors[0] < 1.5 * errors[1]
+
+
+@pytest.mark.parametrize("changes", [VARIANTS[0], VARIANTS[1]], ids=str)
+def test_without_gradients_the_convolution_gathers_its_rows(
+    changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit as rows that the composition writes."""
+    from m4v.kernels import composition
+
+    taken: list[bool] = []
+
+    def seen(*arguments: Tensor) -> Tensor:
+        taken.append(True)
+        return convolve_gathered(*arguments)
+
+    convolve_gathered = composition.convolve_gathered
+    monkeypatch.setattr(composition, "convolve_gathered", seen)
+    model, given = model_of(changes).cast(DTYPE), inputs(DTYPE, *PACK)
+    found = []
+    with use_kernels(scan="triton", glue="triton"), poisoned(), torch.no_grad():
+        for chosen in (True, False):
+            monkeypatch.setattr("m4v.model.mamba.GATHERED_CONVOLUTION", chosen)
+            found.append(model(**given))
+            assert len(taken) == 2  # single blocks
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("scan", ["torch", "triton"])
