@@ -51,7 +51,7 @@ BACKWARD = (
     ConvConfig(128, 4, 32, 4, True, 4), ConvConfig(128, 1, 64, 8, False, 1),
 )  # fmt: skip
 # Of gathered rows, one segment: the number of a row is a scalar of the program, not a block that every thread reads
-# again for each of its channels. 72 registers: 28 programs at once on a processor, one wave at 15,616 tokens.
+# again for each of its channels. 64 registers: 32 programs at once on a processor, one wave at 15,616 tokens.
 GATHERED = ConvConfig(128, 1, 64, 8, False, 1)
 _LEAST_ROWS, _LEAST_WARPS = 16, 14 * 132  # a Hopper GPU has 132 processors
 _PARTS, _CHANNELS, _WARPS = 64, 32, 4  # of a tile of the last sum

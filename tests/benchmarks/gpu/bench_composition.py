@@ -7,6 +7,7 @@ Composition: projections of text, image and registers to what the scan reads (no
 dt, both text copies, pads). Inverse: the scan's output to packed tokens times SiLU(z). bfloat16, batch 1. A side is
 measured only where its outputs and gradients agree with float64. `gbs` is what has to be read and written once, over
 the graph's time; `copy_gbs` that of a plain copy of the same stream in the same run.
+`convolved` rows: c, b, step sizes and the convolved x without gradients, by both of our forms, whose bits are equal.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
+from m4v.kernels.selection import TRITON, interpreted, version_of
 from m4v.model.layers import NORM_EPS, rotate
 from m4v.model.layout import BatchLayout, rotary
 from m4v.model.recomposition import Recomposition, compose, decompose, recomposition, text_order
@@ -191,6 +193,37 @@ def measured(bench: Bench, side: Both, case: Case) -> Row:
     return row
 
 
+def convolved(bench: Bench, case: Case) -> Row:
+    """Composition and convolution one after the other, and with a convolution that gathers its rows."""
+    from m4v.kernels.composition import compose as compose_all
+    from m4v.kernels.composition import compose_convolved
+    from m4v.kernels.convolution import convolve_silu
+
+    dtype = torch.bfloat16 if bench.device.type == "cuda" else torch.float32
+    scene = scene_of(case, bench.device, dtype)
+    c, b, x, dt, _, _, weight_c, weight_b, bias = (u.detach() for u in leaves_of(scene, bench.device, dtype))
+    generator = torch.Generator(bench.device).manual_seed(7)
+    shapes, r = ((scene.width, 4), (scene.width,)), scene.tables
+    taps = [torch.randn(s, generator=generator, device=bench.device).to(dtype) for s in shapes]
+    read = (c, b, x, dt, weight_c, weight_b, scene.turn, bias)
+
+    def written() -> list[Tensor]:
+        made = compose_all(*read, r.source, r.real, r.first, r.second, r.valid, NORM_EPS, True)
+        return [*made[:2], convolve_silu(made[2], *taps), made[3]]
+
+    def gathered() -> list[Tensor]:
+        return list(compose_convolved(*read, r.source, r.real, NORM_EPS, True, *taps))
+
+    with torch.no_grad():
+        if not all(map(torch.equal, written(), gathered())):
+            raise ValueError("wrong: the gathering convolution has other bits")
+        for name, call in (("written", written), ("gathered", gathered)):
+            bench.found[f"{name}_eager_ms"] = median_ms(call, bench.device, bench.repeats)
+            if bench.device.type == "cuda":
+                bench.found[f"{name}_graph_ms"] = median_ms(graphed(call, bench.device), bench.device, bench.repeats)
+    return bench.found
+
+
 def copy_rate(bench: Bench, elements: int, dtype: torch.dtype) -> float:
     given = torch.ones(elements, dtype=dtype, device=bench.device)
     taken = torch.empty_like(given)
@@ -210,9 +243,13 @@ def main() -> None:
         for key in ("forward_graph_ms", "both_graph_ms", "forward_eager_ms", "both_eager_ms"):
             if all(key in row for row in rows.values()):
                 bench.extra[f"{key} {tokens}"] = {n: rows[n][key] / rows["ours"][key] for n in SIDES if n != "ours"}
+    if version_of(TRITON) is not None and (bench.device.type == "cuda" or interpreted()):
+        for case in [Case(25, 1, True)] if options.tiny else [Case(*c) for c in CASES[::3]]:
+            row = {"case": case.name, "tokens": case.tokens, "side": "convolved"}
+            bench.case(row, lambda c=case: convolved(bench, c))  # type: ignore[misc]
     bench.write()
-    bench.table(["case", "tokens", "side", "state", "forward_graph_ms", "both_graph_ms", "forward_eager_ms",
-                 "both_eager_ms", "gbs", "copy_gbs", "error"])  # fmt: skip
+    bench.table(["case", "tokens", "side", "state", "written_graph_ms", "gathered_graph_ms", "forward_graph_ms",
+                 "both_graph_ms", "forward_eager_ms", "both_eager_ms", "gbs", "copy_gbs", "error"])  # fmt: skip
     for name, found in bench.extra.items():
         print("times ours,", name, {side: said(value) for side, value in found.items()})
 
