@@ -144,7 +144,8 @@ def pieces_mixed(branch: TemporalBranch, rows: Tensor, layout: BatchLayout) -> t
     weights = [branch.norm_q.weight, branch.norm_k.weight]
     given = products(tokens, [branch.to_q, branch.to_k, branch.to_v])
     q, k, v = norm_heads(*given, [], weights, None, True, NORM_EPS)
-    mixed, _ = attend_pieces(q, k, v, *piece_table(layout, device))
+    table = piece_table(layout, device)  # by its fields: torch 2.11's compiler does not iterate over a constant
+    mixed, _ = attend_pieces(q, k, v, table.seen, table.table, table.pieces, table.places)
     return mixed, lists
 
 
