@@ -72,7 +72,7 @@ def test_activations_and_time_are_those_of_the_largest_part() -> None:
     assert whole.memory._replace(activations=0, buffers=0) == eighth.memory._replace(activations=0, buffers=0)
     assert whole.step_seconds is not None
     # 8 frames of 61 in place of 7.6, and what a pack costs whatever its size, eight times.
-    assert eighth.step_seconds == pytest.approx(whole.step_seconds * 8 * 8 / 61, rel=0.02)
+    assert eighth.step_seconds == pytest.approx(whole.step_seconds * 8 * 8 / 61, rel=0.03)
     assert any("8 ranks share each forward" in line for line in eighth.assumptions)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 TEXT_FEATURES, COMPILED = ".carry/text.safetensors", ".carry/compiled.tar.xz"
@@ -183,6 +183,16 @@ SUITES: dict[str, tuple[Job, ...]] = {
         learning("mm_dim", "attention"), learning("attention", "mm_dim"), REHEARSE, WAN, GRAPHS,
     ),
     "third": (PAIR, WAN, GRAPHS, RELEASED),
+    # What a change of scan, glue and convolution wants again on one GPU, beside `learning` on another.
+    "fourth": (
+        gate("ssd", gib=34, workers=4), gate("recomposition", workers=3), gate("glue_operators"), gate("products"),
+        gate("compiled"), gate("convolution", workers=4),
+        warm("ssd", "128", "--only", "mamba-ssm 128", gib=5), warm("ssd", "64", "--only", "mamba-ssm 64", gib=5),
+        warm("ssd", "256", "--only", "mamba-ssm 256", gib=5), warm("ssd", "own", "--only", "ours", gib=5),
+        warm("blocks", "module", "--cases", "first", "--only", "Mamba2 module", gib=24),
+        warm("blocks", "attention", "--cases", "first", "--only", "attention", gib=12),
+        SSD, replace(SUM, most_s=140), COMPOSITION, BLOCKS, BUDGET, CONVOLUTION,
+    ),
     "more": (
         gate("ssd", gib=34, workers=4), gate("recomposition", workers=3), gate("glue_operators"),
         gate("pieces"), gate("products"),
