@@ -6,7 +6,7 @@
         --keep WORK --out OUT      # and with --mixer attention
 
 The product's stages `init` and `train` run as they do in a pipeline (processes, shards, loader, DeepSpeed, saves):
-first on the clips' two leading latent frames, then on whole clips. A quarter of the combinations of colour, shape and
+first on the clips' first frames, then on their two leading latent frames, then on whole clips. A quarter of the combinations of colour, shape and
 direction never occur in the corpus; prompts of just these are scored (`learning_scores`), on the raw frames.
 
 With `--keep`, a call that ends early (`--until`, exit code 40) goes on when it is made again: finished stages and
@@ -48,10 +48,11 @@ from training.config import EngineConfig, InitConfig, OptimizerConfig, OrderConf
 ROOT = Path(__file__).parents[3]
 POLL_S = 1.0
 TELL_S = 20.0
-PARTNER_S = 240.0  # to wait for the other run
+PARTNER_S = 120.0  # to wait for the other run, once
 SHOWS_S = 110.0  # of `--limit-s`, for the videos: their kernels are compiled, too
-STARTS_S = 30.0  # a training stage takes to start and to save
-SLOWER = 1.3  # a step on whole clips than one on their beginnings, at most
+STARTS_S = 20.0  # a training stage takes to start and to save
+SLOWER = 1.2  # a step than one of the stage before, at most
+LADDER = (("1f", 1, None), ("9f", 9, 0.3), ("57f", FRAMES, 1.0))  # name, frames, share of the time that is left
 Input = tuple[str, ArtifactKind, str, Path]
 
 
@@ -131,50 +132,57 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def stage_config(name: str, frames: int, steps: int, lr: float, options: argparse.Namespace) -> TrainConfig:
-    # The lowest stage decides what is where, and so the direction; it needs more draws than the paper's 1:2:1 gives in
-    # minutes.
+def stage_config(name: str, frames: int, steps: int, options: argparse.Namespace) -> TrainConfig:
+    whole = frames == FRAMES
+    # What a shape is shows at the middle stage and above: the paper's 1:2:1, not more of the lowest.
     order = OrderConfig(
-        frames=frames, min_frames=frames, tokens_per_pack=options.tokens if frames > 9 else options.tokens_first,
-        packs=1, image_every=0, columns=(0, 0, 0, 1, 2) if frames <= 9 else (0, 0, 1, 2),
+        frames=frames, min_frames=frames, tokens_per_pack=options.tokens if whole else options.tokens_first,
+        packs=1, image_every=0, columns=(0, 1, 1, 2),
     )  # fmt: skip
     return TrainConfig(
-        name=name, steps=steps, order=order, save_every=min(steps, 200), text_drop=0.1, ema_decay=options.ema,
-        optimizer=OptimizerConfig(lr=lr, warmup_steps=min(100, steps // 10), decay="cosine"),
+        name=name, steps=steps, order=order, save_every=min(steps, 400), text_drop=0.1, ema_decay=options.ema,
+        optimizer=OptimizerConfig(
+            lr=options.lr_whole if whole else options.lr, warmup_steps=min(50, steps // 10),
+            decay="cosine" if whole else "constant",
+        ),
         engine=EngineConfig(
             zero_stage=0, deterministic=False, dtype="float32" if options.device == "cpu" else "bfloat16"
         ),
     )  # fmt: skip
 
 
-def agreed_steps(step_s: float, most: int, options: argparse.Namespace) -> int:
-    """Steps of the second stage that this run and its partner both take: as many as the slower one has time for. What
-    was agreed in an earlier call holds."""
+def agreed_steps(stage: str, step_s: float, share: float, options: argparse.Namespace) -> int:
+    """Steps of a later stage, by the measured seconds of a step of the stage before: as many as its share of the time
+    that is left has room for. A run and its partner take the slower one's number; what was agreed in an earlier call
+    holds."""
     shared = Path(options.share)
-    for name in (options.mixer, options.partner):
-        if (agreed := shared / f"{name}-steps.json").exists():
-            return int(json.loads(agreed.read_bytes()))
-    found = steps_in_time(step_s, most, options)
-    write_atomic(shared / f"{options.mixer}-steps.json", json.dumps(found).encode())
-    return found
-
-
-def steps_in_time(step_s: float, most: int, options: argparse.Namespace) -> int:
-    shared, mine = Path(options.share), {"step_s": step_s, "elapsed_s": time.time() - options.began}
     shared.mkdir(parents=True, exist_ok=True)
-    write_atomic(shared / f"{options.mixer}.json", json.dumps(mine).encode())
-    theirs, deadline = shared / f"{options.partner}.json", time.monotonic() + PARTNER_S
+    for name in filter(None, (options.mixer, options.partner)):
+        if (agreed := shared / f"{name}-{stage}-steps.json").exists():
+            return int(json.loads(agreed.read_bytes()))
+    mine = {"step_s": step_s, "now": time.time(), "ends": options.began + options.train_until}
+    write_atomic(shared / f"{options.mixer}-{stage}.json", json.dumps(mine).encode())
+    runs = [mine, *partner_speed(stage, options)]
+    left = min(r["ends"] for r in runs) - max(r["now"] for r in runs)
+    room = (left * share - STARTS_S) / (SLOWER * max(r["step_s"] for r in runs))
+    steps = min(options.steps, max(int(room) // 25 * 25, 25))
+    write_atomic(shared / f"{options.mixer}-{stage}-steps.json", json.dumps(steps).encode())
+    say(f"{stage}: {len(runs)} runs take {steps} steps each; {left:.0f} s of training are left")
+    return steps
+
+
+def partner_speed(stage: str, options: argparse.Namespace) -> list[dict[str, float]]:
+    """What the partner measured, once it is there; nothing without a partner, or when it does not come."""
+    if not options.partner:
+        return []
+    theirs, deadline = Path(options.share) / f"{options.partner}-{stage}.json", time.monotonic() + PARTNER_S
     while not theirs.exists():
         if time.monotonic() > deadline:
-            say(f"no word from {options.partner}: {most} steps, which may not be equal steps")
-            return most
+            say(f"no word from {options.partner}: this run goes on alone, and steps may not be equal")
+            options.partner = None
+            return []
         time.sleep(POLL_S)
-    both = [mine, json.loads(theirs.read_bytes())]
-    left = options.train_until - max(b["elapsed_s"] for b in both) - STARTS_S
-    steps = int(left / (SLOWER * max(b["step_s"] for b in both))) // 50 * 50
-    found = min(most, max(steps, 50))
-    say(f"both runs take {found} steps on whole clips ({left:.0f} s are left, asked for {most})")
-    return found
+    return [json.loads(theirs.read_bytes())]
 
 
 def measure(folder: Path) -> dict[str, Any]:
@@ -197,7 +205,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def train(work: Path, features: FeatureTable, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    """Corpus, initial weights and both training stages; returns the checkpoint's folder and what was measured."""
+    """Corpus, initial weights and the training stages; returns the checkpoint's folder and what was measured."""
     dataset, corpus = corpus_of(options, features), Path(options.corpus)
     model = ModelConfig(
         width=options.width, heads=options.width // 64, double_blocks=options.double, single_blocks=options.single,
@@ -206,13 +214,11 @@ def train(work: Path, features: FeatureTable, options: argparse.Namespace) -> tu
     last = run_stage("init", InitConfig(model=model, text_encoder=TEXT), work / "init", [], options)
     data: Input = ("dataset", ArtifactKind.DATASET, dataset, corpus)
     facts: dict[str, Any] = {}
-    for name, frames, steps, lr in (
-        ("9f", 9, options.steps_first, options.lr), ("57f", FRAMES, options.steps, options.lr_whole)
-    ):  # fmt: skip
+    for name, frames, share in LADDER:
+        before = list(facts.get("step_s", {}).values())
+        steps = agreed_steps(name, before[-1], share, options) if share else options.steps_first
         folder = work / name
-        if name != "9f" and options.partner:
-            steps = agreed_steps(facts["step_s"]["9f"], steps, options)
-        last = run_stage(name, stage_config(name, frames, steps, lr, options), folder, [data, last], options)
+        last = run_stage(name, stage_config(name, frames, steps, options), folder, [data, last], options)
         measured = measure(folder)
         for key, value in measured.items():
             facts.setdefault(key, {})[name] = value
@@ -278,11 +284,12 @@ def main() -> None:
     go.add_argument("--out", required=True)
     go.add_argument("--keep", help="folder for corpus, states and checkpoints; a temporary one without")
     for name, kind, default in (
+        # Steps are few in the first stage, by whose speed the others are told, and at most so many in each of those.
         # Packs are small because each sample takes a core 0.7 ms to read and to draw noise for, most of it in the
         # interpreter: a step of 240 samples waits for these about as long as for its kernels.
-        ("--steps-first", int, 400), ("--steps", int, 2000), ("--lr", float, 1.5e-3), ("--lr-whole", float, 1e-3),
-        ("--ema", float, 0.98), ("--width", int, 384), ("--double", int, 2), ("--single", int, 6),
-        ("--tokens", int, 13_000), ("--tokens-first", int, 7_000),
+        ("--steps-first", int, 400), ("--steps", int, 2000), ("--lr", float, 1.2e-3), ("--lr-whole", float, 1e-3),
+        ("--ema", float, 0.98), ("--width", int, 512), ("--double", int, 1), ("--single", int, 5),
+        ("--tokens", int, 15_000), ("--tokens-first", int, 9_000),
         ("--samples", int, 2), ("--every", int, 1), ("--batch", int, 84), ("--sampler-steps", int, 10),
         ("--guidance", float, 3.0), ("--workers", int, 4), ("--seed", int, 7),
     ):  # fmt: skip
