@@ -6,8 +6,9 @@
         --keep WORK --out OUT      # and with --mixer attention
 
 The product's stages `init` and `train` run as they do in a pipeline (processes, shards, loader, DeepSpeed, saves):
-first on the clips' first frames, then on their two leading latent frames, then on whole clips. A quarter of the combinations of colour, shape and
-direction never occur in the corpus; prompts of just these are scored (`learning_scores`), on the raw frames.
+first on the clips' first frames, then on their two leading latent frames, then on whole clips. A quarter of the
+combinations of colour, shape and direction never occur in the corpus; prompts of just these are scored
+(`learning_scores`), on the raw frames.
 
 With `--keep`, a call that ends early (`--until`, exit code 40) goes on when it is made again: finished stages and
 batches of videos are taken as they are, a stage that was drained resumes from its save. With `--limit-s`, training that
