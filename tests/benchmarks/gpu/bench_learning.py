@@ -135,10 +135,10 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def stage_config(name: str, frames: int, steps: int, options: argparse.Namespace) -> TrainConfig:
     whole = frames == FRAMES
-    # What a shape is shows at the middle stage and above: the paper's 1:2:1, not more of the lowest.
+    # The lowest stage decides that there is one object, and where; what shape it has shows at the middle stage.
     order = OrderConfig(
         frames=frames, min_frames=frames, tokens_per_pack=options.tokens if whole else options.tokens_first,
-        packs=1, image_every=0, columns=(0, 1, 1, 2),
+        packs=1, image_every=0, columns=(0, 0, 1, 1, 2),
     )  # fmt: skip
     return TrainConfig(
         name=name, steps=steps, order=order, save_every=min(steps, 400), text_drop=0.1, ema_decay=options.ema,
@@ -292,7 +292,7 @@ def main() -> None:
         ("--ema", float, 0.98), ("--width", int, 512), ("--double", int, 1), ("--single", int, 5),
         ("--tokens", int, 15_000), ("--tokens-first", int, 12_000),
         ("--samples", int, 2), ("--every", int, 1), ("--batch", int, 84), ("--sampler-steps", int, 10),
-        ("--guidance", float, 3.0), ("--workers", int, 4), ("--seed", int, 7),
+        ("--guidance", float, 2.0), ("--workers", int, 4), ("--seed", int, 7),
     ):  # fmt: skip
         go.add_argument(name, type=kind, default=default)
     go.add_argument("--device", default="cuda")
