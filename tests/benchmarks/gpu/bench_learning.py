@@ -290,7 +290,7 @@ def main() -> None:
         # interpreter: a step of 240 samples waits for these about as long as for its kernels.
         ("--steps-first", int, 400), ("--steps", int, 2000), ("--lr", float, 1.2e-3), ("--lr-whole", float, 1e-3),
         ("--ema", float, 0.98), ("--width", int, 512), ("--double", int, 1), ("--single", int, 5),
-        ("--tokens", int, 15_000), ("--tokens-first", int, 12_000),
+        ("--tokens", int, 15_000), ("--tokens-first", int, 9_000),
         ("--samples", int, 2), ("--every", int, 1), ("--batch", int, 84), ("--sampler-steps", int, 10),
         ("--guidance", float, 2.0), ("--workers", int, 4), ("--seed", int, 7),
     ):  # fmt: skip
