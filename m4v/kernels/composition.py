@@ -32,7 +32,7 @@ def _softplus(value):
 @triton.jit(do_not_specialize=LAYOUT_SIZES)
 def _compose(
     c, b, x, dt, weight_c, weight_b, turn, dt_bias, source, real, to_c, to_b, to_x, to_dt, extent, epsilon,
-    heads: tl.constexpr, size: tl.constexpr, heads_block: tl.constexpr, steps: tl.constexpr,
+    heads: tl.constexpr, size: tl.constexpr, heads_block: tl.constexpr, steps: tl.constexpr, dt_row: tl.constexpr,
     steps_block: tl.constexpr, turns: tl.constexpr, values: tl.constexpr,
 ):  # fmt: skip
     """One composed slot: zeros when it is a pad. Without `values` the place of x gets the number of its packed row, -1
@@ -59,7 +59,7 @@ def _compose(
     tl.store(to_c + target, of_c.to(to_c.dtype.element_ty), mask=inside)
     tl.store(to_b + target, of_b.to(to_b.dtype.element_ty), mask=inside)
     step = tl.arange(0, steps_block)
-    value = tl.load(dt + packed * steps + step, mask=step < steps, other=0.0).to(tl.float32)
+    value = tl.load(dt + packed * dt_row + step, mask=step < steps, other=0.0).to(tl.float32)
     value += tl.load(dt_bias + step, mask=step < steps, other=0.0).to(tl.float32)
     tl.store(to_dt + slot * steps + step, tl.where(there, _softplus(value), 0.0), mask=step < steps)
 
@@ -75,7 +75,7 @@ def _both(grad, first, second, doubled, place, mask):
 def _compose_back(
     grad_c, grad_b, grad_x, grad_dt, c, b, dt, weight_c, weight_b, turn, dt_bias, first, second, valid,
     to_c, to_b, to_x, to_dt, parts_c, parts_b, parts_dt, rows, extent, text, epsilon,
-    heads: tl.constexpr, size: tl.constexpr, heads_block: tl.constexpr, steps: tl.constexpr,
+    heads: tl.constexpr, size: tl.constexpr, heads_block: tl.constexpr, steps: tl.constexpr, dt_row: tl.constexpr,
     steps_block: tl.constexpr, turns: tl.constexpr, twice: tl.constexpr, tile_rows: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a tile of packed rows, and its part of those of the norms' weights and of dt's bias."""
@@ -118,9 +118,10 @@ def _compose_back(
         sum_b += part_b
         lane = step < steps
         change = _both(grad_dt, one * steps, two * steps, doubled, step, lane & there)
-        raw = tl.load(dt + row * steps + step, mask=lane & there, other=0.0).to(tl.float32) + bias
+        raw = tl.load(dt + row * dt_row + step, mask=lane & there, other=0.0).to(tl.float32) + bias
         change = tl.where(raw > 20.0, change, change * tl.sigmoid(raw))
-        tl.store(to_dt + row * steps + step, change.to(to_dt.dtype.element_ty), mask=lane & here)
+        # Lanes behind the steps are zero, and so are the columns there.
+        tl.store(to_dt + row * dt_row + step, change.to(to_dt.dtype.element_ty), mask=(step < dt_row) & here)
         sum_dt += change
     tl.store(parts_c + tile * size + channel, tl.sum(sum_c, axis=0))
     tl.store(parts_b + tile * size + channel, tl.sum(sum_b, axis=0))
@@ -133,7 +134,7 @@ def compose(
     source: Tensor, real: Tensor, first: Tensor, second: Tensor | None, valid: Tensor, epsilon: float, turns: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The scan's c, b, x (b, N, D) and step sizes float32 (b, N, steps) from the projections of the packed rows
-    (b, E, D) and (b, E, steps).
+    (b, E, D) and (b, E, steps). dt may have more columns, which nobody reads; their gradient is zero.
 
     `weight_c`, `weight_b` (head size,) are RMSNorm's, `turn` (E, head size / 2) complex64, `dt_bias` (steps,); the
     tables are those of `Recomposition`. The head size is a power of two. Pads are zero.
@@ -152,13 +153,14 @@ def _composed(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """c, b and step sizes of `compose`; `to_x` is written."""
     batch, extent, width = c.shape
-    size, steps, length = weight_c.shape[0], dt.shape[2], source.shape[0] // batch
+    size, steps, length = weight_c.shape[0], dt_bias.shape[0], source.shape[0] // batch
     c, b, dt = (u.contiguous() for u in (c, b, dt))
     outs = [u.new_empty((batch, length, width)) for u in (c, b)]
     sizes = dt.new_empty((batch, length, steps), dtype=torch.float32)
     _compose[(batch * length,)](
         c, b, x, dt, weight_c, weight_b, torch.view_as_real(turn), dt_bias, source, real, *outs, to_x, sizes, extent,
-        epsilon, width // size, size, block_of(width // size), steps, block_of(steps), turns, values, num_warps=_WARPS,
+        epsilon, width // size, size, block_of(width // size), steps, dt.shape[2], block_of(steps), turns, values,
+        num_warps=_WARPS,
     )  # fmt: skip
     return (*outs, sizes)  # type: ignore[return-value]
 
@@ -167,7 +169,7 @@ def _composed(
 def _(c, b, x, dt, weight_c, weight_b, turn, dt_bias, source, real, first, second, valid, epsilon, turns):
     batch, _, width = x.shape
     length = source.shape[0] // batch
-    sizes = dt.new_empty((batch, length, dt.shape[2]), dtype=torch.float32)
+    sizes = dt.new_empty((batch, length, dt_bias.shape[0]), dtype=torch.float32)
     return (*(u.new_empty((batch, length, width)) for u in (c, b, x)), sizes)
 
 
@@ -179,7 +181,7 @@ def _gradient(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of c, b, x, dt and of the three parameters."""
     batch, extent, width = c.shape
-    size, steps, text = weight_c.shape[0], dt.shape[2], valid.shape[1]
+    size, steps, text = weight_c.shape[0], dt_bias.shape[0], valid.shape[1]
     c, b, dt = (u.contiguous() for u in (c, b, dt))
     grads = [u.contiguous() for u in (grad_c, grad_b, grad_x, grad_dt)]
     outs = [torch.empty_like(c), torch.empty_like(b), grad_x.new_empty(c.shape), torch.empty_like(dt)]
@@ -188,8 +190,8 @@ def _gradient(
     _compose_back[(tiles,)](
         *grads, c, b, dt, weight_c, weight_b, torch.view_as_real(turn), dt_bias, first,
         first if second is None else second, valid, *outs, *parts, batch * extent, extent, text, epsilon,
-        width // size, size, block_of(width // size), steps, block_of(steps), turns, second is not None, TILE,
-        num_warps=_WARPS_BACK,
+        width // size, size, block_of(width // size), steps, dt.shape[2], block_of(dt.shape[2]), turns,
+        second is not None, TILE, num_warps=_WARPS_BACK,
     )  # fmt: skip
     of_c, of_b, of_dt = (part.sum(0) for part in parts)
     return (*outs, of_c.to(weight_c.dtype), of_b.to(weight_b.dtype), of_dt.to(dt_bias.dtype))  # type: ignore[return-value]
@@ -238,5 +240,5 @@ def compose_convolved(
 def _(c, b, x, dt, weight_c, weight_b, turn, dt_bias, source, real, epsilon, turns, weight, bias):
     batch, _, width = x.shape
     length = source.shape[0] // batch
-    sizes = dt.new_empty((batch, length, dt.shape[2]), dtype=torch.float32)
+    sizes = dt.new_empty((batch, length, dt_bias.shape[0]), dtype=torch.float32)
     return (*(u.new_empty((batch, length, width)) for u in (c, b, x)), sizes)

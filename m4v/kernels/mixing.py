@@ -153,18 +153,18 @@ def _gelu_back(grad, given, to_given, tokens, extent, width, grad_width, skipped
 @operator("m4v::mix")
 def mix(
     y: Tensor | None, z: Tensor | None, other: Tensor | None, temporal: Tensor | None, scale: Tensor | None,
-    mlp: Tensor, source: Tensor | None, real: Tensor | None, first: Tensor | None, second: Tensor | None,
+    mlp: Tensor | None, source: Tensor | None, real: Tensor | None, first: Tensor | None, second: Tensor | None,
     valid: Tensor | None, back: Tensor | None, bounds: Tensor | None, members: Tensor | None, tokens: int, width: int,
 ) -> Tensor:  # fmt: skip
-    """[`decompose(y) * silu(z) + other + scale * temporal[back]` | `gelu(mlp)`]: (b, tokens, D + MLP channels).
+    """[`decompose(y) * silu(z) + other + scale * temporal[back]` | `gelu(mlp)`]: (b, tokens, D + MLP channels), without
+        `mlp` (b, tokens, D).
 
     y (b, N, D) is the scan's output in the tables of `Recomposition`, z and mlp are rows of all E packed tokens,
     `other` (b, tokens, D) is an attention's output, `temporal` (b, heads, T, head size) that of the temporal branch
     with the lists of `pool_pieces`. Each mixer may be None, not all of them.
     """
-    batch, extent, inner = mlp.shape
-    mlp = mlp.contiguous()
-    out = mlp.new_empty((batch, tokens, width + inner))
+    out = _room(z, other, mlp, tokens, width)
+    batch, extent = out.shape[0], tokens if z is None else z.shape[1]
     opening, pieces, size = 0, 0, width
     if temporal is not None and back is not None:
         opening, pieces, size = tokens - back.shape[0], temporal.shape[2], temporal.shape[3]
@@ -174,17 +174,25 @@ def mix(
         tokens, extent, 0 if valid is None else valid.shape[1], opening, pieces, out.shape[2], width, block_of(width),
         size, y is not None, second is not None, other is not None, temporal is not None, num_warps=_WARPS,
     )  # fmt: skip
-    _gelu[(batch * tokens, triton.cdiv(inner, _ELEMENTS))](
-        mlp, out, tokens, extent, inner, out.shape[2], width, _ELEMENTS, num_warps=_WARPS
-    )
+    if mlp is not None:
+        extent, inner = mlp.shape[1:]
+        _gelu[(batch * tokens, triton.cdiv(inner, _ELEMENTS))](
+            mlp.contiguous(), out, tokens, extent, inner, out.shape[2], width, _ELEMENTS, num_warps=_WARPS
+        )
     return out
+
+
+def _room(z: Tensor | None, other: Tensor | None, mlp: Tensor | None, tokens: int, width: int) -> Tensor:
+    """What `mix` fills, of the type of the hidden states."""
+    like: Tensor = next(u for u in (mlp, z, other) if u is not None)
+    return like.new_empty((like.shape[0], tokens, width + (0 if mlp is None else mlp.shape[2])))
 
 
 @mix.register_fake
 def _(
     y, z, other, temporal, scale, mlp, source, real, first, second, valid, back, bounds, members, tokens, width
 ):  # fmt: skip
-    return mlp.new_empty((mlp.shape[0], tokens, width + mlp.shape[2]))
+    return _room(z, other, mlp, tokens, width)
 
 
 @operator("m4v::mix_back")
@@ -260,7 +268,8 @@ def _back(ctx, grad):
             to_scale = of_scale.to(scale.dtype).reshape(scale.shape)
             to_temporal = _temporal_gradient(grad, temporal, scale, bounds, members)
     to_other = grad[..., : ctx.width] if ctx.others else None
-    return to_y, to_z, to_other, to_temporal, to_scale, _mlp_gradient(grad, mlp), *(None,) * 10
+    to_mlp = None if mlp is None else _mlp_gradient(grad, mlp)
+    return to_y, to_z, to_other, to_temporal, to_scale, to_mlp, *(None,) * 10
 
 
 mix.register_autograd(_back, setup_context=_keep)

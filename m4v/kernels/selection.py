@@ -26,10 +26,10 @@ MAMBA, CONVOLUTION, TRITON = "mamba-ssm", "causal-conv1d", "triton"
 AUTO_ATTENTION: Literal["flex", "frames"] = "frames"
 FRAMES_VERSION = 1  # to be raised with any change of `frames` that changes numbers
 OWN_CONVOLUTION = "m4v-convolution 3"  # `convolution`; a new number whenever its bits change
-OWN_SCAN = "m4v-triton 2"  # `ssd_operators`; a new number whenever its bits change, since stage keys hold it
+OWN_SCAN = "m4v-triton 3"  # `ssd_operators`; a new number whenever its bits change, since stage keys hold it
 # What `auto` means where Triton is there: they have passed their tests on a GPU and are faster than mamba-ssm's (H200).
 OWN_SCAN_BY_DEFAULT = True
-OWN_GLUE = "m4v-glue 3"  # the kernels of `m4v.model.fused`; a new number whenever their bits change
+OWN_GLUE = "m4v-glue 4"  # the kernels of `m4v.model.fused`; a new number whenever their bits change
 # The same where M4V_KERNELS is not `torch`: at 15,488 tokens composition is 17 times as fast as index, cat and slice
 # (H200, forward).
 OWN_GLUE_BY_DEFAULT = True

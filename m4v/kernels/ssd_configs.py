@@ -33,9 +33,37 @@ CONFIGS = (
 )
 
 
+@dataclass(frozen=True)
+class SegmentConfig:
+    """Of the scan without gradients: tokens per chunk, chunks per segment; warps and stages of loads of each kernel."""
+
+    chunk: int = 64
+    chunks: int = 8
+    states_warps: int = 4
+    outputs_warps: int = 4
+    states_stages: int = 2
+    outputs_stages: int = 2
+    pass_block: int = 256  # elements of a state
+    pass_unroll: int = 8  # segments loaded at once
+    pass_warps: int = 2
+
+
+# What a benchmark may compare, as `CONFIGS`.
+SEGMENTS = (
+    SegmentConfig(), SegmentConfig(chunks=4), SegmentConfig(chunks=16), SegmentConfig(outputs_warps=8),
+    SegmentConfig(states_stages=3, outputs_stages=3), SegmentConfig(outputs_stages=1),
+)  # fmt: skip
+
+
+def default_segments(size: int, state: int, exact: bool) -> int | None:
+    """Number in `SEGMENTS` for the scan without gradients, for sizes that were shown right on a GPU; None: the kernels
+    of `CONFIGS`."""
+    return None if exact or (size, state) != (64, 64) else 0
+
+
 def default_config(size: int, state: int, exact: bool) -> int:
     """Number in `CONFIGS` for heads of `size` and states of `state`; `exact`: products of float32."""
-    return 0 if exact or max(size, state) > 64 else 1
+    return 0 if exact or max(size, state) > 64 else 2
 
 
 def shown_right(size: int, state: int, exact: bool) -> bool:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from m4v.kernels.operators import operator
 from m4v.kernels.ssd_backward import _chunk_gradients
-from m4v.kernels.ssd_configs import CONFIGS, SIZES, SsdConfig, default_config, shown_right
+from m4v.kernels.ssd_configs import CONFIGS, SIZES, SsdConfig, default_config, default_segments, shown_right
 from m4v.kernels.ssd_forward import _chunk_outputs, _chunk_states, _pass_states
+from m4v.kernels.ssd_segments import ssd_outputs
 
 
 def suits(x: Tensor, b: Tensor) -> bool:
@@ -26,25 +27,31 @@ def suits(x: Tensor, b: Tensor) -> bool:
 
 def ssd(
     x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, column: Tensor | None = None,
-    bias: Tensor | None = None, softplus: bool = False, config: int | None = None,
+    bias: Tensor | None = None, softplus: bool = False, config: int | None = None, segments: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Mamba-2 scan with `skip * x` added: x (b, L, H, P), dt (b, L, H), a, skip and bias (H,), b and c (b, L, H, N),
     P and N in `SIZES` -> (b, L, H, P) in the type of x.
 
     `column` (b, L) int32 names each token's sequence, one run of tokens each: neither states nor products pass
     between two. `softplus`: step sizes are softplus(dt + bias). Decays `a` must be <= 0 and step sizes >= 0.
-    `config` numbers one of `CONFIGS`. Raises ValueError for other sizes or types of x, b and c that differ, and on
-    CUDA for sizes that were not shown right there, unless a `config` is named (tests and benchmarks).
+    `config` numbers one of `CONFIGS`. Without gradients, `segments` numbers one of `SEGMENTS`, whose kernels write no
+    chunk's state: the default for the sizes of our models, with other roundings than where a gradient may be asked for.
+    Raises ValueError for other sizes or types of x, b and c that differ, and on CUDA for sizes that were not shown
+    right there, unless a `config` is named (tests and benchmarks).
     """
     if not suits(x, b) or x.shape[:3] != b.shape[:3] or c.shape != b.shape or not x.dtype == b.dtype == c.dtype:
         raise ValueError(f"no SSD kernel for x {x.shape} {x.dtype}, b {b.shape} {b.dtype}, c {c.shape} {c.dtype}")
+    exact = x.dtype == torch.float32
+    if config is None and segments is None:
+        segments = default_segments(x.shape[-1], b.shape[-1], exact)
     if config is None:
-        exact = x.dtype == torch.float32
         if x.is_cuda and not shown_right(x.shape[-1], b.shape[-1], exact):
             raise ValueError(f"SSD kernel not shown right on a GPU for x {x.shape} {x.dtype}, b {b.shape}")
         config = default_config(x.shape[-1], b.shape[-1], exact)
     column = None if column is None else column.to(torch.int32).contiguous()
     dt, a, skip = dt.contiguous(), a.contiguous(), skip.contiguous()
+    if segments is not None and not torch.is_grad_enabled():
+        return ssd_outputs(_rows(x), dt, a, _rows(b), _rows(c), skip, column, bias, softplus, segments)
     y: Tensor = _forward(_rows(x), dt, a, _rows(b), _rows(c), skip, column, bias, softplus, config)[0]
     return y
 

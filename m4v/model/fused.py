@@ -1,8 +1,9 @@
 """The blocks on Triton kernels: the same equations as in `m4v.model.blocks`, without the copies in between.
 
 AdaLN writes the registers behind the tokens, so no product needs a concatenated input; the scan's inputs are gathered
-from the projections; the mixers' sum and the MLP meet in the buffer that `proj_out` reads. Everything is computed in
-float32 inside a kernel and kept in the type of the hidden states, autocast or not.
+from the projections; the mixers' sum and the MLP meet in the buffer that `proj_out` reads, or, where nothing is kept
+for gradients, in the sum that it makes of both. Everything is computed in float32 inside a kernel and kept in the type
+of the hidden states, autocast or not.
 """
 
 from __future__ import annotations
@@ -66,11 +67,26 @@ def _fed(ff: FeedForward, x: Tensor) -> Tensor:
 
 def _activated(x: Tensor, layer: Linear) -> Tensor:
     """GELU of `layer(x)`, which on CUDA is a part of the product where nobody needs what lies between."""
-    alone = x.is_cuda and x.dtype == layer.weight.dtype and not torch.is_autocast_enabled("cuda")
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not alone:
+    if not (x.is_cuda and _unwatched(x, layer)):
         return F.gelu(product(x, layer), approximate="tanh")
     rows = torch._addmm_activation(layer.bias, x.flatten(0, 1), layer.weight.t(), use_gelu=True)
     return rows.view(*x.shape[:2], rows.shape[1])
+
+
+def _unwatched(x: Tensor, layer: Linear) -> bool:
+    """Whether neither gradients nor a compiler need what lies between operations, and `layer` has the type of x."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return x.dtype == layer.weight.dtype and not torch.is_autocast_enabled(x.device.type)
+
+
+def _product_of_parts(mixed: Tensor, hidden: Tensor, layer: Linear) -> Tensor:
+    """`layer([mixed | hidden])` of rows (b, L, D) and (b, L, inner) that do not lie beside each other. What the second
+    product adds to is rounded, so the first is that of fewer channels, whose sums are smaller."""
+    width = mixed.shape[2]
+    of_mixed, of_hidden = layer.weight[:, :width], layer.weight[:, width:]
+    out = F.linear(mixed, of_mixed, layer.bias)
+    return out.baddbmm_(hidden, of_hidden.t().expand(len(hidden), -1, -1))
 
 
 def single_block(
@@ -93,19 +109,27 @@ def single_block(
     other = y = z = temporal = lists = tables = None
     if block.attn is not None and attention is not None:
         other = block.attn(inner[:, :tokens], attention)
+    apart = _unwatched(inner, block.proj_mlp)
+    late = [] if apart else [block.proj_mlp]
     if mamba is not None and mix is not None:
         tables = mix.tables[block.number % len(mix.tables)]
-        *given, z, mlp = products(inner, [*_scan_layers(mamba), mamba.to_z, block.proj_mlp])
+        layers = [*_scan_layers(mamba), mamba.to_z]
+        # Behind Mamba-1's steps comes a product of its own; those of Mamba-2 are few columns, of which `compose` reads.
+        made = products(inner, [*layers, *late], aligned=mamba.config.ssm == "ssd")
+        (*given, z), mlp = made[: len(layers)], made[len(layers) :]
         y = scanned(mamba, given, mix.turn, tables)
         if block.temporal is not None:
             temporal, lists = pieces_mixed(block.temporal, inner, layout)
     else:
-        mlp = product(inner, block.proj_mlp)
-    joined = mix_mixers(
-        y, z, other, temporal, None if block.temporal is None else block.temporal.scale, mlp,
+        mlp = products(inner, late)
+    mixed = mix_mixers(
+        y, z, other, temporal, None if block.temporal is None else block.temporal.scale, None if apart else mlp[0],
         *_scan_tables(tables), *_lists(lists), tokens, width,
     )  # fmt: skip
-    return _left(x, gate, product(joined, block.proj_out), packed_runs(layout, device))
+    if apart:
+        hidden = _activated(inner, block.proj_mlp)[:, :tokens]
+        return _left(x, gate, _product_of_parts(mixed, hidden, block.proj_out), packed_runs(layout, device))
+    return _left(x, gate, product(mixed, block.proj_out), packed_runs(layout, device))
 
 
 def _scan_layers(mamba: MambaMixer) -> list[Linear]:

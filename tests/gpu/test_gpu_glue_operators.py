@@ -68,10 +68,11 @@ def gated() -> Case:
     return operator, (normal(BATCH, TOKENS, WIDTH), gate, normal(BATCH, TOKENS, WIDTH), *runs(0)[:3])
 
 
-def compose(closing: bool) -> Case:
+def compose(closing: bool, columns: int = HEADS) -> Case:
+    """`columns` of dt, of which the first are read."""
     from m4v.kernels.composition import compose as operator
 
-    rows = [normal(BATCH, TOKENS + FRAMES, n) for n in (WIDTH, WIDTH, WIDTH, HEADS)]
+    rows = [normal(BATCH, TOKENS + FRAMES, n) for n in (WIDTH, WIDTH, WIDTH, columns)]
     turn = rotary(LAYOUT, (4, 6, 6), 1e4, True, DEVICE, False)
     vectors = (normal(SIZE), normal(SIZE), turn, normal(HEADS))
     return operator, (*rows, *vectors, *gathers(tables(closing)), NORM_EPS, closing)
@@ -87,8 +88,9 @@ def mix(parts: str) -> Case:
     other = normal(BATCH, TOKENS, WIDTH) if "other" in parts else None
     temporal = normal(BATCH, HEADS, len(lists.bounds) - 1, SIZE) if temporals else None
     found = (lists.back, lists.bounds, lists.members) if temporals else (None,) * 3
+    mlp = None if "alone" in parts else normal(BATCH, extent, INNER)
     return operator, (
-        y, z, other, temporal, normal(1) if temporals else None, normal(BATCH, extent, INNER),
+        y, z, other, temporal, normal(1) if temporals else None, mlp,
         *(gathers(r) if scans else (None,) * 5), *found, TOKENS, WIDTH,
     )  # fmt: skip
 
@@ -129,9 +131,12 @@ CASES: dict[str, Callable[[], Case]] = {
     "gated_sum": gated,
     "compose": lambda: compose(True),
     "compose, one copy of the text": lambda: compose(False),
+    "compose, more columns of dt": lambda: compose(True, 8),
     "mix, all": lambda: mix("scan other temporal"),
     "mix, scan": lambda: mix("scan"),
     "mix, other": lambda: mix("other"),
+    "mix, all but the MLP": lambda: mix("scan other temporal alone"),
+    "mix, other alone": lambda: mix("other alone"),
     "pool_pieces": pool,
     "attend_pieces": attend,
     "norm_heads, joint": lambda: norm("joint"),
@@ -185,6 +190,36 @@ def test_rules_of_torch_and_equal_bits(case: str) -> None:
     assert all(bool(u.isfinite().all()) for u in found[0])
     assert all(map(torch.equal, *found))
     torch.library.opcheck(operator.library, arguments)
+
+
+def test_columns_behind_dt_are_not_read() -> None:
+    """They change no bit, and their own gradient is zero."""
+    operator, arguments = compose(True)
+    dt = arguments[3]
+    junk = torch.full((*dt.shape[:2], 8 - HEADS), float("inf"), device=DEVICE)
+    wide = torch.cat([dt.detach(), junk], dim=-1).requires_grad_()
+    found = []
+    for steps in (dt, wide):
+        with poisoned():
+            outs = operator(*arguments[:3], steps, *arguments[4:])
+            weights = [torch.linspace(-1, 1, u.numel(), device=DEVICE).view_as(u) for u in outs]
+            leaves = [*arguments[:3], steps, arguments[7]]
+            found.append([*outs, *torch.autograd.grad(outs, leaves, weights)])
+    grown = found[1][7]
+    assert float(grown[..., HEADS:].abs().max()) == 0
+    found[1][7] = grown[..., :HEADS]
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("parts", ["scan other temporal", "other"])
+def test_mixers_without_the_mlp(parts: str) -> None:
+    """The same bits as beside it."""
+    operator, arguments = mix(parts)
+    with torch.no_grad(), poisoned():
+        beside = operator(*arguments)
+        alone = operator(*arguments[:5], None, *arguments[6:])
+    assert alone.is_contiguous()
+    assert torch.equal(alone, beside[..., :WIDTH])
 
 
 @pytest.mark.parametrize("watched", ["", "forward", "backward", "both"])

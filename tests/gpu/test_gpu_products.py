@@ -15,17 +15,25 @@ pytestmark = MARKS
 WIDTHS = (32, 40, 24)  # products on CUDA cores want multiples of 8 in 16 bits
 
 
-class Layers(nn.Module):
-    """Some products of the same rows, one of them without a bias."""
+ODD = (32, 30, 5)  # those that an aligned product adds columns to
 
-    def __init__(self, dtype: torch.dtype) -> None:
+
+class Layers(nn.Module):
+    """Some products of the same rows, one of them without a bias. `ODD` ones are aligned; nobody reads what is behind
+    their columns, and its gradient is zero."""
+
+    def __init__(self, dtype: torch.dtype, widths: tuple[int, ...] = WIDTHS) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.ModuleList([Linear(16, width, bias=width != 40) for width in WIDTHS]).to(DEVICE, dtype)
+        self.aligned = widths == ODD
+        layers = [Linear(16, width, bias=number != 1) for number, width in enumerate(widths)]
+        self.layers = nn.ModuleList(layers).to(DEVICE, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        made = products(x, list(self.layers))  # type: ignore[arg-type]
-        return torch.cat([u.float().sin() for u in made], dim=-1)
+        layers: list[Linear] = list(self.layers)  # type: ignore[arg-type]
+        made = products(x, layers, self.aligned)
+        assert [u.shape[-1] % 8 for u in made] == [0] * len(made)
+        return torch.cat([u[..., : len(v.weight)].float().sin() for u, v in zip(made, layers, strict=True)], dim=-1)
 
 
 @pytest.mark.parametrize("rows", [1, 129, 300])
@@ -43,9 +51,10 @@ def test_sums_of_columns(rows: int, width: int) -> None:
     assert float((found - given.double().sum(0)).abs().max()) < 1e-4 * rows**0.5
 
 
+@pytest.mark.parametrize("widths", [WIDTHS, ODD], ids=str)
 @pytest.mark.parametrize("kind", ["float32", "float32 under autocast", "bfloat16"])
-def test_results_and_gradients(kind: str) -> None:
-    block = Layers(torch.bfloat16 if kind == "bfloat16" else torch.float32)
+def test_results_and_gradients(kind: str, widths: tuple[int, ...]) -> None:
+    block = Layers(torch.bfloat16 if kind == "bfloat16" else torch.float32, widths)
     x = torch.randn(2, 67, 16, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     x = x.float() if kind == "float32" else x.bfloat16()
     found: dict[str, list[Tensor]] = {}
@@ -60,11 +69,12 @@ def test_results_and_gradients(kind: str) -> None:
                 assert torch.equal(out, block(x))
     for mode in ("selective", "block", "again"):
         assert all(map(torch.equal, found["none"], found[mode])), mode
-    exact = Layers(torch.float64)
+    exact = Layers(torch.float64, widths)
     exact.load_state_dict({name: value.double() for name, value in block.state_dict().items()})
     leaf = x.double().requires_grad_()
     parts = torch.cat([layer(leaf) for layer in exact.layers], dim=-1).sin()
     wanted = torch.autograd.grad(parts.square().sum(), [leaf, *exact.parameters()])
+    assert [u.shape for u in found["none"][1:]] == [x.shape, *(p.shape for p in block.parameters())]
     assert [u.dtype for u in found["none"][1:]] == [x.dtype, *(p.dtype for p in block.parameters())]
     most = 1e-5 if kind == "float32" else 2e-2
     for one, other in zip(found["none"][1:], wanted, strict=True):

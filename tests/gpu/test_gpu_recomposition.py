@@ -50,6 +50,25 @@ def test_models_are_as_near_to_float64_as_plain_torch(
     check(fused, plain, exact, scan)
 
 
+@pytest.mark.parametrize(("columns", "batch"), SIZES)
+@pytest.mark.parametrize("changes", [VARIANTS[0], *VARIANTS[2:]], ids=str)
+def test_without_gradients_models_are_as_near_to_float64(changes: dict[str, object], columns: int, batch: int) -> None:
+    """There the MLP's activation is a part of its product, and a block's last product is a sum of two."""
+    model, given = model_of(changes).cast(DTYPE), inputs(DTYPE, columns, batch)
+    with use_kernels(scan="torch", glue="triton"), poisoned():
+        kept = run(model, given)
+        with torch.no_grad():
+            found = [{f"output {i}": u.double() for i, u in enumerate(model(**given))} for _ in range(2)]
+    with use_kernels(scan="torch", glue="torch"), torch.no_grad():
+        doubled = inputs(torch.float64, columns, batch) | doubled_inputs(given)
+        exact = {f"output {i}": u for i, u in enumerate(model.double()(**doubled))}
+    assert all(torch.equal(found[0][name], found[1][name]) for name in exact)
+    assert any(not torch.equal(found[0][name], kept[name]) for name in exact), "the sum was not taken"
+    errors = error(found[0], exact), error(kept, exact)
+    print(f"without gradients {errors[0]:.2e}, with them {errors[1]:.2e}")
+    assert errors[0] < 1.25 * errors[1] + (1e-6 if INTERPRETED else 1e-4)
+
+
 def test_every_scan_path_on_both_kernels() -> None:
     """One block for each path, registers and temporal branch in all of them; three stages in a pack."""
     model, given = model_of({"single_blocks": len(LAYER_ORDER)}).cast(DTYPE), inputs(DTYPE, 3, 1)

@@ -6,7 +6,8 @@
 30 heads of 64, state 64, bfloat16, batch 1, dt after its softplus (as the library is fed). Both sides replay CUDA
 graphs with cold second-level cache; eager times stand beside. A side is measured only where its outputs and
 gradients agree with float64 at 304 tokens and, at the length, with those of the first side that was right. Our default
-comes first, then mamba-ssm, whose kernels try many shapes before they run, then our other sizes. `forward_gb` and
+comes first, then mamba-ssm, whose kernels try many shapes before they run, then our other sizes. `forward` runs without
+gradients: ours in segments of chunks, whose states are not written. `forward_gb` and
 `both_gb` are what our kernels read and write; over `graph_ms` that is the bandwidth they reach.
 """
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
-from m4v.kernels.ssd_configs import CONFIGS, default_config
+from m4v.kernels.ssd_configs import CONFIGS, SEGMENTS, default_config, default_segments
 from m4v.model.ssd import ssd_sequential
 
 HEADS, SIZE = 30, 64
@@ -50,12 +51,13 @@ def inputs_of(length: int, device: torch.device, heads: int = HEADS) -> list[Ten
     return [u.requires_grad_() for u in found]
 
 
-def our_scan(config: int) -> Scan:
+def our_scan(config: int, segments: int | None = None) -> Scan:
+    """`segments`: of the forward without gradients."""
     try:
         from m4v.kernels.ssd_operators import ssd
     except ImportError as reason:
         raise Unavailable(str(reason)) from reason
-    return lambda leaves: ssd(*leaves, config=config)
+    return lambda leaves: ssd(*leaves, config=config, segments=segments)
 
 
 def library_scan(chunk: int) -> Scan:
@@ -89,7 +91,7 @@ def both(scan: Scan, leaves: Sequence[Tensor], dy: Tensor) -> list[Tensor]:
 
 def worst(found: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, str]:
     """The largest relative error, and what it is of."""
-    pairs = zip(found, expected, NAMES, strict=True)
+    pairs = zip(found, expected, NAMES[: len(found)], strict=True)
     return max((float((f.double() - e.double()).norm() / e.double().norm()), name) for f, e, name in pairs)
 
 
@@ -101,7 +103,10 @@ def gate(scan: Scan, length: int, device: torch.device) -> float:
     precise = [u.detach().double().requires_grad_() for u in leaves]
     generator = torch.Generator(device).manual_seed(tokens + 1)
     dy = torch.randn(leaves[0].shape, generator=generator, device=device).to(leaves[0].dtype)
-    error, name = worst(both(scan, leaves, dy), both(exact_scan, precise, dy))
+    expected = both(exact_scan, precise, dy)
+    with torch.no_grad():
+        alone = worst([scan(leaves)], expected[:1])
+    error, name = max(worst(both(scan, leaves, dy), expected), alone)
     if not error < GATE:
         raise ValueError(f"wrong: {name} is off by {error:.1e} from float64")
     return error
@@ -115,12 +120,16 @@ def agreement(found: Sequence[Tensor], first: Sequence[Tensor]) -> float:
     return error
 
 
-def traffic_gb(length: int, chunk: int) -> tuple[float, float]:
-    """What our kernels move forwards and in both passes: 16-bit rows, float32 chunk states, 16-bit running states."""
+def traffic_gb(length: int, chunk: int, segment: int | None = None) -> tuple[float, float]:
+    """What our kernels move forwards without gradients and in both passes: 16-bit rows, float32 chunk states, 16-bit
+    running states; in segments all states float32."""
     row, states = length * HEADS * SIZE * 2, -(-length // chunk) * HEADS * SIZE**2
     forward = (2 + 3 + 1) * row + (4 + 4 + 2 + 2) * states
     backward = (2 + 4 + 3) * row + (4 + 4 + 2 + 2 + 2) * states
-    return forward / 1e9, (forward + backward) / 1e9
+    alone = forward
+    if segment is not None:
+        alone = (2 + 3 + 1) * row + 4 * 4 * -(-length // segment) * HEADS * SIZE**2
+    return alone / 1e9, (forward + backward) / 1e9
 
 
 def measured(bench: Bench, make: Callable[[], Scan], length: int, first: list[Tensor]) -> Row:
@@ -137,6 +146,8 @@ def measured(bench: Bench, make: Callable[[], Scan], length: int, first: list[Te
     if first:
         row["from_first"] = agreement(found, first)
     first[:] = first or found
+    with torch.no_grad():
+        row["alone_from_first"] = agreement([scan(leaves)], first[:1])
     row["gate_s"] = time.perf_counter() - begin
 
     def forward() -> Tensor:
@@ -177,20 +188,25 @@ def main() -> None:
 
 def sides(length: int) -> Iterator[tuple[Row, Callable[[], Scan]]]:
     """Most wanted first."""
-    default = default_config(SIZE, SIZE, exact=False)
-    others = [number for number in range(len(CONFIGS)) if number != default]
-    yield _own(length, default, " (default)")
+    default, segments = default_config(SIZE, SIZE, exact=False), default_segments(SIZE, SIZE, exact=False)
+    yield _own(length, default, segments, " (default)")
     for chunk in LIBRARY_CHUNKS:
         yield {"tokens": length, "side": f"mamba-ssm {chunk}"}, partial(library_scan, chunk)
-    for number in others:
-        yield _own(length, number, "")
+    for number in range(len(SEGMENTS)):
+        if number != segments:
+            yield _own(length, default, number)
+    for number in range(len(CONFIGS)):
+        yield _own(length, number)
 
 
-def _own(length: int, number: int, note: str) -> tuple[Row, Callable[[], Scan]]:
-    chunk = CONFIGS[number].chunk
-    forward, total = traffic_gb(length, chunk)
-    row = {"tokens": length, "side": f"ours {chunk} #{number}{note}", "forward_gb": forward, "both_gb": total}
-    return row, partial(our_scan, number)
+def _own(length: int, number: int, segments: int | None = None, note: str = "") -> tuple[Row, Callable[[], Scan]]:
+    chunk, name, segment = CONFIGS[number].chunk, f"ours {CONFIGS[number].chunk} #{number}", None
+    if segments is not None:
+        segment = SEGMENTS[segments].chunk * SEGMENTS[segments].chunks
+        name += f", segments of {segment} #{segments}"
+    forward, total = traffic_gb(length, chunk, segment)
+    row = {"tokens": length, "side": name + note, "forward_gb": forward, "both_gb": total}
+    return row, partial(our_scan, number, segments)
 
 
 def ratios(rows: Sequence[Row]) -> Row:

@@ -152,7 +152,7 @@ HOST = Job(
 )  # fmt: skip
 CHECKPOINTING = gate("checkpointing", workers=3, settings=OWN)
 SSD, COMPOSITION = (
-    bench("ssd", 230, "--lengths", "15488", gates=("ssd",)),
+    bench("ssd", 230, "--lengths", "15488", gates=("ssd", "ssd_segments")),
     bench("composition", 80, gates=("glue_operators", "recomposition")),
 )
 BUDGET, CONVOLUTION = bench("budget", 150), bench("convolution", 150, gates=("convolution",))
@@ -167,8 +167,8 @@ WAN = bench("wan_layer", 560, least_s=120)
 SUITES: dict[str, tuple[Job, ...]] = {
     # The longest and those that others wait for come first; SUM and LONG wait for no gate, so a second GPU has them.
     "first": (
-        gate("ssd", gib=34, workers=4), gate("recomposition", workers=3), gate("glue_operators"),
-        gate("pieces"), gate("products"),
+        gate("ssd", gib=34, workers=4), gate("ssd_segments", workers=3), gate("recomposition", workers=3),
+        gate("glue_operators"), gate("pieces"), gate("products"),
         gate("frames", workers=2), gate("compiled"), gate("convolution", workers=4),
         warm("ssd", "128", "--only", "mamba-ssm 128", gib=5), warm("ssd", "64", "--only", "mamba-ssm 64", gib=5),
         warm("ssd", "256", "--only", "mamba-ssm 256", gib=5), warm("ssd", "own", "--only", "ours", gib=5),
@@ -185,8 +185,8 @@ SUITES: dict[str, tuple[Job, ...]] = {
     "third": (PAIR, WAN, GRAPHS, RELEASED),
     # What a change of scan, glue and convolution wants again on one GPU, beside `learning` on another.
     "fourth": (
-        gate("ssd", gib=34, workers=4), gate("recomposition", workers=3), gate("glue_operators"), gate("products"),
-        gate("compiled"), gate("convolution", workers=4),
+        gate("ssd", gib=34, workers=4), gate("ssd_segments", workers=3), gate("recomposition", workers=3),
+        gate("glue_operators"), gate("products"), gate("compiled"), gate("convolution", workers=4),
         warm("ssd", "128", "--only", "mamba-ssm 128", gib=5), warm("ssd", "64", "--only", "mamba-ssm 64", gib=5),
         warm("ssd", "256", "--only", "mamba-ssm 256", gib=5), warm("ssd", "own", "--only", "ours", gib=5),
         warm("blocks", "module", "--cases", "first", "--only", "Mamba2 module", gib=24),
@@ -194,9 +194,8 @@ SUITES: dict[str, tuple[Job, ...]] = {
         SSD, replace(SUM, most_s=140), COMPOSITION, BLOCKS, BUDGET, CONVOLUTION,
     ),
     "more": (
-        gate("ssd", gib=34, workers=4), gate("recomposition", workers=3), gate("glue_operators"),
-        gate("pieces"), gate("products"),
-        gate("frames", workers=2),
+        gate("ssd", gib=34, workers=4), gate("ssd_segments", workers=3), gate("recomposition", workers=3),
+        gate("glue_operators"), gate("pieces"), gate("products"), gate("frames", workers=2),
         bench("step", 280, least_s=60), HOST,
         bench("attention", 90, gates=("frames",)),
         bench("blocks", 240, "--cases", "rest", gates=("ssd",), part="_rest", least_s=45),
