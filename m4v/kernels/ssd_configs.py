@@ -50,8 +50,8 @@ class SegmentConfig:
 
 # What a benchmark may compare, as `CONFIGS`.
 SEGMENTS = (
-    SegmentConfig(), SegmentConfig(chunks=4), SegmentConfig(chunks=16), SegmentConfig(outputs_warps=8),
-    SegmentConfig(states_stages=3, outputs_stages=3), SegmentConfig(outputs_stages=1),
+    SegmentConfig(states_stages=3, outputs_stages=3), SegmentConfig(), SegmentConfig(chunks=4),
+    SegmentConfig(chunks=16), SegmentConfig(outputs_warps=8), SegmentConfig(outputs_stages=1),
 )  # fmt: skip
 
 

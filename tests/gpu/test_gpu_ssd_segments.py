@@ -32,7 +32,7 @@ from m4v.kernels import ssd_operators
 from m4v.kernels.ssd_configs import SEGMENTS, default_config, default_segments
 
 __all__ = ["poisoned"]
-NUMBERS = (0, 1) if INTERPRETED else range(len(SEGMENTS))
+NUMBERS = (0, 2) if INTERPRETED else range(len(SEGMENTS))
 DEFAULT = default_segments(64, 64, exact=False) or 0
 
 

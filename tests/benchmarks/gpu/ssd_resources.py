@@ -19,8 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
-from m4v.kernels import ssd_backward, ssd_forward
-from m4v.kernels.ssd_configs import CONFIGS, SIZES, SsdConfig, default_config
+from m4v.kernels import ssd_backward, ssd_forward, ssd_segments
+from m4v.kernels.ssd_configs import CONFIGS, SEGMENTS, SIZES, SegmentConfig, SsdConfig, default_config
 
 HOPPER, MOST_SHARED = GPUTarget("cuda", 90, 32), 227 * 1024
 OPERANDS = ("x", "b", "c", "dy", "keys", "values", "y", "dx", "db", "dc", "gradients", "passed")
@@ -42,7 +42,9 @@ class Found(NamedTuple):
     spilled: int
 
 
-def compiled(kernel: Any, constants: dict[str, Any], kind: str, warps: int, states: str) -> tuple[int, int, int]:
+def compiled(
+    kernel: Any, constants: dict[str, Any], kind: str, warps: int, states: str, stages: int = 3
+) -> tuple[int, int, int]:
     """Shared bytes, registers and spilled bytes."""
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
@@ -57,7 +59,7 @@ def compiled(kernel: Any, constants: dict[str, Any], kind: str, warps: int, stat
         if signature[name].startswith("*") or name.endswith(("_batch", "_row", "_head")):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    found = triton.compile(source, target=HOPPER, options={"num_warps": warps})
+    found = triton.compile(source, target=HOPPER, options={"num_warps": warps, "num_stages": stages})
     return found.metadata.shared, *_assembled(found.asm["ptx"])
 
 
@@ -98,6 +100,22 @@ def kernels_of(number: int, config: SsdConfig, size: int, state: int, kind: str,
     ]
 
 
+def segments_of(number: int, config: SegmentConfig, extras: bool) -> list[Found]:
+    """Of the scan without gradients, heads and states of 64, 16 bits."""
+    common: dict[str, Any] = {
+        "chunk": config.chunk, "chunks": config.chunks, "state": 64, "size": 64, "has_bias": extras,
+        "softplus": extras, "has_column": extras, "precision": "tf32",
+    } | ({} if extras else {"column": None, "bias": None})  # fmt: skip
+    parts = (
+        ("segment states", ssd_segments._segment_states, config.states_warps, config.states_stages),
+        ("segment outputs", ssd_segments._segment_outputs, config.outputs_warps, config.outputs_stages),
+    )
+    return [
+        Found(name, number, 64, 64, "bf16", extras, warps, *compiled(kernel, common, "bf16", warps, "fp32", stages))
+        for name, kernel, warps, stages in parts
+    ]
+
+
 def main() -> int:
     cases = [(number, 64, 64, "bf16", extras) for number in range(len(CONFIGS)) for extras in (True, False)]
     least, most = SIZES[0], SIZES[-1]
@@ -108,6 +126,10 @@ def main() -> int:
     largest = 0
     for number, size, state, kind, extras in cases:
         for found in kernels_of(number, CONFIGS[number], size, state, kind, extras):
+            print(" ".join(f"{name} {value}" for name, value in found._asdict().items()), flush=True)
+            largest = max(largest, found.shared)
+    for number, extras in [(number, extras) for number in range(len(SEGMENTS)) for extras in (True, False)]:
+        for found in segments_of(number, SEGMENTS[number], extras):
             print(" ".join(f"{name} {value}" for name, value in found._asdict().items()), flush=True)
             largest = max(largest, found.shared)
     print(f"most shared memory {largest} of {MOST_SHARED} bytes")
