@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from m4v.kernels.operators import operator
+from m4v.kernels.ssd_arguments import constants_of, strides_of
 from m4v.kernels.ssd_backward import _chunk_gradients
 from m4v.kernels.ssd_configs import CONFIGS, SIZES, SsdConfig, default_config, default_segments, shown_right
 from m4v.kernels.ssd_forward import _chunk_outputs, _chunk_states, _pass_states
@@ -61,19 +62,6 @@ def _rows(u: Tensor) -> Tensor:
     return u if u.stride(-1) == 1 else u.contiguous()
 
 
-def _strides(*tensors: Tensor) -> list[int]:
-    return [u.stride(i) for u in tensors for i in range(3)]
-
-
-def _common(x: Tensor, b: Tensor, column: Tensor | None, bias: Tensor | None, softplus: bool, config: SsdConfig) -> Any:
-    """Compile-time arguments that the kernels share."""
-    return {
-        "chunk": config.chunk, "state": b.shape[-1], "size": x.shape[-1], "has_bias": bias is not None,
-        "softplus": softplus, "has_column": column is not None,
-        "precision": "tf32x3" if x.dtype == torch.float32 else "tf32",
-    }  # fmt: skip
-
-
 def _passed(local: Tensor, decay: Tensor, kind: torch.dtype, reverse: bool, config: SsdConfig) -> Tensor:
     """Running states (b, chunks, H, N, P) before each chunk, or behind it."""
     batch, chunks, heads, state, size = local.shape
@@ -97,15 +85,15 @@ def _forward(
     local = torch.empty((batch, chunks, heads, state, size), dtype=torch.float32, device=x.device)
     decay = torch.empty((batch, chunks, heads), dtype=torch.float32, device=x.device)
     y = torch.empty((batch, length, heads, size), dtype=x.dtype, device=x.device)
-    common, grid = _common(x, b, column, bias, softplus, config), (heads, chunks, batch)
+    common, grid = {"chunk": config.chunk} | constants_of(x, b, column, bias, softplus), (heads, chunks, batch)
     with torch.cuda.device_of(x):
         _chunk_states[grid](
-            b, x, dt, bias, a, column, local, decay, length, heads, chunks, *_strides(b, x), reverse=False,
+            b, x, dt, bias, a, column, local, decay, length, heads, chunks, *strides_of(b, x), reverse=False,
             num_warps=config.states_warps, **common,
         )  # fmt: skip
         states = _passed(local, decay, x.dtype, False, config)
         _chunk_outputs[grid](
-            x, dt, bias, a, b, c, skip, column, states, y, length, heads, chunks, *_strides(x, b, c),
+            x, dt, bias, a, b, c, skip, column, states, y, length, heads, chunks, *strides_of(x, b, c),
             num_warps=config.outputs_warps, **common,
         )  # fmt: skip
     return y, states, decay
@@ -135,16 +123,16 @@ def _backward(
     dx, db, dc = (torch.empty(u.shape, dtype=u.dtype, device=u.device) for u in (x, b, c))
     d_dt = torch.empty_like(dt)
     partial = torch.empty((3, batch, chunks, heads), dtype=torch.float32, device=x.device)
-    common, grid = _common(x, b, column, bias, softplus, config), (heads, chunks, batch)
+    common, grid = {"chunk": config.chunk} | constants_of(x, b, column, bias, softplus), (heads, chunks, batch)
     with torch.cuda.device_of(x):
         _chunk_states[grid](
-            c, dy, dt, bias, a, column, local, decay, length, heads, chunks, *_strides(c, dy), reverse=True,
+            c, dy, dt, bias, a, column, local, decay, length, heads, chunks, *strides_of(c, dy), reverse=True,
             num_warps=config.states_warps, **common,
         )  # fmt: skip
         gradients = _passed(local, decay, x.dtype, True, config)
         _chunk_gradients[grid](
             x, dt, bias, a, b, c, skip, column, dy, states, gradients, decay, dx, d_dt, db, dc, partial, length, heads,
-            chunks, *_strides(x, b, c, dy), block=min(config.gradients_block, config.chunk),
+            chunks, *strides_of(x, b, c, dy), block=min(config.gradients_block, config.chunk),
             num_warps=config.gradients_warps, **common,
         )  # fmt: skip
     return dx, d_dt, db, dc, partial

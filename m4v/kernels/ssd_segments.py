@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from m4v.kernels.operators import operator
+from m4v.kernels.ssd_arguments import constants_of, strides_of
 from m4v.kernels.ssd_configs import SEGMENTS
 from m4v.kernels.ssd_forward import _pass_states, load_rows, steps_and_decays
 
@@ -126,17 +127,12 @@ def ssd_outputs(
     )
     decay = torch.empty((batch, segments, heads), dtype=torch.float32, device=x.device)
     y = torch.empty((batch, length, heads, size), dtype=x.dtype, device=x.device)
-    strides = {u: tuple(t.stride(i) for i in range(3)) for u, t in (("x", x), ("b", b), ("c", c))}
-    common = {
-        "chunk": config.chunk, "chunks": config.chunks, "state": state, "size": size, "has_bias": bias is not None,
-        "softplus": softplus, "has_column": column is not None,
-        "precision": "tf32x3" if x.dtype == torch.float32 else "tf32",
-    }  # fmt: skip
+    common = {"chunk": config.chunk, "chunks": config.chunks} | constants_of(x, b, column, bias, softplus)
     grid, elements = (heads, segments, batch), state * size
     block = min(config.pass_block, elements)
     with torch.cuda.device_of(x):
         _segment_states[grid](
-            b, x, dt, bias, a, column, local, decay, length, heads, segments, *strides["b"], *strides["x"],
+            b, x, dt, bias, a, column, local, decay, length, heads, segments, *strides_of(b, x),
             num_warps=config.states_warps, num_stages=config.states_stages, **common,
         )  # fmt: skip
         _pass_states[heads, elements // block, batch](
@@ -144,8 +140,8 @@ def ssd_outputs(
             num_warps=config.pass_warps,
         )  # fmt: skip
         _segment_outputs[grid](
-            x, dt, bias, a, b, c, skip, column, before, y, length, heads, segments, *strides["x"], *strides["b"],
-            *strides["c"], num_warps=config.outputs_warps, num_stages=config.outputs_stages, **common,
+            x, dt, bias, a, b, c, skip, column, before, y, length, heads, segments, *strides_of(x, b, c),
+            num_warps=config.outputs_warps, num_stages=config.outputs_stages, **common,
         )  # fmt: skip
     return y
 
