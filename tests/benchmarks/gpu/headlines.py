@@ -76,10 +76,11 @@ def _budget(found: Found) -> Iterator[Figure]:
 
 def _generation(found: Found) -> Iterator[Figure]:
     taken = {r["form"]: r["seconds"] for r in _measured(found) if r.get("kind") == "summed" and r.get("frames") == 241}
-    mine = taken.pop("M4V, ours", None)
+    eager, graphs = taken.pop("M4V, ours", None), taken.pop("M4V, ours, CUDA graphs, decoding beside", None)
+    mine = graphs or eager  # graphs are what the product does where nothing else is asked for
     goals = {"attention, as released": 2.4, "attention, compiled, all scores": 1.4, "attention, FlexAttention": 1.3}
     if mine:
-        yield Figure("ours, s", mine)
+        yield from (Figure(f"ours, {kind}, s", s) for kind, s in (("eager", eager), ("graphs", graphs)) if s)
         yield from (Figure(form, seconds / mine, goals.get(form)) for form, seconds in taken.items())
     for row in _measured(found):
         if row.get("kind") == "end to end":
