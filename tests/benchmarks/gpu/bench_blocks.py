@@ -96,8 +96,8 @@ def gate(variant: Variant, case: Case, device: torch.device) -> list[float]:
 def measure(
     bench: Bench, piece: Piece, mode: Mode, backend: str, eager: list[Tensor | None] | None, usual: list[float]
 ) -> Row:
-    """Times of one mode; `eager`: what the same block gives eagerly (a `stand_in` where its own form does not fit), whose
-    `usual` errors the mode may have, too."""
+    """Times of one mode; `eager`: what the same block gives eagerly (a `stand_in` where its own form does not fit),
+    whose `usual` errors the mode may have, too."""
     found = bench.found
     with chosen(piece.choice):
         timed = compiled(piece, backend) if mode.startswith("compiled") else piece
