@@ -10,12 +10,9 @@ more than the kernels' sum is waiting. Last unit of 241 frames at the high stage
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import defaultdict
 from contextlib import ExitStack
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,78 +22,13 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import torch  # noqa: E402
 from block_inputs import Case, Piece, captured  # noqa: E402
 from kernel_choices import Choice, chosen, ours, stock  # noqa: E402
+from kernel_parts import LABEL, kind_of, labelled, module_of  # noqa: E402
 from kernel_times import top_kernels  # noqa: E402
 from speed_clock import Bench, Row, bench_of, graphed, median_ms, options_of  # noqa: E402
-from torch.profiler import ProfilerActivity, profile, record_function  # noqa: E402
-
-from m4v.kernels.selection import TRITON, version_of  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 RUNS = 10
-LABEL = "part: "
-# Kind of kernel, by its name, the first that matches; of the mixer's and of what has no module of its own.
-KINDS = (
-    ("GEMMs", r"::(add)?mm$|gemm|nvjet|cutlass|xmma|cublas|splitK|mm_kernel"),
-    ("convolution", r"conv(?!ert)"),
-    ("attention", r"flash|fmha|sdpa|cudnn|attention|flex"),
-    ("SSD", r"chunk|ssd|state_pass|bmm|scan|cumsum"),
-    ("composition", r"index|gather|scatter|compos|decompos"),
-    ("norms and rotation", r"norm|rotat|rope|head_rows"),
-    ("copies", r"copy|cat|memcpy|memset|fill|convert"),
-    ("reductions", r"reduce"),
-)  # fmt: skip
-# Parts of our own kernels, by the module of `m4v.kernels` that they are in.
-OWN = {
-    "convolution_kernels": "convolution", "composition": "composition", "mixing": "composition", "modulation": "AdaLN",
-    "head_norm": "norms and rotation", "pieces": "temporal branch",
-    "piece_attention": "temporal branch", "column_sums": "reductions",
-    "ssd_forward": "SSD", "ssd_backward": "SSD", "frames_triton": "attention",
-}  # fmt: skip
 COLUMNS = ("kernels", "part", "forward ms", "backward ms", "roofline fwd ms", "times the roofline", "state")
-
-
-@cache
-def own_kernels() -> dict[str, str]:
-    """Kernel -> part of those that are our own; empty without Triton."""
-    if version_of(TRITON) is None:
-        return {}
-    from triton.runtime.jit import KernelInterface
-
-    modules = [(part, f"m4v.kernels.{name}", vars(import_module(f"m4v.kernels.{name}"))) for name, part in OWN.items()]
-    return {
-        name: part for part, home, held in modules for name, kernel in held.items()
-        if isinstance(kernel, KernelInterface) and kernel.__module__ == home
-    }  # fmt: skip
-
-
-def kind_of(kernel: str) -> str:
-    if kernel in own_kernels():
-        return own_kernels()[kernel]
-    return next((kind for kind, pattern in KINDS if re.search(pattern, kernel, re.IGNORECASE)), "elementwise")
-
-
-def labelled(piece: Piece, stack: ExitStack) -> None:
-    """Ranges around the forward of every module of the block."""
-    for name, module in piece.block.named_modules():
-        if name:
-            stack.enter_context(ModuleRange(module, LABEL + name))
-
-
-class ModuleRange:
-    """Hooks that open and close a profiler range around a module's forward."""
-
-    def __init__(self, module: torch.nn.Module, label: str) -> None:
-        self.open: list[Any] = []
-        self.handles = [
-            module.register_forward_pre_hook(lambda *_: self.open.append(record_function(label).__enter__())),
-            module.register_forward_hook(lambda *_: self.open.pop().__exit__(None, None, None)),
-        ]
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
 
 
 def part_of(module: str, kernel: str) -> str:
@@ -113,25 +45,16 @@ def by_part(events: Any, cuda: bool) -> dict[tuple[str, bool], float]:
     forward_module: dict[int, str] = {}
     for event in events:
         if event.sequence_nr >= 0 and not _backward_of(event):
-            forward_module[event.sequence_nr] = _module(event)  # a later one is the operator further in
+            forward_module[event.sequence_nr] = module_of(event)  # a later one is the operator further in
     found: dict[tuple[str, bool], float] = defaultdict(float)
     for event in events:
         kernels = [(k.name, k.duration) for k in event.kernels] if cuda else [(event.name, event.self_cpu_time_total)]
         kernels = [(name, time) for name, time in kernels if not name.startswith(LABEL)]  # a range's shadow on the GPU
         behind = _backward_of(event)
-        module = forward_module.get(behind.sequence_nr, "") if behind is not None else _module(event)
+        module = forward_module.get(behind.sequence_nr, "") if behind is not None else module_of(event)
         for name, microseconds in kernels:
             found[part_of(module, name), behind is not None] += microseconds
     return found
-
-
-def _module(event: Any) -> str:
-    """The innermost labelled module around an event."""
-    while event is not None:
-        if event.name.startswith(LABEL):
-            return str(event.name.removeprefix(LABEL))
-        event = event.cpu_parent
-    return ""
 
 
 def _backward_of(event: Any) -> Any:
@@ -151,7 +74,7 @@ def profiled(bench: Bench, piece: Piece, name: str) -> dict[tuple[str, bool], fl
     for _ in range(3):
         piece.forward_backward()
     with ExitStack() as stack:
-        labelled(piece, stack)
+        labelled(piece.block, stack)
         with profile(activities=activities) as recorded:
             for _ in range(runs):
                 piece.forward_backward()

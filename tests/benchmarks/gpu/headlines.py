@@ -65,6 +65,14 @@ def _blocks(found: Found) -> Iterator[Figure]:
                 yield Figure(label, goal[key]["ratio"], goal[key]["goal"])
 
 
+def _forward(found: Found) -> Iterator[Figure]:
+    """Whole forwards, and what each kind of block takes of them."""
+    for row in found["rows"]:
+        if row["state"] == "measured" and row["blocks"] == "all":
+            meters = f" at {row['MHz']:.0f} MHz, {row['W']:.0f} W" if row.get("MHz") else ""
+            yield Figure(f"{row['form']}, {row['case']}, {row['part']}{meters}, ms", row["ms"])
+
+
 def _budget(found: Found) -> Iterator[Figure]:
     for name, parts in found.get("parts", {}).items():
         for way in ("forward ms", "backward ms"):
@@ -153,7 +161,8 @@ def _host(found: Found) -> Iterator[Figure]:
 
 READERS: dict[str, Callable[[Found], Iterator[Figure]]] = {
     "ssd": _ssd, "composition": _composition, "convolution": _convolution, "attention": _attention,
-    "blocks": _blocks, "budget": _budget, "generation": _generation, "step": _step, "wan_layer": _wan_layer,
+    "blocks": _blocks, "budget": _budget, "forward": _forward, "generation": _generation,
+    "step": _step, "wan_layer": _wan_layer,
     "scaling": _scaling, "reward": _reward, "learning": _learning, "parallel": _parallel, "rehearse": _rehearse,
     "host": _host,
 }  # fmt: skip

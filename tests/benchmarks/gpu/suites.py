@@ -156,6 +156,7 @@ SSD, COMPOSITION = (
     bench("composition", 80, gates=("glue_operators", "recomposition")),
 )
 BUDGET, CONVOLUTION = bench("budget", 150), bench("convolution", 150, gates=("convolution",))
+FORWARD = bench("forward", 120)
 # Each variant of a block is held against float64 before it is timed.
 BLOCKS = bench("blocks", 280, "--cases", "first", gates=("ssd",), least_s=60)
 SUM = bench("generation", 300, "--only-sum", least_s=100)
@@ -175,7 +176,7 @@ SUITES: dict[str, tuple[Job, ...]] = {
         warm("blocks", "module", "--cases", "first", "--only", "Mamba2 module", gib=24),
         warm("blocks", "attention", "--cases", "first", "--only", "attention", gib=12),
         warm("convolution", "all", gib=6),
-        BUDGET, SSD, COMPOSITION, BLOCKS, SUM, LONG, CONVOLUTION, SHORT,
+        BUDGET, SSD, COMPOSITION, BLOCKS, SUM, FORWARD, LONG, CONVOLUTION, SHORT,
     ),
     "second": (
         CORPUS, gate("training", 420, 12), gate("scans", 420, workers=4), gate("monitor"), gate("host"),
@@ -191,7 +192,7 @@ SUITES: dict[str, tuple[Job, ...]] = {
         warm("ssd", "256", "--only", "mamba-ssm 256", gib=5), warm("ssd", "own", "--only", "ours", gib=5),
         warm("blocks", "module", "--cases", "first", "--only", "Mamba2 module", gib=24),
         warm("blocks", "attention", "--cases", "first", "--only", "attention", gib=12),
-        SSD, replace(SUM, most_s=140), COMPOSITION, BLOCKS, BUDGET, CONVOLUTION,
+        FORWARD, SSD, replace(SUM, most_s=140), COMPOSITION, BLOCKS, BUDGET, CONVOLUTION,
     ),
     "more": (
         gate("ssd", gib=34, workers=4), gate("ssd_segments", workers=3), gate("recomposition", workers=3),
