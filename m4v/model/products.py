@@ -27,7 +27,7 @@ def products(x: Tensor, layers: Sequence[Linear], aligned: bool = False) -> tupl
     multiple of `ALIGNED`; not so in torch.compile, which sees to it itself."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         aligned &= not torch.compiler.is_compiling()
-        return tuple(_widened(x, layer) if aligned and _missing(layer.weight) else layer(x) for layer in layers)
+        return tuple((_widened if aligned and _missing(u.weight) else _linear)(x, u) for u in layers)
     parameters = [u for layer in layers for u in (layer.weight, layer.bias)]
     made: tuple[Tensor, ...] = _Products.apply(x, current_tape(), aligned, *parameters)  # type: ignore[no-untyped-call]
     return made
@@ -50,6 +50,24 @@ def _padded(parameter: Tensor) -> Tensor:
 
 def _widened(x: Tensor, layer: Linear) -> Tensor:
     return F.linear(x, _padded(layer.weight), None if layer.bias is None else _padded(layer.bias))
+
+
+def _linear(x: Tensor, layer: Linear) -> Tensor:
+    """`layer(x)`. Samples that do not lie behind one another, such as the image's part of [text, image], would be
+    copied first and their bias added last, each a pass over memory."""
+    if not x.is_cuda or x.is_contiguous() or torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return layer(x)  # type: ignore[no-any-return]
+    if layer.bias is None or torch.is_autocast_enabled(x.device.type) or not x[0].is_contiguous():
+        return layer(x)  # type: ignore[no-any-return]
+    return _sample_by_sample(x, layer)
+
+
+def _sample_by_sample(x: Tensor, layer: Linear) -> Tensor:
+    """`layer(x)` of samples (b, L, D) that lie apart, one product each."""
+    out = x.new_empty((*x.shape[:2], layer.weight.shape[0]))
+    for rows, into in zip(x, out, strict=True):
+        torch.addmm(layer.bias, rows, layer.weight.t(), out=into)
+    return out
 
 
 class _Products(torch.autograd.Function):

@@ -98,3 +98,21 @@ def test_a_product_with_its_activation(rows: int) -> None:
     assert fused.dtype == torch.bfloat16
     assert fused.shape == apart.shape
     assert errors[0] < 1.1 * errors[1] < 1e-2
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="elsewhere there is one form")
+@pytest.mark.parametrize("shape", [(1, 70, 64), (2, 70, 64), (3, 1030, 1920)], ids=str)
+def test_samples_that_lie_apart_are_not_copied(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    layer, rows = Linear(shape[2], 72).to(DEVICE, torch.bfloat16), torch.randn(shape).to(DEVICE, torch.bfloat16)[:, 6:]
+    with torch.no_grad(), poisoned():
+        again = products(rows, [layer])[0]  # with room for cuBLAS, which stays
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        found = products(rows, [layer])[0]
+        taken = torch.cuda.max_memory_allocated() - before
+        wanted = rows.double() @ layer.weight.double().t() + layer.bias.double()
+        assert found.is_contiguous()
+        assert float((found - wanted).norm() / wanted.norm()) < 4e-3
+        assert torch.equal(found, again)
+    assert taken < found.numel() * 2 + rows.numel() * 2  # the result, and no copy of the rows

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from m4v.model.fused import _product_of_parts
 from m4v.model.layers import Linear
-from m4v.model.products import products
+from m4v.model.products import _sample_by_sample, products
 
 
 def layers_of(*widths: int, bias: bool) -> list[Linear]:
@@ -44,3 +44,12 @@ def test_a_product_of_rows_in_two_parts_is_that_of_the_whole_row() -> None:
     with torch.no_grad():
         found = _product_of_parts(mixed, hidden[:, :5], layer)
         torch.testing.assert_close(found, layer(torch.cat([mixed, hidden[:, :5]], dim=-1)))
+
+
+def test_samples_that_lie_apart_have_the_products_of_those_that_do_not() -> None:
+    (layer,) = layers_of(24, bias=True)
+    rows = torch.randn(2, 9, 16, dtype=torch.float64)[:, 2:]
+    with torch.no_grad():
+        found = _sample_by_sample(rows, layer)
+        assert found.is_contiguous()
+        torch.testing.assert_close(found, layer(rows.contiguous()))
