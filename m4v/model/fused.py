@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 
 def fuses(x: Tensor, head_dim: int, context: AttentionContext | MixContext | None) -> bool:
-    """Whether a block with hidden states x runs here; frames shared with other ranks stay with plain torch."""
+    """Whether a block with hidden states x runs here; where frames are shared with other ranks plain torch calls the
+    kernels that it can, of the scan and of the attention between pieces."""
     return (context is None or context.shard is None) and uses_glue(x, head_dim)
 
 

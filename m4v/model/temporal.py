@@ -6,20 +6,26 @@ is one token of the attention, its places and channels together are the vector t
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from m4v.config import ModelConfig
+from m4v.kernels.glue import uses_glue
 from m4v.model.checkpointing import keeping_attention
 from m4v.model.layers import Linear, RMSNorm
 from m4v.model.layout import BatchLayout
-from m4v.model.tables import piece_mask, temporal_table
+from m4v.model.tables import TemporalTable, piece_mask, temporal_table
+from m4v.model.token_runs import PieceTable, piece_table
 
 if TYPE_CHECKING:
     from m4v.parallel.shard import Shard
+
+MOST_CHANNELS = 1 << 16  # of a vector, in torch's memory-efficient attention
 
 
 class TemporalBranch(nn.Module):
@@ -44,21 +50,47 @@ class TemporalBranch(nn.Module):
         v = self.to_v(tokens).unflatten(-1, self.heads)
         if shard is not None:
             q, k, v = shard.temporal.to_heads(q.to(v.dtype), k.to(v.dtype), v)
-        outs, begin, whole = [], 0, table if shard is None else temporal_table(layout, device)
-        for column, pieces, places in zip(layout.columns, whole.pieces, whole.places, strict=True):
+        if uses_glue(v, self.heads[1]):
+            mixed = on_kernels(q, k, v, piece_table(layout, device))
+        else:
+            whole = table if shard is None else temporal_table(layout, device)
+            mixed = self._by_column(q, k, v, layout, whole, device)
+        if shard is not None:
+            mixed = shard.temporal.to_tokens(mixed, self.heads[0])
+        return mixed.index_select(1, table.back) * self.scale
+
+    def _by_column(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, table: TemporalTable, device: str
+    ) -> Tensor:
+        """Attention of (b, T, H, head size), one column after the other, by torch's own kernels."""
+        outs, begin = [], 0
+        for column, pieces, places in zip(layout.columns, table.pieces, table.places, strict=True):
             rows = slice(begin, begin + pieces * places)
             mine_q, mine_k, mine_v = (_by_piece(u[:, rows], pieces) for u in (q, k, v))
             # One score sums over a head's channels at all places, hence the scale.
-            with keeping_attention():
+            with keeping_attention(), kernels_for(mine_q):
                 out = F.scaled_dot_product_attention(
                     mine_q, mine_k, mine_v, attn_mask=piece_mask(column, device), scale=(self.heads[1] * places) ** -0.5
                 )
             outs.append(out.unflatten(-1, (places, -1)).permute(0, 2, 3, 1, 4).flatten(1, 2).flatten(2))
             begin = rows.stop
-        mixed = torch.cat(outs, dim=1)
-        if shard is not None:
-            mixed = shard.temporal.to_tokens(mixed, self.heads[0])
-        return mixed.index_select(1, table.back) * self.scale
+        return torch.cat(outs, dim=1)
+
+
+def on_kernels(q: Tensor, k: Tensor, v: Tensor, table: PieceTable) -> Tensor:
+    """Attention of (b, T, H, head size) between pieces on our own kernels -> (b, T, H head size)."""
+    from m4v.kernels.piece_attention import attend_pieces
+
+    turned = [u.transpose(1, 2) for u in (q.to(v.dtype), k.to(v.dtype), v)]
+    mixed, _ = attend_pieces(*turned, table.seen, table.table, table.pieces, table.places)
+    found: Tensor = mixed.transpose(1, 2).flatten(2)
+    return found
+
+
+def kernels_for(q: Tensor) -> AbstractContextManager[None]:
+    """Which of torch's kernels attend to vectors q. On CUDA its own choice falls on one that has no form for vectors
+    of more than `MOST_CHANNELS`, as those of Wan are, where a piece is a whole frame of thousands of places."""
+    return sdpa_kernel(SDPBackend.MATH) if q.is_cuda and q.shape[-1] > MOST_CHANNELS else nullcontext()
 
 
 def _average(image: Tensor, sources: Tensor) -> Tensor:

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from m4v.devices import upload
+from m4v.kernels.glue import uses_glue
 from m4v.model.checkpointing import keeping_attention
 from m4v.model.layers import Linear
-from m4v.model.layout import BatchLayout, Clip, Column, rotary
+from m4v.model.layout import BatchLayout, Clip, Column, per_layout, rotary
 from m4v.model.mamba import MambaMixer
 from m4v.model.recomposition import Recomposition, recomposition, text_order
 from m4v.model.scan import LAYER_ORDER
 from m4v.model.tables import composition_table, register_types
-from m4v.model.temporal import TemporalBranch
+from m4v.model.temporal import TemporalBranch, kernels_for, on_kernels
+from m4v.model.token_runs import PieceTable
 from m4v.wan.config import WanConfig
 
 if TYPE_CHECKING:
@@ -113,16 +116,30 @@ class WanTemporalBranch(TemporalBranch):
         v = self.to_v(image).unflatten(-1, self.heads)
         if shard is not None:
             q, k, v = shard.video.to_heads(q.to(v.dtype), k.to(v.dtype), v)
-        q, k, v = (_by_frame(u, clip.frames) for u in (q, k, v))
-        # One score sums over a head's channels at all places, hence the scale.
-        scale = (self.heads[1] * places) ** -0.5
-        with keeping_attention():
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=scale)
-        mixed = out.unflatten(-1, (places, -1)).permute(0, 2, 3, 1, 4).flatten(1, 2).flatten(2)
+        if uses_glue(v, self.heads[1]):
+            mixed = on_kernels(q, k, v, frame_table(layout, self.causal, str(image.device)))
+        else:
+            q, k, v = (_by_frame(u, clip.frames) for u in (q, k, v))
+            # One score sums over a head's channels at all places, hence the scale.
+            scale = (self.heads[1] * places) ** -0.5
+            with keeping_attention(), kernels_for(q):
+                out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=scale)
+            mixed = out.unflatten(-1, (places, -1)).permute(0, 2, 3, 1, 4).flatten(1, 2).flatten(2)
         if shard is not None:
             mixed = shard.video.to_tokens(mixed, self.heads[0])
         scaled: Tensor = mixed * self.scale
         return scaled
+
+
+@per_layout(64)
+def frame_table(layout: BatchLayout, causal: bool, device: str) -> PieceTable:
+    """The frames of a clip as the pieces of one column; with `causal` a frame sees itself and those before it."""
+    ((clip,),) = (column.clips for column in layout.columns)
+    seen = torch.ones(clip.frames, clip.frames, dtype=torch.bool)
+    places = clip.height * clip.width
+    table = torch.tensor([[0, clip.frames, places, 0]], dtype=torch.int32)
+    seen = (seen.tril() if causal else seen).flatten()
+    return PieceTable(upload(seen, device), upload(table, device), [clip.frames], [places])
 
 
 def _by_frame(x: Tensor, frames: int) -> Tensor:

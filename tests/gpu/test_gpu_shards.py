@@ -45,7 +45,8 @@ def test_sharded_parameters_give_the_same_steps(tmp_path: Path) -> None:
 
 
 def test_a_shared_forward_is_that_of_one_rank(tmp_path: Path) -> None:
-    """Samples are shared by whole blocks on our kernels; with shared frames only the scan is ours."""
+    """Samples are shared by whole blocks on our kernels; with shared frames the scan and the
+    attention between pieces are."""
     found = gang(tmp_path / "found.json", "shared")
     assert set(found) == {"1", "2"}
     assert max(map(max, found.values())) < LIKE_ONE_RANK

@@ -137,8 +137,9 @@ PAIR = scaling(
     "--beside", "121f zero3 x1", "121f zero2 x1", "241f zero3 x1", "57f zero3 x1", tiny=("2", "zero3 x2"),
 )  # fmt: skip
 PARALLEL = Job(
-    "parallel", ("tests/benchmarks/gpu/bench_parallel.py", "--limit-s", "{left}", "--json", "{out}"), 400, 60, gpus=-1
-)
+    "parallel", ("tests/benchmarks/gpu/bench_parallel.py", "--limit-s", "{left}", "--json", "{out}"), 400, 60,
+    ("test_temporal",), gpus=-1,
+)  # fmt: skip
 REHEARSE = Job(
     "rehearse",
     ("tests/benchmarks/gpu/bench_rehearse.py", "--limit-s", "{left}", "--folder", "{fast}/rehearse",
@@ -164,7 +165,7 @@ LONG, SHORT = (bench("step", 240, "--frames", n, part=f"_{n}", least_s=60) for n
 GRAPHS, RELEASED = (
     end("_graphs", "M4V, ours, CUDA graphs, decoding beside", 240), end("_released", "attention, as released", 380)
 )  # fmt: skip
-WAN = bench("wan_layer", 560, least_s=120)
+WAN, TEMPORAL = bench("wan_layer", 560, gates=("temporal",), least_s=120), gate("temporal")
 SUITES: dict[str, tuple[Job, ...]] = {
     # The longest and those that others wait for come first; SUM and LONG wait for no gate, so a second GPU has them.
     "first": (
@@ -181,9 +182,9 @@ SUITES: dict[str, tuple[Job, ...]] = {
     "second": (
         CORPUS, gate("training", 420, 12), gate("scans", 420, workers=4), gate("monitor"), gate("host"),
         gate("sampling"), gate("deterministic", 300, workers=3), CHECKPOINTING,
-        learning("mm_dim", "attention"), learning("attention", "mm_dim"), REHEARSE, WAN, GRAPHS,
+        learning("mm_dim", "attention"), learning("attention", "mm_dim"), REHEARSE, TEMPORAL, WAN, GRAPHS,
     ),
-    "third": (PAIR, WAN, GRAPHS, RELEASED),
+    "third": (PAIR, TEMPORAL, WAN, GRAPHS, RELEASED),
     # What a change of scan, glue and convolution wants again on one GPU, beside `learning` on another.
     "fourth": (
         gate("ssd", gib=34, workers=4), gate("ssd_segments", workers=3), gate("recomposition", workers=3),
@@ -216,11 +217,11 @@ SUITES: dict[str, tuple[Job, ...]] = {
         gate("shards", gpus=2),
     ),
     "reward": (gate("scores", 150), reward("reward"), reward("reward_of_8", "--ranks", "8")),
-    "wan": (WAN,),
+    "wan": (TEMPORAL, WAN),
     "learning": (CORPUS, learning("mm_dim", "attention"), learning("attention", "mm_dim")),
     "scaling": (SCALING,),
     "rehearse": (REHEARSE,),
-    "parallel": (PARALLEL,),
+    "parallel": (TEMPORAL, PARALLEL),
 }  # fmt: skip
 
 
