@@ -34,8 +34,8 @@ def gpu_seconds(
 
 
 def _gathers_s(model: AnyModel, engine: EngineConfig, ranks: int) -> float:
-    """Of a pack, where ZeRO-3 gathers weights for each pass over it."""
-    if engine.zero_stage != 3 or engine.keeps_whole(total_parameters(model)):
+    """Of a pack, where DeepSpeed's ZeRO-3 gathers weights for each pass over it."""
+    if engine.backend != "deepspeed" or engine.zero_stage != 3 or engine.keeps_whole(total_parameters(model)):
         return 0.0
     return HOOKS_S if ranks == 1 else GATHERS_S
 
