@@ -6,6 +6,7 @@ is one token of the attention, its places and channels together are the vector t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ class TemporalBranch(nn.Module):
         if shard is not None:
             q, k, v = shard.temporal.to_heads(q.to(v.dtype), k.to(v.dtype), v)
         if uses_glue(v, self.heads[1]):
-            mixed = on_kernels(q, k, v, piece_table(layout, device))
+            mixed = between_pieces([u.to(v.dtype).transpose(1, 2) for u in (q, k, v)], piece_table(layout, device))
         else:
             whole = table if shard is None else temporal_table(layout, device)
             mixed = self._by_column(q, k, v, layout, whole, device)
@@ -77,12 +78,11 @@ class TemporalBranch(nn.Module):
         return torch.cat(outs, dim=1)
 
 
-def on_kernels(q: Tensor, k: Tensor, v: Tensor, table: PieceTable) -> Tensor:
-    """Attention of (b, T, H, head size) between pieces on our own kernels -> (b, T, H head size)."""
+def between_pieces(heads: Sequence[Tensor], table: PieceTable) -> Tensor:
+    """Attention of q, k, v (b, H, T, head size) between pieces on our own kernels -> (b, T, H head size)."""
     from m4v.kernels.piece_attention import attend_pieces
 
-    turned = [u.transpose(1, 2) for u in (q.to(v.dtype), k.to(v.dtype), v)]
-    mixed, _ = attend_pieces(*turned, table.seen, table.table, table.pieces, table.places)
+    mixed, _ = attend_pieces(*heads, table.seen, table.table, table.pieces, table.places)
     found: Tensor = mixed.transpose(1, 2).flatten(2)
     return found
 

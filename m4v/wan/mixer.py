@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from m4v.devices import upload
 from m4v.kernels.glue import uses_glue
 from m4v.model.checkpointing import keeping_attention
-from m4v.model.layers import Linear
+from m4v.model.layers import NORM_EPS, Linear
 from m4v.model.layout import BatchLayout, Clip, Column, per_layout, rotary
 from m4v.model.mamba import MambaMixer
 from m4v.model.recomposition import Recomposition, recomposition, text_order
 from m4v.model.scan import LAYER_ORDER
 from m4v.model.tables import composition_table, register_types
-from m4v.model.temporal import TemporalBranch, kernels_for, on_kernels
+from m4v.model.temporal import TemporalBranch, between_pieces, kernels_for
 from m4v.model.token_runs import PieceTable
 from m4v.wan.config import WanConfig
 
@@ -110,25 +110,41 @@ class WanTemporalBranch(TemporalBranch):
         """Modulated video tokens (b, tokens, D) -> what is added to them, the same shape. With a shard of the layout
         they are its own, and it attends over all of them with some of the heads."""
         ((clip,),) = (column.clips for column in layout.columns)
-        places = clip.height * clip.width
-        q = self.norm_q(self.to_q(image).unflatten(-1, self.heads))
-        k = self.norm_k(self.to_k(image).unflatten(-1, self.heads))
-        v = self.to_v(image).unflatten(-1, self.heads)
-        if shard is not None:
-            q, k, v = shard.video.to_heads(q.to(v.dtype), k.to(v.dtype), v)
+        q, k, v = (layer(image) for layer in (self.to_q, self.to_k, self.to_v))
         if uses_glue(v, self.heads[1]):
-            mixed = on_kernels(q, k, v, frame_table(layout, self.causal, str(image.device)))
+            mixed = self._on_kernels(q, k, v, frame_table(layout, self.causal, str(image.device)), shard)
         else:
-            q, k, v = (_by_frame(u, clip.frames) for u in (q, k, v))
-            # One score sums over a head's channels at all places, hence the scale.
-            scale = (self.heads[1] * places) ** -0.5
-            with keeping_attention(), kernels_for(q):
-                out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=scale)
-            mixed = out.unflatten(-1, (places, -1)).permute(0, 2, 3, 1, 4).flatten(1, 2).flatten(2)
+            mixed = self._on_torch(*self._normed(q, k, v, shard), clip)
         if shard is not None:
             mixed = shard.video.to_tokens(mixed, self.heads[0])
         scaled: Tensor = mixed * self.scale
         return scaled
+
+    def _normed(self, q: Tensor, k: Tensor, v: Tensor, shard: Shard | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (b, tokens, D) as heads (b, tokens, H, head size), of all tokens where they are shared."""
+        q, k, v = (u.unflatten(-1, self.heads) for u in (q, k, v))
+        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        return (q, k, v) if shard is None else tuple(shard.video.to_heads(q, k, v))  # type: ignore[return-value]
+
+    def _on_kernels(self, q: Tensor, k: Tensor, v: Tensor, table: PieceTable, shard: Shard | None) -> Tensor:
+        """Rows (b, tokens, D), mixed. Where all are here, one kernel norms them and puts the heads outermost."""
+        from m4v.kernels.head_norm import norm_heads
+
+        if shard is not None:
+            turned = [u.transpose(1, 2) for u in self._normed(q, k, v, shard)]
+        else:
+            turned = norm_heads(q, k, v, [], [self.norm_q.weight, self.norm_k.weight], None, True, NORM_EPS)
+        return between_pieces(turned, table)
+
+    def _on_torch(self, q: Tensor, k: Tensor, v: Tensor, clip: Clip) -> Tensor:
+        """Heads (b, tokens, H, head size), mixed, by torch's own kernels."""
+        places = clip.height * clip.width
+        q, k, v = (_by_frame(u, clip.frames) for u in (q, k, v))
+        # One score sums over a head's channels at all places, hence the scale.
+        with keeping_attention(), kernels_for(q):
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=(self.heads[1] * places) ** -0.5)
+        mixed: Tensor = out.unflatten(-1, (places, -1)).permute(0, 2, 3, 1, 4).flatten(1, 2).flatten(2)
+        return mixed
 
 
 @per_layout(64)

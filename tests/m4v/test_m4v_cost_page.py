@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
 
-from cost_page import MISSING, block_rows, figure, generation_rows, read, step_rows
+from cost_page import MISSING, block_rows, figure, forward_rows, generation_rows, read, step_rows
 
 FACTS = {"device": "a GPU", "torch": "2", "commit": "c", "date": "d"}
 
@@ -21,6 +21,7 @@ def written(folder: Path, name: str, rows: list[dict[str, object]], facts: dict[
 
 def test_nothing_measured_says_so() -> None:
     assert block_rows({}) == [[MISSING] * 7]
+    assert forward_rows({}) == [[MISSING] * 5]
     assert all(cell == MISSING for row in step_rows({}) for cell in row[3:])
     for row in generation_rows({}):
         assert [row[2], row[5]] in (["296", "812"], ["226", "613"])  # the paper's own
@@ -37,6 +38,13 @@ def test_figures_come_from_measured_rows_alone(tmp_path: Path) -> None:
     assert by_form["M4V, ours"][3:8] == [MISSING, MISSING, "613", "70.0", MISSING]
     assert by_form["M4V, auto"][6] == MISSING
     assert figure(found, "generation", {"form": "M4V, ours"}, "peak GiB") == MISSING
+
+
+def test_forwards_stand_by_latent_frame_and_stage() -> None:
+    held = {"M4V, ours": {"units": [1, 4, 16], "ms": [[1.0, 2.0, 3.0], [0.0, 0.0, 0.0], [40.26, 50.0, 60.0]]}}
+    (row,) = forward_rows({"generation": {"forwards": held}})
+    nothing = " / ".join([MISSING] * 3)
+    assert row == ["M4V, ours", "1.0 / 2.0 / 3.0", nothing, "40.3 / 50.0 / 60.0", nothing]
 
 
 def test_files_of_two_devices_are_not_joined(tmp_path: Path) -> None:

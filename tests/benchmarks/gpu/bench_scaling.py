@@ -45,7 +45,7 @@ from scaling_runs import GIB, Case, CaseFailed, Place, Run, figures, stall  # no
 
 from pipelines.processes import become_subreaper  # noqa: E402
 
-SAVING = Case(121, 4, 3, save_every=12, saves=2)
+SAVING = Case(121, 4, 3, save_every=16, saves=2)  # the first behind the counted steps
 # Alone on the machine, one after the other; then those of one GPU side by side; then FSDP2's, alone again.
 ALONE = (SAVING, Case(121, 1, 3), Case(121, 2, 3), Case(121, 4, 2), Case(121, 1, 2))
 BESIDE = (Case(57, 1, 3), Case(241, 1, 3), Case(121, 1, 3, deterministic=True), Case(121, 1, 3))

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 MISSING = "not measured"
 FRAMES = (121, 241)
+UNITS = (1, 10, 16, 31)  # latent frames: an image, 73, 121 and 241 frames
 SHOWN = ("blocks", "generation", "step")
 
 
@@ -105,6 +106,17 @@ def generation_rows(found: Found) -> list[list[str]]:
     return rows
 
 
+def forward_rows(found: Found) -> list[list[str]]:
+    """Milliseconds of both samples' forward by latent frame and stage, for the forms that were timed."""
+    rows = []
+    timed = found.get("generation", {}).get("forwards", {})
+    for form, held in timed.items():
+        by_unit = dict(zip(held["units"], held["ms"], strict=True))
+        cells = [[f"{ms:.1f}" for ms in by_unit.get(unit, ())] or [MISSING] * 3 for unit in UNITS]
+        rows.append([form, *(" / ".join(each) for each in cells)])
+    return rows or [[MISSING] * (1 + len(UNITS))]
+
+
 def block_rows(found: Found) -> list[list[str]]:
     rows = []
     for row in found.get("blocks", {}).get("rows", []):
@@ -150,6 +162,10 @@ def page(found: Found) -> str:
               "Seconds. The paper's are of one A100; ours of the device above. *Summed* adds up the transformer's "
               "forwards by the sampler's steps; *end to end* is a real run with text encoding and VAE.", "",
               *table(("model", "form", *heads, "peak GiB, 241"), generation_rows(found)),
+              "## A guided forward by latent frame and stage", "",
+              "Milliseconds at the low / middle / high stage, both samples of guidance. Small forwards are where the "
+              "host's launches count, which CUDA graphs replace.", "",
+              *table(("form", *("an image" if n == 1 else f"{8 * n - 7} frames" for n in UNITS)), forward_rows(found)),
               "## One single-stream block", "",
               *table(("case", "tokens", "block", "mode", "fwd ms", "fwd+bwd ms", "step MiB"), block_rows(found)),
               "## A training step", "",

@@ -46,7 +46,7 @@ class Case:
     ranks: int
     zero: int
     deterministic: bool = False
-    warm: int = 3
+    warm: int = 8  # a whole cycle: what a layout needs once is made in it
     steps: int = 8
     save_every: int = 0
     saves: int = 0
