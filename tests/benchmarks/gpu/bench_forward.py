@@ -1,12 +1,12 @@
-"""Where a guided forward of the whole model goes, without gradients: kernels by blocks and part, beside the clock.
+"""Where a guided forward of the whole model goes, without gradients: kernels by kind, groups of blocks, the GPU's clock.
 
     python tests/benchmarks/gpu/bench_forward.py --out forward.json       (--tiny: a rehearsal on the CPU)
 
-torch.profiler's kernels of an eager forward of both samples of guidance, each counted to the dual-stream blocks, the
-single-stream blocks or what lies around them, and there to its kind. `eager` and `graph` are medians with a pause of
-the host's making before each call; `sustained` is a graph replayed for some seconds without one, as sampling does,
-with the median clock of the multiprocessors and the median power meanwhile: a GPU at its limit of power lowers its
-clock, so a kernel that saves time may save less of it there.
+torch.profiler's kernels of an eager forward of both samples of guidance, by kind, which their names tell. What the
+dual-stream blocks, the single-stream blocks and the rest take is read from a clock of the GPU between them. `eager` and
+`graph` are medians with a pause of the host's making before each call; `sustained` is a graph replayed for some seconds
+without one, as sampling does, with the median clock of the multiprocessors and the median power meanwhile: a GPU at its
+limit of power lowers its clock, so a kernel that saves time may save less of it there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ from bench_generation import guided_inputs, velocity  # noqa: E402
 from block_inputs import STAGES  # noqa: E402
 from generation_parts import COMPILED, OURS, Form, formed, forms, model_of  # noqa: E402
 from kernel_choices import chosen  # noqa: E402
-from kernel_parts import LABEL, kind_of, labelled, module_of  # noqa: E402
-from kernel_times import top_kernels  # noqa: E402
+from kernel_parts import kind_of  # noqa: E402
+from kernel_times import on_gpu, top_kernels  # noqa: E402
 from speed_clock import Bench, Row, bench_of, graphed, median_ms, options_of, synchronize  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
@@ -38,49 +37,78 @@ from m4v.model import M4VTransformer  # noqa: E402
 
 RUNS = 3
 SUSTAINED_S = 3.0
-GROUPS = {"transformer_blocks": "dual-stream", "single_transformer_blocks": "single-stream"}
+GROUPS = {"dual-stream": "transformer_blocks", "single-stream": "single_transformer_blocks"}
 COLUMNS = ("form", "case", "blocks", "part", "ms", "share", "state")
 CASES = ((241, 2), (241, 1), (241, 0), (121, 2))
+Mark = Callable[[], Any]
 
 
-def place_of(module: str) -> tuple[str, str]:
-    """Group of blocks of a labelled module, and its name inside its block."""
-    first, _, rest = module.partition(".")
-    return (GROUPS[first], rest.partition(".")[2]) if first in GROUPS else ("around", module)
-
-
-def by_place(events: Any, cuda: bool) -> dict[tuple[str, str], float]:
-    """(blocks, part) -> microseconds of kernels, or of operators on the CPU."""
-    found: dict[tuple[str, str], float] = defaultdict(float)
+def by_kind(events: Any, cuda: bool) -> dict[str, float]:
+    """Kind -> microseconds of kernels, or of operators on the CPU."""
+    found: dict[str, float] = defaultdict(float)
     for event in events:
-        timed = [(k.name, k.duration) for k in event.kernels] if cuda else [(event.name, event.self_cpu_time_total)]
-        for name, microseconds in timed:
-            if name.startswith(LABEL):  # a range's shadow on the GPU
-                continue
-            blocks, inside = place_of(module_of(event))
-            part = "temporal branch" if inside.startswith("temporal") else kind_of(name)
-            if "context" in inside or inside.startswith(("attn.add_", "attn.to_add")):
-                part = f"text: {part}"
-            found[blocks, part] += microseconds
+        if on_gpu(event) or not cuda:
+            taken = event.time_range.elapsed_us() if cuda else event.self_cpu_time_total
+            found[kind_of(event.name)] += taken
     return found
 
 
-def profiled(
-    bench: Bench, label: str, model: M4VTransformer, call: Callable[[], object]
-) -> dict[tuple[str, str], float]:
-    """Milliseconds of one forward by place, a mean of some; the bench keeps kernels by name."""
+def profiled(bench: Bench, label: str, call: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds of one forward by kind, a mean of some; the bench keeps kernels by name."""
     cuda = bench.device.type == "cuda"
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
     runs = RUNS if cuda else 1
-    with ExitStack() as stack:
-        labelled(model, stack)
-        with profile(activities=activities) as recorded:
-            for _ in range(runs):
-                call()
-            synchronize(bench.device)
+    with profile(activities=activities) as recorded:
+        for _ in range(runs):
+            call()
+        synchronize(bench.device)
     events = recorded.events()
     bench.extra.setdefault("kernels top", {})[label] = top_kernels(events, cuda, runs)
-    return {key: value / runs / 1e3 for key, value in by_place(events, cuda).items()}
+    return {kind: value / runs / 1e3 for kind, value in by_kind(events, cuda).items()}
+
+
+class Clock:
+    """Marks in the GPU's stream, or of the host's clock where there is none."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.marks = device, dict[str, Any]()
+
+    def mark(self, name: str) -> Mark:
+        def made(*_: object) -> None:
+            if self.device.type == "cuda":
+                self.marks[name] = torch.cuda.Event(enable_timing=True)
+                self.marks[name].record()
+            else:
+                self.marks[name] = time.perf_counter()
+
+        return made
+
+    def between(self, first: str, last: str) -> float:
+        """Milliseconds."""
+        synchronize(self.device)
+        one, other = self.marks[first], self.marks[last]
+        return float(one.elapsed_time(other) if self.device.type == "cuda" else 1e3 * (other - one))
+
+
+def by_blocks(bench: Bench, model: M4VTransformer, call: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds of one forward in each group of blocks and around them, medians."""
+    clock, found = Clock(bench.device), defaultdict[str, list[float]](list)
+    handles = []
+    for group, name in GROUPS.items():
+        blocks = getattr(model, name)
+        handles.append(blocks[0].register_forward_pre_hook(clock.mark(f"{group} begin")))
+        handles.append(blocks[-1].register_forward_hook(clock.mark(f"{group} end")))
+    for _ in range(RUNS):
+        clock.mark("begin")()
+        call()
+        clock.mark("end")()
+        spans = {group: clock.between(f"{group} begin", f"{group} end") for group in GROUPS}
+        spans["around"] = clock.between("begin", "end") - sum(spans.values())
+        for group, ms in spans.items():
+            found[group].append(ms)
+    for handle in handles:
+        handle.remove()
+    return {group: statistics.median(values) for group, values in found.items()}
 
 
 def sustained(bench: Bench, call: Callable[[], object]) -> Row:
@@ -130,16 +158,17 @@ def measure(bench: Bench, form: Form, model: M4VTransformer, frames: int, stage:
 
         for _ in range(2):
             call()
-        found: dict[tuple[str, str], float] = {}
+        found: dict[str, float] = {}
 
         def kernels() -> Row:
-            found.update(profiled(bench, f"{form.name}, {about['case']}", model, call))
+            found.update(profiled(bench, f"{form.name}, {about['case']}", call))
             return {"ms": sum(found.values())}
 
         whole = bench.case(about | {"part": "kernels"}, kernels)
-        for (blocks, part), ms in sorted(found.items(), key=lambda item: -item[1]):
-            share = ms / whole["ms"]
-            bench.rows.append(about | {"blocks": blocks, "part": part, "ms": ms, "share": share, "state": "measured"})
+        for kind, ms in sorted(found.items(), key=lambda item: -item[1]):
+            bench.rows.append(about | {"part": kind, "ms": ms, "share": ms / whole["ms"], "state": "measured"})
+        for group, ms in by_blocks(bench, model, call).items():
+            bench.rows.append(about | {"blocks": group, "part": "eager", "ms": ms, "state": "measured"})
         walls(bench, about, call)
 
 

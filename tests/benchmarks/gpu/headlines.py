@@ -68,9 +68,10 @@ def _blocks(found: Found) -> Iterator[Figure]:
 def _forward(found: Found) -> Iterator[Figure]:
     """Whole forwards, and what each kind of block takes of them."""
     for row in found["rows"]:
-        if row["state"] == "measured" and row["blocks"] == "all":
+        if row["state"] == "measured" and row["part"] in ("kernels", "eager", "graph", "sustained"):
             meters = f" at {row['MHz']:.0f} MHz, {row['W']:.0f} W" if row.get("MHz") else ""
-            yield Figure(f"{row['form']}, {row['case']}, {row['part']}{meters}, ms", row["ms"])
+            blocks = "" if row["blocks"] == "all" else f"{row['blocks']}, "
+            yield Figure(f"{row['form']}, {row['case']}, {blocks}{row['part']}{meters}, ms", row["ms"])
 
 
 def _budget(found: Found) -> Iterator[Figure]:
