@@ -1,4 +1,4 @@
-"""Where a guided forward of the whole model goes, without gradients: kernels by kind, groups of blocks, the GPU's clock.
+"""Where a guided forward of the whole model goes, without gradients: kernels by kind, blocks, the GPU's clock.
 
     python tests/benchmarks/gpu/bench_forward.py --out forward.json       (--tiny: a rehearsal on the CPU)
 
