@@ -19,7 +19,7 @@ from m4v.kernels.glue import uses_glue
 from m4v.model.checkpointing import current_tape
 from m4v.model.layers import NORM_EPS, FeedForward, Linear, Modulation
 from m4v.model.layout import BatchLayout
-from m4v.model.products import product, products
+from m4v.model.products import keeps_nothing, product, products
 from m4v.model.token_runs import (
     PieceLists,
     TokenRuns,
@@ -68,17 +68,10 @@ def _fed(ff: FeedForward, x: Tensor) -> Tensor:
 
 def _activated(x: Tensor, layer: Linear) -> Tensor:
     """GELU of `layer(x)`, which on CUDA is a part of the product where nobody needs what lies between."""
-    if not (x.is_cuda and _unwatched(x, layer)):
+    if not (x.is_cuda and keeps_nothing(x, layer)):
         return F.gelu(product(x, layer), approximate="tanh")
     rows = torch._addmm_activation(layer.bias, x.flatten(0, 1), layer.weight.t(), use_gelu=True)
     return rows.view(*x.shape[:2], rows.shape[1])
-
-
-def _unwatched(x: Tensor, layer: Linear) -> bool:
-    """Whether neither gradients nor a compiler need what lies between operations, and `layer` has the type of x."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    return x.dtype == layer.weight.dtype and not torch.is_autocast_enabled(x.device.type)
 
 
 def _product_of_parts(mixed: Tensor, hidden: Tensor, layer: Linear) -> Tensor:
@@ -110,7 +103,7 @@ def single_block(
     other = y = z = temporal = lists = tables = None
     if block.attn is not None and attention is not None:
         other = block.attn(inner[:, :tokens], attention)
-    apart = _unwatched(inner, block.proj_mlp)
+    apart = keeps_nothing(inner, block.proj_mlp)
     late = [] if apart else [block.proj_mlp]
     if mamba is not None and mix is not None:
         tables = mix.tables[block.number % len(mix.tables)]

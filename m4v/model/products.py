@@ -52,14 +52,20 @@ def _widened(x: Tensor, layer: Linear) -> Tensor:
     return F.linear(x, _padded(layer.weight), None if layer.bias is None else _padded(layer.bias))
 
 
+def keeps_nothing(x: Tensor, layer: Linear) -> bool:
+    """Whether neither gradients nor a compiler need what lies between operations, and `layer` has the type of x."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return x.dtype == layer.weight.dtype and not torch.is_autocast_enabled(x.device.type)
+
+
 def _linear(x: Tensor, layer: Linear) -> Tensor:
     """`layer(x)`. Samples that do not lie behind one another, such as the image's part of [text, image], would be
     copied first and their bias added last, each a pass over memory."""
-    if not x.is_cuda or x.is_contiguous() or torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return layer(x)  # type: ignore[no-any-return]
-    if layer.bias is None or torch.is_autocast_enabled(x.device.type) or not x[0].is_contiguous():
-        return layer(x)  # type: ignore[no-any-return]
-    return _sample_by_sample(x, layer)
+    apart = x.is_cuda and not x.is_contiguous() and x[0].is_contiguous()
+    if apart and layer.bias is not None and keeps_nothing(x, layer):
+        return _sample_by_sample(x, layer)
+    return layer(x)  # type: ignore[no-any-return]
 
 
 def _sample_by_sample(x: Tensor, layer: Linear) -> Tensor:

@@ -124,7 +124,9 @@ class WanTemporalBranch(TemporalBranch):
         """Rows (b, tokens, D) as heads (b, tokens, H, head size), of all tokens where they are shared."""
         q, k, v = (u.unflatten(-1, self.heads) for u in (q, k, v))
         q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
-        return (q, k, v) if shard is None else tuple(shard.video.to_heads(q, k, v))  # type: ignore[return-value]
+        if shard is not None:
+            q, k, v = shard.video.to_heads(q, k, v)
+        return q, k, v
 
     def _on_kernels(self, q: Tensor, k: Tensor, v: Tensor, table: PieceTable, shard: Shard | None) -> Tensor:
         """Rows (b, tokens, D), mixed. Where all are here, one kernel norms them and puts the heads outermost."""
