@@ -29,7 +29,7 @@ OWN_CONVOLUTION = "m4v-convolution 3"  # `convolution`; a new number whenever it
 OWN_SCAN = "m4v-triton 3"  # `ssd_operators`; a new number whenever its bits change, since stage keys hold it
 # What `auto` means where Triton is there: they have passed their tests on a GPU and are faster than mamba-ssm's (H200).
 OWN_SCAN_BY_DEFAULT = True
-OWN_GLUE = "m4v-glue 5"  # the kernels of `m4v.model.fused`; a new number whenever their or its products' bits change
+OWN_GLUE = "m4v-glue 6"  # the kernels of `m4v.model.fused`; a new number whenever their or its products' bits change
 # The same where M4V_KERNELS is not `torch`: at 15,488 tokens composition is 17 times as fast as index, cat and slice
 # (H200, forward).
 OWN_GLUE_BY_DEFAULT = True

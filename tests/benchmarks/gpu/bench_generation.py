@@ -164,7 +164,7 @@ def end_to_end(bench: Bench, form: Form, model: M4VTransformer, parts: dict[str,
 
 def run(bench: Bench, options: argparse.Namespace) -> None:
     parts: dict[str, Any] = {}
-    lengths = (17,) if options.tiny else LENGTHS
+    lengths = (17,) if options.tiny else tuple(sorted(options.frames))
     whole = [form for form in forms() if form.name == options.only]
     for number, form in enumerate(whole or [form for form in forms() if (options.only or "") in form.name]):
         held: dict[str, Any] = {}
@@ -235,6 +235,7 @@ def main() -> None:
     parser = options_of(__doc__, 540)
     parser.add_argument("--every", type=int, default=6, help="latent frames from one that is timed to the next")
     parser.add_argument("--only", help="the form of this name, else those whose name holds it")
+    parser.add_argument("--frames", type=int, nargs="+", choices=LENGTHS, default=LENGTHS)
     parser.add_argument("--all-ends", action="store_true", help="a real run of every form, not of ours alone")
     parser.add_argument("--only-sum", "--sum", action="store_true", help="no real run")
     parser.add_argument("--only-end", action="store_true", help="no sums")
