@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
 
-from cost_page import MISSING, block_rows, figure, forward_rows, generation_rows, read, step_rows
+from cost_page import MISSING, block_rows, figure, forward_rows, generation_rows, page, read, step_rows
 
 FACTS = {"device": "a GPU", "torch": "2", "commit": "c", "date": "d"}
 
@@ -45,6 +45,13 @@ def test_forwards_stand_by_latent_frame_and_stage() -> None:
     (row,) = forward_rows({"generation": {"forwards": held}})
     nothing = " / ".join([MISSING] * 3)
     assert row == ["M4V, ours", "1.0 / 2.0 / 3.0", nothing, "40.3 / 50.0 / 60.0", nothing]
+
+
+def test_rows_of_another_commit_are_named(tmp_path: Path) -> None:
+    later = FACTS | {"commit": "e", "date": "f"}
+    files = [written(tmp_path, "generation", [], facts) for facts in (FACTS, later, later)]
+    assert "- generation: a GPU, torch 2, commit c, d; what that run lacks: commit e, f\n" in page(read(files))
+    assert "- generation: a GPU, torch 2, commit c, d\n" in page(read(files[:1]))
 
 
 def test_files_of_two_devices_are_not_joined(tmp_path: Path) -> None:

@@ -56,7 +56,13 @@ def read(paths: Iterable[Path]) -> Found:
             if known["facts"]["device"] != held["facts"]["device"]:
                 raise SystemExit(f"{path}: {held['benchmark']} was measured on another device before")
             known["rows"] += held["rows"]
+            if (other := _taken_at(held)) != _taken_at(known) and other not in known.setdefault("joined", []):
+                known["joined"].append(other)
     return found
+
+
+def _taken_at(held: dict[str, Any]) -> str:
+    return f"commit {held['facts']['commit']}, {held['facts']['date']}"
 
 
 def _benchmarks(held: dict[str, Any]) -> list[dict[str, Any]]:
@@ -138,19 +144,22 @@ def step_rows(found: Found) -> list[list[str]]:
     return rows
 
 
+def _origin(name: str, held: dict[str, Any]) -> str:
+    """The page's line on where a benchmark's figures come from."""
+    facts = held["facts"]
+    said = f"- {name}: {facts['device']}, torch {facts['torch']}, {_taken_at(held)}"
+    if "kernels" in facts:
+        said += f"; *auto* then meant {', '.join(f'{k} {v}' for k, v in facts['kernels'].items())}"
+    if "joined" in held:
+        said += f"; what that run lacks: {'; '.join(held['joined'])}"
+    return said
+
+
 def page(found: Found) -> str:
     lines = ["# FLOPs, time and memory against the paper's own table", ""]
-    taken = {name: held["facts"] for name, held in found.items() if name in SHOWN}
+    taken = {name: held for name, held in found.items() if name in SHOWN}
     if taken:
-        lines += [
-            f"- {name}: {f['device']}, torch {f['torch']}, commit {f['commit']}, {f['date']}"
-            + (
-                f"; *auto* then meant {', '.join(f'{k} {v}' for k, v in f['kernels'].items())}"
-                if "kernels" in f
-                else ""
-            )
-            for name, f in taken.items()
-        ]
+        lines += [_origin(name, held) for name, held in taken.items()]
     else:
         lines += ["No benchmark's file was given: every time and every amount of memory is `not measured`."]
     heads = [f"{f} frames: {w}" for f in FRAMES for w in ("paper, A100", "summed", "end to end")]
