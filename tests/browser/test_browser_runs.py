@@ -110,7 +110,7 @@ def test_a_visitor_clicks_from_the_list_to_a_file(browser: Browser, served: Serv
     assert page.locator(".chart .readout").first.inner_text().startswith("step ")
     page.click(f"a[href='/artifacts/{served.home.artifact('train.57f')}']")
     page.click("a[href*='/files/metrics.jsonl']")
-    assert '"grad_norm"' in page.content()
+    page.locator("body", has_text='"grad_norm"').wait_for()  # the file's address is there before its text
     visit.close()
 
 
