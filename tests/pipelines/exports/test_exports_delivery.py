@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m4v.core.errors import ExitClass, InfrastructureError, InputError, M4VError
+from pipelines.exports import delivery
 from pipelines.exports.config import MAX_TIMEOUT_S, OpenLineageFile, OpenLineageHttp
 from pipelines.exports.courier import Courier
 from pipelines.exports.delivery import Backoff, Delivered, deliver
@@ -168,7 +170,10 @@ def _killed_while(ledger_url: str, call: Callable[[Ledger], object]) -> int:
 
 
 @pytest.mark.parametrize("events", [1, 4, 9])
-def test_kill_between_delivery_and_confirmation_repeats_the_same_events(workspace: Workspace, events: int) -> None:
+def test_kill_between_delivery_and_confirmation_repeats_the_same_events(
+    workspace: Workspace, events: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "CONFIRM_EVERY_S", math.inf)  # however long the machine takes over its events
     with Ledger.open(workspace.ledger_url) as ledger:
         small_history(ledger)
     config = OpenLineageFile(name="file", kind="openlineage-file")
