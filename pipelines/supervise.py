@@ -36,7 +36,8 @@ TICK_S = 0.2
 RECORD_S = 1.0
 FENCE_S = 2.0
 ENDED = "ended"  # in the directory of a node: the exit code of its command
-_WAKE = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_ASK = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_CHILD = {signal.SIGCHLD}
 
 
 class Supervisor:
@@ -66,16 +67,18 @@ class Supervisor:
         if os.getppid() != self._parent:
             return 128 + signal.SIGKILL  # the parent died before there was anything to drain
         become_subreaper()
-        # Blocked signals are read in one place, by sigtimedwait: no handler can race with the loop.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAKE)
+        # Signals are blocked and looked at in one place: no handler can race with the loop.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASK | _CHILD)
         self._child = self._start(before)
         stop_at: float | None = None
         while True:
-            caught = signal.sigtimedwait(_WAKE, TICK_S)
+            # Its answer is not to be read: after a suspension (SIGSTOP, a frozen cgroup) CPython gives memory that
+            # nobody wrote to as the signal. Those that ask for an end stay pending instead.
+            signal.sigtimedwait(_CHILD, TICK_S)
             self._reap()
             if self._status is not None:
                 break
-            asked = caught is not None and caught.si_signo != signal.SIGCHLD
+            asked = bool(signal.sigpending() & _ASK)
             if stop_at is None and (asked or os.getppid() != self._parent):
                 stop_at = time.monotonic() + self._grace_s
                 self._drain()

@@ -104,6 +104,22 @@ def test_a_drain_request_is_a_file_and_a_polite_command_ends_by_itself(tmp_path)
     assert supervisor.wait(PATIENCE_S) == 40
 
 
+def test_a_suspension_asks_for_nothing(tmp_path):
+    """As `scontrol suspend`, a frozen container and Ctrl-Z with fg do it: stopped for longer than a tick, then on."""
+    command = "import pathlib, sys\nwhile not pathlib.Path(sys.argv[1]).exists(): __import__('time').sleep(0.02)"
+    end = tmp_path / "end"
+    process = supervise("--work-dir", str(tmp_path), "--", sys.executable, "-c", command, str(end))
+    wait_until(lambda: (tmp_path / "pids.json").exists())
+    for _ in range(3):
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.1)
+    end.touch()
+    assert process.wait(PATIENCE_S) == 0
+    assert not (tmp_path / "drain").exists()
+
+
 def test_what_a_finished_command_leaves_behind_is_killed(tmp_path):
     code = textwrap.dedent(
         f"""
