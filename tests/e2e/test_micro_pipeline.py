@@ -6,8 +6,10 @@ must end with the same artifacts; drained and refused runs go on from the baseli
 
 import json
 import os
+import random
 import signal
 import sqlite3
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,10 +29,13 @@ from e2e_support import (
     wait_until_gone,
     working_attempt,
 )
+from suspensions import suspend
 
 from m4v.core.errors import ExitClass
 from pipelines.exposure import clip_exposure, summarise, training_line
+from pipelines.lease import LEASE_S
 from pipelines.ledger import Ledger
+from pipelines.ledger.claims import ABANDONED_S
 from pipelines.membership import ClipSelector
 from training.exposure import surviving_line
 
@@ -206,4 +211,24 @@ def test_killed_on_its_way_it_ends_with_the_same_artifacts(
     nodes = run_json(home, "micro", "--no-prefect")
     assert statuses(nodes) <= {"ran", "hit"}
     assert artifact_ids(nodes) == artifact_ids(baseline.nodes)
+    assert "the chain holds" in m4v(home, "ledger", "verify").stdout
+
+
+@pytest.mark.deep
+def test_suspended_on_its_way_it_just_goes_on(baseline: Baseline, tmp_path: Path) -> None:
+    """Pools, ranks and servers stop together again and again, once for longer than any claim is held unrenewed."""
+    home, output, errors = tmp_path / "home", tmp_path / "output", tmp_path / "errors"
+    rng = random.Random(1)
+    process = start(home, "run", "micro", "--json", output=output, errors=errors)
+    wait_for(lambda: working_attempt(home, "train.t2i"), process, errors, "training began")
+    suspend(process.pid, ABANDONED_S + LEASE_S)
+    while process.poll() is None:
+        time.sleep(rng.uniform(1.0, 6.0))
+        suspend(process.pid, rng.uniform(0.5, 4.0))
+    assert process.wait() == ExitClass.OK, errors.read_text()
+    nodes = {node["node_id"]: node for node in json.loads(output.read_bytes())["nodes"]}
+    assert statuses(nodes) == {"ran"}
+    assert artifact_ids(nodes) == artifact_ids(baseline.nodes)
+    with Ledger.open(f"sqlite:///{home / 'ledger.db'}") as ledger:
+        assert {a.exit_class for a in ledger.attempts(limit=None)} == {0}, "no attempt was drained, lost or repeated"
     assert "the chain holds" in m4v(home, "ledger", "verify").stdout

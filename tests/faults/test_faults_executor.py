@@ -1,5 +1,5 @@
 """kill -9 of the executor at every boundary and at random moments: a re-run completes with the same artifacts,
-nothing is half published, no work is lost, and nothing of the dead run lives on."""
+nothing is half published, no work is lost, and nothing of the dead run lives on. A suspended run just goes on."""
 
 import itertools
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from suspensions import suspend
 from warm_start import WarmProcess, start_warm
 
 from m4v.core.artifacts import MANIFEST, verify
@@ -195,6 +196,24 @@ def test_kill_at_random_moments(tmp_path, uninterrupted):
 @pytest.mark.parametrize("seed", range(10, 30))
 def test_kill_at_many_random_moments(tmp_path, uninterrupted, seed):
     killed_again_and_again(tmp_path, uninterrupted, kills=12, seed=seed)
+
+
+def test_suspended_at_random_moments(tmp_path, uninterrupted):
+    """Nothing is asked to drain, nothing is begun again: it takes longer, and that is all."""
+    home, switches, rng = tmp_path / "home", tmp_path / "switches", random.Random(1)
+    running = start(home, switches, count=SLOW)
+    suspended = []
+    while running.process.poll() is None:
+        time.sleep(rng.uniform(0.05, 0.5))
+        suspended.append(suspend(running.pid, rng.uniform(0.3, 0.8)))
+    outcomes = finish(running)
+    assert max(suspended) >= 3, "the executor, a supervisor and a stage were never stopped together"
+    assert [o["status"] for o in outcomes.values()] == ["ran"] * 3
+    assert artifacts(outcomes) == uninterrupted[0]
+    assert set(work(switches).values()) == {1}
+    with Ledger.open(f"sqlite:///{home / 'ledger.db'}") as ledger:
+        assert [a.exit_class for a in ledger.attempts(limit=None)] == [0] * 3
+    check_finished(home)
 
 
 def wait_for(condition, timeout_s: float = 300.0) -> None:
