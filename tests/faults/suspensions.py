@@ -1,4 +1,4 @@
-"""Suspends process trees as `scontrol suspend`, a frozen container and a closed laptop do: all stop, later go on."""
+"""Suspends process trees, as a cluster does for a more urgent job: all stop, later all go on."""
 
 import signal
 import time

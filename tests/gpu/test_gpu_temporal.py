@@ -20,7 +20,8 @@ from m4v.wan.mixer import WanTemporalBranch, clip_layout
 pytestmark = MARKS
 B = TypeVar("B", bound=nn.Module)
 LIMIT = 1e-5 if INTERPRETED else 2e-2
-SHIFT = "to_k.bias"  # hardly moves a softmax: its gradient is a small difference of large sums
+# It hardly moves a softmax: its gradient is a small difference of large sums, in bfloat16.
+LIMITS = {} if INTERPRETED else {"to_k.bias": 2 * LIMIT}
 # Columns of several stages: of history a frame is one piece, of the last clip several.
 COLUMNS = (
     Column(1, (Clip(2, 2, 3), Clip(1, 2, 3), Clip(1, 4, 6))), Column(0, (Clip(1, 2, 3),)),
@@ -60,8 +61,7 @@ def held_against_float64(branch: nn.Module, layout: BatchLayout, glue: str, repe
         wanted = taken(exact, x.double(), layout)
     names = ["result", "rows", *(name for name, _ in branch.named_parameters())]
     for name, one, other in zip(names, found, wanted, strict=True):
-        most = LIMIT * (2 if name == SHIFT else 1)
-        assert float((one.double() - other).norm()) <= most * max(1e-6, float(other.norm())), name
+        assert float((one.double() - other).norm()) <= LIMITS.get(name, LIMIT) * max(1e-6, float(other.norm())), name
 
 
 @pytest.mark.parametrize("clip", [Clip(1, 2, 3), Clip(3, 2, 3), Clip(21, 3, 5), Clip(65, 1, 2)], ids=str)

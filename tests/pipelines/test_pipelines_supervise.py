@@ -105,8 +105,8 @@ def test_a_drain_request_is_a_file_and_a_polite_command_ends_by_itself(tmp_path)
 
 
 def test_a_suspension_asks_for_nothing(tmp_path):
-    """As `scontrol suspend`, a frozen container and Ctrl-Z with fg do it: stopped for longer than a tick, then on."""
-    command = "import pathlib, sys\nwhile not pathlib.Path(sys.argv[1]).exists(): __import__('time').sleep(0.02)"
+    """Stopped for longer than a tick, then on, as a cluster that suspends jobs does it."""
+    command = "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.02)"
     end = tmp_path / "end"
     process = supervise("--work-dir", str(tmp_path), "--", sys.executable, "-c", command, str(end))
     wait_until(lambda: (tmp_path / "pids.json").exists())
