@@ -38,6 +38,7 @@ from pipelines.ledger import Ledger
 from pipelines.ledger.claims import ABANDONED_S
 from pipelines.membership import ClipSelector
 from training.exposure import surviving_line
+from training.heartbeat import HangLimits
 
 KILL_POINTS = ("curate", "train.t2i", "generate.trained")  # a pool of workers, ranks, a stage of one process
 MORE_KILL_POINTS = ("curate", "encode", "train.t2i", "train.17f", "generate.trained")
@@ -216,12 +217,13 @@ def test_killed_on_its_way_it_ends_with_the_same_artifacts(
 
 @pytest.mark.deep
 def test_suspended_on_its_way_it_just_goes_on(baseline: Baseline, tmp_path: Path) -> None:
-    """Pools, ranks and servers stop together again and again, once for longer than any claim is held unrenewed."""
+    """Pools, ranks and servers stop together again and again, once for longer than any claim is held unrenewed and any
+    step may be silent."""
     home, output, errors = tmp_path / "home", tmp_path / "output", tmp_path / "errors"
     rng = random.Random(1)
     process = start(home, "run", "micro", "--json", output=output, errors=errors)
-    wait_for(lambda: working_attempt(home, "train.t2i"), process, errors, "training began")
-    suspend(process.pid, ABANDONED_S + LEASE_S)
+    wait_for(lambda: working_attempt(home, "train.t2i", done=3), process, errors, "it made steps")
+    suspend(process.pid, max(ABANDONED_S, HangLimits().least_s) + LEASE_S)
     while process.poll() is None:
         time.sleep(rng.uniform(1.0, 6.0))
         suspend(process.pid, rng.uniform(0.5, 4.0))

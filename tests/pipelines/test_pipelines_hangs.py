@@ -8,12 +8,16 @@ from pathlib import Path
 from stages_for_faults import BEATING, CountConfig
 
 from m4v.core.errors import ExitClass
+from pipelines import hangs
 from pipelines.cli.run_events import event_words, supervision_json
-from pipelines.launchers import Ending, LocalLauncher, NodePolicy
+from pipelines.hangs import HangWatch
+from pipelines.launchers import Ending, Job, LocalLauncher, NodePolicy
 from pipelines.ledger.supervision import EXCLUDED, HUNG
 from pipelines.nodes import NodeHealth
 from pipelines.spec import StageNode
 from training.heartbeat import HangLimits
+
+LIMIT_S = 1.0
 
 
 def test_a_hang_is_dumped_stopped_and_retried(bench, switches, monkeypatch):
@@ -34,19 +38,48 @@ def test_a_hang_is_dumped_stopped_and_retried(bench, switches, monkeypatch):
     assert bench.ledger.verify_chain().ok
 
 
-def test_a_silent_job_that_is_not_running_does_not_hang(bench, tmp_path):
-    """A job that was queued again leaves its old heartbeats until it starts."""
-    from pipelines.hangs import HangWatch
-    from pipelines.launchers import Job
+class Silent(LocalLauncher):
+    """Has one job, whose last heartbeat is hours old; `runs` is what it says of it."""
 
-    class Queued(LocalLauncher):
-        def is_running(self, job: Job) -> bool:
-            return False
+    def __init__(self, folder: Path, runs: bool) -> None:
+        super().__init__(hang=HangLimits(factor=1.0, least_s=LIMIT_S))
+        self.runs, self.job, self.cancelled = runs, Job("j", folder, "1"), False
+        old = {"rank": 0, "pid": 1, "step": 5, "phase": "step", "at": time.time() - 9999, "median_s": 0.1}
+        (folder / "heartbeat.0.json").write_text(json.dumps(old))
+        (folder / "stacks.0.txt").write_text("wait_for_nobody")
 
-    old = {"rank": 0, "pid": 1, "step": 5, "phase": "step", "at": time.time() - 9999, "median_s": 0.1}
-    (tmp_path / "heartbeat.0.json").write_text(json.dumps(old))
-    assert HangWatch(bench.ledger, Queued(), Job("j", tmp_path, "1"), "a").found() is None
-    assert not (tmp_path / "stacks").exists()
+    def is_running(self, job: Job) -> bool:
+        return self.runs
+
+    def cancel(self, job: Job) -> None:
+        self.cancelled = True
+
+
+def looks(watch: HangWatch, count: int) -> list[Ending | None]:
+    found = []
+    for _ in range(count):
+        time.sleep(1.1 * hangs.LOOK_S)
+        found.append(watch.found())
+    return found
+
+
+def test_silence_counts_while_the_job_runs_and_somebody_looks(bench, tmp_path, monkeypatch):
+    """A job that is suspended or queued again leaves its old heartbeats, and so does a machine that was away."""
+    monkeypatch.setattr(hangs, "LOOK_S", LIMIT_S / 10)
+    launcher = Silent(tmp_path, runs=False)
+    watch = HangWatch(bench.ledger, launcher, launcher.job, attempt(bench))
+    assert looks(watch, 15) == [None] * 15, "not running"
+    launcher.runs = True
+    for _ in range(3):
+        time.sleep(2 * LIMIT_S)  # nobody looked
+        assert watch.found() is None
+    launcher.runs = False
+    assert looks(watch, 1) == [None]
+    launcher.runs = True
+    found = looks(watch, 12)
+    assert found[:4] == [None] * 4, "it runs again, and has the whole limit again"
+    assert any(ending is not None and ending.message.startswith("hung: no step for") for ending in found)
+    assert launcher.cancelled
 
 
 def attempt(bench) -> str:

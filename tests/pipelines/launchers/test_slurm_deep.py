@@ -131,6 +131,28 @@ def test_the_signal_before_the_limit_drains_and_the_job_goes_on_from_its_state(
     assert artifacts(outcomes) == local_artifacts(tmp_path / "local", pipeline(first=nodes[0].config)[:1])
 
 
+def test_a_suspended_job_goes_on_where_it_was(slurm_bench, cluster, switches):
+    nodes = pipeline(switches, first=CountConfig(label="a", items=60, seconds_an_item=0.1))[:1]
+    thread, outcomes = in_background(slurm_bench.new_run(nodes))
+    wait_for(lambda: len(work_log(switches)) >= 5)
+    (job_id,) = cluster.live()
+    for _ in range(2):
+        cluster.call("scontrol", "suspend", job_id)
+        time.sleep(2.0)  # for the step on the node to stop
+        done = len(work_log(switches))
+        time.sleep(5.0)
+        assert len(work_log(switches)) == done < 60
+        cluster.call("scontrol", "resume", job_id)
+        time.sleep(1.0)
+    thread.join(TIMEOUT_S)
+    assert outcomes["count.a"].status == "ran"
+    key = outcomes["count.a"].stage_key
+    ended = [f["ended"] for kind, f in events(slurm_bench.ledger, key) if kind == "attempt.started"]
+    assert ended == ["", "finished"], "nothing drained, nothing queued again"
+    assert [a.exit_class for a in slurm_bench.ledger.attempts(stage_key=key)] == [0]
+    assert sorted(work_log(switches)) == sorted(f"a {i}" for i in range(60)), "no item was worked twice"
+
+
 def test_the_time_limit_itself(cluster, slurm_bench, switches):
     slurm_bench.launcher = SlurmLauncher(parse(SlurmConfig, {**QUICK, "time_minutes": 1}, "test"))
     nodes = pipeline(switches, first=CountConfig(label="a", items=80, seconds_an_item=1.0))[:1]
